@@ -1,0 +1,125 @@
+"""Worker functions for tests with several processes, and the launcher that runs them.
+
+`run_workers("name", processes=2)` starts `torchrun` on this very file; every process calls the function `name` and
+writes what it returned, as JSON, to a file of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nercrf import distributed
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_workers(name, processes=2, arguments=(), check=True, timeout=120):
+    """Call worker `name` in several processes; return their results by rank (and the finished process)."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command += [__file__, name, folder, *map(str, arguments)]
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+        if check:
+            assert finished.returncode == 0, finished.stderr
+        files = [Path(folder, f"{rank}.json") for rank in range(processes)]
+        return [json.loads(file.read_text()) if file.exists() else None for file in files], finished
+
+
+def collectives(folder):
+    """Every message function once, with values that differ by rank and in length."""
+    info = distributed.init_distributed(no_cuda=True)
+    rank = distributed.get_rank()
+    again = distributed.init_distributed(no_cuda=True)
+    values = {"rank": rank, "text": "李" * (rank * 50), "pair": (1, 2), "none": None}
+    counts = torch.tensor([1, rank], dtype=torch.int64)
+    loss = torch.tensor(2**-40 + rank, dtype=torch.float64, requires_grad=True)
+    total = distributed.all_reduce_sum(loss)
+    try:
+        with distributed.main_process_first():
+            if distributed.is_main_process():
+                raise OSError("no space left")
+        outcome = "no error"
+    except (OSError, RuntimeError) as error:
+        outcome = f"{type(error).__name__}: {error}"
+    distributed.barrier()
+    return {
+        "info": [info.rank, info.local_rank, info.world_size, info.n_gpu, info.backend, info.is_main],
+        "same": info == again,
+        "world": distributed.get_world_size(),
+        "gathered": distributed.gather_json(values),
+        "empty": distributed.gather_json("" if rank else []),
+        "heard": distributed.broadcast_json({"from": rank}),
+        "heard_from_last": distributed.broadcast_json(["x" * rank], source=info.world_size - 1),
+        "counts": distributed.all_reduce_sum(counts).tolist(),
+        "untouched": counts.tolist(),
+        "total": [total.item(), str(total.dtype), total.requires_grad],
+        "outcome": outcome,
+    }
+
+
+def first_builds(folder):
+    """Both want one file; whoever does not find it builds it, slowly."""
+    import time
+
+    distributed.init_distributed(no_cuda=True)
+    built = []
+    for per_host in (False, True):
+        file = Path(folder, f"cache-{per_host}")
+        with distributed.main_process_first(per_host):
+            if not file.exists():
+                time.sleep(0.5)
+                file.write_text("whole")
+                built.append(per_host)
+            assert file.read_text() == "whole"
+    return built
+
+
+def data_parallel_gradients(folder):
+    """Gradient through DDP, with uneven shares, against that of one process."""
+    info = distributed.init_distributed(no_cuda=True)
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    rows = torch.randn(7, 4)
+    model(rows).square().sum().div(len(rows)).backward()
+    whole = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    wrapped = distributed.wrap_model(model, info)
+    bounds = [0, 2, 7] if info.world_size == 2 else [0, 7]
+    share = rows[bounds[info.rank] : bounds[info.rank + 1]]
+    (wrapped(share).square().sum() * info.world_size / len(rows)).backward()
+    pairs = zip(model.parameters(), whole, strict=True)
+    return {
+        "difference": max(float((parameter.grad - grad).abs().max()) for parameter, grad in pairs),
+        "type": type(wrapped).__name__,
+        "unwrapped": distributed.unwrap_model(wrapped) is model,
+    }
+
+
+def together(folder):
+    """All of the above in one launch: starting processes is what costs."""
+    workers = (collectives, first_builds, data_parallel_gradients)
+    return {worker.__name__: worker(folder) for worker in workers}
+
+
+def failing_main(folder):
+    """The main process dies while the others wait for it."""
+    distributed.init_distributed(no_cuda=True)
+    with distributed.main_process_first():
+        if distributed.is_main_process():
+            raise ValueError("line 7: no tag")
+    return "unreachable"
+
+
+if __name__ == "__main__":
+    worker, folder, *rest = sys.argv[1:]
+    result = globals()[worker](folder, *rest)
+    Path(folder, f"{distributed.get_rank()}.json").write_text(json.dumps(result))
+    distributed.close_distributed()
