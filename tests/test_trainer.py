@@ -1,0 +1,315 @@
+"""The trainer in one process: exact resume, precision, accumulation, best model, signals."""
+
+import json
+import os
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training import (
+    DEV,
+    TOKENIZER,
+    TRAIN,
+    assert_same_tensors,
+    last_step,
+    make_args,
+    make_model,
+    read_history,
+    train_in,
+)
+
+from nercrf import trainer
+from nercrf.checkpoint import load_state
+from nercrf.distributed import BatchDataParallel
+from nercrf.model import NerCrfForTokenClassification
+from nercrf.trainer import TrainingInterrupted, start_run, train, training_update
+
+
+def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
+    """Let a signal arrive when so many updates are done."""
+    original = trainer._after_update
+
+    def after_update(run, bar):
+        if run.progress.step == step:
+            os.kill(os.getpid(), number)
+        return original(run, bar)
+
+    monkeypatch.setattr(trainer, "_after_update", after_update)
+    return lambda: monkeypatch.setattr(trainer, "_after_update", original)
+
+
+SETTINGS = [
+    {},
+    {"gradient_accumulation_steps": 2, "per_gpu_train_batch_size": 4},
+    {"bf16": True, "average_decay": 0.0, "schedule": "cosine"},
+    {"fp16": True, "gradient_accumulation_steps": 3, "per_gpu_train_batch_size": 3},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "accumulation", "bf16", "fp16"])
+def test_a_resumed_training_ends_in_the_same_bits(tmp_path, monkeypatch, settings):
+    """Stopped at a random update and resumed: the whole last checkpoint and the log are those of an undisturbed run."""
+    settings = {"eval_steps": 3, "save_steps": 4, "logging_steps": 3} | settings
+    train_in(tmp_path / "whole", **settings)
+    total = last_step(tmp_path / "whole")
+    stop = random.Random(str(settings)).randrange(1, total)
+    restore = interrupt_at(monkeypatch, stop)
+    with pytest.raises(TrainingInterrupted) as caught:
+        train_in(tmp_path / "parts", **settings)
+    restore()
+    assert caught.value.step == stop
+    assert caught.value.checkpoint == tmp_path / "parts" / f"checkpoint-{stop}"
+    train_in(tmp_path / "parts", resume="auto", **settings)
+    checkpoints = [tmp_path / name / f"checkpoint-{total}" for name in ("whole", "parts")]
+    assert_same_tensors(*checkpoints)
+    states = [json.loads((path / "state.json").read_text()) for path in checkpoints]
+    assert states[0] == states[1]
+    assert (tmp_path / "whole/history.jsonl").read_text() == (tmp_path / "parts/history.jsonl").read_text()
+    best = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "parts")]
+    assert best[0].read_bytes() == best[1].read_bytes()
+
+
+def test_stopping_twice_is_as_good_as_once(tmp_path, monkeypatch):
+    train_in(tmp_path / "whole")
+    for step in (3, 9):
+        restore = interrupt_at(monkeypatch, step, signal.SIGINT)
+        with pytest.raises(TrainingInterrupted):
+            train_in(tmp_path / "parts", resume="auto")
+        restore()
+    train_in(tmp_path / "parts", resume="auto")
+    total = last_step(tmp_path / "whole")
+    assert_same_tensors(tmp_path / f"whole/checkpoint-{total}", tmp_path / f"parts/checkpoint-{total}")
+
+
+def update_gradient(monkeypatch, run, update):
+    """The gradient of one update, before clipping, as one vector."""
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "_optimizer_step", lambda run: None)
+        training_update(run, update)
+    gradient = torch.cat([p.grad.flatten() for p in run.model.parameters()])
+    run.optimizer.zero_grad()
+    return gradient
+
+
+def test_accumulation_changes_memory_alone(tmp_path, monkeypatch):
+    """16 sentences at once, 2 times 8, 4 times 4, 6 + 6 + 4: the same gradient, up to rounding."""
+    update = np.arange(16)
+    gradients = []
+    for size, steps in ((16, 1), (8, 2), (4, 4), (6, 3)):
+        args = make_args(tmp_path, per_gpu_train_batch_size=size, gradient_accumulation_steps=steps)
+        run = start_run(args, TRAIN, make_model(0.0), TOKENIZER)
+        gradients.append(update_gradient(monkeypatch, run, update))
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-5)
+
+
+def test_data_parallel_gives_the_same_gradient(tmp_path, monkeypatch):
+    """Replicas in one process: each takes its share, the gradient is that of the whole batch."""
+    run = start_run(make_args(tmp_path), TRAIN, make_model(0.0), TOKENIZER)
+    updates = [*run.plan.epoch(0)[:2], np.array([3])]  # the last has fewer sentences than replicas
+    expected = [update_gradient(monkeypatch, run, update) for update in updates]
+    run.model = BatchDataParallel(run.model, ["cpu"] * 3)
+    for update, gradient in zip(updates, expected, strict=True):
+        torch.testing.assert_close(update_gradient(monkeypatch, run, update), gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_the_mean_over_sentences_whatever_the_batches(tmp_path):
+    """A learning rate of almost zero: the logged loss of an epoch is the mean loss of the data set."""
+    model = make_model(0.0).eval()
+    with torch.no_grad():
+        batch = TRAIN.collate(np.arange(len(TRAIN)))
+        expected = float(model(**batch, reduction="mean").loss)
+    for settings in ({}, {"per_gpu_train_batch_size": 3, "gradient_accumulation_steps": 3}):
+        folder = tmp_path / str(len(settings))
+        _, average = train_in(folder, 0.0, learning_rate=1e-12, crf_learning_rate=1e-12, logging_steps=-1, **settings)
+        losses = [line["loss"] for line in read_history(folder) if "loss" in line]
+        assert average == pytest.approx(expected, rel=1e-5)
+        assert losses == pytest.approx([expected] * 2, rel=1e-5)
+
+
+def test_max_steps_stops_the_training(tmp_path):
+    assert train_in(tmp_path, max_steps=5)[0] == 5
+    assert [line["step"] for line in read_history(tmp_path) if "loss" in line] == [2, 4, 5]
+    assert last_step(tmp_path) == 5
+
+
+def test_no_gradient_leaks_into_the_next_epoch(tmp_path):
+    """The last update of an epoch is smaller; after it, as after every update, no gradient is left."""
+    run = start_run(make_args(tmp_path, gradient_accumulation_steps=4), TRAIN, make_model(), TOKENIZER)
+    updates = run.plan.epoch(0)
+    assert sorted(map(len, updates)) == [18, 32]
+    for update in updates:
+        training_update(run, update)
+        assert all(p.grad is None for p in run.model.parameters())
+    assert run.progress.step == len(updates)
+
+
+def test_epochs_differ_in_order_and_hold_every_sentence(tmp_path):
+    run = start_run(make_args(tmp_path), TRAIN, make_model(), TOKENIZER)
+    first, second = ([update.tolist() for update in run.plan.epoch(number)] for number in (0, 1))
+    assert first != second
+    for epoch in (first, second):
+        assert sorted(sum(epoch, [])) == list(range(len(TRAIN)))
+    assert first == [update.tolist() for update in run.plan.epoch(0)]
+
+
+def test_an_overflow_leaves_weights_and_schedule_alone(tmp_path):
+    """The scaler starts so high that the first updates overflow; the warm-up begins after them."""
+    run = start_run(make_args(tmp_path, fp16=True), TRAIN, make_model(), TOKENIZER)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10_000)
+    updates = run.plan.epoch(0)
+    before = [p.detach().clone() for p in run.model.parameters()]
+    training_update(run, updates[0])
+    assert run.progress.skipped == 1
+    assert all(torch.equal(old, new.detach()) for old, new in zip(before, run.model.parameters(), strict=True))
+    while run.progress.skipped == run.progress.step:
+        training_update(run, updates[1])
+    assert run.schedule.last_epoch == run.progress.step - run.progress.skipped == 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_learns_like_full_precision(tmp_path, precision):
+    losses = {}
+    for name in ("full", precision):
+        folder = tmp_path / name
+        train_in(folder, 0.0, num_train_epochs=6.0, logging_steps=-1, **({} if name == "full" else {name: True}))
+        losses[name] = [line["loss"] for line in read_history(folder) if "loss" in line]
+    assert losses["full"][-1] < 0.6 * losses["full"][0]
+    assert losses[precision][-1] == pytest.approx(losses["full"][-1], rel=0.15)
+
+
+def test_the_best_model_is_kept_and_is_what_the_log_says(tmp_path):
+    """`model/` evaluates to the best F1 of the log, averaged weights included."""
+    train_in(tmp_path, num_train_epochs=12.0, eval_steps=-1)
+    scores = [line["dev_f1"] for line in read_history(tmp_path) if "dev_f1" in line]
+    assert len(scores) == 12
+    assert max(scores) > 0
+    model = NerCrfForTokenClassification.from_pretrained(tmp_path / "model")
+    result = trainer.evaluate(make_args(tmp_path), model, DEV)
+    assert result.scores.micro.f1 == max(scores)
+    progress = load_state(tmp_path / f"checkpoint-{last_step(tmp_path)}")["progress"]
+    assert progress["best_f1"] == max(scores)
+
+
+def test_patience_ends_a_training_that_no_longer_improves(tmp_path):
+    rates = {"learning_rate": 1e-12, "crf_learning_rate": 1e-12}
+    steps, _ = train_in(tmp_path, num_train_epochs=50.0, patience=2, **rates)
+    assert steps == 7 * 3  # the first evaluation is the best, two without gain follow
+    assert last_step(tmp_path) == steps
+
+
+def test_only_the_last_checkpoints_stay(tmp_path):
+    train_in(tmp_path, save_steps=2, save_total_limit=3)
+    assert sorted(int(p.name[11:]) for p in tmp_path.glob("checkpoint-*")) == [10, 12, 14]
+
+
+def test_evaluation_at_every_logging_step(tmp_path):
+    train_in(tmp_path, evaluate_during_training=True, logging_steps=5, max_steps=12)
+    assert [line["step"] for line in read_history(tmp_path) if "dev_f1" in line] == [5, 10, 12]
+
+
+def test_an_earlier_run_is_not_overwritten_by_accident(tmp_path):
+    train_in(tmp_path, max_steps=2)
+    with pytest.raises(ValueError, match="holds an earlier run .checkpoint-2, history.jsonl, model"):
+        train_in(tmp_path, max_steps=2)
+    train_in(tmp_path, max_steps=4, overwrite_output_dir=True)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert [line["step"] for line in read_history(tmp_path) if "loss" in line] == [2, 4]
+
+
+def test_another_training_cannot_be_resumed(tmp_path):
+    train_in(tmp_path, max_steps=2)
+    with pytest.raises(ValueError, match="made with sentences_an_update = 8, this run has 6"):
+        train_in(tmp_path, max_steps=2, per_gpu_train_batch_size=6, resume="auto")
+    with pytest.raises(ValueError, match="made with seed = 42, this run has 7"):
+        train_in(tmp_path, max_steps=2, seed=7, resume=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog):
+    """A flipped byte in the newest checkpoint: it is named, and the training resumes from the one before."""
+    train_in(tmp_path / "whole", save_steps=4, save_total_limit=5)
+    train_in(tmp_path / "parts", save_steps=4, save_total_limit=5)
+    newest = tmp_path / "parts" / f"checkpoint-{last_step(tmp_path / 'parts')}" / "model.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    with caplog.at_level("INFO"):
+        train_in(tmp_path / "parts", save_steps=4, save_total_limit=5, resume="auto")
+    assert f"{newest.parent} is broken" in caplog.text
+    assert "checkpoint-12 at update 12" in caplog.text
+    assert_same_tensors(tmp_path / "whole" / newest.parent.name, newest.parent)
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        newest.write_bytes(content)
+        train_in(tmp_path / "parts", resume=str(newest.parent))
+
+
+def test_a_checkpoint_in_the_name_of_a_path_means_nothing(tmp_path):
+    """The reference took any path that holds the word for a run to resume, and crashed."""
+    folder = tmp_path / "my-checkpoint-experiments" / "checkpoint"
+    assert train_in(folder, max_steps=2)[0] == 2
+    train_in(folder, max_steps=2, resume="auto")
+    assert last_step(folder) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
+    with pytest.raises(FloatingPointError, match="at update 2: lower --learning_rate"):
+        model = make_model()
+        with torch.no_grad():
+            model.classifier.weight.fill_(float("nan"))
+        train(make_args(tmp_path), TRAIN, model, TOKENIZER)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_unused_parameters_do_not_change(tmp_path):
+    model = make_model()
+    model.encoder.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
+    train(make_args(tmp_path, max_steps=3), TRAIN, model, TOKENIZER)
+    assert torch.equal(model.encoder.idle, torch.ones(3))
+
+
+def test_the_saved_folder_says_what_it_is(tmp_path):
+    """Label names, scheme, tokenizer and flags are beside the weights."""
+    train_in(tmp_path, max_steps=2)
+    for folder in (tmp_path / "model", tmp_path / "checkpoint-2"):
+        config = json.loads((folder / "config.json").read_text())
+        assert "B-PER" in config["id2label"].values()
+        assert config["scheme"] == "BIO"
+        assert (folder / "tokenizer.json").is_file()
+        assert json.loads((folder / "training_config.json").read_text())["seed"] == 42
+    assert not [path for path in Path(tmp_path).rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_an_empty_data_set_is_an_error(tmp_path):
+    empty = replace_dataset(TRAIN)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        train(make_args(tmp_path), empty, make_model(), TOKENIZER)
+    assert not list(tmp_path.iterdir())
+
+
+def replace_dataset(dataset):
+    """A data set like this one, without sentences."""
+    from training import make_dataset
+
+    empty = make_dataset([])
+    assert empty.labels == dataset.labels
+    return empty
+
+
+def test_the_average_is_a_running_mean_of_the_weights(tmp_path):
+    run = start_run(make_args(tmp_path, average_decay=0.9), TRAIN, make_model(), TOKENIZER)
+    name, parameter = "crf.transitions", run.model.crf.transitions
+    expected = parameter.detach().double().clone()
+    for number, update in enumerate(run.plan.epoch(0)):
+        training_update(run, update)
+        weight = min(0.9, (1 + number) / (10 + number))
+        expected = weight * expected + (1 - weight) * parameter.detach().double()
+    torch.testing.assert_close(run.average[name].double(), expected, rtol=1e-5, atol=1e-6)
+    own = parameter.detach().clone()
+    with trainer.averaged_weights(run):
+        assert torch.equal(parameter.detach(), run.average[name])
+    assert torch.equal(parameter.detach(), own)
+    assert replace(run.args, average_decay=0.0).average_decay == 0.0

@@ -1,0 +1,107 @@
+"""The exported script under torchrun: two processes make the training of one, write one log, stop and resume alike."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training import assert_same_tensors, last_step, read_history, run_script, write_corpus, write_encoder
+
+# Adam divides a gradient by its own size: where it is almost zero, a rounding error of the sum over processes can turn
+# its sign, and the weight moves by up to twice the rate. Such weights are few and matter little, so the losses agree to
+# rounding; the weights to a few steps of the rate.
+LOSS_TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Data and an encoder without dropout."""
+    folder = tmp_path_factory.mktemp("inputs")
+    return write_corpus(folder / "data"), write_encoder(folder / "encoder")
+
+
+def flags(inputs, output, *more):
+    """A short training with the encoder's and the classifier's dropout off."""
+    data, encoder = inputs
+    names = ["--data_dir", data, "--model_name_or_path", encoder, "--output_dir", output]
+    return [*names, "--no_cuda", "--do_train", "--do_eval", "--do_predict", "--num_train_epochs", 2,
+            "--learning_rate", 1e-3, "--crf_learning_rate", 1e-2, "--logging_steps", 1, "--eval_max_seq_length", 128,
+            *more]  # fmt: skip
+
+
+def test_two_processes_make_the_training_of_one(inputs, tmp_path):
+    """The same losses, the same figures, one log, one set of files, one cache; 50 sentences in updates of 12."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    common = ["--dropout", 0, "--average_decay", 0.9]
+    run_script(*flags(inputs, one, *common, "--per_gpu_train_batch_size", 12))
+    finished = run_script(
+        *flags(inputs, two, *common, "--per_gpu_train_batch_size", 3, "--gradient_accumulation_steps", 2,
+               "--feature_cache_dir", tmp_path / "cache"), processes=2)  # fmt: skip
+    logs = [read_history(folder) for folder in (one, two)]
+    losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
+    assert len(losses[0]) == 10
+    assert losses[1] == pytest.approx(losses[0], rel=LOSS_TOLERANCE)
+    figures = [json.loads((folder / "eval_results.json").read_text())["model"] for folder in (one, two)]
+    for split in ("dev", "test"):
+        for name in ("gold", "predicted", "correct", "sentences", "f1", "unseen_f1"):
+            assert figures[1][split][name] == figures[0][split][name], (split, name)
+        assert figures[1][split]["loss"] == pytest.approx(figures[0][split]["loss"], rel=LOSS_TOLERANCE)
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (one, two)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-2, atol=2e-3)
+    names = [sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) for folder in (one, two)]
+    assert names[0] == names[1]
+    assert finished.stderr.count("training on 50 sentences, 12 an update, 10 updates, 2 process(es)") == 1
+    assert finished.stdout.count("unseen surfaces") == 2
+    assert finished.stderr.count("sentences written to") == 3  # train, dev and test, each by the main process alone
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 3
+
+
+def interrupt_after(history, steps):
+    """Send SIGTERM to the launcher when the log has so many lines."""
+
+    def wait_and_send(process):
+        deadline = time.monotonic() + 90
+        while process.poll() is None and time.monotonic() < deadline:
+            if history.exists() and len(history.read_text().splitlines()) >= steps:
+                process.send_signal(signal.SIGTERM)
+                return
+            time.sleep(0.005)
+
+    return wait_and_send
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_interrupted_and_resumed_training_ends_in_the_same_bits(inputs, tmp_path, processes):
+    """SIGTERM in mid-epoch, dropout on, accumulation 2: a checkpoint stands, and the resumed run ends alike."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ["--dropout", 0.3, "--per_gpu_train_batch_size", 2, "--gradient_accumulation_steps", 2,
+              "--num_train_epochs", 8, "--max_steps", 80 // processes]  # fmt: skip
+    run_script(*flags(inputs, whole, *common), processes=processes)
+    before = {"before_wait": interrupt_after(parts / "history.jsonl", 7)}
+    stopped = run_script(*flags(inputs, parts, *common), processes=processes, check=False, **before)
+    assert stopped.returncode == (75 if processes == 1 else 1), stopped.stderr
+    assert "go on with --resume auto" in stopped.stderr
+    total, at = last_step(whole), last_step(parts)
+    assert 7 <= at < total
+    run_script(*flags(inputs, parts, *common, "--resume", "auto"), processes=processes)
+    assert_same_tensors(whole / f"checkpoint-{total}", parts / f"checkpoint-{total}")
+    assert (whole / "history.jsonl").read_text() == (parts / "history.jsonl").read_text()
+    assert (whole / "eval_results.json").read_text() == (parts / "eval_results.json").read_text()
+
+
+def test_an_error_of_one_process_ends_all(inputs, tmp_path):
+    """A malformed file is told once per process in a sentence, and nobody hangs."""
+    data = write_corpus(tmp_path / "data")
+    file = Path(data, "dev.bio")
+    file.write_text("word\tB-PER\textra\nword\n" + file.read_text(encoding="utf-8"), encoding="utf-8")
+    began = time.monotonic()
+    finished = run_script(*flags((data, inputs[1]), tmp_path / "out"), processes=2, check=False)
+    assert finished.returncode != 0
+    assert f"{file}:2" in finished.stderr
+    assert time.monotonic() - began < 60
+    assert not os.path.exists(tmp_path / "out" / "history.jsonl")

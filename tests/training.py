@@ -1,0 +1,129 @@
+"""A tiny training that the tests of trainer, script and processes share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
+
+from nercrf.data import sample_corpus, write_columns
+from nercrf.features import FeatureDataset, convert_examples_to_features
+from nercrf.model import NerCrfConfig, NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
+from nercrf.trainer import TrainingConfig, resolve_config, set_seed, train
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPUS = sample_corpus(sizes=(50, 20, 5))
+TOKENIZER = build_tokenizer(CORPUS.train)
+
+
+def make_dataset(examples, max_seq_length=64):
+    """Features of some examples of the sample."""
+    labels, scheme = CORPUS.labels, CORPUS.scheme
+    features = convert_examples_to_features(examples, labels, max_seq_length, TOKENIZER, scheme=scheme)
+    return FeatureDataset(features, labels, scheme)
+
+
+TRAIN, DEV = make_dataset(CORPUS.train), make_dataset(CORPUS.dev)
+
+
+def make_model(dropout=0.1):
+    """A tiny model with the same weights each time."""
+    set_seed(0)
+    encoder = SmallEncoderConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        bigram_buckets=256,
+        bigram_size=8,
+        hidden_dropout_prob=dropout,
+        word_dropout_prob=dropout,
+    )
+    labels = dict(enumerate(CORPUS.labels))
+    return NerCrfForTokenClassification(
+        NerCrfConfig(encoder, scheme=CORPUS.scheme, id2label=labels, classifier_dropout=dropout)
+    )
+
+
+def make_args(folder, **changes):
+    """Flags of a small training."""
+    base = {"per_gpu_train_batch_size": 8, "num_train_epochs": 2.0, "no_cuda": True, "logging_steps": 2}
+    return resolve_config(TrainingConfig(output_dir=str(folder), **(base | changes)), pretrained=False)
+
+
+def train_in(folder, dropout=0.1, dev=True, **changes):
+    """Train the tiny model; what `train` returns."""
+    args = make_args(folder, **changes)
+    return train(args, TRAIN, make_model(dropout), TOKENIZER, DEV if dev else None)
+
+
+def read_history(folder):
+    """The log of a run."""
+    return [json.loads(line) for line in Path(folder, "history.jsonl").read_text().splitlines()]
+
+
+def last_step(folder):
+    """The step of the newest checkpoint."""
+    return max(int(path.name.split("-")[1]) for path in Path(folder).glob("checkpoint-*"))
+
+
+def all_tensors(folder):
+    """Every tensor of a checkpoint: weights, optimiser, averages."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    assert len(files) == 2, files
+    return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same_tensors(one, other):
+    """Two checkpoints hold the same bits."""
+    left, right = all_tensors(one), all_tensors(other)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert np.array_equal(tensor.float().numpy(), right[name].float().numpy(), equal_nan=True), name
+
+
+def write_corpus(folder):
+    """The tiny corpus as column files."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, examples in CORPUS.splits.items():
+        write_columns(folder / f"{split}.bio", examples, CORPUS.scheme)
+    return folder
+
+
+def write_encoder(folder, dropout=0.0):
+    """A BERT with random weights and its tokenizer, as a pretrained encoder is saved."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    BertModel(config).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return Path(folder)
+
+
+def run_script(*flags, processes=1, check=True, before_wait=None):
+    """Run the exported script, under torchrun for several processes; the finished process."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "nercrf.run_ner_crf", *map(str, flags)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, env=environment) as process:
+        if before_wait is not None:
+            before_wait(process)
+        stdout, stderr = process.communicate(timeout=180)
+    if check:
+        assert process.returncode == 0, stderr
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
