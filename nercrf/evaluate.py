@@ -59,9 +59,7 @@ def evaluation_batches(
     world_size: int = 1,  # how many processes there are
 ) -> list[np.ndarray]:  # the indices of each batch of this process
     "This process's batches, longest sentences first."
-    plan = plan_batches(
-        dataset.features.piece_lengths, batch_size, seed=0, epoch=0, shuffle=False
-    )
+    plan = plan_batches(dataset.lengths, batch_size, shuffle=False)
     return plan[rank::world_size]
 
 # %% ../nbs/11_evaluate.ipynb #ffbb23fd
@@ -89,7 +87,7 @@ def run_batches(
     bare = unwrap_model(model)
     device = next(bare.parameters()).device
     devices = len(model.device_ids) if isinstance(model, BatchDataParallel) else 1
-    was_training = model.training
+    was_training = bare.training  # a wrapper's own mode says nothing of the model's
     model.eval()
     try:
         for first in range(0, len(batches), devices):

@@ -247,7 +247,7 @@ def set_seed(
 class UpdatePlan:
     "Which sentences each update of a training sees."
 
-    lengths: np.ndarray  # word pieces of each sentence
+    lengths: np.ndarray  # word pieces of each sentence, of its longest window
     micro_size: int  # sentences in one forward pass, over all devices of all processes
     accumulation: int  # forward passes an update
     seed: int  # of the order
@@ -292,7 +292,7 @@ def build_plan(
     if not len(dataset):
         raise ValueError("nothing to train on: the data set has no sentence")
     return UpdatePlan(
-        lengths=np.asarray(dataset.features.piece_lengths),
+        lengths=np.asarray(dataset.lengths),
         micro_size=args.per_gpu_train_batch_size * max(1, info.n_gpu) * info.world_size,
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
@@ -784,7 +784,7 @@ def _run_updates(run: TrainingRun, bar: tqdm) -> None:
         for update in plan.epoch(epoch)[done:]:
             training_update(run, update)
             bar.update()
-            bar.tokens += int(plan.lengths[update].sum())
+            bar.pieces += int(run.dataset.features.piece_lengths[update].sum())
             finished = _after_update(run, bar)
             if finished:
                 logger.info("no better F1 in %d evaluations: stopping", run.args.patience)
@@ -794,28 +794,28 @@ def _run_updates(run: TrainingRun, bar: tqdm) -> None:
                 raise TrainingInterrupted(save_checkpoint(run), progress.step)
 
 # %% ../nbs/12_trainer.ipynb #930201c9
-class _TokenBar(tqdm):
+class _PieceBar(tqdm):
     "A progress bar over updates that shows word pieces a second."
 
-    tokens = 0
+    pieces = 0
 
     @property
     def format_dict(self) -> dict:
         "What the bar can show."
         known = super().format_dict
         elapsed = known["elapsed"] or math.inf
-        return known | {"pieces": f"{self.tokens / elapsed:,.0f} pieces/s"}
+        return known | {"speed": f"{self.pieces / elapsed:,.0f} pieces/s"}
 
 
-def _progress_bar(run: TrainingRun) -> _TokenBar:
+def _progress_bar(run: TrainingRun) -> _PieceBar:
     "A bar on the main process's terminal; a silent one elsewhere."
-    return _TokenBar(
+    return _PieceBar(
         total=run.plan.total,
         initial=run.progress.step,
         desc="training",
         unit="update",
         disable=not (run.info.is_main and sys.stderr.isatty()),
-        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {pieces}{postfix}]",
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]",
     )
 
 # %% ../nbs/12_trainer.ipynb #18a5a2c5

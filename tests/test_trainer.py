@@ -17,6 +17,7 @@ from training import (
     assert_same_tensors,
     last_step,
     make_args,
+    make_dataset,
     make_model,
     read_history,
     train_in,
@@ -242,8 +243,8 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog):
     assert f"{newest.parent} is broken" in caplog.text
     assert "checkpoint-12 at update 12" in caplog.text
     assert_same_tensors(tmp_path / "whole" / newest.parent.name, newest.parent)
+    newest.write_bytes(content)
     with pytest.raises(ValueError, match="not a whole checkpoint"):
-        newest.write_bytes(content)
         train_in(tmp_path / "parts", resume=str(newest.parent))
 
 
@@ -256,10 +257,10 @@ def test_a_checkpoint_in_the_name_of_a_path_means_nothing(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        model.classifier.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="at update 2: lower --learning_rate"):
-        model = make_model()
-        with torch.no_grad():
-            model.classifier.weight.fill_(float("nan"))
         train(make_args(tmp_path), TRAIN, model, TOKENIZER)
     assert not list(tmp_path.glob("checkpoint-*"))
 
@@ -284,19 +285,9 @@ def test_the_saved_folder_says_what_it_is(tmp_path):
 
 
 def test_an_empty_data_set_is_an_error(tmp_path):
-    empty = replace_dataset(TRAIN)
     with pytest.raises(ValueError, match="nothing to train on"):
-        train(make_args(tmp_path), empty, make_model(), TOKENIZER)
+        train(make_args(tmp_path), make_dataset([]), make_model(), TOKENIZER)
     assert not list(tmp_path.iterdir())
-
-
-def replace_dataset(dataset):
-    """A data set like this one, without sentences."""
-    from training import make_dataset
-
-    empty = make_dataset([])
-    assert empty.labels == dataset.labels
-    return empty
 
 
 def test_the_average_is_a_running_mean_of_the_weights(tmp_path):

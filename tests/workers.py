@@ -109,6 +109,19 @@ def together(folder):
     return {worker.__name__: worker(folder) for worker in workers}
 
 
+def evaluation(folder, batch_size):
+    """The tiny model over the tiny development set, in a group."""
+    from training import DEV, make_model
+
+    from nercrf.evaluate import evaluate
+    from nercrf.trainer import TrainingConfig
+
+    distributed.init_distributed(no_cuda=True)
+    args = TrainingConfig(per_gpu_eval_batch_size=int(batch_size), no_cuda=True)
+    result = evaluate(args, make_model().eval(), DEV)
+    return {"figures": result.to_dict(), "predicted": result.predicted}
+
+
 def failing_main(folder):
     """The main process dies while the others wait for it."""
     distributed.init_distributed(no_cuda=True)
