@@ -1,4 +1,5 @@
 """The cache: its key, its file, and many processes that ask for it at once."""
+
 import json
 import logging
 import os
@@ -28,20 +29,17 @@ from nercrf.features import convert_examples_to_features
 from nercrf.labels import Span
 
 torch.set_num_threads(1)
-DATA = Path(os.environ.get("NERCRF_DATA")
-            or Path(__file__).resolve().parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("NERCRF_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 SENTENCES = [
     Example("1", ["Ada", "met", "Bobby"], [Span("PER", 0, 1), Span("PER", 2, 3)]),
     Example("2", ["Ada", "in", "Paris"], [Span("PER", 0, 1), Span("LOC", 2, 3)]),
     Example("3", ["met"], []),
 ]
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
-          "ada", "met", "bob", "##by", "Ada", "in", "paris"]
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ada", "met", "bob", "##by", "Ada", "in", "paris"]
 
 
 def make_tokenizer(pieces=PIECES, lowercase=True, **options):
-    return BertTokenizer(vocab={piece: at for at, piece in enumerate(pieces)},
-                         do_lower_case=lowercase, **options)
+    return BertTokenizer(vocab={piece: at for at, piece in enumerate(pieces)}, do_lower_case=lowercase, **options)
 
 
 @pytest.fixture
@@ -55,8 +53,7 @@ def args(tmp_path):
     folder.mkdir()
     write_columns(folder / "train.txt", SENTENCES, "BIO")
     write_columns(folder / "dev.txt", SENTENCES[:2], "BIO")
-    return SimpleNamespace(data_dir=str(folder), cache_dir=str(tmp_path / "cache"),
-                           train_max_seq_length=16)
+    return SimpleNamespace(data_dir=str(folder), cache_dir=str(tmp_path / "cache"), train_max_seq_length=16)
 
 
 @pytest.fixture
@@ -98,6 +95,7 @@ def test_second_call_reads_what_the_first_wrote(args, tokenizer, builds):
 
 # Each ingredient of the key, changed alone.
 
+
 def change_train(args):
     write_columns(Path(args.data_dir) / "train.txt", SENTENCES[:1], "BIO")
 
@@ -113,17 +111,26 @@ def add_split(args):
 def setting(**values):
     def change(args):
         vars(args).update(values)
+
     change.__name__ = "-".join(values)
     return change
 
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 CHANGES = [
-    change_train, change_other_split, add_split,
-    setting(labels=LABELS), setting(scheme="BIOES"), setting(scheme="IOB1"),
-    setting(train_max_seq_length=17), setting(token_column=1, tag_column=0),
-    setting(on_bad="warn"), setting(format="columns"), setting(pad_on_left=True),
-    setting(cls_token_at_end=True), setting(mask_padding_with_zero=False),
+    change_train,
+    change_other_split,
+    add_split,
+    setting(labels=LABELS),
+    setting(scheme="BIOES"),
+    setting(scheme="IOB1"),
+    setting(train_max_seq_length=17),
+    setting(token_column=1, tag_column=0),
+    setting(on_bad="warn"),
+    setting(format="columns"),
+    setting(pad_on_left=True),
+    setting(cls_token_at_end=True),
+    setting(mask_padding_with_zero=False),
     setting(sequence_a_segment_id=1),
 ]
 
@@ -142,8 +149,7 @@ TOKENIZERS = {
     "accents": make_tokenizer(strip_accents=True),
     "padding side": make_tokenizer(padding_side="left"),
     "special token": make_tokenizer(cls_token="[MASK]"),
-    "class": PreTrainedTokenizerFast(
-        tokenizer_object=make_tokenizer().backend_tokenizer, pad_token="[PAD]"),
+    "class": PreTrainedTokenizerFast(tokenizer_object=make_tokenizer().backend_tokenizer, pad_token="[PAD]"),
     "python": ByT5Tokenizer(),
     "python, other": ByT5Tokenizer(extra_ids=7),
 }
@@ -152,14 +158,17 @@ TOKENIZERS = {
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_change_of_the_tokenizer_misses(name, args, tokenizer):
     names = [name, *(other for other in TOKENIZERS if other != name)]
-    keys = [cache_key(describe_request(args, "ner", item, "train"))
-            for item in [tokenizer, *(TOKENIZERS[other] for other in names)]]
+    keys = [
+        cache_key(describe_request(args, "ner", item, "train"))
+        for item in [tokenizer, *(TOKENIZERS[other] for other in names)]
+    ]
     assert keys[1] not in keys[:1] + keys[2:]
 
 
-@pytest.mark.parametrize(("target", "value"), [
-    ("CACHE_FORMAT", 99), ("version", lambda name: "0"),
-    ("nercrf", SimpleNamespace(__version__="99"))])
+@pytest.mark.parametrize(
+    ("target", "value"),
+    [("CACHE_FORMAT", 99), ("version", lambda name: "0"), ("nercrf", SimpleNamespace(__version__="99"))],
+)
 def test_a_change_of_code_misses(target, value, args, tokenizer, monkeypatch):
     before = cache_key(describe_request(args, "ner", tokenizer, "train"))
     monkeypatch.setattr(nercrf.cache, target, value)
@@ -167,8 +176,11 @@ def test_a_change_of_code_misses(target, value, args, tokenizer, monkeypatch):
 
 
 def test_split_and_task_are_in_the_key(args, tokenizer):
-    keys = {cache_key(describe_request(args, task, tokenizer, split))
-            for task in ("ner", "cner") for split in ("train", "dev")}
+    keys = {
+        cache_key(describe_request(args, task, tokenizer, split))
+        for task in ("ner", "cner")
+        for split in ("train", "dev")
+    }
     assert len(keys) == 4
 
 
@@ -210,6 +222,7 @@ def test_fault_of_the_reference_file_name_as_key(args, tokenizer):
 
 # The file.
 
+
 def test_every_flipped_byte_is_found(args, tokenizer):
     load_and_cache_examples(args, "ner", tokenizer)
     path = cached_file(args)
@@ -232,12 +245,16 @@ def test_every_truncation_is_found(args, tokenizer):
             load_features(path)
 
 
-@pytest.mark.parametrize("damage", [
-    lambda whole: whole[:-1],
-    lambda whole: b"",
-    lambda whole: whole[:-40] + bytes([whole[-40] ^ 4]) + whole[-39:],
-    lambda whole: b"not a cache file",
-], ids=["cut", "empty", "flipped", "other"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:-1],
+        lambda whole: b"",
+        lambda whole: whole[:-40] + bytes([whole[-40] ^ 4]) + whole[-39:],
+        lambda whole: b"not a cache file",
+    ],
+    ids=["cut", "empty", "flipped", "other"],
+)
 def test_damaged_file_is_named_and_built_again(damage, args, tokenizer, builds, caplog):
     first = load_and_cache_examples(args, "ner", tokenizer)
     path = cached_file(args)
@@ -287,8 +304,7 @@ def test_failed_write_leaves_the_old_file_and_no_other(args, tokenizer, monkeypa
     assert cached_file(args) == path
 
 
-def test_without_a_place_in_the_data_folder_the_users_cache_is_used(
-        args, tokenizer, tmp_path, monkeypatch, builds):
+def test_without_a_place_in_the_data_folder_the_users_cache_is_used(args, tokenizer, tmp_path, monkeypatch, builds):
     args.cache_dir = None
     (Path(args.data_dir) / ".nercrf_cache").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
@@ -307,6 +323,7 @@ def test_default_place_is_beside_the_data(args, tokenizer, builds):
 
 
 # Requests.
+
 
 def test_labels_and_scheme_of_the_caller(args, tokenizer):
     args.scheme = "BIOES"
@@ -329,11 +346,14 @@ def test_lengths_of_training_and_evaluation(args, tokenizer):
     assert train.gold_spans(0) == dev.gold_spans(0)
 
 
-@pytest.mark.parametrize(("task", "data_type", "error"), [
-    ("conll", "train", "'ner' reads any folder"),
-    ("ner", "validation", "expected one of train, dev, test"),
-    ("ner", "test", "expected a file for test, found dev, train"),
-])
+@pytest.mark.parametrize(
+    ("task", "data_type", "error"),
+    [
+        ("conll", "train", "'ner' reads any folder"),
+        ("ner", "validation", "expected one of train, dev, test"),
+        ("ner", "test", "expected a file for test, found dev, train"),
+    ],
+)
 def test_wrong_requests(task, data_type, error, args, tokenizer):
     with pytest.raises(ValueError, match=error):
         load_and_cache_examples(args, task, tokenizer, data_type)
@@ -394,15 +414,23 @@ def run_processes(payload, count=2):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     base = os.environ | {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(nercrf.cache.__file__).parents[1])}
-    running = [subprocess.Popen(
-        [sys.executable, "-c", WORKER, json.dumps(payload)], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(count)]
+        "PYTHONPATH": str(Path(nercrf.cache.__file__).parents[1]),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, json.dumps(payload)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
     try:
         return [(item, *item.communicate(timeout=120)) for item in running]
     finally:
@@ -426,6 +454,7 @@ def test_two_processes_build_once_and_fail_together(args, tmp_path):
 
 
 # Real data.
+
 
 def test_resume_once_built_is_read(tmp_path, builds):
     if not (DATA / "resume").is_dir():

@@ -1,4 +1,5 @@
 """The CRF against enumeration over all paths, against torchcrf, and against itself."""
+
 import copy
 import itertools
 import math
@@ -25,8 +26,10 @@ def problems(draw, constrained=False):
     size = draw(st.sampled_from([0.1, 1.0, 10.0, 100.0]))
     constraints = None
     if constrained:
+
         def drawn(*shape):
             return (torch.rand(shape, generator=generator) < 0.6).tolist()
+
         constraints = Constraints(drawn(labels), drawn(labels, labels), drawn(labels))
     crf = CRF(labels, batch_first=True, constraints=constraints).double()
     with torch.no_grad():
@@ -50,8 +53,11 @@ def enumerate_paths(crf, emissions, constraints=None):
             score = score + emissions[range(words), path].sum()
             score = score + sum(crf.transitions[pair] for pair in itertools.pairwise(path))
             if constraints is not None:
-                legal = constraints.start[path[0]] and constraints.end[path[-1]] and all(
-                    constraints.transitions[left][right] for left, right in itertools.pairwise(path))
+                legal = (
+                    constraints.start[path[0]]
+                    and constraints.end[path[-1]]
+                    and all(constraints.transitions[left][right] for left, right in itertools.pairwise(path))
+                )
         if legal:
             paths.append(path)
             scores.append(score)
@@ -175,8 +181,11 @@ def test_is_a_drop_in():
     ours, peer, *_ = random_batch()
     assert isinstance(ours, torchcrf.CRF)
     constrained = CRF.from_labels(label_list(["PER", "LOC"], "BIO"), "BIO")
-    assert list(constrained.state_dict()) == list(peer.state_dict()) == [
-        "start_transitions", "end_transitions", "transitions"]
+    assert (
+        list(constrained.state_dict())
+        == list(peer.state_dict())
+        == ["start_transitions", "end_transitions", "transitions"]
+    )
     assert repr(ours) == repr(peer) == "CRF(num_tags=5)"
     ours.load_state_dict(peer.state_dict())
     assert all(parameter.abs().max() <= 0.1 for parameter in CRF(30).parameters())
@@ -184,9 +193,15 @@ def test_is_a_drop_in():
         CRF(0)
 
 
-@pytest.mark.parametrize("arguments", [
-    lambda e, t, m: (e[0], t, m), lambda e, t, m: (e[..., :4], t, m),
-    lambda e, t, m: (e, t[:, 1:], m), lambda e, t, m: (e, t, m[1:])])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda e, t, m: (e[0], t, m),
+        lambda e, t, m: (e[..., :4], t, m),
+        lambda e, t, m: (e, t[:, 1:], m),
+        lambda e, t, m: (e, t, m[1:]),
+    ],
+)
 def test_raises_the_errors_of_torchcrf(arguments):
     ours, peer, *inputs = random_batch()
     messages = []
@@ -264,6 +279,7 @@ def test_gradcheck_of_first_and_second_order(constrained):
     def likelihood(emissions, start, end, transitions):
         state = {"start_transitions": start, "end_transitions": end, "transitions": transitions}
         return torch.func.functional_call(crf, state, (emissions, tags, mask, "none"))
+
     inputs = (emissions, crf.start_transitions, crf.end_transitions, crf.transitions)
     assert torch.autograd.gradcheck(likelihood, inputs)
     assert torch.autograd.gradgradcheck(likelihood, inputs)

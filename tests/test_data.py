@@ -33,10 +33,8 @@ from nercrf.labels import SCHEMES, Span, spans_to_tags
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"))
-needs_data = pytest.mark.skipif(
-    not DATA.is_dir(), reason=f"no real data at {DATA}; set NERCRF_DATA to their folder")
-in_folder = settings(max_examples=30, deadline=None,
-                     suppress_health_check=[HealthCheck.function_scoped_fixture])
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}; set NERCRF_DATA to their folder")
+in_folder = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read_text(tmp_path, text, name="train.txt", **options):
@@ -51,6 +49,7 @@ def tokens_and_spans(examples):
 
 # The faults of the reference script that belong to reading.
 
+
 def test_the_first_sentence_is_not_dropped(tmp_path):
     examples = read_text(tmp_path, "Mara B-PER\n\nleft O\n\nAsh B-LOC\n\n")
     assert [example.tokens for example in examples] == [["Mara"], ["left"], ["Ash"]]
@@ -59,14 +58,12 @@ def test_the_first_sentence_is_not_dropped(tmp_path):
 def test_the_last_sentence_counts_without_a_final_empty_line(tmp_path):
     for end in ("", "\n", "\n\n", "\n\n\n", "\r\n", "\n \t"):
         examples = read_text(tmp_path, "Mara B-PER\n\nAsh B-LOC" + end)
-        assert tokens_and_spans(examples) == [
-            (["Mara"], [Span("PER", 0, 1)]), (["Ash"], [Span("LOC", 0, 1)])]
+        assert tokens_and_spans(examples) == [(["Mara"], [Span("PER", 0, 1)]), (["Ash"], [Span("LOC", 0, 1)])]
 
 
 def test_a_tab_separated_file_has_tokens_and_labels(tmp_path):
     examples = read_text(tmp_path, "Port\tB-LOC\nAsh\tI-LOC\n\nthen\tO\n")
-    assert tokens_and_spans(examples) == [
-        (["Port", "Ash"], [Span("LOC", 0, 2)]), (["then"], [])]
+    assert tokens_and_spans(examples) == [(["Port", "Ash"], [Span("LOC", 0, 2)]), (["then"], [])]
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_token(tmp_path):
@@ -88,7 +85,7 @@ def test_an_invisible_token_is_reported_and_keeps_its_place(tmp_path, token, sep
     with pytest.raises(DataError, match=r"train.txt:2: the token .* is blank or invisible"):
         read_text(tmp_path, text)
     warnings = []
-    example, = read_text(tmp_path, text, on_bad="warn", warnings=warnings)
+    (example,) = read_text(tmp_path, text, on_bad="warn", warnings=warnings)
     assert example.tokens == ["a", token, "Mara"]
     assert example.spans == [Span("PER", 2, 3)]
     assert len(warnings) == 1
@@ -102,11 +99,12 @@ def test_an_empty_or_blank_token_before_a_tab_is_reported(tmp_path):
 
 
 def test_types_with_hyphens_and_dots_keep_their_names(tmp_path):
-    example, = read_text(tmp_path, "a B-creative-work\nb I-creative-work\nc B-x.y\n")
+    (example,) = read_text(tmp_path, "a B-creative-work\nb I-creative-work\nc B-x.y\n")
     assert example.spans == [Span("creative-work", 0, 2), Span("x.y", 2, 3)]
 
 
 # Columns.
+
 
 def test_document_starts_separate_and_are_no_tokens(tmp_path):
     text = "-DOCSTART- -X- -X- O\n\nMara NNP I-NP B-PER\n-DOCSTART- O\nleft VBD I-VP O\n"
@@ -117,24 +115,27 @@ def test_document_starts_separate_and_are_no_tokens(tmp_path):
 
 def test_columns_are_selectable(tmp_path):
     text = "1\tMara\tB-PER\tNNP\n2\tleft\tO\tVBD\n"
-    example, = read_text(tmp_path, text, token_column=1, tag_column=2)
+    (example,) = read_text(tmp_path, text, token_column=1, tag_column=2)
     assert (example.tokens, example.spans) == (["Mara", "left"], [Span("PER", 0, 1)])
-    example, = read_text(tmp_path, text, token_column=-3, tag_column=-2)
+    (example,) = read_text(tmp_path, text, token_column=-3, tag_column=-2)
     assert example.tokens == ["Mara", "left"]
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("a O\nNew York B-LOC\n", r"train.txt:2: expected 2 columns as in line 1, found 3"),
-    ("a O\nb\n", r"train.txt:2: expected 2 columns as in line 1, found 1"),
-    ("a O\nb\t\n", r"train.txt:2: expected 2 columns as in line 1, found 1"),
-    ("a O\n  O\n", r"train.txt:2: .*a blank as token needs a TAB"),
-    ("one\ntwo words\n", r"train.txt:2: .*format='text'"),
-    ("a O\n\nb PER\n", r"train.txt:3: .*'PER'.*tag_column"),
-    ("a O\nb B-\n", r"train.txt:2: .*'B-'"),
-    ("a B-X\nb L-X\n\nc S-X\n", r"train.txt: no tag scheme has the prefixes"),
-    ("", r"expected at least one sentence, found none"),
-    ("\n \n", r"expected at least one sentence, found none"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a O\nNew York B-LOC\n", r"train.txt:2: expected 2 columns as in line 1, found 3"),
+        ("a O\nb\n", r"train.txt:2: expected 2 columns as in line 1, found 1"),
+        ("a O\nb\t\n", r"train.txt:2: expected 2 columns as in line 1, found 1"),
+        ("a O\n  O\n", r"train.txt:2: .*a blank as token needs a TAB"),
+        ("one\ntwo words\n", r"train.txt:2: .*format='text'"),
+        ("a O\n\nb PER\n", r"train.txt:3: .*'PER'.*tag_column"),
+        ("a O\nb B-\n", r"train.txt:2: .*'B-'"),
+        ("a B-X\nb L-X\n\nc S-X\n", r"train.txt: no tag scheme has the prefixes"),
+        ("", r"expected at least one sentence, found none"),
+        ("\n \n", r"expected at least one sentence, found none"),
+    ],
+)
 def test_malformed_files_name_the_line(tmp_path, text, message):
     for on_bad in ("error", "warn"):
         with pytest.raises(DataError, match=message):
@@ -188,8 +189,8 @@ def test_separators_follow_the_tokens(tmp_path):
 
 TYPES = ("PER", "creative-work", "x.y")
 plain_token = st.text(
-    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Cf", "Zs", "Zl", "Zp", "Cn")),
-    min_size=1, max_size=6).filter(lambda token: is_visible(token) and "\ufffd" not in token)
+    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Cf", "Zs", "Zl", "Zp", "Cn")), min_size=1, max_size=6
+).filter(lambda token: is_visible(token) and "\ufffd" not in token)
 
 
 @st.composite
@@ -231,9 +232,18 @@ def test_the_detected_scheme_reads_the_same_spans_or_is_a_subset(tmp_path, schem
 @in_folder
 @given(examples=st.lists(labelled_example(), min_size=1, max_size=5))
 def test_cluener_round_trip(tmp_path, examples):
-    characters = [Example(str(number), list(example.text), [
-        Span(span.label, example.offsets[span.start][0], example.offsets[span.end - 1][1])
-        for span in example.spans], sep="") for number, example in enumerate(examples)]
+    characters = [
+        Example(
+            str(number),
+            list(example.text),
+            [
+                Span(span.label, example.offsets[span.start][0], example.offsets[span.end - 1][1])
+                for span in example.spans
+            ],
+            sep="",
+        )
+        for number, example in enumerate(examples)
+    ]
     for written in (examples, characters):
         path = write_cluener(tmp_path / "train.json", written)
         back = read_examples(path)
@@ -271,13 +281,17 @@ def test_blanks_within_tokens_survive(tmp_path):
 
 # CLUENER.
 
-@pytest.mark.parametrize(("label", "message"), [
-    ({"name": {"林晓": [[0, 2]]}}, r"'林晓' at \[0, 2\] is '林晓到' in the text"),
-    ({"name": {"林": [[0, 9]]}}, r"lies outside the text of 4 characters"),
-    ({"name": {"林": [[-1, 0]]}}, r"lies outside the text of 4 characters"),
-    ({"name": {"林": [[1, 0]]}}, r"lies outside the text of 4 characters"),
-    ({"name": {"林晓": [[0, 1]]}, "org": {"晓": [[1, 1]]}}, r"org '晓' overlaps name '林晓'"),
-])
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ({"name": {"林晓": [[0, 2]]}}, r"'林晓' at \[0, 2\] is '林晓到' in the text"),
+        ({"name": {"林": [[0, 9]]}}, r"lies outside the text of 4 characters"),
+        ({"name": {"林": [[-1, 0]]}}, r"lies outside the text of 4 characters"),
+        ({"name": {"林": [[1, 0]]}}, r"lies outside the text of 4 characters"),
+        ({"name": {"林晓": [[0, 1]]}, "org": {"晓": [[1, 1]]}}, r"org '晓' overlaps name '林晓'"),
+    ],
+)
 def test_spans_that_do_not_fit_are_problems(tmp_path, label, message):
     line = json.dumps({"text": "林晓到了", "label": label}, ensure_ascii=False)
     with pytest.raises(DataError, match=r"dev.json:2: .*" + message):
@@ -287,9 +301,19 @@ def test_spans_that_do_not_fit_are_problems(tmp_path, label, message):
     assert len(warnings) == 1
 
 
-@pytest.mark.parametrize("line", [
-    '{"text": 3}', '{"text": "\\ud83d"}', '["a"]', '{"text": "a", "label": []}', '{"text": "a", "label": null}',
-    '{"text": "a", "label": {"X": {"a": [0, 0]}}}', '{"text": "a", "label": {"X": {"a": [["0", "z"]]}}}', '{"text"'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"text": 3}',
+        '{"text": "\\ud83d"}',
+        '["a"]',
+        '{"text": "a", "label": []}',
+        '{"text": "a", "label": null}',
+        '{"text": "a", "label": {"X": {"a": [0, 0]}}}',
+        '{"text": "a", "label": {"X": {"a": [["0", "z"]]}}}',
+        '{"text"',
+    ],
+)
 def test_lines_of_another_shape_name_the_line(tmp_path, line):
     with pytest.raises(DataError, match=r"dev.json:2: expected"):
         read_text(tmp_path, '{"text": "a"}\n' + line, name="dev.json", format="cluener")
@@ -303,8 +327,17 @@ def test_ids_are_kept_for_the_submission(tmp_path):
     assert all("label" not in json.loads(line) for line in lines)
 
 
-@given(spans=st.lists(st.builds(lambda label, start, size: Span(label, start, start + size),
-                                st.sampled_from("AB"), st.integers(0, 9), st.integers(1, 4)), max_size=8))
+@given(
+    spans=st.lists(
+        st.builds(
+            lambda label, start, size: Span(label, start, start + size),
+            st.sampled_from("AB"),
+            st.integers(0, 9),
+            st.integers(1, 4),
+        ),
+        max_size=8,
+    )
+)
 def test_outermost_spans_do_not_overlap_and_cover_what_was_dropped(spans):
     kept = outermost_spans(spans)
     assert all(left.end <= right.start for left, right in pairwise(kept))
@@ -317,6 +350,7 @@ def test_outermost_spans_do_not_overlap_and_cover_what_was_dropped(spans):
 
 # Plain text.
 
+
 @given(text=st.text(max_size=60), by=st.sampled_from(["words", "characters"]))
 def test_split_words_covers_everything_that_is_not_blank(text, by):
     pieces = split_words(text, by)
@@ -328,11 +362,19 @@ def test_split_words_covers_everything_that_is_not_blank(text, by):
     assert all(end <= start for end, start in zip(ends, starts, strict=True))
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("He's here.", ["He's", "here", "."]), ("a--b", ["a", "-", "-", "b"]),
-    ("state-of-the-art", ["state-of-the-art"]), ("東京タワー", list("東京タワー")),
-    ("iPhone很好", ["iPhone", "很", "好"]), ("안녕 세계", ["안녕", "세계"]),
-    ("cafe\u0301", ["cafe\u0301"]), ("a_b 1,5", ["a_b", "1", ",", "5"])])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("He's here.", ["He's", "here", "."]),
+        ("a--b", ["a", "-", "-", "b"]),
+        ("state-of-the-art", ["state-of-the-art"]),
+        ("東京タワー", list("東京タワー")),
+        ("iPhone很好", ["iPhone", "很", "好"]),
+        ("안녕 세계", ["안녕", "세계"]),
+        ("cafe\u0301", ["cafe\u0301"]),
+        ("a_b 1,5", ["a_b", "1", ",", "5"]),
+    ],
+)
 def test_split_words_by_example(text, words):
     assert [token for token, _, _ in split_words(text)] == words
 
@@ -345,17 +387,24 @@ def test_plain_text_is_read_when_asked_for(tmp_path):
 
 # Folders.
 
-@pytest.mark.parametrize(("names", "expected"), [
-    (["train.char.bmes", "dev.char.bmes", "test.char.bmes"], "train.char.bmes dev.char.bmes test.char.bmes"),
-    (["train.json", "dev.json", "test.json", "cluener_dev.json", "README.md"], "train.json dev.json test.json"),
-    (["eng.train", "eng.testa", "eng.testb"], "eng.train eng.testa eng.testb"),
-    (["train.tsv", "devel.tsv", "test.tsv", "train.py"], "train.tsv devel.tsv test.tsv"),
-    (["train.conll", "dev.conll", "test.annotated"], "train.conll dev.conll test.annotated"),
-    (["wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"],
-     "wnut17train.conll emerging.dev.conll emerging.test.annotated"),
-    (["test.json", "test_predictions.json", "old_test.json"], "test.json"),
-    (["Train.TXT", "valid.txt"], "Train.TXT valid.txt"), (["validation.jsonl"], "validation.jsonl"),
-])
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train.char.bmes", "dev.char.bmes", "test.char.bmes"], "train.char.bmes dev.char.bmes test.char.bmes"),
+        (["train.json", "dev.json", "test.json", "cluener_dev.json", "README.md"], "train.json dev.json test.json"),
+        (["eng.train", "eng.testa", "eng.testb"], "eng.train eng.testa eng.testb"),
+        (["train.tsv", "devel.tsv", "test.tsv", "train.py"], "train.tsv devel.tsv test.tsv"),
+        (["train.conll", "dev.conll", "test.annotated"], "train.conll dev.conll test.annotated"),
+        (
+            ["wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"],
+            "wnut17train.conll emerging.dev.conll emerging.test.annotated",
+        ),
+        (["test.json", "test_predictions.json", "old_test.json"], "test.json"),
+        (["Train.TXT", "valid.txt"], "Train.TXT valid.txt"),
+        (["validation.jsonl"], "validation.jsonl"),
+    ],
+)
 def test_split_files_are_found(tmp_path, names, expected):
     for name in names:
         (tmp_path / name).touch()
@@ -377,25 +426,34 @@ def test_a_type_unseen_in_train_is_reported_and_in_the_label_set(tmp_path):
     corpus = read_corpus(tmp_path)
     assert corpus.labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
     assert [warning.partition(" does")[0].rpartition("dev.txt")[2] for warning in corpus.warnings] == [
-        ":3: the tag 'B-LOC' of dev", ":3: the tag 'I-LOC' of dev"]
+        ":3: the tag 'B-LOC' of dev",
+        ":3: the tag 'I-LOC' of dev",
+    ]
     with pytest.raises(DataError, match="this corpus has train, dev"):
         corpus.test  # noqa: B018
 
 
 # Real data.
 
+
 @needs_data
-@pytest.mark.parametrize(("folder", "scheme", "sentences", "entities", "warnings"), [
-    ("resume", "BMES", [3821, 463, 477], [13440, 1497, 1630], 4),
-    ("cluener", "BIO", [10748, 1343, 1345], [23971, 3072, None], 2),
-    ("wnut17", "BIO", [3394, 1009, 1287], [1975, 836, 1079], 2),
-    ("ncbi_disease", "BIO", [5424, 923, 940], [5134, 787, 960], 0)])
+@pytest.mark.parametrize(
+    ("folder", "scheme", "sentences", "entities", "warnings"),
+    [
+        ("resume", "BMES", [3821, 463, 477], [13440, 1497, 1630], 4),
+        ("cluener", "BIO", [10748, 1343, 1345], [23971, 3072, None], 2),
+        ("wnut17", "BIO", [3394, 1009, 1287], [1975, 836, 1079], 2),
+        ("ncbi_disease", "BIO", [5424, 923, 940], [5134, 787, 960], 0),
+    ],
+)
 def test_real_corpora_have_their_known_counts(folder, scheme, sentences, entities, warnings):
     corpus = read_corpus(DATA / folder, on_bad="warn")
     assert corpus.scheme == scheme
     assert [len(examples) for examples in corpus.splits.values()] == sentences
-    found = [None if examples[0].spans is None else sum(len(example.spans) for example in examples)
-             for examples in corpus.splits.values()]
+    found = [
+        None if examples[0].spans is None else sum(len(example.spans) for example in examples)
+        for examples in corpus.splits.values()
+    ]
     assert found == entities
     assert len(corpus.warnings) == warnings
     assert all(Path(warning.split(":")[0]).is_file() for warning in corpus.warnings)
@@ -426,8 +484,10 @@ def test_real_corpora_survive_the_round_trip(tmp_path):
     assert tokens_and_spans(read_examples(path, on_bad="warn")) == tokens_and_spans(cluener)
     resume = read_examples(DATA / "resume" / "dev.char.bmes")
     path = write_columns(tmp_path / "dev.txt", resume, "BMES")
-    assert path.read_text(encoding="utf-8").replace("\t", " ").split() == (
-        DATA / "resume" / "dev.char.bmes").read_text(encoding="utf-8").split()
+    assert (
+        path.read_text(encoding="utf-8").replace("\t", " ").split()
+        == (DATA / "resume" / "dev.char.bmes").read_text(encoding="utf-8").split()
+    )
 
 
 @needs_data
@@ -451,8 +511,12 @@ def test_the_sample_is_the_same_everywhere(tmp_path):
 def test_the_sample_does_not_depend_on_hash_seeds(tmp_path):
     code = "import sys; from nercrf.data import write_sample; write_sample(sys.argv[1])"
     for seed in ("1", "2"):
-        subprocess.run([sys.executable, "-c", code, str(tmp_path / seed)], check=True, cwd=ROOT,
-                       env={**os.environ, "PYTHONHASHSEED": seed})
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / seed)],
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
     for name in ("train.txt", "dev.txt", "test.txt"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
@@ -461,8 +525,10 @@ def test_the_sample_does_not_depend_on_hash_seeds(tmp_path):
 def test_every_seed_keeps_the_promises(seed):
     corpus = sample_corpus(seed)
     assert [len(examples) for examples in corpus.splits.values()] == [1000, 200, 200]
-    surfaces = {split: {example.surface(span) for example in examples for span in example.spans}
-                for split, examples in corpus.splits.items()}
+    surfaces = {
+        split: {example.surface(span) for example in examples for span in example.spans}
+        for split, examples in corpus.splits.items()
+    }
     for split in ("dev", "test"):
         assert len(surfaces[split] - surfaces["train"]) > len(surfaces[split]) / 3
         counts = Counter(span.label for example in corpus.splits[split] for span in example.spans)

@@ -1,4 +1,5 @@
 """Features against the tokenizers themselves, and their invariants."""
+
 import os
 from pathlib import Path
 
@@ -30,8 +31,7 @@ from nercrf.features import (
 from nercrf.labels import SCHEMES, Span, ids_to_spans, label_list, spans_to_tags
 
 torch.set_num_threads(1)
-DATA = Path(os.environ.get("NERCRF_DATA")
-            or Path(__file__).resolve().parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("NERCRF_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCLPQ0123456789.,-'高勇男中国籍北京"
 
 
@@ -40,8 +40,7 @@ def bert(lowercase=False):
     words = ["the", "##ing", "Love", "##lace", "##th", "un", "##believ"]
     characters = sorted(set(ALPHABET) - set("Q"))
     pieces = specials + words + characters + ["##" + item for item in characters]
-    return BertTokenizer(vocab={piece: at for at, piece in enumerate(pieces)},
-                         do_lower_case=lowercase)
+    return BertTokenizer(vocab={piece: at for at, piece in enumerate(pieces)}, do_lower_case=lowercase)
 
 
 def chinese_bert():
@@ -54,22 +53,34 @@ def chinese_bert():
 def roberta():
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "Ġt", "Ġth", "Ġthe"]
-    model = models.BPE({piece: at for at, piece in enumerate(pieces)},
-                       [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e")])
+    model = models.BPE({piece: at for at, piece in enumerate(pieces)}, [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e")])
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    backend.post_processor = processors.RobertaProcessing(
-        ("</s>", 2), ("<s>", 0), add_prefix_space=True)
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=True)
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", cls_token="<s>",
-        eos_token="</s>", sep_token="</s>", unk_token="<unk>", pad_token="<pad>")
+        tokenizer_object=backend,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+    )
 
 
 def unigram_vocabulary():
     characters = sorted(set(ALPHABET) - set("Q"))
-    return [("<unk>", 0.0), ("<sep>", 0.0), ("<cls>", 0.0), ("<pad>", 0.0),
-            ("▁", -3.0), ("▁the", -2.0), ("▁Love", -2.0), ("lace", -2.0),
-            *((item, -5.0) for item in characters)]
+    return [
+        ("<unk>", 0.0),
+        ("<sep>", 0.0),
+        ("<cls>", 0.0),
+        ("<pad>", 0.0),
+        ("▁", -3.0),
+        ("▁the", -2.0),
+        ("▁Love", -2.0),
+        ("lace", -2.0),
+        *((item, -5.0) for item in characters),
+    ]
 
 
 def metaspace(scheme):
@@ -77,19 +88,23 @@ def metaspace(scheme):
     backend.normalizer = normalizers.NFKC()
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     backend.post_processor = processors.TemplateProcessing(
-        single="$A:0 <sep>:0 <cls>:2",
-        special_tokens=[("<sep>", 1), ("<cls>", 2)])
+        single="$A:0 <sep>:0 <cls>:2", special_tokens=[("<sep>", 1), ("<cls>", 2)]
+    )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", sep_token="<sep>",
-        cls_token="<cls>", pad_token="<pad>", padding_side="left")
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        sep_token="<sep>",
+        cls_token="<cls>",
+        pad_token="<pad>",
+        padding_side="left",
+    )
     return tokenizer
 
 
 def gpt2():
     tokenizer = roberta()
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, unk_token="<unk>")
 
 
 def minilm():
@@ -148,24 +163,26 @@ def words_of(strategy_alphabet="abQ1高勇-"):
 def labelled(draw):
     "A sentence with random, perhaps nested and overlapping, spans."
     tokens = draw(words_of())
-    spans = draw(st.sets(st.tuples(
-        st.sampled_from(["LOC", "PER"]), st.integers(0, len(tokens)),
-        st.integers(0, len(tokens))), max_size=5))
+    spans = draw(
+        st.sets(
+            st.tuples(st.sampled_from(["LOC", "PER"]), st.integers(0, len(tokens)), st.integers(0, len(tokens))),
+            max_size=5,
+        )
+    )
     return tokens, [Span(*span) for span in sorted(spans) if span[1] < span[2]]
 
 
 def make_examples(pairs):
-    return [Example(str(at), tokens, spans)
-            for at, (tokens, spans) in enumerate(pairs)]
+    return [Example(str(at), tokens, spans) for at, (tokens, spans) in enumerate(pairs)]
 
 
 # The tokenizer's own answer is the oracle.
 
+
 def test_equals_the_tokenizer_id_for_id(tokenizer):
     dataset = FeatureDataset(convert(SENTENCES, tokenizer), LABELS)
     for index, words in enumerate(SENTENCES):
-        expected = tokenizer(words, is_split_into_words=True,
-                             return_token_type_ids=True)
+        expected = tokenizer(words, is_split_into_words=True, return_token_type_ids=True)
         item = dataset[index]
         assert item["input_ids"].tolist() == expected["input_ids"]
         assert item["token_type_ids"].tolist() == expected["token_type_ids"]
@@ -179,8 +196,9 @@ def test_batches_equal_the_tokenizers_padding(tokenizer):
     if tokenizer.pad_token is None:
         pytest.skip("a tokenizer that can't pad")
     batch = FeatureDataset(convert(SENTENCES, tokenizer), LABELS).collate(range(5))
-    expected = tokenizer(SENTENCES, is_split_into_words=True, padding=True,
-                         return_token_type_ids=True, return_tensors="pt")
+    expected = tokenizer(
+        SENTENCES, is_split_into_words=True, padding=True, return_token_type_ids=True, return_tensors="pt"
+    )
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert torch.equal(batch[name], expected[name]), name
 
@@ -192,8 +210,11 @@ def test_equals_the_tokenizer_on_random_words(sentences):
         tokenizer = _made.setdefault(name, MAKERS[name]())
         dataset = FeatureDataset(convert(sentences, tokenizer, 512), LABELS)
         for index, words in enumerate(sentences):
-            bare = tokenizer([[word] for word in words], is_split_into_words=True,
-                             add_special_tokens=False)["input_ids"] if words else []
+            bare = (
+                tokenizer([[word] for word in words], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+                if words
+                else []
+            )
             if all(bare):
                 expected = tokenizer(words, is_split_into_words=True)["input_ids"]
                 assert dataset[index]["input_ids"].tolist() == expected
@@ -213,6 +234,7 @@ def test_padding_option_of_xlnet_kind():
 
 # Faults of the reference.
 
+
 @pytest.mark.parametrize("odd", ["\u200b", "\ufffd", "\u3000", "\x00", " ", ""])
 def test_word_without_pieces_keeps_its_place(odd, small):
     example = Example("1", ["the", odd, "cat"], [Span("PER", 2, 3)])
@@ -223,10 +245,8 @@ def test_word_without_pieces_keeps_its_place(odd, small):
 
 
 def test_word_with_several_pieces_does_not_shift_labels(small):
-    example = Example("1", ["Lovelace", "the", "unbelieving", "cat"],
-                      [Span("PER", 0, 1), Span("LOC", 3, 4)])
-    dataset = FeatureDataset(
-        convert_examples_to_features([example], LABELS, 32, small), LABELS)
+    example = Example("1", ["Lovelace", "the", "unbelieving", "cat"], [Span("PER", 0, 1), Span("LOC", 3, 4)])
+    dataset = FeatureDataset(convert_examples_to_features([example], LABELS, 32, small), LABELS)
     batch = dataset.collate([0])
     assert ids_to_spans(batch["labels"][0].tolist(), LABELS, "BIO") == example.spans
     gathered = batch["input_ids"].reshape(-1)[batch["word_index"]][0]
@@ -234,8 +254,7 @@ def test_word_with_several_pieces_does_not_shift_labels(small):
 
 
 def test_without_unknown_token_an_error_names_the_word():
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=roberta().backend_tokenizer, pad_token="<pad>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=roberta().backend_tokenizer, pad_token="<pad>")
     with pytest.raises(ValueError, match=r"the word ''.*no unknown"):
         convert([["a", ""]], tokenizer)
 
@@ -260,8 +279,8 @@ def test_special_tokens_and_padding_have_no_label(tokenizer):
     assert (labels[mask == 0] == -100).all()
     for row in range(len(ids)):
         real = labels[row][mask[row] == 1]
-        assert (real[:len(layout.prefix)] == -100).all()
-        assert (real[len(real) - len(layout.suffix):] == -100).all()
+        assert (real[: len(layout.prefix)] == -100).all()
+        assert (real[len(real) - len(layout.suffix) :] == -100).all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -269,10 +288,10 @@ def test_special_tokens_and_padding_have_no_label(tokenizer):
 def test_every_entity_counts_once_at_any_length(pairs, length, left):
     tokenizer = _made.setdefault("bert", bert())
     examples = make_examples(pairs)
-    dataset = FeatureDataset(convert_examples_to_features(
-        examples, LABELS, length, tokenizer, pad_on_left=left), LABELS)
-    assert [dataset.gold_spans(at) for at in range(len(dataset))] \
-        == [example.spans for example in examples]
+    dataset = FeatureDataset(
+        convert_examples_to_features(examples, LABELS, length, tokenizer, pad_on_left=left), LABELS
+    )
+    assert [dataset.gold_spans(at) for at in range(len(dataset))] == [example.spans for example in examples]
     batch = dataset.collate(range(len(examples)))
     assert batch["input_ids"].shape[1] <= max(length, 1)
     for row, example in enumerate(examples):
@@ -290,12 +309,12 @@ def test_padding_side_and_windows_do_not_change_what_is_gathered(pairs, length):
     examples = make_examples(pairs)
     seen = []
     for size, left in [(256, False), (256, True), (length, False), (length, True)]:
-        dataset = FeatureDataset(convert_examples_to_features(
-            examples, LABELS, size, tokenizer, pad_on_left=left), LABELS)
+        dataset = FeatureDataset(
+            convert_examples_to_features(examples, LABELS, size, tokenizer, pad_on_left=left), LABELS
+        )
         batch = dataset.collate(range(len(examples)))
         words = batch["input_ids"].reshape(-1)[batch["word_index"]]
-        seen.append((words[batch["word_mask"]].tolist(), batch["labels"].tolist(),
-                     batch["word_mask"].tolist()))
+        seen.append((words[batch["word_mask"]].tolist(), batch["labels"].tolist(), batch["word_mask"].tolist()))
         places = batch["word_index"][batch["word_mask"]]
         assert len(set(places.tolist())) == len(places)
         assert (batch["attention_mask"].reshape(-1)[places] == 1).all()
@@ -310,16 +329,22 @@ def test_labels_equal_spans_to_tags_of_the_whole_sentence(scheme, pairs):
     labels = label_list(["LOC", "PER"], scheme)
     examples = make_examples(pairs)
     features = convert_examples_to_features(examples, labels, 64, tokenizer, scheme)
-    expected = [tag for example in examples for tag in spans_to_tags(
-        outermost_spans(example.spans), len(example.tokens), scheme)]
+    expected = [
+        tag
+        for example in examples
+        for tag in spans_to_tags(outermost_spans(example.spans), len(example.tokens), scheme)
+    ]
     assert [labels[at] for at in features.labels] == expected
 
 
-@pytest.mark.parametrize(("second", "expected"), [
-    (Span("PER", 1, 3), ["I-PER", "B-PER", "I-PER", "O"]),
-    (Span("LOC", 1, 3), ["I-PER", "I-LOC", "I-LOC", "O"]),
-    (Span("PER", 2, 3), ["I-PER", "O", "I-PER", "O"]),
-])
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        (Span("PER", 1, 3), ["I-PER", "B-PER", "I-PER", "O"]),
+        (Span("LOC", 1, 3), ["I-PER", "I-LOC", "I-LOC", "O"]),
+        (Span("PER", 2, 3), ["I-PER", "O", "I-PER", "O"]),
+    ],
+)
 def test_spans_that_touch_in_iob1(second, expected, small):
     labels = label_list(["LOC", "PER"], "IOB1")
     example = Example("1", list("abcd"), [Span("PER", 0, 1), second])
@@ -327,32 +352,40 @@ def test_spans_that_touch_in_iob1(second, expected, small):
     assert [labels[at] for at in features.labels] == expected
 
 
-@pytest.mark.parametrize(("spans", "message"), [
-    ([Span("ORG", 0, 1)], r"sentence 'seven' \(a.txt:3\).*'ORG'"),
-    ([Span("PER", 1, 3)], "within 2 words"),
-    ([Span("PER", 1, 1)], "within 2 words"),
-    ([Span("PER", -1, 1)], "within 2 words"),
-])
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([Span("ORG", 0, 1)], r"sentence 'seven' \(a.txt:3\).*'ORG'"),
+        ([Span("PER", 1, 3)], "within 2 words"),
+        ([Span("PER", 1, 1)], "within 2 words"),
+        ([Span("PER", -1, 1)], "within 2 words"),
+    ],
+)
 def test_span_that_does_not_fit_names_its_sentence(spans, message, small):
-    examples = [Example("six", ["a"], [Span("PER", 0, 1)], "a.txt:1"),
-                Example("none", ["a"], None, "a.txt:2"),
-                Example("seven", ["a", "b"], spans, "a.txt:3")]
+    examples = [
+        Example("six", ["a"], [Span("PER", 0, 1)], "a.txt:1"),
+        Example("none", ["a"], None, "a.txt:2"),
+        Example("seven", ["a", "b"], spans, "a.txt:3"),
+    ]
     with pytest.raises(DataError, match=message):
         convert_examples_to_features(examples, LABELS, 32, small)
 
 
 def test_unlabelled_sentences(small):
-    features = convert_examples_to_features(
-        [Example("1", ["a", "b"], None)], LABELS, 32, small)
+    features = convert_examples_to_features([Example("1", ["a", "b"], None)], LABELS, 32, small)
     assert features.labels.tolist() == [-100, -100]
     assert FeatureDataset(features, LABELS).gold_spans(0) == []
 
 
 # Windows.
 
+
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 9).flatmap(lambda capacity: st.tuples(
-    st.lists(st.integers(1, capacity), max_size=40), st.just(capacity))))
+@given(
+    st.integers(1, 9).flatmap(
+        lambda capacity: st.tuples(st.lists(st.integers(1, capacity), max_size=40), st.just(capacity))
+    )
+)
 def test_windows_are_fewest_full_cover_and_fit(case):
     counts, capacity = case
     starts = window_starts(counts, capacity)
@@ -378,17 +411,16 @@ def test_each_window_has_its_special_tokens(tokenizer):
     for begin, end in zip(begins, ends, strict=True):
         ids = features.input_ids[begin:end].tolist()
         types = features.token_type_ids[begin:end].tolist()
-        assert ids[:len(layout.prefix)] == layout.prefix
-        assert ids[len(ids) - len(layout.suffix):] == layout.suffix
-        assert types[len(ids) - len(layout.suffix):] == layout.suffix_types
+        assert ids[: len(layout.prefix)] == layout.prefix
+        assert ids[len(ids) - len(layout.suffix) :] == layout.suffix
+        assert types[len(ids) - len(layout.suffix) :] == layout.suffix_types
         assert len(ids) <= special + 24
 
 
 def test_word_longer_than_a_window_keeps_its_first_pieces(small):
     features = convert([["a", "abcdefghij", "b"]], small, 6)
     windows = np.split(features.input_ids, features.window_offsets[1:-1])
-    assert [small.decode(window) for window in windows] == [
-        "[CLS] a [SEP]", "[CLS] abcd [SEP]", "[CLS] b [SEP]"]
+    assert [small.decode(window) for window in windows] == ["[CLS] a [SEP]", "[CLS] abcd [SEP]", "[CLS] b [SEP]"]
 
 
 def test_no_room_beside_special_tokens(small):
@@ -413,11 +445,11 @@ def test_empty_corpus_and_empty_sentence(small):
 
 # The reference's parameters.
 
+
 def test_parameters_of_the_reference_override_the_tokenizer(small):
     own = convert([["a", "b"]], small)
     assert small.convert_ids_to_tokens(own.input_ids) == ["[CLS]", "a", "b", "[SEP]"]
-    moved = convert([["a", "b"]], small, cls_token_at_end=True,
-                    cls_token_segment_id=2, sequence_a_segment_id=1)
+    moved = convert([["a", "b"]], small, cls_token_at_end=True, cls_token_segment_id=2, sequence_a_segment_id=1)
     assert small.convert_ids_to_tokens(moved.input_ids) == ["a", "b", "[SEP]", "[CLS]"]
     assert moved.token_type_ids.tolist() == [1, 1, 1, 2]
     assert moved.word_pieces.tolist() == [0, 1]
@@ -430,9 +462,14 @@ def test_parameters_of_the_reference_override_the_tokenizer(small):
 
 @pytest.mark.parametrize(("pad_token", "expected"), [("[MASK]", 4), (7, 7), (None, 0)])
 def test_padding_parameters(pad_token, expected, small):
-    features = convert([["a", "b", "c"], ["a"]], small, pad_on_left=True,
-                       pad_token=pad_token, pad_token_segment_id=5,
-                       mask_padding_with_zero=False)
+    features = convert(
+        [["a", "b", "c"], ["a"]],
+        small,
+        pad_on_left=True,
+        pad_token=pad_token,
+        pad_token_segment_id=5,
+        mask_padding_with_zero=False,
+    )
     batch = FeatureDataset(features, LABELS).collate([0, 1])
     assert batch["input_ids"][1, :2].tolist() == [expected] * 2
     assert batch["token_type_ids"][1].tolist() == [5, 5, 0, 0, 0]
@@ -446,11 +483,10 @@ def test_cls_parameter_needs_special_tokens():
 
 # The data set.
 
+
 def test_tensor_dataset_of_old(small):
-    examples = [Example("1", ["Lovelace", "a"], [Span("PER", 0, 1)]),
-                Example("2", ["b"] * 9, [Span("LOC", 8, 9)])]
-    dataset = FeatureDataset(
-        convert_examples_to_features(examples, LABELS, 8, small), LABELS)
+    examples = [Example("1", ["Lovelace", "a"], [Span("PER", 0, 1)]), Example("2", ["b"] * 9, [Span("LOC", 8, 9)])]
+    dataset = FeatureDataset(convert_examples_to_features(examples, LABELS, 8, small), LABELS)
     ids, mask, segments, lens, labels = dataset.as_tensor_dataset(10).tensors
     assert {tensor.dtype for tensor in (ids, mask, segments, lens, labels)} == {torch.int64}
     assert ids.shape == mask.shape == segments.shape == labels.shape == (3, 10)
@@ -465,8 +501,7 @@ def test_tensor_dataset_of_old(small):
 
 def test_data_loader_and_items(small):
     dataset = FeatureDataset(convert(SENTENCES, small, 8), LABELS)
-    loader = DataLoader(dataset, batch_sampler=[[3, 1], [0]],
-                        collate_fn=dataset.collate_fn)
+    loader = DataLoader(dataset, batch_sampler=[[3, 1], [0]], collate_fn=dataset.collate_fn)
     batches = list(loader)
     assert [batch["sentence_index"].tolist() for batch in batches] == [[3, 1], [0]]
     direct = dataset.collate([3, 1])
@@ -500,10 +535,10 @@ LENGTHS = np.random.default_rng(3).geometric(0.05, 777).clip(3, 128)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(1, 50), max_size=200), st.integers(1, 9),
-       st.integers(0, 5), st.integers(0, 5), st.booleans())
-def test_plan_has_each_index_once_and_is_deterministic(
-        lengths, size, seed, epoch, shuffle):
+@given(
+    st.lists(st.integers(1, 50), max_size=200), st.integers(1, 9), st.integers(0, 5), st.integers(0, 5), st.booleans()
+)
+def test_plan_has_each_index_once_and_is_deterministic(lengths, size, seed, epoch, shuffle):
     options = {"seed": seed, "epoch": epoch, "shuffle": shuffle, "pool_batches": 3}
     plan = plan_batches(lengths, size, **options)
     again = plan_batches(list(lengths), size, **options)
@@ -519,8 +554,7 @@ def test_plan_has_each_index_once_and_is_deterministic(
 
 
 def test_plan_depends_on_seed_and_epoch_and_order_of_evaluation():
-    plans = {(seed, epoch): str(plan_batches(LENGTHS, 16, seed, epoch))
-             for seed in range(3) for epoch in range(3)}
+    plans = {(seed, epoch): str(plan_batches(LENGTHS, 16, seed, epoch)) for seed in range(3) for epoch in range(3)}
     assert len(set(plans.values())) == 9
     plan = plan_batches(LENGTHS, 16, shuffle=False)
     widths = [LENGTHS[item].max() for item in plan]
@@ -536,14 +570,14 @@ def test_shares_are_balanced_by_length():
             assert abs(work[0] - work[1]) <= np.ptp(LENGTHS[item])
 
 
-@pytest.mark.parametrize("options", [
-    {"batch_size": 0}, {"batch_size": 2, "pool_batches": 0}])
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 2, "pool_batches": 0}])
 def test_plan_refuses_nonsense(options):
     with pytest.raises(ValueError, match="expected at least 1"):
         plan_batches([1, 2], **options)
 
 
 # Real data.
+
 
 @pytest.fixture(scope="module")
 def resume():
@@ -554,8 +588,7 @@ def resume():
 
 def test_resume_padding_is_at_most_five_percent(resume):
     tokenizer = chinese_bert()
-    features = convert_examples_to_features(
-        resume.train, resume.labels, 128, tokenizer, resume.scheme)
+    features = convert_examples_to_features(resume.train, resume.labels, 128, tokenizer, resume.scheme)
     dataset = FeatureDataset(features, resume.labels, resume.scheme)
     real = features.piece_lengths.sum()
     for epoch in range(3):
@@ -566,9 +599,11 @@ def test_resume_padding_is_at_most_five_percent(resume):
 
 def test_resume_no_entity_is_lost(resume):
     tokenizer = chinese_bert()
-    test = FeatureDataset(convert_examples_to_features(
-        resume.test, resume.labels, 64, tokenizer, resume.scheme),
-        resume.labels, resume.scheme)
+    test = FeatureDataset(
+        convert_examples_to_features(resume.test, resume.labels, 64, tokenizer, resume.scheme),
+        resume.labels,
+        resume.scheme,
+    )
     spans = [span for at in range(len(test)) for span in test.gold_spans(at)]
     assert (len(test), len(spans)) == (477, 1630)
     for index in range(len(test)):
@@ -576,15 +611,17 @@ def test_resume_no_entity_is_lost(resume):
         assert ids_to_spans(labels, test.labels, test.scheme) == test.gold_spans(index)
 
 
-@pytest.mark.parametrize(("folder", "make", "options"), [
-    ("wnut17", minilm, {}), ("cluener", chinese_bert, {"format": "cluener"})])
+@pytest.mark.parametrize(
+    ("folder", "make", "options"), [("wnut17", minilm, {}), ("cluener", chinese_bert, {"format": "cluener"})]
+)
 def test_real_corpora_equal_the_tokenizer(folder, make, options):
     if not (DATA / folder).is_dir():
         pytest.skip(f"no {DATA / folder}; set NERCRF_DATA")
     corpus, tokenizer = read_corpus(DATA / folder, on_bad="warn", **options), make()
     examples = corpus.dev
-    dataset = FeatureDataset(convert_examples_to_features(
-        examples, corpus.labels, 512, tokenizer, corpus.scheme), corpus.labels)
+    dataset = FeatureDataset(
+        convert_examples_to_features(examples, corpus.labels, 512, tokenizer, corpus.scheme), corpus.labels
+    )
     without = 0
     for index, example in enumerate(examples):
         expected = tokenizer(example.tokens, is_split_into_words=True)

@@ -56,9 +56,7 @@ SIZES = {
 }
 ENCODERS = {
     "small": SmallEncoderConfig(vocab_size=40, hidden_size=16, num_attention_heads=2, bigram_buckets=64),
-    "small without bigrams": SmallEncoderConfig(
-        vocab_size=40, hidden_size=16, num_attention_heads=2, bigram_buckets=0
-    ),
+    "small without bigrams": SmallEncoderConfig(vocab_size=40, hidden_size=16, num_attention_heads=2, bigram_buckets=0),
     "bert": BertConfig(**SIZES),
     "roberta": RobertaConfig(**SIZES, pad_token_id=1),
     "electra": ElectraConfig(**SIZES, embedding_size=16),
@@ -67,9 +65,7 @@ ENCODERS = {
     "distilbert": DistilBertConfig(
         vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=24
     ),
-    "deberta": DebertaV2Config(
-        **SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8
-    ),
+    "deberta": DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8),
     "xlnet": XLNetConfig(vocab_size=40, d_model=16, n_layer=2, n_head=2, d_inner=24),
 }
 

@@ -1,13 +1,14 @@
 """Everything that CI checks, in its order; stops at the first step that fails.
 
-    python tools/check.py            all steps
-    python tools/check.py ruff docs  only these
+python tools/check.py            all steps
+python tools/check.py ruff docs  only these
 """
 
 from __future__ import annotations
 
 import filecmp
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,9 @@ def notebooks_clean() -> None:
         shutil.copy(ROOT / "settings.ini", copy)
         call("nbdev_clean", "--fname", "nbs", cwd=copy)
         unclean = [
-            path.name for path in (ROOT / "nbs").glob("*.ipynb") if path.read_bytes() != (copy / "nbs" / path.name).read_bytes()
+            path.name
+            for path in (ROOT / "nbs").glob("*.ipynb")
+            if path.read_bytes() != (copy / "nbs" / path.name).read_bytes()
         ]
     if unclean:
         raise SystemExit(f"nbdev_clean changes {', '.join(unclean)}: run nbdev_clean and commit")
@@ -86,8 +89,19 @@ def docs() -> None:
 
 
 def docments() -> None:
-    "Every public parameter and result says what it is."
-    call("smalldocs", "api", "check", "--dir", "nbs")
+    "Every public name has a docstring, and every public parameter its type and docment."
+    command = [str(BIN / "smalldocs"), "api", "check", "--dir", "nbs"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    gap = re.compile(r"nercrf\.\w+:([\w.]+)(\([\w*]+\))?: no (docstring|type|docment)$")
+    found = [line for line in output.splitlines() if (match := gap.match(line)) and is_public(match[1])]
+    if found or "typed and documented" not in output:
+        raise SystemExit("\n".join(found) or output)
+    print(output.splitlines()[-1] + ", private ones included")
+
+
+def is_public(name: str) -> bool:
+    "Is every part of a dotted name public?"
+    return not any(part.startswith("_") for part in name.split("."))
 
 
 def tests() -> None:
@@ -95,7 +109,10 @@ def tests() -> None:
     call("pytest", "--cov=nercrf", "--cov-report=term")
 
 
-STEPS = {step.__name__: step for step in (notebooks_clean, modules_exported, readme, ruff, notebooks_run, docs, docments, tests)}
+STEPS = {
+    step.__name__: step
+    for step in (notebooks_clean, modules_exported, readme, ruff, notebooks_run, docs, docments, tests)
+}
 
 
 def main(names: list[str]) -> int:

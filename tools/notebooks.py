@@ -1,7 +1,7 @@
 """Run the notebooks in a real Jupyter kernel and write their outputs, or check that nothing unclean is in them.
 
-    python tools/notebooks.py run [NAME ...]     run from an empty state, write outputs, say how long each took
-    python tools/notebooks.py check              refuse unclean metadata, machine paths, long cells, large files
+python tools/notebooks.py run [NAME ...]     run from an empty state, write outputs, say how long each took
+python tools/notebooks.py check              refuse unclean metadata, machine paths, long cells, large files
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def run(path: Path) -> float:
     "Run one notebook from an empty state and write its outputs; the seconds it took."
     notebook = nbformat.read(path, as_version=4)
     began = time.monotonic()
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}})
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
+    )
     with client.setup_kernel():
         for index, cell in enumerate(notebook.cells):
             if cell.cell_type != "code":
