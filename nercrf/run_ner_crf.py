@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'INTERRUPTED', 'build_parser', 'parse_args', 'prepare_data', 'LoadedModel', 'load_tokenizer',
-           'check_model_type', 'load_model', 'check_lengths', 'is_labelled', 'unseen_f1', 'evaluate_splits',
-           'CacheArguments', 'predict', 'mark_up', 'run_training', 'run_evaluation', 'run_prediction', 'run', 'guarded',
-           'main']
+           'check_model_type', 'load_model', 'check_lengths', 'is_labelled', 'unseen_f1', 'evaluate_splits', 'predict',
+           'mark_up', 'run_training', 'run_evaluation', 'run_prediction', 'run', 'guarded', 'main']
 
 # %% ../nbs/15_run_ner_crf.ipynb #222ccd52
 import json
@@ -16,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from fastcore.docments import docments
 from transformers import (
@@ -275,19 +275,11 @@ def evaluate_splits(
     return figures
 
 # %% ../nbs/15_run_ner_crf.ipynb #9e7ae380
-def _cache_args(args: TrainingConfig, loaded: LoadedModel) -> object:
+def _cache_args(args: TrainingConfig, loaded: LoadedModel) -> SimpleNamespace:
     "What the cache has to know: the flags, and the labels and scheme of the model."
     config = loaded.model.config
     own = {"cache_dir": args.feature_cache_dir, "labels": list(config.labels), "scheme": config.scheme}
-    return CacheArguments(**(vars(args) | own))
-
-
-@dataclass
-class CacheArguments(TrainingConfig):
-    "The flags with what the model adds to them."
-
-    labels: list[str] | None = None  # the model's labels
-    scheme: str | None = None  # their scheme
+    return SimpleNamespace(**(vars(args) | own))
 
 # %% ../nbs/15_run_ner_crf.ipynb #57c000d8
 def predict(
@@ -314,7 +306,7 @@ _SUFFIX = {"jsonl": "jsonl", "cluener": "json", "columns": "tsv"}
 # %% ../nbs/15_run_ner_crf.ipynb #292e95c6
 def mark_up(
     sentence: Tagged,  # a tagged sentence
-) -> str:  # its text with [entity](LABEL) marks
+) -> str:  # its text, entities in brackets and their labels in parentheses
     "A tagged sentence for people to read."
     text, parts, done = sentence.text or sentence.example.text, [], 0
     for entity in sentence.entities:

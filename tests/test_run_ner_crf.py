@@ -187,7 +187,7 @@ def test_markup_chooses_the_scheme_of_the_model(trained, tmp_path):
     assert main(list(map(str, flags))) == 0
     config = json.loads((find_model(tmp_path) / "config.json").read_text())
     assert config["scheme"] == "BIOS"
-    assert set(label[:2] for label in config["id2label"].values()) == {"O", "B-", "I-", "S-"}
+    assert {label[:2] for label in config["id2label"].values()} == {"O", "B-", "I-", "S-"}
     figures = json.loads((tmp_path / "eval_results.json").read_text())["model"]
     assert figures["dev"]["gold"] == sum(len(example.spans) for example in CORPUS.dev)
 

@@ -154,7 +154,7 @@ def test_epochs_differ_in_order_and_hold_every_sentence(tmp_path):
     first, second = ([update.tolist() for update in run.plan.epoch(number)] for number in (0, 1))
     assert first != second
     for epoch in (first, second):
-        assert sorted(sum(epoch, [])) == list(range(len(TRAIN)))
+        assert sorted(np.concatenate(epoch)) == list(range(len(TRAIN)))
     assert first == [update.tolist() for update in run.plan.epoch(0)]
 
 
@@ -215,7 +215,7 @@ def test_evaluation_at_every_logging_step(tmp_path):
 
 def test_an_earlier_run_is_not_overwritten_by_accident(tmp_path):
     train_in(tmp_path, max_steps=2)
-    with pytest.raises(ValueError, match="holds an earlier run .checkpoint-2, history.jsonl, model"):
+    with pytest.raises(ValueError, match=r"holds an earlier run \(checkpoint-2, history.jsonl, model"):
         train_in(tmp_path, max_steps=2)
     train_in(tmp_path, max_steps=4, overwrite_output_dir=True)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]

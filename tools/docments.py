@@ -1,0 +1,69 @@
+"""Say which public functions, classes, methods and parameters of the package lack a docstring or a docment.
+
+A parameter's docment is the comment beside it; the fields of a dataclass count where they are declared.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+
+from fastcore.docments import docments
+
+import nercrf
+
+
+def public_members(module_name: str) -> Iterator[tuple[str, object]]:
+    "Functions, classes and methods that a module offers, by dotted name."
+    module = importlib.import_module(f"nercrf.{module_name}")
+    for name in getattr(module, "__all__", []):
+        member = getattr(module, name)
+        if getattr(member, "__module__", "") != module.__name__ or not (inspect.isclass(member) or callable(member)):
+            continue
+        yield f"{module_name}.{name}", member
+        for method, function in vars(member).items() if inspect.isclass(member) else ():
+            function = getattr(function, "__func__", function)
+            if inspect.isfunction(function) and not method.startswith("_") and function.__module__ == module.__name__:
+                yield f"{module_name}.{name}.{method}", function
+
+
+def named_parameters(function: object) -> set[str]:
+    "The parameters of a function, without self and without a catch-all."
+    parameters = inspect.signature(function).parameters.values()
+    catch_all = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {each.name for each in parameters if each.kind not in catch_all} - {"self", "cls"}
+
+
+def gaps(name: str, member: object) -> list[str]:
+    "What a member does not say."
+    found = [] if inspect.getdoc(member) else [f"{name}: no docstring"]
+    if inspect.isclass(member) and issubclass(member, tuple):
+        fields = set(member._fields)
+        described = set(re.findall(r"^\s+(\w+):.*#", inspect.getsource(member), re.MULTILINE))
+    elif is_dataclass(member):
+        parts = [base for base in inspect.getmro(member) if base.__module__.startswith("nercrf.")]
+        fields = {field for base in parts for field in getattr(base, "__annotations__", {})}
+        described = {field for base in parts for field, text in docments(base).items() if text}
+    else:
+        function = member.__dict__.get("__init__") if inspect.isclass(member) else member
+        fields = named_parameters(function) if function else set()
+        described = {field for field, text in docments(function).items() if text} if function else set()
+    return found + [f"{name}({field}): no docment" for field in sorted(fields - described)]
+
+
+def main() -> int:
+    "Print the gaps."
+    modules = [module.name for module in pkgutil.iter_modules(nercrf.__path__) if not module.name.startswith("_")]
+    members = [pair for module in modules for pair in public_members(module)]
+    found = [gap for name, member in members for gap in gaps(name, member)]
+    print("\n".join(found) or f"{len(members)} public functions, classes and methods are documented")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
