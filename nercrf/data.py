@@ -24,7 +24,7 @@ from nercrf.labels import (
 
 # %% auto #0
 __all__ = ['FORMATS', 'SPLIT_NAMES', 'SUFFIXES', 'SAMPLE_TYPES', 'DataError', 'Example', 'is_visible', 'outermost_spans',
-           'split_words', 'read_examples', 'find_split_files', 'Corpus', 'read_corpus', 'write_columns',
+           'split_words', 'read_examples', 'find_split_files', 'Corpus', 'read_corpus', 'write_lines', 'write_columns',
            'write_cluener', 'file_digest', 'sample_corpus', 'write_sample']
 
 # %% ../nbs/01_data.ipynb #2f397106
@@ -686,7 +686,10 @@ def read_corpus(
     return Corpus(splits, sorted(types), scheme, warnings)
 
 # %% ../nbs/01_data.ipynb #ef4e308f
-def _write_text(path: str | Path, lines: Iterable[str]) -> Path:
+def write_lines(
+    path: str | Path,  # the file; its folder is made if need be
+    lines: Iterable[str],  # without line ends
+) -> Path:  # the file
     "Write lines to a file that appears only when it is complete."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -741,7 +744,7 @@ def write_columns(
         raise DataError(f"{path}: expected examples that are all labelled or "
                         "all unlabelled, found both; write two files")
     used = get_scheme(scheme).name if True in labelled else None
-    return _write_text(path, (line for example in examples
+    return write_lines(path, (line for example in examples
                               for line in _column_lines(example, used)))
 
 # %% ../nbs/01_data.ipynb #a6ce96d5
@@ -765,7 +768,7 @@ def write_cluener(
     examples: Iterable[Example],  # labelled or not
 ) -> Path:  # the file
     "Write JSON lines in CLUENER's format, spans as character offsets."
-    return _write_text(path, map(_cluener_line, examples))
+    return write_lines(path, map(_cluener_line, examples))
 
 # %% ../nbs/01_data.ipynb #e35ce4df
 def file_digest(
@@ -826,9 +829,9 @@ _LAST = ("Winson Calman Morsen Barwick Thornley Kelovic Dunner Whitlow "
          "Hargrove Ostrin Pellman Quillon")
 _PLACE_ROOTS = "Ash Kel Win Thorn Mar Bel Dun Cal Os Pell"
 _PLACE_ENDS = "ford bury haven mouth stead"
-_PLACE_FORMS = ("{}", "Lake {}", "Port {}", "{} Bay")
-_FIRM_ROOTS = ("Norvane Altus Brightwell Corvid Delmar Fenwright Ashford "
-               "Kelbury Winhaven Thornley Harbor Stone")
+_PLACE_FORMS = ("{}", "Lake {}", "{} Bay")
+_FIRM_ROOTS = ("Norvane Altus Brightwell Corvid Delmar Fenwright Osgrave "
+               "Tamsin Ridgeway Thornley Harbor Stone")
 _FIRM_ENDS = ("Bank", "Group", "Labs", "Holdings", "Airlines", "University",
               "Foods", "Energy Partners")
 _BRAND_ROOTS = "Zenix Velora Novia Pixeo Trunia Aerix Lumeo Quantra"
@@ -872,10 +875,10 @@ _CLAUSES_ZH = {
         |{PRODUCT}卖两千九百元|他用{PRODUCT}拍了照片
         |{PRODUCT}的屏幕比{product}亮|{PRODUCT}充一次电能用三天
         |升级以后{PRODUCT}经常死机|他在{PRODUCT}上装了软件""",
-    "mixed": """{PER}在{LOC}住了三年|{PER}是{ORG}的总经理
-        |{ORG}在{LOC}开了分店|{ORG}派{PER}去{LOC}谈判
-        |{ORG}今天发布了{PRODUCT}|{PER}从{LOC}买回一台{PRODUCT}
-        |{LOC}的工厂为{ORG}生产{PRODUCT}|{PER}离开{ORG}回到{LOC}""",
+    "mixed": """{PER}在{loc}住了三年|{per}是{ORG}的总经理
+        |{org}在{LOC}开了分店|{ORG}派{per}去{loc}谈判
+        |{org}今天发布了{PRODUCT}|{per}从{loc}买回一台{PRODUCT}
+        |{LOC}的工厂为{org}生产{product}|{PER}离开{org}回到{loc}""",
     "open": """大家都在谈论{any}|今天的报纸提到了{any}和{any}
         |{any}又上了新闻|没有人想到会是{any}|他把{any}写进了作文
         |这一页讲的是{any}""",
@@ -917,12 +920,12 @@ _CLAUSES_EN = {
         |we returned the {PRODUCT} to the shop
         |reviewers praised the sound of the {PRODUCT}
         |he installed it on a {PRODUCT}""",
-    "mixed": """{PER} lived in {LOC} for three years
-        |{PER} is the head of {ORG}|{ORG} opened a branch in {LOC}
-        |{ORG} sent {PER} to {LOC}|{ORG} recalled the {PRODUCT}
-        |{PER} bought a {PRODUCT} in {LOC}
-        |a factory in {LOC} builds the {PRODUCT} for {ORG}
-        |{PER} left {ORG} and returned to {LOC}""",
+    "mixed": """{PER} lived in {loc} for three years
+        |{per} is the head of {ORG}|{org} opened a branch in {LOC}
+        |{ORG} sent {per} to {loc}|{org} recalled the {PRODUCT}
+        |{per} bought a {PRODUCT} in {loc}
+        |a factory in {LOC} builds the {product} for {org}
+        |{PER} left {org} and returned to {loc}""",
     "open": """everyone talked about {any}
         |the paper mentioned {any} and {any}|{any} was in the news again
         |nobody expected {any}|the next page is about {any}
@@ -961,7 +964,7 @@ class _Writer:
         names["short"] = _SHORT[language].split()
         for label, full in names.items():
             mixed = dice.shuffled(full)
-            count = len(mixed) - 5 if label == "short" else 40
+            count = len(mixed) - 4 if label == "short" else len(mixed) // 2
             self.names[label] = mixed[:count]
             self.new_names[label] = mixed[count:]
 
@@ -978,8 +981,8 @@ class _Writer:
 
     def clause(self) -> str:
         "A clause with its slots still open."
-        kinds = (*SAMPLE_TYPES, *SAMPLE_TYPES, "mixed", "mixed", "mixed",
-                 "open", "open", "none")
+        kinds = (*SAMPLE_TYPES, *SAMPLE_TYPES, "mixed", "mixed", "open",
+                 "open", "none")
         return self.dice.pick(self.clauses[self.dice.pick(kinds)])
 
     def sentence(self, short: float, unseen: float
@@ -987,7 +990,7 @@ class _Writer:
         "Tokens and spans of a new sentence."
         before, between, after = map(self.dice.pick, self.frames)
         parts = [before, self.clause()]
-        if self.dice.chance(0.25):
+        if self.dice.chance(0.4):
             parts += [between, self.clause()]
         parts += [after, "." if self.sep else "。"]
         tokens, spans = [], []
@@ -1019,7 +1022,7 @@ def sample_corpus(
                 raise ValueError(f"the templates do not give {size} different "
                                  f"{split} sentences; ask for fewer (sizes)")
             writer = writers[len(examples) % 2]
-            chances = (0.5, 0.0) if split == "train" else (0.3, 0.45)
+            chances = (0.4, 0.0) if split == "train" else (0.25, 0.35)
             tokens, spans = writer.sentence(*chances)
             if tuple(tokens) not in written:
                 written.add(tuple(tokens))

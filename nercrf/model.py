@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import string
 import warnings
 from collections import Counter
@@ -16,6 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# %% auto #0
+__all__ = ['SPECIAL_TOKENS', 'SmallEncoderConfig', 'bigram_buckets', 'drop_words', 'SmallBigrams', 'SmallEmbeddings',
+           'SmallConvolution', 'clipped_distances', 'attention_bias', 'SmallAttention', 'SmallLayer', 'SmallEncoder',
+           'count_words', 'count_affixes', 'build_vocabulary', 'build_tokenizer', 'NerCrfConfig', 'gather_words',
+           'EncoderTraits', 'encoder_traits', 'positions_from_mask', 'encoder_inputs', 'linear_in_full_precision',
+           'NerCrfPreTrainedModel', 'NerCrfForTokenClassification', 'model_card', 'set_dropout', 'load_encoder']
+
+# %% ../nbs/07_model.ipynb #9ed058b6
 import torch
 from fastcore.basics import patch
 from tokenizers import (
@@ -43,55 +50,53 @@ from transformers.utils import logging as transformers_logging
 from .crf import CRF
 from .labels import get_scheme
 
-# %% auto #0
-__all__ = ['SPECIAL_TOKENS', 'SmallEncoderConfig', 'bigram_buckets', 'positions_from_mask', 'sinusoids', 'SmallAttention',
-           'SmallLayer', 'drop_words', 'SmallEmbeddings', 'SmallEncoder', 'count_words', 'count_affixes',
-           'build_vocabulary', 'build_tokenizer', 'NerCrfConfig', 'gather_words', 'EncoderTraits', 'encoder_traits',
-           'encoder_inputs', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'NerCrfForTokenClassification',
-           'model_card', 'load_encoder']
-
 # %% ../nbs/07_model.ipynb #6e29b0cb
 class SmallEncoderConfig(PreTrainedConfig):
     "Sizes of a `SmallEncoder`."
 
     model_type = "nercrf_small"
 
-    def __init__(
-        self,
-        vocab_size: int = 1000,  # number of pieces of the tokenizer
-        hidden_size: int = 256,  # width of the layers
-        num_hidden_layers: int = 2,  # number of transformer layers
-        num_attention_heads: int = 4,  # heads; they share `hidden_size`
-        intermediate_size: int = 512,  # width inside the feed-forward part
-        bigram_buckets: int = 32768,  # rows of a bigram table; 0: no bigrams
-        bigram_size: int = 64,  # width of a bigram embedding
-        hidden_dropout_prob: float = 0.15,  # dropout of embeddings and layers
-        word_dropout_prob: float = 0.05,  # pieces read as unknown in training
-        initializer_range: float = 0.02,  # standard deviation of the weights
-        pad_token_id: int = 0,  # id of the padding piece
-        unk_token_id: int = 1,  # id of the unknown piece
-        **kwargs: Any,  # everything that a PreTrainedConfig takes
-    ):
-        if hidden_size % (2 * num_attention_heads):
-            raise ValueError(
-                f"hidden_size must be a multiple of 2 * num_attention_heads "
-                f"= {2 * num_attention_heads}, got {hidden_size}"
-            )
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.bigram_buckets = bigram_buckets
-        self.bigram_size = bigram_size
-        self.hidden_dropout_prob = hidden_dropout_prob
-        self.word_dropout_prob = word_dropout_prob
-        self.initializer_range = initializer_range
-        self.unk_token_id = unk_token_id
-        super().__init__(**kwargs)
-        self.pad_token_id = pad_token_id
+    vocab_size: int = 1000  # number of pieces of the tokenizer
+    hidden_size: int = 192  # width of the layers
+    embedding_size: int = 128  # width of a piece embedding
+    bigram_buckets: int = 16384  # rows of the bigram table; 0: no bigrams
+    bigram_size: int = 64  # width of a bigram embedding
+    num_conv_layers: int = 2  # convolutions, the first layers
+    conv_window: int = 3  # pieces that a convolution sees, odd
+    num_hidden_layers: int = 1  # attention layers, after the convolutions
+    num_attention_heads: int = 4  # heads; they share `hidden_size`
+    intermediate_size: int = 384  # width inside the feed-forward part
+    max_distance: int = 16  # pieces further apart count as this far apart
+    embedding_dropout_prob: float = 0.3  # dropout of the embeddings
+    hidden_dropout_prob: float = 0.2  # dropout inside the layers
+    attention_probs_dropout_prob: float = 0.1  # attention weights set to zero
+    word_dropout_prob: float = 0.1  # pieces read as unknown in training
+    bigram_dropout_prob: float = 0.1  # pairs left out in training
+    initializer_range: float = 0.1  # standard deviation of the embeddings
+    pad_token_id: int = 0  # id of the padding piece
+    unk_token_id: int = 1  # id of the unknown piece
+    cls_token_id: int = 2  # id of the piece before a sentence
+    sep_token_id: int = 3  # id of the piece after a sentence
 
-# %% ../nbs/07_model.ipynb #430aa835
+    def __post_init__(self, **kwargs):
+        _check_sizes(self)
+        super().__post_init__(**kwargs)
+
+# %% ../nbs/07_model.ipynb #4a56f37b
+def _check_sizes(config: SmallEncoderConfig):
+    size, heads = config.hidden_size, config.num_attention_heads
+    if size % heads:
+        raise ValueError(
+            f"hidden_size must be a multiple of num_attention_heads = {heads}, "
+            f"got {size}"
+        )
+    if config.conv_window % 2 == 0:
+        raise ValueError(
+            "conv_window must be odd, as many pieces on either side, "
+            f"got {config.conv_window}"
+        )
+
+# %% ../nbs/07_model.ipynb #f8bd24a7
 def bigram_buckets(
     input_ids: torch.Tensor,  # (batch, pieces), padding replaced by pad id
     buckets: int,  # rows of the table
@@ -99,28 +104,134 @@ def bigram_buckets(
 ) -> torch.Tensor:  # (batch, pieces + 1), the bucket of each pair
     "Hash each pair of neighbouring pieces into a row of a table."
     padded = functional.pad(input_ids, (1, 1), value=pad_token_id)
-    return (padded[:, :-1] * 1_000_003 + padded[:, 1:]) % buckets
+    keys = padded[:, :-1] * 1_000_003 + padded[:, 1:] * 7_919
+    return keys % 2_147_483_647 % buckets
 
-# %% ../nbs/07_model.ipynb #d42457f6
-def positions_from_mask(
-    attention_mask: torch.Tensor,  # (batch, pieces), 1 where a piece is real
-) -> torch.Tensor:  # (batch, pieces) int64, 0 for the first real piece
-    "Number the attended pieces of each row from 0, wherever the padding is."
-    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+# %% ../nbs/07_model.ipynb #4d0be9aa
+def drop_words(
+    input_ids: torch.Tensor,  # (batch, pieces)
+    config: SmallEncoderConfig,  # probability and ids of the special pieces
+) -> torch.Tensor:  # (batch, pieces)
+    "Replace randomly chosen pieces by the unknown piece."
+    chances = torch.rand(input_ids.shape, device=input_ids.device)
+    dropped = chances < config.word_dropout_prob
+    ids = config.pad_token_id, config.cls_token_id, config.sep_token_id
+    for special in ids:
+        dropped &= input_ids != special
+    return input_ids.masked_fill(dropped, config.unk_token_id)
 
-# %% ../nbs/07_model.ipynb #5bba4b29
-def sinusoids(
-    positions: torch.Tensor,  # (batch, pieces) int64
-    size: int,  # number of columns, even
-) -> torch.Tensor:  # (batch, pieces, size) float32, values from -1 to 1
-    "Sines and cosines of the positions (Vaswani et al. 2017, section 3.5)."
-    columns = torch.arange(size // 2, device=positions.device)
-    rates = torch.exp(columns * (-math.log(10000.0) * 2 / size))
-    # (batch, pieces, size / 2)
-    angles = positions[..., None] * rates
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+# %% ../nbs/07_model.ipynb #9e93448d
+class SmallBigrams(nn.Module):
+    "Vectors of the pairs to the left and to the right of each piece."
 
-# %% ../nbs/07_model.ipynb #6df7e724
+    def __init__(
+        self,
+        config: SmallEncoderConfig,  # sizes
+    ):
+        super().__init__()
+        self.pad_token_id = config.pad_token_id
+        self.dropout = config.bigram_dropout_prob
+        self.table = nn.Embedding(config.bigram_buckets, config.bigram_size)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,  # (batch, pieces), padding replaced by pad id
+    ) -> torch.Tensor:  # (batch, pieces, 2 * bigram_size)
+        "Look up the pairs and lay both of a piece side by side."
+        buckets = self.table.num_embeddings
+        pairs = bigram_buckets(input_ids, buckets, self.pad_token_id)
+        # (batch, pieces + 1, bigram_size)
+        vectors = self.table(pairs)
+        if self.training:
+            chances = torch.rand(pairs.shape, device=pairs.device)
+            vectors = vectors * (chances >= self.dropout).unsqueeze(-1)
+        return torch.cat([vectors[:, :-1], vectors[:, 1:]], dim=-1)
+
+# %% ../nbs/07_model.ipynb #7c9f06d6
+class SmallEmbeddings(nn.Module):
+    "Vectors of pieces and their bigrams."
+
+    def __init__(
+        self,
+        config: SmallEncoderConfig,  # sizes
+    ):
+        super().__init__()
+        self.config = config
+        width = config.embedding_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, width)
+        self.bigrams = None
+        if config.bigram_buckets:
+            self.bigrams = SmallBigrams(config)
+            width += 2 * config.bigram_size
+        self.mix = nn.Linear(width, config.hidden_size)
+        self.dropout = nn.Dropout(config.embedding_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,  # (batch, pieces)
+        mask: torch.Tensor,  # (batch, pieces) bool, True where real
+    ) -> torch.Tensor:  # (batch, pieces, hidden)
+        "Embed the pieces; padding pieces get vectors that nobody looks at."
+        input_ids = input_ids.masked_fill(~mask, self.config.pad_token_id)
+        if self.training:
+            input_ids = drop_words(input_ids, self.config)
+        vectors = self.word_embeddings(input_ids)
+        if self.bigrams is not None:
+            vectors = torch.cat([vectors, self.bigrams(input_ids)], dim=-1)
+        return self.mix(self.dropout(vectors))
+
+# %% ../nbs/07_model.ipynb #f3f5b953
+class SmallConvolution(nn.Module):
+    "A pre-norm convolution over neighbouring pieces."
+
+    def __init__(
+        self,
+        config: SmallEncoderConfig,  # sizes
+    ):
+        super().__init__()
+        size, self.window = config.hidden_size, config.conv_window
+        self.norm = nn.LayerNorm(size)
+        self.mix = nn.Linear(self.window * size, size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,  # (batch, pieces, hidden)
+        mask: torch.Tensor,  # (batch, pieces) bool, True where real
+    ) -> torch.Tensor:  # (batch, pieces, hidden)
+        "Mix each piece with its neighbours and add the result to it."
+        length, reach = hidden.shape[1], self.window // 2
+        real = self.norm(hidden) * mask.unsqueeze(-1)
+        padded = functional.pad(real, (0, 0, reach, reach))
+        # `window` tensors of (batch, pieces, hidden)
+        moved = [padded[:, i : i + length] for i in range(self.window)]
+        mixed = functional.gelu(self.mix(torch.cat(moved, dim=-1)))
+        return hidden + self.dropout(mixed)
+
+# %% ../nbs/07_model.ipynb #e9e6ff02
+def clipped_distances(
+    length: int,  # number of pieces
+    longest: int,  # distances beyond this one count as this one
+    device: torch.device | str | None = None,  # where the result is wanted
+) -> torch.Tensor:  # (pieces, pieces) int64, from 0 to 2 * longest
+    "Number the distance of each key (column) from each query (row)."
+    at = torch.arange(length, device=device)
+    return (at[None, :] - at[:, None]).clamp(-longest, longest) + longest
+
+# %% ../nbs/07_model.ipynb #4ae40804
+def attention_bias(
+    worth: torch.Tensor,  # (heads, 2 * longest + 1), one number a distance
+    mask: torch.Tensor,  # (batch, pieces) bool, True: may be seen
+) -> torch.Tensor:  # (batch, heads, pieces, pieces), of the type of `worth`
+    "What is added to each score: the distance's worth, or nearly -infinity."
+    longest = worth.shape[1] // 2
+    distances = clipped_distances(mask.shape[1], longest, mask.device)
+    # (pieces, pieces, heads) -> (heads, pieces, pieces)
+    bias = functional.embedding(distances, worth.T).permute(2, 0, 1)
+    hidden = ~mask[:, None, None, :]
+    return bias.masked_fill(hidden, torch.finfo(bias.dtype).min / 2)
+
+# %% ../nbs/07_model.ipynb #064c9f3b
 class SmallAttention(nn.Module):
     "Multi-head attention of each piece to the real pieces of its row."
 
@@ -129,26 +240,30 @@ class SmallAttention(nn.Module):
         config: SmallEncoderConfig,  # sizes
     ):
         super().__init__()
-        self.heads = config.num_attention_heads
-        size = config.hidden_size
+        size, self.heads = config.hidden_size, config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
         self.query_key_value = nn.Linear(size, 3 * size)
         self.output = nn.Linear(size, size)
+        distances = 2 * config.max_distance + 1
+        self.distance_worth = nn.Parameter(torch.zeros(self.heads, distances))
 
     def forward(
         self,
         hidden: torch.Tensor,  # (batch, pieces, hidden)
-        mask: torch.Tensor,  # (batch, 1, 1, pieces) bool, True: may be seen
+        mask: torch.Tensor,  # (batch, pieces) bool, True: may be seen
     ) -> torch.Tensor:  # (batch, pieces, hidden)
         "Mix the vectors of the pieces that may be seen."
         split = self.query_key_value(hidden).unflatten(-1, (3, self.heads, -1))
         # (batch, pieces, 3, heads, size) -> (3, batch, heads, pieces, size)
         query, key, value = split.permute(2, 0, 3, 1, 4)
+        bias = attention_bias(self.distance_worth.to(query.dtype), mask)
+        dropout = self.dropout if self.training else 0.0
         context = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask
+            query, key, value, attn_mask=bias, dropout_p=dropout
         )
         return self.output(context.transpose(1, 2).flatten(2))
 
-# %% ../nbs/07_model.ipynb #9e93448d
+# %% ../nbs/07_model.ipynb #8c3edf0c
 class SmallLayer(nn.Module):
     "One pre-norm transformer layer."
 
@@ -161,79 +276,23 @@ class SmallLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(size)
         self.attention = SmallAttention(config)
         self.feed_forward_norm = nn.LayerNorm(size)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(size, inner), nn.GELU(), nn.Linear(inner, size)
-        )
+        self.widen, self.narrow = nn.Linear(size, inner), nn.Linear(inner, size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
         hidden: torch.Tensor,  # (batch, pieces, hidden)
-        mask: torch.Tensor,  # (batch, 1, 1, pieces) bool
+        mask: torch.Tensor,  # (batch, pieces) bool, True where real
     ) -> torch.Tensor:  # (batch, pieces, hidden)
         "Attention and feed-forward part, each with its residual connection."
         attended = self.attention(self.attention_norm(hidden), mask)
         hidden = hidden + self.dropout(attended)
-        changed = self.feed_forward(self.feed_forward_norm(hidden))
-        return hidden + self.dropout(changed)
+        inner = functional.gelu(self.widen(self.feed_forward_norm(hidden)))
+        return hidden + self.dropout(self.narrow(self.dropout(inner)))
 
-# %% ../nbs/07_model.ipynb #7c9f06d6
-def drop_words(
-    input_ids: torch.Tensor,  # (batch, pieces)
-    unk_token_id: int,  # id of the unknown piece
-    probability: float,  # share of the pieces to replace
-) -> torch.Tensor:  # (batch, pieces)
-    "Replace randomly chosen pieces by the unknown piece."
-    if probability == 0.0:
-        return input_ids
-    chances = torch.rand(input_ids.shape, device=input_ids.device)
-    return input_ids.masked_fill(chances < probability, unk_token_id)
-
-# %% ../nbs/07_model.ipynb #c1ac4657
-class SmallEmbeddings(nn.Module):
-    "Vectors of pieces, their bigrams and their positions."
-
-    def __init__(
-        self,
-        config: SmallEncoderConfig,  # sizes
-    ):
-        super().__init__()
-        self.config = config
-        size, width = config.hidden_size, config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, size)
-        if config.bigram_buckets:
-            shape = config.bigram_buckets, config.bigram_size
-            self.left_bigrams = nn.Embedding(*shape)
-            self.right_bigrams = nn.Embedding(*shape)
-            width = size + 2 * config.bigram_size
-        self.norm = nn.LayerNorm(width)
-        self.mix = nn.Linear(width, size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,  # (batch, pieces)
-        attention_mask: torch.Tensor,  # (batch, pieces), 1 where real
-    ) -> torch.Tensor:  # (batch, pieces, hidden)
-        "Embed the pieces; padding pieces get vectors that nobody looks at."
-        config, pad = self.config, self.config.pad_token_id
-        if self.training:
-            unknown, share = config.unk_token_id, config.word_dropout_prob
-            input_ids = drop_words(input_ids, unknown, share)
-        input_ids = input_ids.masked_fill(attention_mask == 0, pad)
-        parts = [self.word_embeddings(input_ids)]
-        if config.bigram_buckets:
-            pairs = bigram_buckets(input_ids, config.bigram_buckets, pad)
-            parts.append(self.left_bigrams(pairs[:, :-1]))
-            parts.append(self.right_bigrams(pairs[:, 1:]))
-        mixed = self.mix(self.norm(torch.cat(parts, dim=-1)))
-        positions = positions_from_mask(attention_mask)
-        waves = sinusoids(positions, config.hidden_size).to(mixed.dtype)
-        return self.dropout(mixed + 0.1 * waves)
-
-# %% ../nbs/07_model.ipynb #81abeec0
+# %% ../nbs/07_model.ipynb #9e546888
 class SmallEncoder(PreTrainedModel):
-    "Transformer encoder over pieces and bigrams, trained from scratch."
+    "Bigrams, convolutions and attention, trained from scratch."
 
     config_class = SmallEncoderConfig
     base_model_prefix = "encoder"
@@ -246,31 +305,11 @@ class SmallEncoder(PreTrainedModel):
     ):
         super().__init__(config)
         self.embeddings = SmallEmbeddings(config)
-        layers = range(config.num_hidden_layers)
-        self.layers = nn.ModuleList(SmallLayer(config) for _ in layers)
+        kinds = [SmallConvolution] * config.num_conv_layers
+        kinds += [SmallLayer] * config.num_hidden_layers
+        self.layers = nn.ModuleList(kind(config) for kind in kinds)
         self.norm = nn.LayerNorm(config.hidden_size)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=0.1)
-        elif isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
-
-    def get_input_embeddings(
-        self,
-    ) -> nn.Embedding:  # the table of the pieces
-        "The embedding of the pieces."
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(
-        self,
-        value: nn.Embedding,  # the new table
-    ):
-        "Replace the embedding of the pieces."
-        self.embeddings.word_embeddings = value
 
     def forward(
         self,
@@ -280,11 +319,40 @@ class SmallEncoder(PreTrainedModel):
         "Encode the pieces; each sees all real pieces of its row."
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        hidden = self.embeddings(input_ids, attention_mask)
-        mask = attention_mask.bool()[:, None, None, :]
+        mask = attention_mask.bool()
+        hidden = self.embeddings(input_ids, mask)
         for layer in self.layers:
             hidden = layer(hidden, mask)
         return BaseModelOutput(last_hidden_state=self.norm(hidden))
+
+# %% ../nbs/07_model.ipynb #3e2c0736
+@patch
+@torch.no_grad()
+def _init_weights(self: SmallEncoder, module):
+    super(SmallEncoder, self)._init_weights(module)
+    if isinstance(module, nn.Linear):
+        bound = module.in_features**-0.5
+        init.uniform_(module.weight, -bound, bound)
+        init.uniform_(module.bias, -bound, bound)
+    elif isinstance(module, SmallAttention):
+        init.zeros_(module.distance_worth)
+
+# %% ../nbs/07_model.ipynb #3a17e967
+@patch
+def get_input_embeddings(
+    self: SmallEncoder,
+) -> nn.Embedding:  # the table of the pieces
+    "The embedding of the pieces."
+    return self.embeddings.word_embeddings
+
+
+@patch
+def set_input_embeddings(
+    self: SmallEncoder,
+    value: nn.Embedding,  # the new table
+):
+    "Replace the embedding of the pieces."
+    self.embeddings.word_embeddings = value
 
 # %% ../nbs/07_model.ipynb #6f40a434
 AutoConfig.register("nercrf_small", SmallEncoderConfig, exist_ok=True)
@@ -361,6 +429,18 @@ def build_vocabulary(
     return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
 
 # %% ../nbs/07_model.ipynb #fbf4b797
+def _assemble(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _text_steps(lowercase)
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[(s, vocabulary[s]) for s in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+# %% ../nbs/07_model.ipynb #23914b81
 def build_tokenizer(
     examples: Iterable[Any],  # training examples, objects with `tokens`
     lowercase: bool = False,  # True: forget upper case
@@ -374,16 +454,8 @@ def build_tokenizer(
             "none; pass the training examples"
         )
     vocabulary = build_vocabulary(words, **vocabulary_options)
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = _text_steps(lowercase)
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[(s, vocabulary[s]) for s in ("[CLS]", "[SEP]")],
-    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=_assemble(vocabulary, lowercase),
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",
@@ -502,6 +574,13 @@ def encoder_traits(
             first = 0 if padding is None else padding + 1
             return EncoderTraits(accepts, first, module.num_embeddings - first)
     return EncoderTraits(accepts, 0, None)
+
+# %% ../nbs/07_model.ipynb #d42457f6
+def positions_from_mask(
+    attention_mask: torch.Tensor,  # (batch, pieces), 1 where a piece is real
+) -> torch.Tensor:  # (batch, pieces) int64, 0 for the first real piece
+    "Number the attended pieces of each row from 0, wherever the padding is."
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 # %% ../nbs/07_model.ipynb #7f0b1b1f
 def encoder_inputs(
@@ -675,41 +754,90 @@ def _quiet_loading(name_or_path: str | Path):
     finally:
         transformers_logging.set_verbosity(verbosity)
 
+# %% ../nbs/07_model.ipynb #41943bb6
+def set_dropout(
+    config: PreTrainedConfig,  # an encoder's configuration, left as it is
+    value: float,  # the new probability, from 0 to below 1
+) -> PreTrainedConfig:  # a copy in which every dropout is `value`
+    "Set every field that holds a number and has dropout in its name."
+    if not 0 <= value < 1:
+        raise ValueError(f"dropout must be from 0 to below 1, got {value}")
+    config = copy.deepcopy(config)
+    for name, old in list(vars(config).items()):
+        if "dropout" in name and type(old) in (float, int):
+            setattr(config, name, float(value))
+    return config
+
+# %% ../nbs/07_model.ipynb #7cd05f8e
+def _load_config(source, dropout: float | None, options: dict):
+    if isinstance(source, PreTrainedConfig):
+        config = copy.deepcopy(source)
+    else:
+        with _quiet_loading(source):
+            config = AutoConfig.from_pretrained(source, **options)
+    if dropout is None:
+        return config
+    if isinstance(config, NerCrfConfig):
+        config.encoder = set_dropout(config.encoder, dropout)
+        return config
+    return set_dropout(config, dropout)
+
 # %% ../nbs/07_model.ipynb #df120606
-def load_encoder(
-    name_or_path: str | Path,  # folder, or name of a model in the local cache
-    local_files_only: bool = True,  # False: may be fetched from the hub
-) -> PreTrainedModel:  # in float32
-    "Load the encoder of any checkpoint, whatever head it was saved with."
-    options = {"local_files_only": local_files_only, "dtype": torch.float32}
+def _load_weights(name_or_path, config: PreTrainedConfig, options: dict):
+    kind = AutoModel
+    if isinstance(config, NerCrfConfig):
+        kind = NerCrfForTokenClassification
     with _quiet_loading(name_or_path):
-        config = AutoConfig.from_pretrained(name_or_path, **options)
-        ours = isinstance(config, NerCrfConfig)
-        kind = NerCrfForTokenClassification if ours else AutoModel
         model, report = kind.from_pretrained(
-            name_or_path, output_loading_info=True, **options
+            name_or_path,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
         )
     missing = sorted(k for k in report["missing_keys"] if "pooler" not in k)
     if missing:
         warnings.warn(
             f"{name_or_path} lacks {len(missing)} parameters of its encoder, "
             f"which start untrained: {', '.join(missing[:3])} ...",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return model.encoder if ours else model
+    return model if kind is AutoModel else model.encoder
 
-# %% ../nbs/07_model.ipynb #8c2f47b4
+# %% ../nbs/07_model.ipynb #dc79a90f
+def load_encoder(
+    name_or_path: str | Path | PreTrainedConfig,  # folder, name or sizes
+    local_files_only: bool = True,  # False: may be fetched from the hub
+    cache_dir: str | Path | None = None,  # where fetched models are kept
+    config_name: str | Path | None = None,  # where the configuration is
+    dropout: float | None = None,  # one value for every dropout in the encoder
+) -> PreTrainedModel:  # in float32
+    "Load the encoder of any checkpoint, whatever head it was saved with."
+    options = {"local_files_only": local_files_only, "cache_dir": cache_dir}
+    config = _load_config(config_name or name_or_path, dropout, options)
+    if not isinstance(name_or_path, PreTrainedConfig):
+        return _load_weights(name_or_path, config, options)
+    if isinstance(config, NerCrfConfig):
+        config = config.encoder
+    return AutoModel.from_config(config, dtype=torch.float32)
+
+# %% ../nbs/07_model.ipynb #1ab65c71
 @patch(cls_method=True)
 def from_encoder(
     cls: NerCrfForTokenClassification,
-    name_or_path: str | Path,  # folder or name of a pretrained encoder
+    name_or_path: str | Path | PreTrainedConfig,  # as for `load_encoder`
     labels: Sequence[str],  # label names in the order of their ids
     scheme: str = "BIO",  # tag scheme of the labels
     local_files_only: bool = True,  # False: may be fetched from the hub
+    cache_dir: str | Path | None = None,  # where fetched models are kept
+    config_name: str | Path | None = None,  # where the configuration is
+    dropout: float | None = None,  # one value for every dropout in the encoder
     **config_options: Any,  # more fields of `NerCrfConfig`
 ) -> NerCrfForTokenClassification:  # linear layer and CRF are untrained
-    "Put a new linear layer and a new CRF on a pretrained encoder."
-    encoder = load_encoder(name_or_path, local_files_only)
+    "Put a new linear layer and a new CRF on an encoder."
+    encoder = load_encoder(
+        name_or_path, local_files_only, cache_dir, config_name, dropout
+    )
     id2label = dict(enumerate(labels))
     config = NerCrfConfig(
         encoder.config, scheme=scheme, id2label=id2label, **config_options

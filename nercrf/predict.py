@@ -22,9 +22,9 @@ from nercrf.data import (
     split_words,
     write_cluener,
     write_columns,
+    write_lines,
 
 )
-from .data import _write_text as write_lines
 from .evaluate import evaluation_batches, run_batches
 from .features import FeatureDataset, convert_examples_to_features
 from .labels import Span, ids_to_spans

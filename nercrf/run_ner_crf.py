@@ -164,8 +164,9 @@ def load_model(
     check_model_type(args, config.model_type)
     args = resolve_config(args, pretrained=True)
     model = NerCrfForTokenClassification.from_encoder(
-        args.model_name_or_path, labels, scheme, local_files_only=not args.download, **_model_options(args, corpus)
-    )
+        args.model_name_or_path, labels, scheme, local_files_only=not args.download, cache_dir=args.cache_dir,
+        config_name=args.config_name, dropout=args.encoder_dropout, **_model_options(args, corpus),
+    )  # fmt: skip
     check_lengths(args, model.traits.max_pieces)
     return LoadedModel(model, load_tokenizer(args), args)
 
@@ -212,11 +213,10 @@ def _model_from_scratch(
     check_model_type(args, SmallEncoderConfig.model_type)
     args = resolve_config(args, pretrained=False)
     tokenizer = build_tokenizer(corpus.train, lowercase=args.do_lower_case)
-    encoder = SmallEncoderConfig(vocab_size=len(tokenizer))
-    config = NerCrfConfig(
-        encoder, scheme=scheme, id2label=dict(enumerate(labels)), **_model_options(args, corpus)
-    )
-    model = NerCrfForTokenClassification(config)
+    model = NerCrfForTokenClassification.from_encoder(
+        SmallEncoderConfig(vocab_size=len(tokenizer)), labels, scheme,
+        dropout=args.encoder_dropout, **_model_options(args, corpus),
+    )  # fmt: skip
     return LoadedModel(model, tokenizer, args)
 
 

@@ -100,6 +100,7 @@ class EncoderConfig:
     download: bool = False  # fetch a model that is not on this machine; otherwise no network is used
     do_lower_case: bool = False  # lower-case the text; for uncased models
     dropout: float | None = None  # dropout before the classifier; left out: 0.1, from scratch 0.3
+    encoder_dropout: float | None = None  # every dropout inside the encoder; left out: the encoder's own
     constrain: bool = True  # never decode an ill-formed tag sequence
     loss_type: str | None = None  # of the softmax script; refused: the CRF has its likelihood
 
@@ -108,19 +109,19 @@ class EncoderConfig:
 class OptimizationConfig:
     "How to train."
 
-    per_gpu_train_batch_size: int | None = None  # sentences a step and device; left out: 8, from scratch 16
+    per_gpu_train_batch_size: int | None = None  # sentences a step and device; left out: 8, from scratch 32
     per_gpu_eval_batch_size: int = 32  # sentences a batch and device in evaluation
     gradient_accumulation_steps: int = 1  # steps whose gradients are added up for one update
-    learning_rate: float | None = None  # peak rate of the encoder; left out: 5e-5, from scratch 1e-3
+    learning_rate: float | None = None  # peak rate of the encoder; left out: 5e-5, from scratch 2e-3
     crf_learning_rate: float | None = None  # peak rate of classifier and CRF; left out: 1e-3, from scratch 1e-2
     weight_decay: float = 0.01  # of weight matrices; never of biases, norms and the CRF
     adam_epsilon: float = 1e-8  # AdamW's epsilon
     max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0: not clipped
-    num_train_epochs: float | None = None  # passes over the data; left out: 3, from scratch 15
+    num_train_epochs: float | None = None  # passes over the data; left out: 3, from scratch 8
     max_steps: int = -1  # stop after so many updates, whatever the epochs; -1: by epochs
     warmup_proportion: float = 0.1  # share of the updates in which the rate grows
     schedule: str = "linear"  # what the rate does after warm-up: linear, cosine or constant
-    average_decay: float | None = None  # moving average of the weights; 0: none; left out: 0, from scratch 0.99
+    average_decay: float = 0.0  # weight of the past in a moving average of the weights; 0: no average
     fp16: bool = False  # train in float16 with a gradient scaler
     bf16: bool = False  # train in bfloat16
     fp16_opt_level: str | None = None  # apex's level: O0 and O1 are understood, O2 and O3 refused
@@ -173,7 +174,7 @@ _POSITIVE = (
     "train_max_seq_length", "eval_max_seq_length", "per_gpu_train_batch_size", "per_gpu_eval_batch_size",
     "gradient_accumulation_steps", "learning_rate", "crf_learning_rate", "num_train_epochs", "adam_epsilon",
 )  # fmt: skip
-_SHARES = ("dropout", "average_decay", "warmup_proportion")
+_SHARES = ("dropout", "encoder_dropout", "average_decay", "warmup_proportion")
 _CHOICES = {
     "schedule": ("linear", "cosine", "constant"), "on_bad": ("error", "warn"), "input_format": ("text", "columns", "cluener"),
     "output_format": ("jsonl", "cluener", "columns"),
@@ -216,11 +217,11 @@ def check_config(
 # %% ../nbs/12_trainer.ipynb #52900d10
 _PRETRAINED = {
     "per_gpu_train_batch_size": 8, "learning_rate": 5e-5, "crf_learning_rate": 1e-3,
-    "num_train_epochs": 3.0, "dropout": 0.1, "average_decay": 0.0,
+    "num_train_epochs": 3.0, "dropout": 0.1,
 }  # fmt: skip
 _FROM_SCRATCH = {
-    "per_gpu_train_batch_size": 16, "learning_rate": 1e-3, "crf_learning_rate": 1e-2,
-    "num_train_epochs": 15.0, "dropout": 0.3, "average_decay": 0.99,
+    "per_gpu_train_batch_size": 32, "learning_rate": 2e-3, "crf_learning_rate": 1e-2,
+    "num_train_epochs": 8.0, "dropout": 0.3,
 }  # fmt: skip
 
 # %% ../nbs/12_trainer.ipynb #b485cadf

@@ -37,11 +37,13 @@ from nercrf.model import (
     NerCrfForTokenClassification,
     SmallEncoder,
     SmallEncoderConfig,
+    bigram_buckets,
     build_tokenizer,
     encoder_traits,
     gather_words,
     load_encoder,
     model_card,
+    set_dropout,
 )
 
 torch.set_num_threads(1)
@@ -54,9 +56,13 @@ SIZES = {
     "intermediate_size": 24,
     "max_position_embeddings": 24,
 }
+SMALL = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "bigram_buckets": 64}
 ENCODERS = {
-    "small": SmallEncoderConfig(vocab_size=40, hidden_size=16, num_attention_heads=2, bigram_buckets=64),
-    "small without bigrams": SmallEncoderConfig(vocab_size=40, hidden_size=16, num_attention_heads=2, bigram_buckets=0),
+    "small": SmallEncoderConfig(**SMALL),
+    "small without bigrams": SmallEncoderConfig(**SMALL | {"bigram_buckets": 0}),
+    "small without convolutions": SmallEncoderConfig(**SMALL, num_conv_layers=0, max_distance=2),
+    "small without attention": SmallEncoderConfig(**SMALL, num_hidden_layers=0, conv_window=5),
+    "small without layers": SmallEncoderConfig(**SMALL, num_conv_layers=0, num_hidden_layers=0),
     "bert": BertConfig(**SIZES),
     "roberta": RobertaConfig(**SIZES, pad_token_id=1),
     "electra": ElectraConfig(**SIZES, embedding_size=16),
@@ -390,31 +396,290 @@ def test_gradient_checkpointing_gives_the_same_gradient():
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_word_dropout_works_in_training_only():
+def make_small(**changes):
+    """A small encoder; dropout only where the changes want it."""
     torch.manual_seed(0)
-    config = SmallEncoderConfig(
-        vocab_size=40, hidden_size=16, num_attention_heads=2, hidden_dropout_prob=0.0, word_dropout_prob=1.0
-    )
+    config = set_dropout(SmallEncoderConfig(**SMALL), 0.0)
+    for name, value in changes.items():
+        assert hasattr(config, name)
+        setattr(config, name, value)
     encoder = SmallEncoder(config)
-    ids, unknown = torch.tensor([[5, 6, 7]]), torch.tensor([[1, 1, 1]])
+    for layer in encoder.layers:
+        if hasattr(layer, "attention"):
+            torch.nn.init.normal_(layer.attention.distance_worth)
+    return encoder.eval()
+
+
+def test_word_dropout_works_in_training_only_and_spares_special_pieces():
+    encoder = make_small(word_dropout_prob=1.0)
+    ids, unknown = torch.tensor([[2, 5, 6, 3, 0]]), torch.tensor([[2, 1, 1, 3, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 0]])
+    trained = encoder.train()(ids, mask).last_hidden_state
+    encoder.eval()
+    assert torch.equal(trained, encoder(unknown, mask).last_hidden_state)
+    assert not torch.equal(trained, encoder(ids, mask).last_hidden_state)
+
+
+def test_word_dropout_spares_the_special_pieces_of_the_configuration():
+    encoder = make_small(word_dropout_prob=1.0, cls_token_id=30, sep_token_id=31, pad_token_id=32, unk_token_id=33)
+    ids, unknown = torch.tensor([[30, 0, 2, 31, 32]]), torch.tensor([[30, 33, 33, 31, 32]])
+    mask = torch.tensor([[1, 1, 1, 1, 0]])
+    trained = encoder.train()(ids, mask).last_hidden_state
+    assert torch.equal(trained, encoder.eval()(unknown, mask).last_hidden_state)
+
+
+def test_bigram_dropout_leaves_out_whole_pairs():
+    encoder = make_small(bigram_dropout_prob=1.0)
+    ids = torch.tensor([[2, 5, 6, 3]])
     trained = encoder.train()(ids).last_hidden_state
     encoder.eval()
-    assert torch.equal(trained, encoder(unknown).last_hidden_state)
     assert not torch.equal(trained, encoder(ids).last_hidden_state)
+    torch.nn.init.zeros_(encoder.embeddings.bigrams.table.weight)
+    assert torch.equal(trained, encoder(ids).last_hidden_state)
+    bigrams = make_small(bigram_dropout_prob=0.3).embeddings.bigrams.train()
+    sides = bigrams(torch.randint(5, 40, (50, 20)))
+    zero = (sides == 0).reshape(50, 20, 2, -1)
+    assert torch.equal(zero.any(-1), zero.all(-1))
+    assert torch.equal(zero[:, :-1, 1], zero[:, 1:, 0])  # one pair, left out on both sides of it
+    assert 0.2 < zero.float().mean() < 0.4
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "embedding_dropout_prob",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "word_dropout_prob",
+        "bigram_dropout_prob",
+    ],
+)
+def test_every_dropout_of_the_small_encoder_has_an_effect_in_training_only(field):
+    encoder = make_small(**{field: 0.5})
+    ids = torch.randint(5, 40, (2, 12))
+    one, other = (encoder.train()(ids).last_hidden_state for _ in range(2))
+    assert not torch.equal(one, other)
+    encoder.eval()
+    assert torch.equal(encoder(ids).last_hidden_state, encoder(ids).last_hidden_state)
+
+
+def test_a_convolution_sees_its_window_and_nothing_else():
+    encoder = make_small(num_conv_layers=2, num_hidden_layers=0)
+    ids = torch.randint(5, 40, (1, 11))
+    before = encoder(ids).last_hidden_state
+    for position in range(11):
+        changed = ids.clone()
+        changed[0, position] = 4
+        moved = (encoder(changed).last_hidden_state != before).any(-1)[0].nonzero().flatten().tolist()
+        # two windows of three and the pairs: three pieces on either side
+        assert moved == list(range(max(0, position - 3), min(11, position + 4)))
+
+
+def reference_attention(attention, hidden):
+    """Attention over one unpadded row, head by head, query by query and key by key."""
+    length, size = hidden.shape[0], hidden.shape[1] // attention.heads
+    projected = attention.query_key_value(hidden)
+    query, key, value = (part.unflatten(-1, (attention.heads, size)) for part in projected.chunk(3, dim=-1))
+    longest = attention.distance_worth.shape[1] // 2
+    rows = []
+    for i in range(length):
+        heads = []
+        for head in range(attention.heads):
+            scores = torch.stack(
+                [
+                    query[i, head] @ key[j, head] / size**0.5
+                    + attention.distance_worth[head, max(-longest, min(longest, j - i)) + longest]
+                    for j in range(length)
+                ]
+            )
+            heads.append(scores.softmax(0) @ value[:, head])
+        rows.append(torch.cat(heads))
+    return attention.output(torch.stack(rows))
+
+
+@given(st.integers(1, 9), st.integers(0, 3), st.integers(0, 3), st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+@torch.inference_mode()
+def test_attention_is_the_softmax_of_content_and_distance(length, left, right, longest):
+    attention = make_small(max_distance=longest).layers[-1].attention
+    hidden = torch.randn(1, left + length + right, 16)
+    mask = torch.zeros(1, left + length + right, dtype=torch.bool)
+    mask[:, left : left + length] = True
+    found = attention(hidden, mask)[0, left : left + length]
+    torch.testing.assert_close(found, reference_attention(attention, hidden[0, left : left + length]))
+
+
+@given(st.lists(st.integers(1, 30000), min_size=1, max_size=9), st.integers(0, 3), st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_pairs_do_not_depend_on_padding(sentence, left, right):
+    alone = bigram_buckets(torch.tensor([sentence]), 997)[0].tolist()
+    padded = bigram_buckets(torch.tensor([[0] * left + sentence + [0] * right]), 997)[0].tolist()
+    assert padded[left : left + len(alone)] == alone
+    pairs = pairwise([0, *sentence, 0])
+    assert alone == [(one * 1_000_003 + two * 7_919) % 2_147_483_647 % 997 for one, two in pairs]
+
+
+def test_pairs_are_spread_over_the_buckets():
+    ids = torch.arange(300)
+    pairs = torch.stack([ids.repeat_interleave(300), ids.repeat(300)], dim=1)
+    hashed = bigram_buckets(pairs, 16384, pad_token_id=0)[:, 1]
+    counts = torch.bincount(hashed, minlength=16384)
+    assert len(counts) == 16384
+    # 90,000 pairs: 5.5 a bucket; thrown at random, one bucket in 245 would stay empty
+    assert (counts == 0).float().mean() < 0.01
+    assert counts.max() < 25
 
 
 def test_small_encoder_reads_order_and_both_neighbours():
-    torch.manual_seed(0)
-    encoder = SmallEncoder(SmallEncoderConfig(vocab_size=40, hidden_size=16, num_attention_heads=2)).eval()
+    encoder = make_small()
     one = encoder(torch.tensor([[5, 6, 7, 8]])).last_hidden_state
     other = encoder(torch.tensor([[5, 7, 6, 8]])).last_hidden_state
     assert not torch.allclose(one[0, 1], other[0, 2], atol=1e-3)
 
 
-def test_small_encoder_gives_finite_values_for_a_row_of_padding():
-    encoder = SmallEncoder(SmallEncoderConfig(vocab_size=40, hidden_size=16, num_attention_heads=2)).eval()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [False, True])
+def test_small_encoder_gives_finite_values_for_a_row_of_padding(dtype, training):
+    encoder = make_small(attention_probs_dropout_prob=0.1).train(training)
     mask = torch.tensor([[1, 1], [0, 0]])
-    assert encoder(torch.tensor([[5, 6], [0, 0]]), mask).last_hidden_state.isfinite().all()
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        hidden = encoder(torch.tensor([[5, 6], [0, 0]]), mask).last_hidden_state
+    assert hidden.isfinite().all()
+    hidden.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
+
+
+@torch.inference_mode()
+def test_small_encoder_works_in_half_precision():
+    encoder = make_small()
+    ids, mask = torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    exact = encoder(ids, mask).last_hidden_state
+    half = encoder.to(torch.bfloat16)(ids, mask).last_hidden_state
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, atol=0.1, rtol=0.1)
+
+
+def test_small_encoder_takes_a_single_piece():
+    assert make_small()(torch.tensor([[5]])).last_hidden_state.shape == (1, 1, 16)
+
+
+@pytest.mark.parametrize("changes", [{}, {"bigram_buckets": 0}, {"num_hidden_layers": 0}])
+def test_small_encoder_is_exported_with_any_batch_and_length(changes):
+    encoder = make_small(**changes)
+    ids = torch.randint(5, 40, (3, 7))
+    sizes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=1, max=512)}
+    exported = torch.export.export(encoder, (ids, torch.ones_like(ids)), dynamic_shapes=(sizes, sizes)).module()
+    for shape in [(1, 1), (2, 5), (4, 40)]:
+        ids = torch.randint(5, 40, shape)
+        mask = torch.ones_like(ids)
+        mask[0, shape[1] // 2 + 1 :] = 0
+        expected = encoder(ids, mask).last_hidden_state
+        torch.testing.assert_close(exported(ids, mask).last_hidden_state, expected)
+
+
+def test_small_encoder_begins_as_described():
+    torch.manual_seed(0)
+    encoder = SmallEncoder(SmallEncoderConfig(vocab_size=1000))
+    state = encoder.state_dict()
+    assert sum(value.numel() for value in state.values()) == 1_745_796
+    for name in ("word_embeddings", "bigrams.table"):
+        assert state[f"embeddings.{name}.weight"].std() == pytest.approx(0.1, rel=0.02)
+    for name in ("weight", "bias"):
+        assert 0.9 * 576**-0.5 < state[f"layers.0.mix.{name}"].abs().max() <= 576**-0.5
+    assert torch.equal(state["layers.2.attention.distance_worth"], torch.zeros(4, 33))
+
+
+def test_small_encoder_config_errors():
+    with pytest.raises(ValueError, match="multiple of num_attention_heads = 3, got 16"):
+        SmallEncoderConfig(hidden_size=16, num_attention_heads=3)
+    with pytest.raises(ValueError, match="must be odd, as many pieces on either side, got 2"):
+        SmallEncoderConfig(conv_window=2)
+
+
+DROPOUTS = {"small": 5, "bert": 2, "roberta": 2, "distilbert": 4, "xlnet": 2}
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_set_dropout_reaches_every_dropout(name):
+    original = type(ENCODERS[name]).from_dict(ENCODERS[name].to_dict())
+    before = original.to_dict()
+    calm = set_dropout(original, 0.0)
+    assert original.to_dict() == before
+    fields = [key for key, value in calm.to_dict().items() if "dropout" in key and value is not None]
+    assert len(fields) >= DROPOUTS[name]
+    assert {getattr(calm, key) for key in fields} == {0.0}
+    others = [key for key in before if "dropout" not in key]
+    assert {key: before[key] for key in others} == {key: calm.to_dict()[key] for key in others}
+    ids = torch.randint(5, 40, (2, 9))
+    for config, repeats in [(calm, True), (set_dropout(original, 0.5), False)]:
+        encoder = AutoModel.from_config(config).train()
+        one, other = (encoder(ids).last_hidden_state for _ in range(2))
+        assert torch.equal(one, other) == repeats
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_set_dropout_names_a_wrong_value(value):
+    with pytest.raises(ValueError, match="from 0 to below 1"):
+        set_dropout(ENCODERS["bert"], value)
+
+
+@pytest.mark.parametrize("name", ["small", "bert", "xlnet"])
+def test_from_encoder_takes_a_configuration_and_starts_from_nothing(name, tmp_path):
+    config = type(ENCODERS[name]).from_dict(ENCODERS[name].to_dict())
+    config.dtype = "float16"  # of a checkpoint that the configuration was taken from
+    before = config.to_dict()
+    model = NerCrfForTokenClassification.from_encoder(config, LABELS, "BIO", dropout=0.25).eval()
+    assert config.to_dict() == before
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.config.classifier_dropout == 0.1
+    dropouts = {value for key, value in model.encoder.config.to_dict().items() if "dropout" in key}
+    assert dropouts <= {0.25, None}
+    model.save_pretrained(tmp_path)
+    loaded = NerCrfForTokenClassification.from_pretrained(tmp_path).eval()
+    batch = make_batch(model, SENTENCES)
+    for one, other in zip(emissions(model, batch), emissions(loaded, batch), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_tagger_gives_the_configuration_of_its_encoder(tmp_path):
+    model = make_model("small")
+    model.save_pretrained(tmp_path)
+    encoder = load_encoder(NerCrfConfig.from_pretrained(tmp_path), dropout=0.0)
+    assert type(encoder) is SmallEncoder
+    assert encoder.config.hidden_size == 16
+    assert encoder.config.word_dropout_prob == 0.0
+    weight = encoder.get_input_embeddings().weight
+    assert not torch.equal(weight, model.encoder.get_input_embeddings().weight)
+    loaded = load_encoder(tmp_path, dropout=0.0)
+    assert loaded.config.word_dropout_prob == loaded.embeddings.dropout.p == 0.0
+    assert torch.equal(loaded.get_input_embeddings().weight, model.encoder.get_input_embeddings().weight)
+
+
+def test_the_configuration_may_lie_elsewhere(tmp_path):
+    torch.manual_seed(0)
+    plain = BertModel(BertConfig(**SIZES))
+    plain.save_pretrained(tmp_path / "weights")
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "weights/config.json").rename(tmp_path / "sizes/config.json")
+    encoder = load_encoder(tmp_path / "weights", config_name=tmp_path / "sizes", dropout=0.3)
+    assert encoder.config.hidden_dropout_prob == 0.3
+    assert encoder.embeddings.dropout.p == 0.3
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[key])
+    with pytest.raises(FileNotFoundError, match=r"got '.*nowhere'"):
+        load_encoder(tmp_path / "weights", config_name=tmp_path / "nowhere")
+
+
+def test_models_are_looked_for_in_the_cache_folder(tmp_path):
+    plain = BertModel(BertConfig(**SIZES))
+    snapshot = tmp_path / "models--someone--tiny" / "snapshots" / "0123"
+    plain.save_pretrained(snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123")
+    encoder = load_encoder("someone/tiny", cache_dir=tmp_path)
+    assert encoder.config.hidden_size == 16
+    with pytest.raises(FileNotFoundError, match="got 'someone/tiny'"):
+        load_encoder("someone/tiny", cache_dir=tmp_path / "empty")
 
 
 def test_embeddings_can_be_resized(tmp_path):

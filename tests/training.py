@@ -43,8 +43,12 @@ def make_model(dropout=0.1):
         intermediate_size=64,
         bigram_buckets=256,
         bigram_size=8,
+        embedding_size=32,
+        embedding_dropout_prob=dropout,
         hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
         word_dropout_prob=dropout,
+        bigram_dropout_prob=dropout,
     )
     labels = dict(enumerate(CORPUS.labels))
     return NerCrfForTokenClassification(
@@ -54,7 +58,7 @@ def make_model(dropout=0.1):
 
 def make_args(folder, **changes):
     """Flags of a small training."""
-    base = {"per_gpu_train_batch_size": 8, "num_train_epochs": 2.0, "no_cuda": True, "logging_steps": 2}
+    base = {"learning_rate": 1e-3, "per_gpu_train_batch_size": 8, "num_train_epochs": 2.0, "no_cuda": True, "logging_steps": 2, "average_decay": 0.9}
     return resolve_config(TrainingConfig(output_dir=str(folder), **(base | changes)), pretrained=False)
 
 
