@@ -38,6 +38,7 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={
         "notebooks": settings["notebooks_requirements"].split(),
+        "benchmarks": settings["benchmarks_requirements"].split(),
         "dev": settings["dev_requirements"].split(),
     },
     entry_points={"console_scripts": [settings["console_scripts"]]},

@@ -24,30 +24,52 @@ VERBS = {
 SHOWN = 3  # tagged sentences that `train` prints
 
 # %% ../nbs/16_cli.ipynb #3a3a965b
-def build_parser() -> argparse.ArgumentParser:  # understands the verb; the flags are left to `parse_args`
+def build_parser() -> (
+    argparse.ArgumentParser
+):  # understands the verb; the flags are left to `parse_args`
     "The parser of the verb."
     parser = argparse.ArgumentParser(
         prog="nercrf",
-        description="Train, evaluate and use named entity recognisers: a transformer encoder with a CRF.",
+        description="Train, evaluate and use named entity recognisers: "
+        "a transformer encoder with a CRF.",
         epilog="nercrf VERB --help lists the flags of a verb.",
     )
-    parser.add_argument("--version", action="version", version=f"nercrf {__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"nercrf {__version__}"
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in (
-        ("train", "train on labelled files (the built-in sample without --data_dir), evaluate, predict"),
-        ("evaluate", "evaluate a trained model on the labelled files of a folder"),
-        ("predict", "tag the test file of a folder, or a file of texts (--input)"),
+        (
+            "train",
+            "train on labelled files (the built-in sample without "
+            "--data_dir), evaluate, predict",
+        ),
+        (
+            "evaluate",
+            "evaluate a trained model on the labelled files of a folder",
+        ),
+        (
+            "predict",
+            "tag the test file of a folder, or a file of texts (--input)",
+        ),
     ):
         verbs.add_parser(verb, help=text, add_help=False)
     return parser
 
 # %% ../nbs/16_cli.ipynb #a8578a63
 def main(
-    argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
+    # the words of the command line; None: those of the process
+    argv: Sequence[str] | None = None,
 ) -> int:  # exit code: 0, 2 for an error of the user's, 75 for an interruption
     "The command `nercrf`."
     choice, flags = build_parser().parse_known_args(argv)
     args = parse_args(flags, prog=f"nercrf {choice.verb}", **VERBS[choice.verb])
-    if choice.verb == "predict" and args.output is None and args.input is not None:
+    if (
+        choice.verb == "predict"
+        and args.output is None
+        and args.input is not None
+    ):
         args = replace(args, output="-")
-    return guarded(lambda: run(args, show=SHOWN if choice.verb == "train" else 0))
+    return guarded(
+        lambda: run(args, show=SHOWN if choice.verb == "train" else 0)
+    )

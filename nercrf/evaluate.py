@@ -64,12 +64,16 @@ def evaluation_batches(
 
 # %% ../nbs/11_evaluate.ipynb #ffbb23fd
 def move_batch(
-    batch: dict[str, torch.Tensor],  # one batch as `FeatureDataset.collate` makes it
+    # one batch as `FeatureDataset.collate` makes it
+    batch: dict[str, torch.Tensor],
     device: torch.device,  # where the model runs
-    with_labels: bool = True,  # keep the labels, so that the model computes a loss
+    # keep the labels, so that the model computes a loss
+    with_labels: bool = True,
 ) -> dict[str, torch.Tensor]:  # what the model's `forward` takes
     "A batch on the device, without what only the caller needs."
-    left_out = {"sentence_index"} if with_labels else {"sentence_index", "labels"}
+    left_out = (
+        {"sentence_index"} if with_labels else {"sentence_index", "labels"}
+    )
     return {
         name: tensor.to(device, non_blocking=True)
         for name, tensor in batch.items()
@@ -82,17 +86,27 @@ def run_batches(
     model: nn.Module,  # the model, bare or wrapped for several devices
     dataset: FeatureDataset,  # the sentences
     batches: list[np.ndarray],  # indices of the sentences of each batch
-) -> Iterator[tuple[int, list[int], float]]:  # sentence, tag ids of its words, loss in nats
+) -> Iterator[
+    tuple[int, list[int], float]
+]:  # sentence, tag ids of its words, loss in nats
     "Run a model over batches; the loss is nan where a sentence has no labels."
     bare = unwrap_model(model)
     device = next(bare.parameters()).device
-    devices = len(model.device_ids) if isinstance(model, BatchDataParallel) else 1
-    was_training = bare.training  # a wrapper's own mode says nothing of the model's
+    devices = (
+        len(model.device_ids) if isinstance(model, BatchDataParallel) else 1
+    )
+    # a wrapper's own mode says nothing of the model's
+    was_training = bare.training
     model.eval()
     try:
         for first in range(0, len(batches), devices):
             yield from _run_together(
-                args, model, bare, dataset, batches[first : first + devices], device
+                args,
+                model,
+                bare,
+                dataset,
+                batches[first : first + devices],
+                device,
             )
     finally:
         model.train(was_training)
@@ -114,10 +128,16 @@ def _run_together(args, model, bare, dataset, batches, device):
         else:
             outputs = [bare(**moved[0], reduction="none")]
     for batch, known, output in zip(inputs, labelled, outputs, strict=True):
-        losses = output.loss.double().tolist() if known else [math.nan] * len(output.logits)
+        losses = (
+            output.loss.double().tolist()
+            if known
+            else [math.nan] * len(output.logits)
+        )
         mask = batch["word_mask"].to(output.logits.device)
         tags = bare.decode(output.logits, mask)
-        results += zip(batch["sentence_index"].tolist(), tags, losses, strict=True)
+        results += zip(
+            batch["sentence_index"].tolist(), tags, losses, strict=True
+        )
     return results
 
 # %% ../nbs/11_evaluate.ipynb #eef35ccb
@@ -126,14 +146,18 @@ class Evaluation:
     "What a model made of a data set."
 
     scores: EntityScores  # gold, predicted and correct entities, per type
-    predicted: list[list[Span]]  # the spans of each sentence, in the data set's order
-    loss: float  # mean negative log likelihood a sentence, nats; nan without labels
+    # the spans of each sentence, in the data set's order
+    predicted: list[list[Span]]
+    # mean negative log likelihood a sentence, nats; nan without labels
+    loss: float
     sentences: int  # how many sentences were evaluated
     name: str = field(default="dev")  # what was evaluated, for titles and files
 
     def to_dict(
         self,
-    ) -> dict[str, float]:  # loss, precision, recall, f1 and the counts behind them
+    ) -> dict[
+        str, float
+    ]:  # loss, precision, recall, f1 and the counts behind them
         "The figures of a training log."
         micro = self.scores.micro
         return {
@@ -149,26 +173,37 @@ class Evaluation:
 
 # %% ../nbs/11_evaluate.ipynb #bc6b5d66
 def evaluate(
-    args: object,  # flags; `per_gpu_eval_batch_size`, `fp16` and `bf16` are read
+    # flags; `per_gpu_eval_batch_size`, `fp16` and `bf16` are read
+    args: object,
     model: nn.Module,  # the model, bare or wrapped for several devices
     dataset: FeatureDataset,  # labelled sentences
     prefix: str = "dev",  # name of the data, for titles
 ) -> Evaluation:  # the same on every process
     "Evaluate a model on a data set; every process of the group must call it."
     if not len(dataset):
-        raise ValueError(f"nothing to evaluate: the data set {prefix!r} has no sentence")
+        raise ValueError(
+            f"nothing to evaluate: the data set {prefix!r} has no sentence"
+        )
     batch_size = getattr(args, "per_gpu_eval_batch_size", 8)
-    batches = evaluation_batches(dataset, batch_size, get_rank(), get_world_size())
+    batches = evaluation_batches(
+        dataset, batch_size, get_rank(), get_world_size()
+    )
     own = list(run_batches(args, model, dataset, batches))
     results = sorted(row for rank in gather_json(own) for row in rank)
     if [index for index, _, _ in results] != list(range(len(dataset))):
         raise RuntimeError(
-            f"{len(results)} results for {len(dataset)} sentences: the processes "
+            f"{len(results)} results for {len(dataset)} sentences: the "
+            "processes "
             "do not hold the same data set"
         )
     gold = [dataset.gold_spans(index) for index in range(len(dataset))]
-    labels, scheme = unwrap_model(model).config.labels, unwrap_model(model).config.scheme
-    predicted = [ids_to_spans(tags, labels, scheme, "lenient") for _, tags, _ in results]
+    labels, scheme = (
+        unwrap_model(model).config.labels,
+        unwrap_model(model).config.scheme,
+    )
+    predicted = [
+        ids_to_spans(tags, labels, scheme, "lenient") for _, tags, _ in results
+    ]
     losses = [loss for _, _, loss in results if not math.isnan(loss)]
     return Evaluation(
         scores=score_spans(gold, predicted),

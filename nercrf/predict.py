@@ -23,7 +23,6 @@ from nercrf.data import (
     write_cluener,
     write_columns,
     write_lines,
-
 )
 from .evaluate import evaluation_batches, run_batches
 from .features import FeatureDataset, convert_examples_to_features
@@ -59,27 +58,39 @@ def to_entities(
     entities = []
     for label, first, behind in spans:
         start, end = offsets[first][0], offsets[behind - 1][1]
-        entities.append(Entity(label, text[start:end], start, end, first, behind))
+        entities.append(
+            Entity(label, text[start:end], start, end, first, behind)
+        )
     return entities
 
 # %% ../nbs/13_predict.ipynb #5d7e1786
 def find_model(
     folder: str | Path,  # a model's folder, or the output folder of a run
 ) -> Path:  # the folder with config.json
-    "Find the model: ValueError that says what was expected where there is none."
+    """Find the model: ValueError that says what was expected where there is
+    none."""
     folder = Path(folder)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
-    what = "holds no model (no config.json, and no folder model/)" if folder.is_dir() else "does not exist"
-    raise ValueError(f"{folder} {what}: give the output folder of nercrf train, or a checkpoint in it")
+    what = (
+        "holds no model (no config.json, and no folder model/)"
+        if folder.is_dir()
+        else "does not exist"
+    )
+    raise ValueError(
+        f"{folder} {what}: give the output folder of nercrf train, or a "
+        "checkpoint in it"
+    )
 
 # %% ../nbs/13_predict.ipynb #1cd6983c
 def text_example(
     text: str,  # any text; may be empty
     split_by: str,  # "words" or "characters"
     id: str = "",  # name of the example
-) -> tuple[Example, list[tuple[int, int]]]:  # the tokens, and their characters in `text`
+) -> tuple[
+    Example, list[tuple[int, int]]
+]:  # the tokens, and their characters in `text`
     "Split a text into the words that a model tags."
     words = split_words(text, by=split_by)
     example = Example(id, [token for token, _, _ in words], source=id)
@@ -92,9 +103,11 @@ class Tagger:
     def __init__(
         self,
         model: NerCrfForTokenClassification,  # the trained model
-        tokenizer: PreTrainedTokenizerBase,  # the tokenizer that it was trained with
+        # the tokenizer that it was trained with
+        tokenizer: PreTrainedTokenizerBase,
         batch_size: int = 32,  # sentences a batch
-        device: str | torch.device | None = None,  # None: the GPU if there is one
+        # None: the GPU if there is one
+        device: str | torch.device | None = None,
     ):
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -115,48 +128,72 @@ class Tagger:
 
     def tag_examples(
         self,
-        examples: Sequence[Example],  # sentences of known words; their own spans are not looked at
+        # sentences of known words; their own spans are not looked at
+        examples: Sequence[Example],
     ) -> list[list[Span]]:  # the entities of each, in words
         "Tag sentences of words."
         config = self.model.config
         bare = [replace(example, spans=None) for example in examples]
         features = convert_examples_to_features(
-            bare, config.labels, config.max_seq_length, self.tokenizer, scheme=config.scheme
+            bare,
+            config.labels,
+            config.max_seq_length,
+            self.tokenizer,
+            scheme=config.scheme,
         )
         dataset = FeatureDataset(features, config.labels, config.scheme)
-        batches = evaluation_batches(dataset, self.batch_size) if examples else []
+        batches = (
+            evaluation_batches(dataset, self.batch_size) if examples else []
+        )
         found: list[list[Span]] = [[] for _ in examples]
-        for index, tags, _ in run_batches(SimpleNamespace(), self.model, dataset, batches):
-            found[index] = ids_to_spans(tags, config.labels, config.scheme, "lenient")
+        for index, tags, _ in run_batches(
+            SimpleNamespace(), self.model, dataset, batches
+        ):
+            found[index] = ids_to_spans(
+                tags, config.labels, config.scheme, "lenient"
+            )
         return found
 
     def __call__(
         self,
-        inputs: str | Sequence[str] | Sequence[Sequence[str]],  # a text, texts, or sentences of words
-    ) -> list[Entity] | list[list[Entity]]:  # the entities of the text, or of each element
+        # a text, texts, or sentences of words
+        inputs: str | Sequence[str] | Sequence[Sequence[str]],
+    ) -> (
+        list[Entity] | list[list[Entity]]
+    ):  # the entities of the text, or of each element
         "Tag a text, a list of texts, or a list of sentences of words."
         if isinstance(inputs, str):
             return self([inputs])[0]
         return _tag_inputs(self, list(inputs))
 
 # %% ../nbs/13_predict.ipynb #5b37e9d0
-def _as_example(tagger: Tagger, item: object, place: int) -> tuple[Example, str, list[tuple[int, int]]]:
-    "One element of the input as an example, its text, and the characters of its words."
+def _as_example(
+    tagger: Tagger, item: object, place: int
+) -> tuple[Example, str, list[tuple[int, int]]]:
+    """One element of the input as an example, its text, and the characters of
+    its words."""
     if isinstance(item, str):
-        example, offsets = text_example(item, tagger.model.config.split_by, str(place))
+        example, offsets = text_example(
+            item, tagger.model.config.split_by, str(place)
+        )
         return example, item, offsets
-    if isinstance(item, Sequence) and all(isinstance(token, str) for token in item):
+    if isinstance(item, Sequence) and all(
+        isinstance(token, str) for token in item
+    ):
         example = Example(str(place), list(item), source=f"input {place}")
         return example, example.text, example.offsets
     raise TypeError(
-        f"element {place} of the input: expected a string or a list of strings, got "
+        f"element {place} of the input: expected a string or a list of "
+        "strings, got "
         f"{type(item).__name__}: give texts, or sentences as lists of words"
     )
 
 
 def _tag_inputs(tagger: Tagger, inputs: list) -> list[list[Entity]]:
     "Tag the elements of a list."
-    prepared = [_as_example(tagger, item, place) for place, item in enumerate(inputs)]
+    prepared = [
+        _as_example(tagger, item, place) for place, item in enumerate(inputs)
+    ]
     spans = tagger.tag_examples([example for example, _, _ in prepared])
     return [
         to_entities(example, found, text, offsets)
@@ -168,7 +205,9 @@ def tag_stream(
     tagger: Tagger,  # the tagger
     texts: Iterable[str],  # any number of texts
     chunk: int = 1024,  # texts that are tagged together
-) -> Iterator[tuple[str, list[Entity]]]:  # each text with its entities, in order
+) -> Iterator[
+    tuple[str, list[Entity]]
+]:  # each text with its entities, in order
     "Tag texts as they come, without holding them all."
     iterator = iter(texts)
     while batch := list(islice(iterator, chunk)):
@@ -185,8 +224,13 @@ def entity_line(
 ) -> str:  # one JSON object, without a line end
     "One line of the tagger's own output."
     keys = ("label", "text", "start", "end")
-    rows = [{key: value for key, value in asdict(entity).items() if key in keys} for entity in entities]
-    return json.dumps({"id": id, "text": text, "entities": rows}, ensure_ascii=False)
+    rows = [
+        {key: value for key, value in asdict(entity).items() if key in keys}
+        for entity in entities
+    ]
+    return json.dumps(
+        {"id": id, "text": text, "entities": rows}, ensure_ascii=False
+    )
 
 # %% ../nbs/13_predict.ipynb #202d516d
 @dataclass(frozen=True)
@@ -210,11 +254,21 @@ def write_tagged(
     output_format: str = "jsonl",  # jsonl, cluener or columns
     scheme: str = "BIO",  # tag scheme of a column file
 ) -> None:
-    "Write tagged sentences: ValueError for an unknown format, before anything is written."
+    """Write tagged sentences: ValueError for an unknown format, before
+    anything is written."""
     if output_format not in OUTPUT_FORMATS:
-        raise ValueError(f"output format {output_format!r}: expected one of {', '.join(OUTPUT_FORMATS)}")
+        raise ValueError(
+            f"output format {output_format!r}: expected one of "
+            f"{', '.join(OUTPUT_FORMATS)}"
+        )
     if output_format == "jsonl":
-        _write_lines(path, (entity_line(s.example.id, s.text or s.example.text, s.entities) for s in sentences))
+        _write_lines(
+            path,
+            (
+                entity_line(s.example.id, s.text or s.example.text, s.entities)
+                for s in sentences
+            ),
+        )
         return
     examples = [replace(s.example, spans=s.spans) for s in sentences]
     if output_format == "columns":
@@ -231,11 +285,21 @@ def _write_lines(path: str | Path, lines: Iterable[str]) -> None:
     write_lines(path, lines)
 
 # %% ../nbs/13_predict.ipynb #fc518afd
-def _read_sentences(path: str | Path, split_by: str, reader_options: dict) -> list[Tagged]:
-    "The sentences of a file, not yet tagged; `-` is standard input, a text a line."
+def _read_sentences(
+    path: str | Path, split_by: str, reader_options: dict
+) -> list[Tagged]:
+    """The sentences of a file, not yet tagged; `-` is standard input, a text a
+    line."""
     if str(path) != "-" and reader_options.get("format") != "text":
-        return [Tagged(example, []) for example in read_examples(path, **reader_options)]
-    content = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8-sig")
+        return [
+            Tagged(example, [])
+            for example in read_examples(path, **reader_options)
+        ]
+    content = (
+        sys.stdin.read()
+        if str(path) == "-"
+        else Path(path).read_text(encoding="utf-8-sig")
+    )
     sentences = []
     for number, line in enumerate(content.split("\n"), start=1):
         text = line.rstrip("\r")
@@ -247,7 +311,9 @@ def _read_sentences(path: str | Path, split_by: str, reader_options: dict) -> li
 # %% ../nbs/13_predict.ipynb #5851ac59
 def tag_file(
     tagger: Tagger,  # the tagger
-    path: str | Path,  # a file in a format that `read_examples` knows; "-" for standard input
+    # a file in a format that `read_examples` knows; "-" for standard
+    # input
+    path: str | Path,
     output: str | Path,  # the file to write; "-" for standard output
     output_format: str = "jsonl",  # jsonl, cluener or columns
     **reader_options,  # of `read_examples`: format, token_column, on_bad, ...
@@ -256,6 +322,9 @@ def tag_file(
     config = tagger.model.config
     sentences = _read_sentences(path, config.split_by, reader_options)
     spans = tagger.tag_examples([sentence.example for sentence in sentences])
-    tagged = [replace(sentence, spans=found) for sentence, found in zip(sentences, spans, strict=True)]
+    tagged = [
+        replace(sentence, spans=found)
+        for sentence, found in zip(sentences, spans, strict=True)
+    ]
     write_tagged(output, tagged, output_format, config.scheme)
     return tagged

@@ -73,20 +73,27 @@ def build_parser(
     for part in (DataConfig, EncoderConfig, OptimizationConfig, RunConfig):
         helps |= docments(part)
     for action in parser._actions:
-        text = helps.get(action.dest.removeprefix("no_") if action.dest.startswith("no_") else action.dest)
+        text = helps.get(
+            action.dest.removeprefix("no_")
+            if action.dest.startswith("no_")
+            else action.dest
+        )
         action.help = str(text).replace("%", "%%") if text else action.help
     return parser
 
 # %% ../nbs/15_run_ner_crf.ipynb #b7e7b659
 def parse_args(
-    argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
+    # the words of the command line; None: those of the process
+    argv: Sequence[str] | None = None,
     prog: str = "python -m nercrf.run_ner_crf",  # the name in the usage line
     **defaults,  # other defaults than the dataclass has
 ) -> TrainingConfig:  # checked
     "Read a command line; what cannot be honoured is refused."
     parser = build_parser(prog)
     parser.set_defaults(**defaults)
-    (args,) = parser.parse_args_into_dataclasses(list(sys.argv[1:] if argv is None else argv), look_for_args_file=False)
+    (args,) = parser.parse_args_into_dataclasses(
+        list(sys.argv[1:] if argv is None else argv), look_for_args_file=False
+    )
     try:
         check_config(args)
     except ValueError as error:
@@ -96,8 +103,11 @@ def parse_args(
 # %% ../nbs/15_run_ner_crf.ipynb #b30b4846
 def prepare_data(
     args: TrainingConfig,  # flags
-) -> tuple[TrainingConfig, Corpus]:  # flags with a data folder, and what is in it
-    "Read the data, the built-in sample where no folder is given; every process must call it."
+) -> tuple[
+    TrainingConfig, Corpus
+]:  # flags with a data folder, and what is in it
+    """Read the data, the built-in sample where no folder is given; every
+    process must call it."""
     if args.data_dir is None:
         folder = Path(args.output_dir) / "sample"
         with main_process_first() as first:
@@ -120,17 +130,26 @@ class LoadedModel:
 
 # %% ../nbs/15_run_ner_crf.ipynb #b3b4fad1
 def load_tokenizer(
-    args: TrainingConfig,  # flags; tokenizer_name, model_name_or_path, cache_dir and do_lower_case are read
+    # flags; tokenizer_name, model_name_or_path, cache_dir and
+    # do_lower_case are read
+    args: TrainingConfig,
 ) -> PreTrainedTokenizerBase:  # the encoder's tokenizer
     "Load a tokenizer; --do_lower_case must take effect or is an error."
     name = args.tokenizer_name or args.model_name_or_path
-    options = {"cache_dir": args.cache_dir, "local_files_only": not args.download}
+    options = {
+        "cache_dir": args.cache_dir,
+        "local_files_only": not args.download,
+    }
     if args.do_lower_case:
         options["do_lower_case"] = True
     tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    if args.do_lower_case and tokenizer("ABC")["input_ids"] != tokenizer("abc")["input_ids"]:
+    if (
+        args.do_lower_case
+        and tokenizer("ABC")["input_ids"] != tokenizer("abc")["input_ids"]
+    ):
         raise ValueError(
-            f"--do_lower_case has no effect on the tokenizer {name} ({type(tokenizer).__name__}): "
+            f"--do_lower_case has no effect on the tokenizer {name} "
+            f"({type(tokenizer).__name__}): "
             "leave the flag out, the model is cased"
         )
     return tokenizer
@@ -140,11 +159,14 @@ def check_model_type(
     args: TrainingConfig,  # flags; model_type is read
     found: str,  # the model type that the encoder's configuration names
 ) -> None:
-    "Refuse an encoder of another architecture than --model_type says: ValueError."
+    """Refuse an encoder of another architecture than --model_type says:
+    ValueError."""
     if args.model_type is not None and args.model_type != found:
         raise ValueError(
-            f"--model_type {args.model_type}, but {args.model_name_or_path} holds a {found} model: "
-            "leave the flag out, the architecture is read from the model's files"
+            f"--model_type {args.model_type}, but {args.model_name_or_path} "
+            f"holds a {found} model: "
+            "leave the flag out, the architecture is read from the model's "
+            "files"
         )
 
 # %% ../nbs/15_run_ner_crf.ipynb #329f160c
@@ -164,21 +186,27 @@ def load_model(
     check_model_type(args, config.model_type)
     args = resolve_config(args, pretrained=True)
     model = NerCrfForTokenClassification.from_encoder(
-        args.model_name_or_path, labels, scheme, local_files_only=not args.download, cache_dir=args.cache_dir,
-        config_name=args.config_name, dropout=args.encoder_dropout, **_model_options(args, corpus),
+        args.model_name_or_path, labels, scheme,
+        local_files_only=not args.download, cache_dir=args.cache_dir,
+        config_name=args.config_name, dropout=args.encoder_dropout,
+        **_model_options(args, corpus),
     )  # fmt: skip
     check_lengths(args, model.traits.max_pieces)
     return LoadedModel(model, load_tokenizer(args), args)
 
 # %% ../nbs/15_run_ner_crf.ipynb #5c067657
 def _encoder_config(args: TrainingConfig) -> PretrainedConfig:
-    "The configuration in --model_name_or_path or --config_name: FileNotFoundError where there is none."
+    """The configuration in --model_name_or_path or --config_name:
+    FileNotFoundError where there is none."""
     name = args.config_name or args.model_name_or_path
     try:
-        return AutoConfig.from_pretrained(name, cache_dir=args.cache_dir, local_files_only=not args.download)
+        return AutoConfig.from_pretrained(
+            name, cache_dir=args.cache_dir, local_files_only=not args.download
+        )
     except OSError as error:
         raise FileNotFoundError(
-            f"no model at {name!r}: give a folder that holds one (config.json), or --download to fetch it by name"
+            f"no model at {name!r}: give a folder that holds one "
+            "(config.json), or --download to fetch it by name"
         ) from error
 
 
@@ -190,8 +218,10 @@ def check_lengths(
     for name in ("train_max_seq_length", "eval_max_seq_length"):
         if longest is not None and getattr(args, name) > longest:
             raise ValueError(
-                f"--{name} {getattr(args, name)}, but the encoder takes {longest} word pieces: give --{name} "
-                f"{longest} or less; longer text is cut into windows and nothing is lost"
+                f"--{name} {getattr(args, name)}, but the encoder takes "
+                f"{longest} word pieces: give --{name} "
+                f"{longest} or less; longer text is cut into windows and "
+                "nothing is lost"
             )
 
 # %% ../nbs/15_run_ner_crf.ipynb #576ee53e
@@ -201,7 +231,9 @@ def _model_options(args: TrainingConfig, corpus: Corpus) -> dict:
     return {
         "classifier_dropout": args.dropout,
         "constrain": args.constrain,
-        "split_by": "characters" if all(len(token) == 1 for token in tokens) else "words",
+        "split_by": "characters"
+        if all(len(token) == 1 for token in tokens)
+        else "words",
         "max_seq_length": args.eval_max_seq_length,
     }
 
@@ -220,15 +252,23 @@ def _model_from_scratch(
     return LoadedModel(model, tokenizer, args)
 
 
-def _trained_model(args: TrainingConfig, config: NerCrfConfig, labels: list[str]) -> LoadedModel:
+def _trained_model(
+    args: TrainingConfig, config: NerCrfConfig, labels: list[str]
+) -> LoadedModel:
     "A tagger that was trained before."
     if config.labels != labels:
         raise ValueError(
-            f"{args.model_name_or_path} was trained for the labels {', '.join(config.labels)}, the data have "
-            f"{', '.join(labels)}: train from its encoder instead, or use data with the same types and scheme"
+            f"{args.model_name_or_path} was trained for the labels "
+            f"{', '.join(config.labels)}, the data have "
+            f"{', '.join(labels)}: train from its encoder instead, or use "
+            "data with the same types and scheme"
         )
-    model = NerCrfForTokenClassification.from_pretrained(args.model_name_or_path)
-    return LoadedModel(model, load_tokenizer(args), resolve_config(args, pretrained=True))
+    model = NerCrfForTokenClassification.from_pretrained(
+        args.model_name_or_path
+    )
+    return LoadedModel(
+        model, load_tokenizer(args), resolve_config(args, pretrained=True)
+    )
 
 # %% ../nbs/15_run_ner_crf.ipynb #6a091960
 def is_labelled(
@@ -246,7 +286,9 @@ def unseen_f1(
     "F1 over entities whose surface does not occur in the training data."
     gold = [example.spans or [] for example in examples]
     texts = [example.tokens for example in examples]
-    scores = score_unseen(gold, result.predicted, texts, surfaces(train_examples))
+    scores = score_unseen(
+        gold, result.predicted, texts, surfaces(train_examples)
+    )
     return {"unseen_f1": scores.micro.f1, "unseen_gold": scores.micro.gold}
 
 # %% ../nbs/15_run_ner_crf.ipynb #d636332c
@@ -256,29 +298,43 @@ def evaluate_splits(
     corpus: Corpus,  # the data
     info: ProcessInfo,  # what this process is
 ) -> dict[str, dict[str, float]]:  # the figures of each labelled split
-    "Evaluate on dev and test, as far as they have labels; every process must call it."
+    """Evaluate on dev and test, as far as they have labels; every process must
+    call it."""
     figures = {}
     for split in ("dev", "test"):
         examples = corpus.splits.get(split, [])
         if not is_labelled(examples):
             continue
-        dataset = load_and_cache_examples(_cache_args(args, loaded), args.task_name, loaded.tokenizer, split)
+        dataset = load_and_cache_examples(
+            _cache_args(args, loaded), args.task_name, loaded.tokenizer, split
+        )
         result = evaluate(args, loaded.model, dataset, split)
-        figures[split] = result.to_dict() | unseen_f1(result, examples, corpus.splits.get("train", []))
+        figures[split] = result.to_dict() | unseen_f1(
+            result, examples, corpus.splits.get("train", [])
+        )
         if info.is_main:
-            print(f"\n{split}: {result.sentences} sentences, loss {result.loss:.4f}")
+            print(
+                f"\n{split}: {result.sentences} sentences, loss "
+                f"{result.loss:.4f}"
+            )
             print(report(result.scores))
             print(
                 f"unseen surfaces: F1 {figures[split]['unseen_f1']:.4f} "
-                f"({figures[split]['unseen_gold']} of {result.scores.micro.gold} gold entities)"
+                f"({figures[split]['unseen_gold']} of "
+                f"{result.scores.micro.gold} gold entities)"
             )
     return figures
 
 # %% ../nbs/15_run_ner_crf.ipynb #9e7ae380
 def _cache_args(args: TrainingConfig, loaded: LoadedModel) -> SimpleNamespace:
-    "What the cache has to know: the flags, and the labels and scheme of the model."
+    """What the cache has to know: the flags, and the labels and scheme of the
+    model."""
     config = loaded.model.config
-    own = {"cache_dir": args.feature_cache_dir, "labels": list(config.labels), "scheme": config.scheme}
+    own = {
+        "cache_dir": args.feature_cache_dir,
+        "labels": list(config.labels),
+        "scheme": config.scheme,
+    }
     return SimpleNamespace(**(vars(args) | own))
 
 # %% ../nbs/15_run_ner_crf.ipynb #57c000d8
@@ -288,14 +344,27 @@ def predict(
     corpus: Corpus | None,  # the data, where they were read
 ) -> list[Tagged]:  # what was written
     "Write the entities of a file; the main process only."
-    output = args.output or str(Path(args.output_dir) / f"predictions.{_SUFFIX[args.output_format]}")
+    output = args.output or str(
+        Path(args.output_dir) / f"predictions.{_SUFFIX[args.output_format]}"
+    )
     if args.input is not None:
-        tagged = tag_file(tagger, args.input, output, args.output_format, format=args.input_format)
+        tagged = tag_file(
+            tagger,
+            args.input,
+            output,
+            args.output_format,
+            format=args.input_format,
+        )
     else:
         examples = corpus.splits.get("test") or corpus.splits.get("dev", [])
         spans = tagger.tag_examples(examples)
-        tagged = [Tagged(example, found) for example, found in zip(examples, spans, strict=True)]
-        write_tagged(output, tagged, args.output_format, tagger.model.config.scheme)
+        tagged = [
+            Tagged(example, found)
+            for example, found in zip(examples, spans, strict=True)
+        ]
+        write_tagged(
+            output, tagged, args.output_format, tagger.model.config.scheme
+        )
     if output != "-":
         logger.info("%d sentences tagged: %s", len(tagged), output)
     return tagged
@@ -315,10 +384,14 @@ def mark_up(
     return "".join(parts) + text[done:]
 
 # %% ../nbs/15_run_ner_crf.ipynb #f6bc0a79
-def _load_finished(args: TrainingConfig, info: ProcessInfo, folder: Path) -> LoadedModel:
+def _load_finished(
+    args: TrainingConfig, info: ProcessInfo, folder: Path
+) -> LoadedModel:
     "A trained model from its folder, on the device of this process."
     tagger = Tagger.from_pretrained(folder, device=info.device)
-    return LoadedModel(tagger.model, tagger.tokenizer, resolve_config(args, pretrained=True))
+    return LoadedModel(
+        tagger.model, tagger.tokenizer, resolve_config(args, pretrained=True)
+    )
 
 
 def _finished_folder(args: TrainingConfig, step: int = 0) -> Path:
@@ -338,14 +411,31 @@ def run_training(
     "Load the model, cache the features, train; every process must call it."
     loaded = load_model(args, corpus)
     datasets = {
-        split: load_and_cache_examples(_cache_args(loaded.args, loaded), args.task_name, loaded.tokenizer, split)
+        split: load_and_cache_examples(
+            _cache_args(loaded.args, loaded),
+            args.task_name,
+            loaded.tokenizer,
+            split,
+        )
         for split in ("train", "dev")
         if is_labelled(corpus.splits.get(split, []))
     }
     if "train" not in datasets:
-        raise ValueError(f"{args.data_dir}: no labelled training file (train.*): --do_train needs one")
-    step, loss = train(loaded.args, datasets["train"], loaded.model, loaded.tokenizer, datasets.get("dev"), info)
-    logger.info("trained: %d updates, mean loss %.4f nats a sentence", step, loss)
+        raise ValueError(
+            f"{args.data_dir}: no labelled training file (train.*): "
+            "--do_train needs one"
+        )
+    step, loss = train(
+        loaded.args,
+        datasets["train"],
+        loaded.model,
+        loaded.tokenizer,
+        datasets.get("dev"),
+        info,
+    )
+    logger.info(
+        "trained: %d updates, mean loss %.4f nats a sentence", step, loss
+    )
     return step, loss
 
 # %% ../nbs/15_run_ner_crf.ipynb #0554bf42
@@ -353,7 +443,9 @@ def run_evaluation(
     args: TrainingConfig,  # flags, with a data folder
     corpus: Corpus,  # the data
     info: ProcessInfo,  # what this process is
-) -> dict[str, dict]:  # figures by split; by checkpoint first with eval_all_checkpoints
+) -> dict[
+    str, dict
+]:  # figures by split; by checkpoint first with eval_all_checkpoints
     "Evaluate the best model, or every checkpoint; every process must call it."
     folders = {"model": _finished_folder(args)}
     if args.eval_all_checkpoints:
@@ -377,12 +469,16 @@ def run_prediction(
     corpus: Corpus | None,  # the data, where they were read
     info: ProcessInfo,  # what this process is
     show: int = 0,  # how many tagged sentences to print
-) -> list[Tagged]:  # what was written; empty on other processes than the main one
+) -> list[
+    Tagged
+]:  # what was written; empty on other processes than the main one
     "Tag the test file or the given one; the other processes wait."
     tagged = []
     if info.is_main:
         folder = _finished_folder(args, args.predict_checkpoints)
-        tagged = predict(args, Tagger.from_pretrained(folder, device=info.device), corpus)
+        tagged = predict(
+            args, Tagger.from_pretrained(folder, device=info.device), corpus
+        )
         chosen = [sentence for sentence in tagged if sentence.spans][:show]
         for sentence in chosen:
             print(mark_up(sentence))
@@ -442,12 +538,16 @@ def guarded(
 
 # %% ../nbs/15_run_ner_crf.ipynb #37549406
 def main(
-    argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
+    # the words of the command line; None: those of the process
+    argv: Sequence[str] | None = None,
 ) -> int:  # exit code
     "The trainer script."
     args = parse_args(argv)
     if not (args.do_train or args.do_eval or args.do_predict):
-        print("error: nothing to do: give --do_train, --do_eval or --do_predict", file=sys.stderr)
+        print(
+            "error: nothing to do: give --do_train, --do_eval or --do_predict",
+            file=sys.stderr,
+        )
         return 2
     return guarded(lambda: run(args))
 

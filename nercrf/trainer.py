@@ -72,19 +72,32 @@ logger = logging.getLogger(__name__)
 class DataConfig:
     "What to read."
 
-    task_name: str = "ner"  # cner and cluener know the oddities of their files; any other name is free
-    data_dir: str | None = None  # folder with train, dev and test files; left out: the built-in sample
-    markup: str | None = None  # tag scheme of the model (bio, bios, bioes, ...); left out: that of the data
+    # how files are read: ner reads any folder; cner and cluener know the
+    # oddities of theirs
+    task_name: str = "ner"
+    # folder with train, dev and test files; left out: the built-in sample
+    data_dir: str | None = None
+    # tag scheme of the model (bio, bios, bioes, ...); left out: that of
+    # the data
+    markup: str | None = None
     token_column: int = 0  # column of the token in a column file
     tag_column: int = -1  # column of the tag in a column file
-    on_bad: str | None = None  # error, or warn: read ill-formed tags leniently and report each
-    train_max_seq_length: int = 128  # word pieces a window in training, special tokens included
-    eval_max_seq_length: int = 512  # word pieces a window in evaluation and prediction
-    feature_cache_dir: str | None = None  # where features are cached; left out: beside the data
+    # error, or warn: read ill-formed tags leniently and report each
+    on_bad: str | None = None
+    # word pieces a window in training, special tokens included
+    train_max_seq_length: int = 128
+    # word pieces a window in evaluation and prediction
+    eval_max_seq_length: int = 512
+    # where features are cached; left out: beside the data
+    feature_cache_dir: str | None = None
     overwrite_cache: bool = False  # build the cached features again
-    input: str | None = None  # predict: a file to tag, - for standard input; left out: the test file
-    input_format: str = "text"  # of --input: text (a sentence a line), columns or cluener
-    output: str | None = None  # predict: where the result goes, - for standard output
+    # predict: a file to tag, - for standard input; left out: the test
+    # file
+    input: str | None = None
+    # of --input: text (a sentence a line), columns or cluener
+    input_format: str = "text"
+    # predict: where the result goes, - for standard output
+    output: str | None = None
     output_format: str = "jsonl"  # of the result: jsonl, cluener or columns
 
 # %% ../nbs/12_trainer.ipynb #9c959088
@@ -92,39 +105,61 @@ class DataConfig:
 class EncoderConfig:
     "Which model."
 
-    model_type: str | None = None  # architecture of the encoder, checked against its files (bert, ...)
-    model_name_or_path: str | None = None  # folder or name of an encoder or a tagger; left out: from scratch
-    config_name: str | None = None  # folder or name of the encoder's configuration, if it is elsewhere
-    tokenizer_name: str | None = None  # folder or name of the tokenizer, if it is elsewhere
+    # architecture of the encoder, checked against its files (bert, ...)
+    model_type: str | None = None
+    # folder or name of an encoder or a tagger; left out: from scratch
+    model_name_or_path: str | None = None
+    # folder or name of the encoder's configuration, if it is elsewhere
+    config_name: str | None = None
+    # folder or name of the tokenizer, if it is elsewhere
+    tokenizer_name: str | None = None
     cache_dir: str | None = None  # where downloaded models are kept
-    download: bool = False  # fetch a model that is not on this machine; otherwise no network is used
+    # fetch a model that is not on this machine; otherwise no network is
+    # used
+    download: bool = False
     do_lower_case: bool = False  # lower-case the text; for uncased models
-    dropout: float | None = None  # dropout before the classifier; left out: 0.1, from scratch 0.3
-    encoder_dropout: float | None = None  # every dropout inside the encoder; left out: the encoder's own
+    # dropout before the classifier; left out: 0.1, from scratch 0.3
+    dropout: float | None = None
+    # every dropout inside the encoder; left out: the encoder's own
+    encoder_dropout: float | None = None
     constrain: bool = True  # never decode an ill-formed tag sequence
-    loss_type: str | None = None  # of the softmax script; refused: the CRF has its likelihood
+    # of the softmax script; refused: the CRF has its likelihood
+    loss_type: str | None = None
 
 # %% ../nbs/12_trainer.ipynb #bd600bdb
 @dataclass
 class OptimizationConfig:
     "How to train."
 
-    per_gpu_train_batch_size: int | None = None  # sentences a step and device; left out: 8, from scratch 32
-    per_gpu_eval_batch_size: int = 32  # sentences a batch and device in evaluation
-    gradient_accumulation_steps: int = 1  # steps whose gradients are added up for one update
-    learning_rate: float | None = None  # peak rate of the encoder; left out: 5e-5, from scratch 2e-3
-    crf_learning_rate: float | None = None  # peak rate of classifier and CRF; left out: 1e-3, from scratch 1e-2
-    weight_decay: float = 0.01  # of weight matrices; never of biases, norms and the CRF
+    # sentences a step and device; left out: 8, from scratch 32
+    per_gpu_train_batch_size: int | None = None
+    # sentences a batch and device in evaluation
+    per_gpu_eval_batch_size: int = 32
+    # steps whose gradients are added up for one update
+    gradient_accumulation_steps: int = 1
+    # peak rate of the encoder; left out: 5e-5, from scratch 2e-3
+    learning_rate: float | None = None
+    # peak rate of classifier and CRF; left out: 1e-3, from scratch 1e-2
+    crf_learning_rate: float | None = None
+    # of weight matrices; never of biases, norms and the CRF
+    weight_decay: float = 0.01
     adam_epsilon: float = 1e-8  # AdamW's epsilon
-    max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0: not clipped
-    num_train_epochs: float | None = None  # passes over the data; left out: 3, from scratch 8
-    max_steps: int = -1  # stop after so many updates, whatever the epochs; -1: by epochs
-    warmup_proportion: float = 0.1  # share of the updates in which the rate grows
-    schedule: str = "linear"  # what the rate does after warm-up: linear, cosine or constant
-    average_decay: float = 0.0  # weight of the past in a moving average of the weights; 0: no average
+    # gradients are clipped to this norm; 0: not clipped
+    max_grad_norm: float = 1.0
+    # passes over the data; left out: 3, from scratch 8
+    num_train_epochs: float | None = None
+    # stop after so many updates, whatever the epochs; -1: by epochs
+    max_steps: int = -1
+    # share of the updates in which the rate grows
+    warmup_proportion: float = 0.1
+    # what the rate does after warm-up: linear, cosine or constant
+    schedule: str = "linear"
+    # weight of the past in a moving average of the weights; 0: no average
+    average_decay: float = 0.0
     fp16: bool = False  # train in float16 with a gradient scaler
     bf16: bool = False  # train in bfloat16
-    fp16_opt_level: str | None = None  # apex's level: O0 and O1 are understood, O2 and O3 refused
+    # apex's level: O0 and O1 are understood, O2 and O3 refused
+    fp16_opt_level: str | None = None
     no_cuda: bool = False  # use the CPU even where there is a GPU
     local_rank: int = -1  # set by old launchers; torchrun needs no flag
     seed: int = 42  # of weights, dropout and the order of the data
@@ -140,17 +175,27 @@ class RunConfig:
     do_train: bool = False  # train
     do_eval: bool = False  # evaluate on dev and, where it has labels, on test
     do_predict: bool = False  # write the entities of the test file
-    evaluate_during_training: bool = False  # evaluate at every logging step instead of every eval_steps
-    output_dir: str = "outputs/nercrf"  # folder of everything that the run writes
-    overwrite_output_dir: bool = False  # start anew where the folder holds an earlier run
+    # evaluate at every logging step instead of every eval_steps
+    evaluate_during_training: bool = False
+    # folder of everything that the run writes
+    output_dir: str = "outputs/nercrf"
+    # start anew where the folder holds an earlier run
+    overwrite_output_dir: bool = False
     resume: str | None = None  # auto, or a checkpoint folder, to go on from
     logging_steps: int = 50  # updates between two log lines; -1: once an epoch
-    eval_steps: int = -1  # updates between two evaluations on dev; -1: once an epoch; 0: never
-    save_steps: int = -1  # updates between two checkpoints; -1: once an epoch; 0: only at the end
-    save_total_limit: int = 2  # checkpoints that stay; the best model is kept beside them
-    patience: int = 0  # stop after so many evaluations without a better F1; 0: never
-    eval_all_checkpoints: bool = False  # do_eval: every checkpoint, not only the best model
-    predict_checkpoints: int = 0  # do_predict: with the checkpoint of this step; 0: the best model
+    # updates between two evaluations on dev; -1: once an epoch; 0: never
+    eval_steps: int = -1
+    # updates between two checkpoints; -1: once an epoch; 0: only at the
+    # end
+    save_steps: int = -1
+    # checkpoints that stay; the best model is kept beside them
+    save_total_limit: int = 2
+    # stop after so many evaluations without a better F1; 0: never
+    patience: int = 0
+    # do_eval: every checkpoint, not only the best model
+    eval_all_checkpoints: bool = False
+    # do_predict: with the checkpoint of this step; 0: the best model
+    predict_checkpoints: int = 0
     server_ip: str | None = None  # of a remote debugger; refused
     server_port: str | None = None  # of a remote debugger; refused
 
@@ -161,30 +206,52 @@ class TrainingConfig(DataConfig, EncoderConfig, OptimizationConfig, RunConfig):
 
 # %% ../nbs/12_trainer.ipynb #cc37a3cb
 _REFUSED = {
-    "loss_type": "a CRF is trained by its likelihood, so there is no loss to choose: leave it out",
-    "server_ip": "start the script under a debugger instead: python -m debugpy --listen 5678 -m nercrf.run_ner_crf",
-    "server_port": "start the script under a debugger instead: python -m debugpy --listen 5678 -m nercrf.run_ner_crf",
-    "do_adv": "adversarial training is not in this version: raise --dropout instead",
+    "loss_type": (
+        "a CRF is trained by its likelihood, so there is no loss to choose: "
+        "leave it out"
+    ),
+    "server_ip": (
+        "start the script under a debugger instead: python -m debugpy --listen "
+        "5678 -m nercrf.run_ner_crf"
+    ),
+    "server_port": (
+        "start the script under a debugger instead: python -m debugpy --listen "
+        "5678 -m nercrf.run_ner_crf"
+    ),
+    "do_adv": (
+        "adversarial training is not in this version: raise --dropout instead"
+    ),
     "adv_epsilon": "adversarial training is not in this version: leave it out",
     "adv_name": "adversarial training is not in this version: leave it out",
 }
 
 # %% ../nbs/12_trainer.ipynb #fe42a295
 _POSITIVE = (
-    "train_max_seq_length", "eval_max_seq_length", "per_gpu_train_batch_size", "per_gpu_eval_batch_size",
-    "gradient_accumulation_steps", "learning_rate", "crf_learning_rate", "num_train_epochs", "adam_epsilon",
-)  # fmt: skip
+    "train_max_seq_length",
+    "eval_max_seq_length",
+    "per_gpu_train_batch_size",
+    "per_gpu_eval_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "crf_learning_rate",
+    "num_train_epochs",
+    "adam_epsilon",
+    "save_total_limit",
+)
 _SHARES = ("dropout", "encoder_dropout", "average_decay", "warmup_proportion")
 _CHOICES = {
-    "schedule": ("linear", "cosine", "constant"), "on_bad": ("error", "warn"), "input_format": ("text", "columns", "cluener"),
+    "schedule": ("linear", "cosine", "constant"),
+    "on_bad": ("error", "warn"),
+    "input_format": ("text", "columns", "cluener"),
     "output_format": ("jsonl", "cluener", "columns"),
-}  # fmt: skip
+}
 
 # %% ../nbs/12_trainer.ipynb #af0be2c4
 def check_config(
     args: TrainingConfig,  # flags as the user gave them
 ) -> None:
-    "Refuse flags that contradict each other or cannot be honoured: ValueError with flag, value and remedy."
+    """Refuse flags that contradict each other or cannot be honoured:
+    ValueError with flag, value and remedy."""
     for name, reason in _REFUSED.items():
         if getattr(args, name) not in (None, False):
             raise ValueError(f"--{name} {getattr(args, name)}: {reason}")
@@ -195,34 +262,53 @@ def check_config(
     for name in _SHARES:
         value = getattr(args, name)
         if value is not None and not 0 <= value < 1:
-            raise ValueError(f"--{name} must be at least 0 and below 1, got {value}")
+            raise ValueError(
+                f"--{name} must be at least 0 and below 1, got {value}"
+            )
     for name, choices in _CHOICES.items():
         value = getattr(args, name)
         if value is not None and value not in choices:
-            raise ValueError(f"--{name} must be one of {', '.join(choices)}, got {value!r}")
+            raise ValueError(
+                f"--{name} must be one of {', '.join(choices)}, got {value!r}"
+            )
     for name in ("logging_steps", "eval_steps", "save_steps", "max_steps"):
         if getattr(args, name) < -1:
-            raise ValueError(f"--{name} must be -1, 0 or a number of updates, got {getattr(args, name)}")
+            raise ValueError(
+                f"--{name} must be -1, 0 or a number of updates, got "
+                f"{getattr(args, name)}"
+            )
+    if args.seed < 0:
+        raise ValueError(f"--seed must be 0 or greater, got {args.seed}")
     if args.fp16_opt_level not in (None, "O0", "O1"):
         raise ValueError(
-            f"--fp16_opt_level {args.fp16_opt_level}: apex is gone; --fp16 works like O1, --bf16 is its "
+            f"--fp16_opt_level {args.fp16_opt_level}: apex is gone; --fp16 "
+            "works like O1, --bf16 is its "
             "safer sister, and pure half precision (O2, O3) is not offered"
         )
     if args.fp16_opt_level == "O0" and args.fp16:
-        raise ValueError("--fp16_opt_level O0 means full precision and contradicts --fp16: leave one of them out")
+        raise ValueError(
+            "--fp16_opt_level O0 means full precision and contradicts "
+            "--fp16: leave one of them out"
+        )
     autocast_dtype(args)
     if args.markup is not None:
         get_scheme(args.markup)
 
 # %% ../nbs/12_trainer.ipynb #52900d10
 _PRETRAINED = {
-    "per_gpu_train_batch_size": 8, "learning_rate": 5e-5, "crf_learning_rate": 1e-3,
-    "num_train_epochs": 3.0, "dropout": 0.1,
-}  # fmt: skip
+    "per_gpu_train_batch_size": 8,
+    "learning_rate": 5e-5,
+    "crf_learning_rate": 1e-3,
+    "num_train_epochs": 3.0,
+    "dropout": 0.1,
+}
 _FROM_SCRATCH = {
-    "per_gpu_train_batch_size": 32, "learning_rate": 2e-3, "crf_learning_rate": 1e-2,
-    "num_train_epochs": 8.0, "dropout": 0.3,
-}  # fmt: skip
+    "per_gpu_train_batch_size": 32,
+    "learning_rate": 2e-3,
+    "crf_learning_rate": 1e-2,
+    "num_train_epochs": 8.0,
+    "dropout": 0.3,
+}
 
 # %% ../nbs/12_trainer.ipynb #b485cadf
 def resolve_config(
@@ -231,7 +317,14 @@ def resolve_config(
 ) -> TrainingConfig:  # a copy in which every value is set
     "Fill in the defaults that depend on the encoder."
     defaults = _PRETRAINED if pretrained else _FROM_SCRATCH
-    return replace(args, **{name: value for name, value in defaults.items() if getattr(args, name) is None})
+    return replace(
+        args,
+        **{
+            name: value
+            for name, value in defaults.items()
+            if getattr(args, name) is None
+        },
+    )
 
 # %% ../nbs/12_trainer.ipynb #e9b472bd
 def set_seed(
@@ -249,7 +342,8 @@ class UpdatePlan:
     "Which sentences each update of a training sees."
 
     lengths: np.ndarray  # word pieces of each sentence, of its longest window
-    micro_size: int  # sentences in one forward pass, over all devices of all processes
+    # sentences in one forward pass, over all devices of all processes
+    micro_size: int
     accumulation: int  # forward passes an update
     seed: int  # of the order
     max_steps: int  # updates in all, when positive
@@ -258,7 +352,9 @@ class UpdatePlan:
     @property
     def updates_per_epoch(self) -> int:  # at least 1
         "The number of updates in one pass over the data."
-        return math.ceil(len(self.lengths) / (self.micro_size * self.accumulation))
+        return math.ceil(
+            len(self.lengths) / (self.micro_size * self.accumulation)
+        )
 
     @property
     def total(self) -> int:  # updates
@@ -273,15 +369,23 @@ class UpdatePlan:
     ) -> list[np.ndarray]:  # sentence indices of each update
         "The updates of one pass over the data, each sentence in exactly one."
         size = self.micro_size * self.accumulation
-        return plan_batches(self.lengths, size, seed=self.seed, epoch=number, shuffle=True)
+        return plan_batches(
+            self.lengths, size, seed=self.seed, epoch=number, shuffle=True
+        )
 
     def micro_batches(
         self,
         update: np.ndarray,  # sentence indices of one update
-    ) -> list[np.ndarray]:  # at most `accumulation` parts of at most `micro_size` sentences
-        "Cut an update into forward passes, sentences of similar length together."
+    ) -> list[
+        np.ndarray
+    ]:  # at most `accumulation` parts of at most `micro_size` sentences
+        """Cut an update into forward passes, sentences of similar length
+        together."""
         ordered = update[np.argsort(-self.lengths[update], kind="stable")]
-        return [ordered[first : first + self.micro_size] for first in range(0, len(ordered), self.micro_size)]
+        return [
+            ordered[first : first + self.micro_size]
+            for first in range(0, len(ordered), self.micro_size)
+        ]
 
 # %% ../nbs/12_trainer.ipynb #34cb70fe
 def build_plan(
@@ -294,7 +398,9 @@ def build_plan(
         raise ValueError("nothing to train on: the data set has no sentence")
     return UpdatePlan(
         lengths=np.asarray(dataset.lengths),
-        micro_size=args.per_gpu_train_batch_size * max(1, info.n_gpu) * info.world_size,
+        micro_size=args.per_gpu_train_batch_size
+        * max(1, info.n_gpu)
+        * info.world_size,
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
         max_steps=args.max_steps,
@@ -304,7 +410,8 @@ def build_plan(
 # %% ../nbs/12_trainer.ipynb #ff899127
 @dataclass
 class Progress:
-    "The numbers that a training carries from update to update; they go into each checkpoint."
+    """The numbers that a training carries from update to update; they go into
+    each checkpoint."""
 
     step: int = 0  # updates done
     skipped: int = 0  # updates that the scaler left out because of an overflow
@@ -316,7 +423,8 @@ class Progress:
     without_gain: int = 0  # evaluations since then
 
     @property
-    def average_loss(self) -> float:  # nats a sentence; nan before the first update
+    # nats a sentence; nan before the first update
+    def average_loss(self) -> float:
         "The mean loss from the start to the last log line."
         return self.loss_sum / self.sentences if self.sentences else math.nan
 
@@ -335,21 +443,30 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer  # AdamW
     schedule: torch.optim.lr_scheduler.LambdaLR  # the learning rates
     scaler: torch.amp.GradScaler  # off unless fp16
-    window_loss: torch.Tensor  # this process's loss since the last log line, float64, on the device
-    progress: Progress = field(default_factory=Progress)  # numbers that go into checkpoints
-    average: dict[str, torch.Tensor] | None = None  # moving average of the weights, if asked for
-    stop: threading.Event = field(default_factory=threading.Event)  # set by a signal
+    # this process's loss since the last log line, float64, on the device
+    window_loss: torch.Tensor
+    # numbers that go into checkpoints
+    progress: Progress = field(default_factory=Progress)
+    # moving average of the weights, if asked for
+    average: dict[str, torch.Tensor] | None = None
+    # set by a signal
+    stop: threading.Event = field(default_factory=threading.Event)
 
 # %% ../nbs/12_trainer.ipynb #e9241d80
 def freeze_unused_parameters(
     model: nn.Module,  # the bare model
-    batch: dict[str, torch.Tensor],  # any batch with labels, on the model's device
+    # any batch with labels, on the model's device
+    batch: dict[str, torch.Tensor],
 ) -> list[str]:  # names of the parameters that are frozen now
     "Freeze what one backward pass does not reach."
     was_training = model.training
     model.eval()
     model(**batch, reduction="sum").loss.backward()
-    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    unused = [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.grad is None
+    ]
     for name in unused:
         model.get_parameter(name).requires_grad_(False)
     model.zero_grad(set_to_none=True)
@@ -358,16 +475,27 @@ def freeze_unused_parameters(
 
 # %% ../nbs/12_trainer.ipynb #3edcecd4
 def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
-    "The summed loss of this process's part of a micro-batch, on the model's device."
-    devices = len(run.model.devices) if isinstance(run.model, BatchDataParallel) else 1
+    """The summed loss of this process's part of a micro-batch, on the model's
+    device."""
+    devices = (
+        len(run.model.devices)
+        if isinstance(run.model, BatchDataParallel)
+        else 1
+    )
     parts = run.info.world_size * devices
     first = run.info.rank * devices
-    shares = [shard_batch(micro_batch, first + device, parts) for device in range(devices)]
+    shares = [
+        shard_batch(micro_batch, first + device, parts)
+        for device in range(devices)
+    ]
     weight = 1.0
     shares = [share for share in shares if len(share)]
     if not shares:
         shares, weight = [micro_batch[:1]], 0.0
-    batches = [move_batch(run.dataset.collate(share), run.info.device) for share in shares]
+    batches = [
+        move_batch(run.dataset.collate(share), run.info.device)
+        for share in shares
+    ]
     with autocast(run.args, run.info.device):
         if isinstance(run.model, BatchDataParallel):
             outputs = run.model(batches, reduction="sum")
@@ -378,7 +506,8 @@ def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
 
 # %% ../nbs/12_trainer.ipynb #5e7441c0
 def _exchange_gradients(model: nn.Module, now: bool):
-    "A context in which backward exchanges gradients between processes only when `now`."
+    """A context in which backward exchanges gradients between processes only
+    when `now`."""
     if now or not hasattr(model, "no_sync"):
         return nullcontext()
     return model.no_sync()
@@ -388,13 +517,16 @@ def training_update(
     run: TrainingRun,  # the training
     update: np.ndarray,  # indices of the sentences, the same on every process
 ) -> None:
-    "Forward, backward and one step of the optimiser; the loss stays on the device until it is logged."
+    """Forward, backward and one step of the optimiser; the loss stays on the
+    device until it is logged."""
     run.model.train()
     micro_batches = run.plan.micro_batches(update)
     for number, micro_batch in enumerate(micro_batches, start=1):
         with _exchange_gradients(run.model, now=number == len(micro_batches)):
             loss = _share_losses(run, micro_batch)
-            run.scaler.scale(loss * (run.info.world_size / len(update))).backward()
+            run.scaler.scale(
+                loss * (run.info.world_size / len(update))
+            ).backward()
         run.window_loss += loss.detach()
     _optimizer_step(run)
     run.progress.step += 1
@@ -406,7 +538,12 @@ def _optimizer_step(run: TrainingRun) -> None:
     if run.args.max_grad_norm > 0:
         run.scaler.unscale_(run.optimizer)
         nn.utils.clip_grad_norm_(
-            [p for group in run.optimizer.param_groups for p in group["params"]], run.args.max_grad_norm
+            [
+                p
+                for group in run.optimizer.param_groups
+                for p in group["params"]
+            ],
+            run.args.max_grad_norm,
         )
     scale = run.scaler.get_scale()
     run.scaler.step(run.optimizer)
@@ -430,7 +567,11 @@ def averaging_weight(
 def _trainable(run: TrainingRun) -> dict[str, torch.Tensor]:
     "The trainable parameters by name."
     named = unwrap_model(run.model).named_parameters()
-    return {name: parameter.detach() for name, parameter in named if parameter.requires_grad}
+    return {
+        name: parameter.detach()
+        for name, parameter in named
+        if parameter.requires_grad
+    }
 
 
 def _update_average(run: TrainingRun) -> None:
@@ -439,14 +580,19 @@ def _update_average(run: TrainingRun) -> None:
         return
     weight = averaging_weight(run.args.average_decay, run.progress.step)
     current = _trainable(run)
-    torch._foreach_lerp_([run.average[name] for name in current], list(current.values()), 1 - weight)
+    torch._foreach_lerp_(
+        [run.average[name] for name in current],
+        list(current.values()),
+        1 - weight,
+    )
 
 # %% ../nbs/12_trainer.ipynb #a9bdcf66
 @contextmanager
 def averaged_weights(
     run: TrainingRun,  # the training
 ) -> Iterator[None]:
-    "The model has its averaged weights inside the block, and its own again afterwards."
+    """The model has its averaged weights inside the block, and its own again
+    afterwards."""
     if run.average is None:
         yield
         return
@@ -466,40 +612,62 @@ def start_run(
     train_dataset: FeatureDataset,  # labelled sentences
     model: nn.Module,  # the bare model
     tokenizer: object,  # saved beside the model
-    dev_dataset: FeatureDataset | None = None,  # labelled sentences for the choice of the best model
-    info: ProcessInfo | None = None,  # what this process is; None: found out here
+    # labelled sentences for the choice of the best model
+    dev_dataset: FeatureDataset | None = None,
+    # what this process is; None: found out here
+    info: ProcessInfo | None = None,
 ) -> TrainingRun:  # ready for its first update
     "Build everything that a training needs."
-    info = info or init_distributed(no_cuda=args.no_cuda, local_rank=args.local_rank)
+    info = info or init_distributed(
+        no_cuda=args.no_cuda, local_rank=args.local_rank
+    )
     plan = build_plan(args, train_dataset, info)
     model = model.to(info.device)
-    batch = move_batch(train_dataset.collate(np.arange(min(2, len(train_dataset)))), info.device)
+    batch = move_batch(
+        train_dataset.collate(np.arange(min(2, len(train_dataset)))),
+        info.device,
+    )
     unused = freeze_unused_parameters(model, batch)
     if unused:
-        logger.info("frozen, since the loss does not depend on them: %s", ", ".join(unused))
+        logger.info(
+            "frozen, since the loss does not depend on them: %s",
+            ", ".join(unused),
+        )
     optimizer = build_optimizer(
-        model, args.learning_rate, args.crf_learning_rate, args.weight_decay, args.adam_epsilon
+        model,
+        args.learning_rate,
+        args.crf_learning_rate,
+        args.weight_decay,
+        args.adam_epsilon,
     )
     warmup_steps = math.ceil(args.warmup_proportion * plan.total)
     run = TrainingRun(
-        args, info, wrap_model(model, info), tokenizer, train_dataset, dev_dataset, plan, optimizer,
+        args, info, wrap_model(model, info), tokenizer,
+        train_dataset, dev_dataset, plan, optimizer,
         build_schedule(optimizer, args.schedule, warmup_steps, plan.total),
         torch.amp.GradScaler(info.device.type, enabled=args.fp16),
         torch.zeros((), dtype=torch.float64, device=info.device),
     )  # fmt: skip
     if args.average_decay:
-        run.average = {name: tensor.clone() for name, tensor in _trainable(run).items()}
+        run.average = {
+            name: tensor.clone() for name, tensor in _trainable(run).items()
+        }
     set_seed(args.seed, info.rank)
     return run
 
 # %% ../nbs/12_trainer.ipynb #2453c78e
 def _close_window(run: TrainingRun) -> float:
-    "The mean loss since the last log line, over all processes; a new window begins."
+    """The mean loss since the last log line, over all processes; a new window
+    begins."""
     progress = run.progress
-    total, sentences = float(all_reduce_sum(run.window_loss)), progress.window_sentences
+    total, sentences = (
+        float(all_reduce_sum(run.window_loss)),
+        progress.window_sentences,
+    )
     if not math.isfinite(total):
         raise FloatingPointError(
-            f"the loss is {total} at update {progress.step}: lower --learning_rate or, with --fp16, "
+            f"the loss is {total} at update {progress.step}: lower "
+            "--learning_rate or, with --fp16, "
             "try --bf16; the last checkpoint is untouched"
         )
     progress.loss_sum += total
@@ -512,13 +680,17 @@ def _close_window(run: TrainingRun) -> float:
 def _write_history(run: TrainingRun, record: dict) -> None:
     "Append one record to the history; the main process only."
     if run.info.is_main:
-        with (Path(run.args.output_dir) / "history.jsonl").open("a", encoding="utf-8") as file:
+        with (Path(run.args.output_dir) / "history.jsonl").open(
+            "a", encoding="utf-8"
+        ) as file:
             file.write(json.dumps(record) + "\n")
 
 # %% ../nbs/12_trainer.ipynb #8e44e080
 def log_progress(
     run: TrainingRun,  # the training
-) -> dict[str, float]:  # what was logged; empty without an update since the last line
+) -> dict[
+    str, float
+]:  # what was logged; empty without an update since the last line
     "Write loss and learning rates to the history; every process must call it."
     if not run.progress.window_sentences:
         return {}
@@ -530,7 +702,10 @@ def log_progress(
         "crf_learning_rate": run.optimizer.param_groups[-1]["lr"],
     }
     if run.scaler.is_enabled():
-        record |= {"scale": run.scaler.get_scale(), "skipped": run.progress.skipped}
+        record |= {
+            "scale": run.scaler.get_scale(),
+            "skipped": run.progress.skipped,
+        }
     _write_history(run, record)
     return record
 
@@ -548,7 +723,10 @@ def save_best_model(
 ) -> None:
     "Write the present (averaged) model to the folder `model` of the run."
     if run.info.is_main:
-        with averaged_weights(run), write_folder(Path(run.args.output_dir) / "model") as folder:
+        with (
+            averaged_weights(run),
+            write_folder(Path(run.args.output_dir) / "model") as folder,
+        ):
             _save_model(run, folder)
     barrier()
 
@@ -559,7 +737,10 @@ def save_checkpoint(
     "Write a checkpoint and remove the oldest ones; every process must call it."
     output_dir = Path(run.args.output_dir)
     target = output_dir / f"checkpoint-{run.progress.step}"
-    own = {"random": _packed(random_state()), "window_loss": float(run.window_loss)}
+    own = {
+        "random": _packed(random_state()),
+        "window_loss": float(run.window_loss),
+    }
     processes = gather_json(own)
     if run.info.is_main:
         with write_folder(target) as folder:
@@ -579,9 +760,13 @@ def save_checkpoint(
 
 # %% ../nbs/12_trainer.ipynb #d9ebea69
 def _packed(value):
-    "A random state in JSON: tensors, lists and tuples become objects that name their kind."
+    """A random state in JSON: tensors, lists and tuples become objects that
+    name their kind."""
     if isinstance(value, torch.Tensor):
-        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+        return {
+            "tensor": value.tolist(),
+            "dtype": str(value.dtype).removeprefix("torch."),
+        }
     if isinstance(value, dict):
         return {key: _packed(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -592,11 +777,17 @@ def _packed(value):
 def _unpacked(value):
     "The random state that `_packed` was given."
     if isinstance(value, dict) and set(value) == {"tensor", "dtype"}:
-        return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
+        return torch.tensor(
+            value["tensor"], dtype=getattr(torch, value["dtype"])
+        )
     if isinstance(value, dict) and set(value) in ({"list"}, {"tuple"}):
         items = [_unpacked(item) for item in next(iter(value.values()))]
         return items if "list" in value else tuple(items)
-    return {key: _unpacked(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return (
+        {key: _unpacked(item) for key, item in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 # %% ../nbs/12_trainer.ipynb #26857168
 def _plan_identity(run: TrainingRun) -> dict:
@@ -614,16 +805,21 @@ def load_checkpoint(
     run: TrainingRun,  # a training that was just set up
     folder: Path,  # a checkpoint's folder
 ) -> None:
-    "Put a training where a checkpoint left it: ValueError when it is broken or of another training."
+    """Put a training where a checkpoint left it: ValueError when it is broken
+    or of another training."""
     problems = verify_folder(folder)
     if problems:
-        raise ValueError(f"{folder}: not a whole checkpoint: {'; '.join(problems)}")
+        raise ValueError(
+            f"{folder}: not a whole checkpoint: {'; '.join(problems)}"
+        )
     state = load_state(folder)
     for name, value in _plan_identity(run).items():
         if state["plan"][name] != value:
             raise ValueError(
-                f"{folder}: made with {name} = {state['plan'][name]}, this run has {value}: resume with the "
-                "same data and flags, or start anew from its weights with --model_name_or_path"
+                f"{folder}: made with {name} = {state['plan'][name]}, this "
+                f"run has {value}: resume with the "
+                "same data and flags, or start anew from its weights with "
+                "--model_name_or_path"
             )
     bare = unwrap_model(run.model)
     bare.load_state_dict(type(bare).from_pretrained(folder).state_dict())
@@ -646,10 +842,15 @@ def _restore_process(run: TrainingRun, processes: list[dict]) -> None:
         set_random_state(_unpacked(own["random"]))
         run.window_loss.fill_(own["window_loss"])
         return
-    logger.warning("the checkpoint was made by %d process(es): dropout draws anew", len(processes))
+    logger.warning(
+        "the checkpoint was made by %d process(es): dropout draws anew",
+        len(processes),
+    )
     set_seed(run.args.seed + run.progress.step, run.info.rank)
     if run.info.is_main:
-        run.window_loss.fill_(math.fsum(process["window_loss"] for process in processes))
+        run.window_loss.fill_(
+            math.fsum(process["window_loss"] for process in processes)
+        )
 
 # %% ../nbs/12_trainer.ipynb #86b65987
 def _cut_history(run: TrainingRun) -> None:
@@ -657,41 +858,64 @@ def _cut_history(run: TrainingRun) -> None:
     path = Path(run.args.output_dir) / "history.jsonl"
     if not run.info.is_main or not path.exists():
         return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    kept = [line for line in lines if json.loads(line)["step"] <= run.progress.step]
+    lines = [
+        line
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.endswith("}")
+    ]
+    kept = [
+        line for line in lines if json.loads(line)["step"] <= run.progress.step
+    ]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    temporary.write_text(
+        "".join(line + "\n" for line in kept), encoding="utf-8"
+    )
     os.replace(temporary, path)
 
 # %% ../nbs/12_trainer.ipynb #5d9dce99
 def find_resume(
     args: TrainingConfig,  # flags; `resume` and `output_dir` are read
 ) -> Path | None:  # the checkpoint to go on from, None to start anew
-    "The checkpoint that `--resume` means; the main process looks and tells the others."
+    """The checkpoint that `--resume` means; the main process looks and tells
+    the others."""
     if args.resume is None:
         return None
     found = None
     if is_main_process():
         restore_folders(args.output_dir, remove_unfinished=True)
-        found = latest_checkpoint(args.output_dir) if args.resume == "auto" else Path(args.resume)
+        found = (
+            latest_checkpoint(args.output_dir)
+            if args.resume == "auto"
+            else Path(args.resume)
+        )
     found = broadcast_json(str(found) if found else None)
     if found is None:
-        logger.info("--resume auto: no whole checkpoint in %s: starting anew", args.output_dir)
+        logger.info(
+            "--resume auto: no whole checkpoint in %s: starting anew",
+            args.output_dir,
+        )
         return None
     if not Path(found).is_dir():
-        raise ValueError(f"--resume {found}: there is no such folder; give a checkpoint-N folder or auto")
+        raise ValueError(
+            f"--resume {found}: there is no such folder; give a checkpoint-N "
+            "folder or auto"
+        )
     return Path(found)
 
 # %% ../nbs/12_trainer.ipynb #838ffd43
 class TrainingInterrupted(RuntimeError):
-    "A signal ended the training after a checkpoint was written; `checkpoint` is its folder."
+    """A signal ended the training after a checkpoint was written; `checkpoint`
+    is its folder."""
 
     def __init__(
         self,
         checkpoint: Path,  # what to resume from
         step: int,  # updates done
     ):
-        super().__init__(f"interrupted at update {step}; go on with --resume auto ({checkpoint})")
+        super().__init__(
+            f"interrupted at update {step}; go on with --resume auto "
+            f"({checkpoint})"
+        )
         self.checkpoint = checkpoint
         self.step = step
 
@@ -700,7 +924,8 @@ class TrainingInterrupted(RuntimeError):
 def catch_signals(
     stop: threading.Event,  # set when a signal arrives
 ) -> Iterator[None]:
-    "Take note of SIGINT and SIGTERM inside the block; a second one has its usual effect."
+    """Take note of SIGINT and SIGTERM inside the block; a second one has its
+    usual effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -723,10 +948,14 @@ _UPDATES_BETWEEN_AGREEMENTS = 10
 
 
 def _agree_to_stop(run: TrainingRun) -> bool:
-    "Has any process been asked to stop? On GPUs asked only now and then, since asking makes them wait."
+    """Has any process been asked to stop? On GPUs asked only now and then,
+    since asking makes them wait."""
     if run.info.world_size == 1:
         return run.stop.is_set()
-    if run.info.backend != "gloo" and run.progress.step % _UPDATES_BETWEEN_AGREEMENTS:
+    if (
+        run.info.backend != "gloo"
+        and run.progress.step % _UPDATES_BETWEEN_AGREEMENTS
+    ):
         return False
     return bool(all_reduce_sum(torch.tensor(int(run.stop.is_set()))))
 
@@ -741,11 +970,21 @@ def evaluate_run(
     f1 = result.scores.micro.f1
     improved = progress.best_f1 is None or f1 > progress.best_f1
     if improved:
-        progress.best_f1, progress.best_step, progress.without_gain = f1, progress.step, 0
+        progress.best_f1, progress.best_step, progress.without_gain = (
+            f1,
+            progress.step,
+            0,
+        )
         save_best_model(run)
     else:
         progress.without_gain += 1
-    _write_history(run, {"step": progress.step, **{f"dev_{k}": v for k, v in result.to_dict().items()}})
+    _write_history(
+        run,
+        {
+            "step": progress.step,
+            **{f"dev_{k}": v for k, v in result.to_dict().items()},
+        },
+    )
     return result
 
 # %% ../nbs/12_trainer.ipynb #cbdebb1c
@@ -766,11 +1005,24 @@ def _after_update(run: TrainingRun, bar: tqdm) -> bool:
     last = step == run.plan.total
     log_now = last or is_due(args.logging_steps, step, epoch)
     if log_now and (record := log_progress(run)):
-        bar.set_postfix(loss=f"{record['loss']:.3f}", rate=f"{record['learning_rate']:.1e}")
-    evaluation_due = log_now if args.evaluate_during_training else is_due(args.eval_steps, step, epoch)
-    if run.dev_dataset is not None and (evaluation_due or (last and args.eval_steps)):
+        bar.set_postfix(
+            loss=f"{record['loss']:.3f}", rate=f"{record['learning_rate']:.1e}"
+        )
+    evaluation_due = (
+        log_now
+        if args.evaluate_during_training
+        else is_due(args.eval_steps, step, epoch)
+    )
+    if run.dev_dataset is not None and (
+        evaluation_due or (last and args.eval_steps)
+    ):
         micro = evaluate_run(run).scores.micro
-        logger.info("update %d: dev F1 %.4f (best %.4f)", step, micro.f1, run.progress.best_f1)
+        logger.info(
+            "update %d: dev F1 %.4f (best %.4f)",
+            step,
+            micro.f1,
+            run.progress.best_f1,
+        )
     finished = 0 < args.patience <= run.progress.without_gain
     if last or finished or is_due(args.save_steps, step, epoch):
         save_checkpoint(run)
@@ -788,7 +1040,10 @@ def _run_updates(run: TrainingRun, bar: tqdm) -> None:
             bar.pieces += int(run.dataset.features.piece_lengths[update].sum())
             finished = _after_update(run, bar)
             if finished:
-                logger.info("no better F1 in %d evaluations: stopping", run.args.patience)
+                logger.info(
+                    "no better F1 in %d evaluations: stopping",
+                    run.args.patience,
+                )
             if finished or progress.step == plan.total:
                 return
             if _agree_to_stop(run):
@@ -816,17 +1071,21 @@ def _progress_bar(run: TrainingRun) -> _PieceBar:
         desc="training",
         unit="update",
         disable=not (run.info.is_main and sys.stderr.isatty()),
-        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]",
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} "
+        "[{elapsed}<{remaining}, {speed}{postfix}]",
     )
 
 # %% ../nbs/12_trainer.ipynb #18a5a2c5
 def train(
-    args: TrainingConfig,  # flags; what depends on the encoder is filled in for a pretrained one
+    # flags; what depends on the encoder is filled in for a pretrained one
+    args: TrainingConfig,
     train_dataset: FeatureDataset,  # labelled sentences
     model: nn.Module,  # the bare model; holds the trained weights afterwards
     tokenizer: object,  # saved beside the model
-    dev_dataset: FeatureDataset | None = None,  # labelled sentences for the choice of the best model
-    info: ProcessInfo | None = None,  # what this process is; None: found out here
+    # labelled sentences for the choice of the best model
+    dev_dataset: FeatureDataset | None = None,
+    # what this process is; None: found out here
+    info: ProcessInfo | None = None,
 ) -> tuple[int, float]:  # updates made, and mean loss a sentence in nats
     "Train a model; every process of the group must call it."
     args = resolve_config(args, pretrained=True)
@@ -839,7 +1098,8 @@ def train(
         load_checkpoint(run, checkpoint)
     logger.info(
         "training on %d sentences, %d an update, %d updates, %d process(es)",
-        len(train_dataset), run.plan.micro_size * run.plan.accumulation, run.plan.total, get_world_size(),
+        len(train_dataset), run.plan.micro_size * run.plan.accumulation,
+        run.plan.total, get_world_size(),
     )  # fmt: skip
     with catch_signals(run.stop), _progress_bar(run) as bar:
         _run_updates(run, bar)
@@ -861,12 +1121,18 @@ def _prepare_output(run: TrainingRun) -> None:
     args, folder = run.args, Path(run.args.output_dir)
     problem = None
     if run.info.is_main:
-        earlier = [*folder.glob("checkpoint-*"), *folder.glob("history.jsonl"), *folder.glob("model")]
+        earlier = [
+            *folder.glob("checkpoint-*"),
+            *folder.glob("history.jsonl"),
+            *folder.glob("model"),
+        ]
         if earlier and not args.overwrite_output_dir:
             names = ", ".join(sorted(path.name for path in earlier))
             problem = (
-                f"{folder} holds an earlier run ({names}): --resume auto goes on with it, "
-                "--overwrite_output_dir removes it, --output_dir chooses another folder"
+                f"{folder} holds an earlier run ({names}): --resume auto "
+                "goes on with it, "
+                "--overwrite_output_dir removes it, --output_dir chooses "
+                "another folder"
             )
         else:
             for path in earlier:

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -488,13 +487,6 @@ def test_real_corpora_survive_the_round_trip(tmp_path):
         path.read_text(encoding="utf-8").replace("\t", " ").split()
         == (DATA / "resume" / "dev.char.bmes").read_text(encoding="utf-8").split()
     )
-
-
-@needs_data
-def test_reading_is_fast():
-    start = time.process_time()
-    read_examples(DATA / "resume" / "train.char.bmes", on_bad="warn")
-    assert time.process_time() - start < 1.0  # about 0.15 s on an idle core
 
 
 # The sample.

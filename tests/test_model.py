@@ -589,6 +589,14 @@ def test_small_encoder_begins_as_described():
     assert torch.equal(state["layers.2.attention.distance_worth"], torch.zeros(4, 33))
 
 
+@torch.inference_mode()
+def test_emissions_begin_small_with_the_default_sizes():
+    torch.manual_seed(0)
+    config = NerCrfConfig(SmallEncoderConfig(vocab_size=1000), id2label=dict(enumerate(LABELS)))
+    scores = NerCrfForTokenClassification(config).eval()(torch.randint(5, 1000, (8, 30))).logits
+    assert 0.2 < scores.std() < 0.4
+
+
 def test_small_encoder_config_errors():
     with pytest.raises(ValueError, match="multiple of num_attention_heads = 3, got 16"):
         SmallEncoderConfig(hidden_size=16, num_attention_heads=3)

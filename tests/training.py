@@ -58,7 +58,14 @@ def make_model(dropout=0.1):
 
 def make_args(folder, **changes):
     """Flags of a small training."""
-    base = {"learning_rate": 1e-3, "per_gpu_train_batch_size": 8, "num_train_epochs": 2.0, "no_cuda": True, "logging_steps": 2, "average_decay": 0.9}
+    base = {
+        "learning_rate": 1e-3,
+        "per_gpu_train_batch_size": 8,
+        "num_train_epochs": 2.0,
+        "no_cuda": True,
+        "logging_steps": 2,
+        "average_decay": 0.9,
+    }
     return resolve_config(TrainingConfig(output_dir=str(folder), **(base | changes)), pretrained=False)
 
 

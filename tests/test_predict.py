@@ -1,0 +1,116 @@
+"""The tagger: offsets, order, batches, files, whatever the input looks like."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training import CORPUS, TOKENIZER, make_model, train_in
+
+from nercrf.data import read_examples, split_words
+from nercrf.predict import Tagger, find_model, tag_file, tag_stream
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The output folder of a training that is long enough to find entities."""
+    folder = tmp_path_factory.mktemp("run")
+    train_in(folder, num_train_epochs=15.0, learning_rate=2e-3, average_decay=0.0, eval_steps=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tagger(folder):
+    return Tagger.from_pretrained(folder, device="cpu", batch_size=4)
+
+
+TEXTS = [example.text for example in CORPUS.train]
+
+
+def test_it_has_learned_something(tagger):
+    found = tagger.tag_examples(CORPUS.train)
+    correct = sum(len(set(spans) & set(e.spans)) for spans, e in zip(found, CORPUS.train, strict=True))
+    assert correct > 0.5 * sum(len(example.spans) for example in CORPUS.train)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(alphabet="Aab 王芳林.，\t\u200b\u3000é", max_size=30) | st.sampled_from(TEXTS), max_size=6))
+def test_entities_are_pieces_of_their_text(texts):
+    """Offsets in characters and in words, for any text, in the order of the input."""
+    tagger = Tagger(make_model(0.0), TOKENIZER, batch_size=3, device="cpu")
+    found = tagger(texts)
+    assert len(found) == len(texts)
+    for text, entities in zip(texts, found, strict=True):
+        words = split_words(text, tagger.model.config.split_by)
+        for entity in entities:
+            assert text[entity.start : entity.end] == entity.text
+            assert words[entity.word_start][1] == entity.start
+            assert words[entity.word_end - 1][2] == entity.end
+        assert [e.start for e in entities] == sorted(e.start for e in entities)
+        assert all(one.end <= other.start for one, other in itertools.pairwise(entities))
+        assert entities == tagger(text)
+
+
+def test_batches_and_order_change_nothing(folder, tagger):
+    expected = tagger(TEXTS)
+    assert sum(map(len, expected)) > 10
+    for size in (1, 7, 100):
+        assert Tagger.from_pretrained(folder, device="cpu", batch_size=size)(TEXTS) == expected
+    assert tagger(TEXTS[::-1]) == expected[::-1]
+    assert [entities for _, entities in tag_stream(tagger, TEXTS, chunk=9)] == expected
+
+
+def test_a_long_text_is_tagged_whole(tagger):
+    """Longer than any window: entities up to the end, offsets right."""
+    text = " ".join([*TEXTS] * 5)
+    assert len(text.split()) > tagger.model.config.max_seq_length
+    entities = tagger(text)
+    assert all(text[e.start : e.end] == e.text for e in entities)
+    assert max(e.start for e in entities) > 0.9 * len(text)
+
+
+def test_words_that_are_given_are_kept(tagger):
+    tokens = [example.tokens for example in CORPUS.dev]
+    spans = tagger.tag_examples(CORPUS.dev)
+    found = tagger(tokens)
+    assert [[(e.label, e.word_start, e.word_end) for e in entities] for entities in found] == spans
+    text = " ".join(tokens[0])
+    assert all(text[e.start : e.end] == e.text for e in found[0])
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoint-105", ""])
+def test_every_folder_of_a_run_that_holds_a_model_loads(folder, name):
+    assert find_model(folder / name).name in ("model", "checkpoint-105")
+    assert Tagger.from_pretrained(folder / name, device="cpu")("") == []
+
+
+@pytest.mark.parametrize(("inputs", "message"), [([3], "got int"), ([["a", 3]], "got list"), ([None], "got NoneType")])
+def test_wrong_input_is_named(tagger, inputs, message):
+    with pytest.raises(TypeError, match=message):
+        tagger(inputs)
+
+
+def test_column_files_come_back_with_their_tokens(tagger, tmp_path):
+    source, target = tmp_path / "in.tsv", tmp_path / "out.tsv"
+    source.write_text("".join("\n".join(e.tokens) + "\n\n" for e in CORPUS.test), encoding="utf-8")
+    tagged = tag_file(tagger, source, target, "columns")
+    back = read_examples(target, scheme=tagger.model.config.scheme)
+    assert [e.tokens for e in back] == [e.tokens for e in CORPUS.test]
+    assert [e.spans for e in back] == [s.spans for s in tagged] == tagger.tag_examples(CORPUS.test)
+
+
+def test_nothing_is_written_when_the_input_is_bad(tagger, tmp_path):
+    source, target = tmp_path / "in.json", tmp_path / "out.jsonl"
+    source.write_text('{"text": "fine"}\n{"txt": 1}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"in\.json:2"):
+        tag_file(tagger, source, target, format="cluener")
+    assert not target.exists()
+
+
+def test_lines_of_a_text_file_keep_their_spaces(tagger, tmp_path):
+    source, target = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_bytes(b"\xef\xbb\xbf  two  spaces \r\n\r\n\t\nlast")
+    tag_file(tagger, source, target, format="text")
+    lines = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    assert [(line["id"], line["text"]) for line in lines] == [("1", "  two  spaces "), ("4", "last")]
