@@ -11,7 +11,7 @@ __all__ = ['Score', 'score_counts', 'EntityScores', 'score_spans', 'score_tags',
 # %% ../nbs/09_metrics.ipynb #104d500f
 from collections import Counter
 from collections.abc import (
-    Callable, Collection, Iterable, Mapping, Sequence)
+    Callable, Collection, Iterable, Sequence)
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -100,16 +100,6 @@ class EntityScores:
         return {label: {"gold": score.gold, "predicted": score.predicted,
                         "correct": score.correct}
                 for label, score in self.per_type.items()}
-
-    @classmethod
-    def from_dict(
-        cls,
-        counts: Mapping[str, Mapping[str, int]],  # as `to_dict` gives them
-    ) -> EntityScores:  # equal to the scores that were written
-        "Read counts back."
-        return cls(*(Counter({label: count[part] for label, count
-                              in counts.items()})
-                     for part in ("gold", "predicted", "correct")))
 
 # %% ../nbs/09_metrics.ipynb #687d9cf2
 def _average(

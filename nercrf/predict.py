@@ -27,7 +27,7 @@ from nercrf.data import (
 from .evaluate import evaluation_batches, run_batches
 from .features import FeatureDataset, convert_examples_to_features
 from .labels import Span, ids_to_spans
-from .model import NerCrfForTokenClassification
+from .model import NerCrfConfig, NerCrfForTokenClassification
 
 # %% auto #0
 __all__ = ['OUTPUT_FORMATS', 'Entity', 'to_entities', 'find_model', 'text_example', 'Tagger', 'tag_stream', 'entity_line',
@@ -97,6 +97,22 @@ def text_example(
     return example, [(start, end) for _, start, end in words]
 
 # %% ../nbs/13_predict.ipynb #08be0304
+def _as_dataset(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    config: NerCrfConfig,
+) -> FeatureDataset:
+    "Sentences as the model of this configuration takes them, without labels."
+    features = convert_examples_to_features(
+        [replace(example, spans=None) for example in examples],
+        config.labels,
+        config.max_seq_length,
+        tokenizer,
+        scheme=config.scheme,
+    )
+    return FeatureDataset(features, config.labels, config.scheme)
+
+# %% ../nbs/13_predict.ipynb #6f22a7c2
 class Tagger:
     "A model and its tokenizer, ready to tag text."
 
@@ -132,35 +148,22 @@ class Tagger:
         examples: Sequence[Example],
     ) -> list[list[Span]]:  # the entities of each, in words
         "Tag sentences of words."
+        if not examples:
+            return []
         config = self.model.config
-        bare = [replace(example, spans=None) for example in examples]
-        features = convert_examples_to_features(
-            bare,
-            config.labels,
-            config.max_seq_length,
-            self.tokenizer,
-            scheme=config.scheme,
-        )
-        dataset = FeatureDataset(features, config.labels, config.scheme)
-        batches = (
-            evaluation_batches(dataset, self.batch_size) if examples else []
-        )
-        found: list[list[Span]] = [[] for _ in examples]
-        for index, tags, _ in run_batches(
-            SimpleNamespace(), self.model, dataset, batches
-        ):
-            found[index] = ids_to_spans(
-                tags, config.labels, config.scheme, "lenient"
-            )
-        return found
+        dataset = _as_dataset(examples, self.tokenizer, config)
+        batches = evaluation_batches(dataset, self.batch_size)
+        results = run_batches(SimpleNamespace(), self.model, dataset, batches)
+        return [
+            ids_to_spans(tags, config.labels, config.scheme, "lenient")
+            for _, tags, _ in sorted(results)
+        ]
 
     def __call__(
         self,
         # a text, texts, or sentences of words
         inputs: str | Sequence[str] | Sequence[Sequence[str]],
-    ) -> (
-        list[Entity] | list[list[Entity]]
-    ):  # the entities of the text, or of each element
+    ) -> list[Entity] | list[list[Entity]]:  # of the text, or of each element
         "Tag a text, a list of texts, or a list of sentences of words."
         if isinstance(inputs, str):
             return self([inputs])[0]
