@@ -527,7 +527,8 @@ def guarded(
     try:
         work()
     except TrainingInterrupted as interruption:
-        print(interruption, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(interruption, file=sys.stderr)
         return INTERRUPTED
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         if os.environ.get("NERCRF_TRACEBACK"):

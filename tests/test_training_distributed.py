@@ -85,7 +85,7 @@ def test_interrupted_and_resumed_training_ends_in_the_same_bits(inputs, tmp_path
     before = {"before_wait": interrupt_after(parts / "history.jsonl", 7)}
     stopped = run_script(*flags(inputs, parts, *common), processes=processes, check=False, **before)
     assert stopped.returncode == (75 if processes == 1 else 1), stopped.stderr
-    assert "go on with --resume auto" in stopped.stderr
+    assert stopped.stderr.count("go on with --resume auto") == 1
     total, at = last_step(whole), last_step(parts)
     assert 7 <= at < total
     run_script(*flags(inputs, parts, *common, "--resume", "auto"), processes=processes)
