@@ -94,7 +94,7 @@ def docments() -> None:
 
 def tests() -> None:
     "The test suite, with the coverage of the package."
-    call("pytest", "--cov=nercrf", "--cov-report=term")
+    call("pytest", "-n", "2", "--cov=nercrf", "--cov-report=term")
 
 
 STEPS = {

@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
-KERNEL = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
+KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 LONGEST_CELL = 60
 LARGEST_FILE = 150_000
 MACHINE_PATH = re.compile(r"(?:/(?:root|home|Users|tmp|work|var/folders)/|[A-Z]:\\\\Users)[\w.-]*")
