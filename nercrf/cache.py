@@ -193,7 +193,7 @@ def describe_request(
         raise DataError(f"{args.data_dir}: expected a file for {data_type}, "
                         f"found {', '.join(sorted(files))}; add it")
     labels = getattr(args, "labels", None)
-    scheme = getattr(args, "scheme", None)
+    scheme = getattr(args, "scheme", None) or getattr(args, "markup", None)
     return {
         "format": CACHE_FORMAT,
         "versions": {"nercrf": nercrf.__version__} | {
@@ -209,11 +209,11 @@ def describe_request(
 
 # %% ../nbs/04_cache.ipynb #a2521b52
 def cache_folders(
-    args: Any,  # settings with `data_dir`, perhaps `cache_dir`
+    args: Any,  # settings with `data_dir`, perhaps `feature_cache_dir`
 ) -> list[Path]:  # in the order of preference
     "The folders in which cache files are looked for."
-    if getattr(args, "cache_dir", None):
-        return [Path(args.cache_dir)]
+    if getattr(args, "feature_cache_dir", None):
+        return [Path(args.feature_cache_dir)]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return [Path(args.data_dir) / ".nercrf_cache", Path(home) / "nercrf"]
 
@@ -268,7 +268,7 @@ def _write_first(paths, features, metadata):
         logger.info("%d sentences written to %s", len(features), path)
         return
     logger.warning("features are not cached, no folder could be written: %s; "
-                   "set cache_dir to one that can", ", ".join(failures))
+                   "set feature_cache_dir to one that can", ", ".join(failures))
 
 # %% ../nbs/04_cache.ipynb #28bf7b8b
 def _note_warnings(metadata, data_dir):
@@ -289,7 +289,7 @@ def load_and_cache_examples(
 
     Settings with their defaults: `train_max_seq_length` 128,
     `eval_max_seq_length` 512, `labels` and `scheme` (those of the files),
-    `cache_dir` (beside the data), `overwrite_cache` False, those of
+    `feature_cache_dir` (beside the data), `overwrite_cache` False, those of
     `READER_OPTIONS` and `CONVERSION_OPTIONS`. Raises `DataError` for data that
     can't be read. In a process group every process has to call it.
     """

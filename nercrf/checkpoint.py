@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 # %% auto #0
 __all__ = ['logger', 'MANIFEST', 'CheckpointError', 'DiskFullError', 'save_state', 'load_state', 'random_state',
            'set_random_state', 'verify_folder', 'restore_folders', 'write_folder', 'latest_checkpoint',
-           'prune_checkpoints']
+           'discard_later_checkpoints', 'prune_checkpoints']
 
 # %% ../nbs/10_checkpoint.ipynb #2528f4dd
 logger = logging.getLogger(__name__)
@@ -297,22 +297,27 @@ def _discard(path: Path) -> None:
     shutil.rmtree(rubbish, ignore_errors=True)  # costs space at the worst
 
 # %% ../nbs/10_checkpoint.ipynb #66e3f2c5
+# what `_beside` makes; other people's hidden folders are none of our business
+_HIDDEN_NAME = re.compile(r"\.(.+?)(?:\.[0-9a-f]{8}\.(?:old|tmp))+")
+
+
 def restore_folders(
     output_dir: str | os.PathLike,  # the folder that holds the checkpoints
     remove_unfinished: bool = False,  # also delete what killed writers left
 ) -> list[Path]:  # folders that were put back
     "Put back folders whose replacement was interrupted."
     restored = []
-    for aside in sorted(Path(output_dir).glob(".*.old")):
-        path = aside.with_name(aside.name[1:].rsplit(".", 2)[0])
+    hidden = [path for path in sorted(Path(output_dir).glob(".*"))
+              if _HIDDEN_NAME.fullmatch(path.name)]
+    for aside in [path for path in hidden if path.suffix == ".old"]:
+        path = aside.with_name(_HIDDEN_NAME.fullmatch(aside.name)[1])
         if not path.exists():
             with suppress(OSError):  # another process was faster
                 aside.rename(path)
                 restored.append(path)
     if remove_unfinished:
-        for ending in ("old", "tmp"):
-            for rubbish in Path(output_dir).glob(f".*.{ending}"):
-                shutil.rmtree(rubbish, ignore_errors=True)
+        for rubbish in hidden:
+            shutil.rmtree(rubbish, ignore_errors=True)
     return restored
 
 # %% ../nbs/10_checkpoint.ipynb #a6b63922
@@ -377,6 +382,19 @@ def latest_checkpoint(
 ) -> Path | None:  # the newest whole checkpoint, if there is one
     "The checkpoint with the highest step among those that are whole."
     return next(filter(_is_whole, _numbered(output_dir, prefix)), None)
+
+# %% ../nbs/10_checkpoint.ipynb #db69105d
+def discard_later_checkpoints(
+    output_dir: str | os.PathLike,  # the folder that holds the checkpoints
+    step: int,  # checkpoints of later steps go
+    prefix: str = "checkpoint-",  # what stands before the step in a name
+) -> list[Path]:  # those that were removed
+    "Remove the checkpoints of a branch that is given up by resuming earlier."
+    later = [path for path in _numbered(output_dir, prefix)
+             if int(path.name.removeprefix(prefix)) > step]
+    for path in later:
+        _discard(path)
+    return later
 
 # %% ../nbs/10_checkpoint.ipynb #03f7267a
 def prune_checkpoints(

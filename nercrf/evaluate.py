@@ -89,7 +89,7 @@ def run_batches(
 ) -> Iterator[
     tuple[int, list[int], float]
 ]:  # sentence, tag ids of its words, loss in nats
-    "Run a model over batches; the loss is nan where a sentence has no labels."
+    "Run a model over batches; the loss is None where a sentence has no labels."
     bare = unwrap_model(model)
     device = next(bare.parameters()).device
     devices = (
@@ -131,7 +131,7 @@ def _run_together(args, model, bare, dataset, batches, device):
         losses = (
             output.loss.double().tolist()
             if known
-            else [math.nan] * len(output.logits)
+            else [None] * len(output.logits)
         )
         mask = batch["word_mask"].to(output.logits.device)
         tags = bare.decode(output.logits, mask)
@@ -204,7 +204,7 @@ def evaluate(
     predicted = [
         ids_to_spans(tags, labels, scheme, "lenient") for _, tags, _ in results
     ]
-    losses = [loss for _, _, loss in results if not math.isnan(loss)]
+    losses = [loss for _, _, loss in results if loss is not None]
     return Evaluation(
         scores=score_spans(gold, predicted),
         predicted=predicted,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 
@@ -57,17 +58,17 @@ class Features:
     def __len__(self) -> int:
         return len(self.word_offsets) - 1
 
-    @property
+    @cached_property
     def word_lengths(self) -> np.ndarray:  # (sentences,) number of words
         "Words of each sentence."
         return np.diff(self.word_offsets)
 
-    @property
+    @cached_property
     def piece_lengths(self) -> np.ndarray:  # (sentences,) number of pieces
         "Pieces of each sentence over all of its windows."
         return np.diff(self.window_offsets[self.sentence_windows])
 
-    @property
+    @cached_property
     def window_lengths(self) -> np.ndarray:  # (sentences,) number of pieces
         "Pieces of the longest window of each sentence."
         lengths = np.diff(self.window_offsets)
@@ -584,8 +585,10 @@ def plan_batches(
     for start in range(0, len(order), pool):
         part = order[start:start + pool]
         part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[begin:begin + batch_size]
-                    for begin in range(0, len(part), batch_size)]
+        left_over = len(part) % batch_size  # the shortest, not the longest
+        cuts = range(left_over, len(part), batch_size)
+        batches += [part[:left_over]] if left_over else []
+        batches += [part[begin:begin + batch_size] for begin in cuts]
     return [batches[index] for index in generator.permutation(len(batches))]
 
 # %% ../nbs/02_features.ipynb #598ae361

@@ -64,6 +64,17 @@ def to_entities(
     return entities
 
 # %% ../nbs/13_predict.ipynb #5d7e1786
+def _check_is_tagger(folder: Path) -> None:
+    "Refuse a folder that holds another kind of model: ValueError."
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if found.get("model_type") != NerCrfConfig.model_type:
+        raise ValueError(
+            f"{folder} holds a {found.get('model_type')} model, not a "
+            "trained tagger: train one from it with "
+            "nercrf train --model_name_or_path"
+        )
+
+# %% ../nbs/13_predict.ipynb #ae1adb93
 def find_model(
     folder: str | Path,  # a model's folder, or the output folder of a run
 ) -> Path:  # the folder with config.json
@@ -72,6 +83,7 @@ def find_model(
     folder = Path(folder)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
+            _check_is_tagger(candidate)
             return candidate
     what = (
         "holds no model (no config.json, and no folder model/)"
@@ -273,6 +285,11 @@ def write_tagged(
             ),
         )
         return
+    if str(path) == "-":
+        raise ValueError(
+            f"output format {output_format!r} cannot go to standard output: "
+            "give a file, or use jsonl"
+        )
     examples = [replace(s.example, spans=s.spans) for s in sentences]
     if output_format == "columns":
         write_columns(path, examples, scheme)
@@ -293,7 +310,16 @@ def _read_sentences(
 ) -> list[Tagged]:
     """The sentences of a file, not yet tagged; `-` is standard input, a text a
     line."""
-    if str(path) != "-" and reader_options.get("format") != "text":
+    plain = (
+        reader_options.get("format", "text" if str(path) == "-" else "auto")
+        == "text"
+    )
+    if str(path) == "-" and not plain:
+        raise ValueError(
+            "standard input is read as plain text, a sentence a line: write "
+            "other formats to a file first"
+        )
+    if not plain:
         return [
             Tagged(example, [])
             for example in read_examples(path, **reader_options)

@@ -44,6 +44,7 @@ from nercrf.model import (
     NerCrfForTokenClassification,
     SmallEncoderConfig,
     build_tokenizer,
+    set_dropout,
 )
 from .predict import Tagged, Tagger, find_model, tag_file, write_tagged
 from nercrf.trainer import (
@@ -73,11 +74,12 @@ def build_parser(
     for part in (DataConfig, EncoderConfig, OptimizationConfig, RunConfig):
         helps |= docments(part)
     for action in parser._actions:
-        text = helps.get(
-            action.dest.removeprefix("no_")
-            if action.dest.startswith("no_")
-            else action.dest
-        )
+        text = helps.get(action.dest)
+        if (
+            action.option_strings
+            and action.option_strings[0] == "--no_constrain"
+        ):
+            text = "let decoding give ill-formed tag sequences"
         action.help = str(text).replace("%", "%%") if text else action.help
     return parser
 
@@ -91,9 +93,13 @@ def parse_args(
     "Read a command line; what cannot be honoured is refused."
     parser = build_parser(prog)
     parser.set_defaults(**defaults)
-    (args,) = parser.parse_args_into_dataclasses(
-        list(sys.argv[1:] if argv is None else argv), look_for_args_file=False
+    args, unknown = parser.parse_args_into_dataclasses(
+        list(sys.argv[1:] if argv is None else argv),
+        return_remaining_strings=True,
+        look_for_args_file=False,
     )
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}; --help lists the flags")
     try:
         check_config(args)
     except ValueError as error:
@@ -110,6 +116,11 @@ def prepare_data(
     process must call it."""
     if args.data_dir is None:
         folder = Path(args.output_dir) / "sample"
+        if not args.do_train and not folder.is_dir():
+            raise ValueError(
+                f"no data: give --data_dir ({args.output_dir} was not trained "
+                "on the built-in sample)"
+            )
         with main_process_first() as first:
             if first:
                 write_sample(folder)
@@ -255,7 +266,8 @@ def _model_from_scratch(
 def _trained_model(
     args: TrainingConfig, config: NerCrfConfig, labels: list[str]
 ) -> LoadedModel:
-    "A tagger that was trained before."
+    """A tagger that was trained before; flags that are given replace what it
+    was trained with."""
     if config.labels != labels:
         raise ValueError(
             f"{args.model_name_or_path} was trained for the labels "
@@ -263,9 +275,20 @@ def _trained_model(
             f"{', '.join(labels)}: train from its encoder instead, or use "
             "data with the same types and scheme"
         )
+    check_model_type(args, config.encoder.model_type)
+    if args.encoder_dropout is not None:
+        config.encoder = set_dropout(config.encoder, args.encoder_dropout)
+    if args.dropout is not None:
+        config.classifier_dropout = args.dropout
+    config.constrain = args.constrain
+    config.max_seq_length = args.eval_max_seq_length
     model = NerCrfForTokenClassification.from_pretrained(
-        args.model_name_or_path
+        args.model_name_or_path,
+        config=config,
+        cache_dir=args.cache_dir,
+        local_files_only=not args.download,
     )
+    check_lengths(args, model.traits.max_pieces)
     return LoadedModel(
         model, load_tokenizer(args), resolve_config(args, pretrained=True)
     )
@@ -327,14 +350,9 @@ def evaluate_splits(
 
 # %% ../nbs/15_run_ner_crf.ipynb #9e7ae380
 def _cache_args(args: TrainingConfig, loaded: LoadedModel) -> SimpleNamespace:
-    """What the cache has to know: the flags, and the labels and scheme of the
-    model."""
+    "The flags, and the labels and scheme of the model."
     config = loaded.model.config
-    own = {
-        "cache_dir": args.feature_cache_dir,
-        "labels": list(config.labels),
-        "scheme": config.scheme,
-    }
+    own = {"labels": list(config.labels), "scheme": config.scheme}
     return SimpleNamespace(**(vars(args) | own))
 
 # %% ../nbs/15_run_ner_crf.ipynb #57c000d8
@@ -348,15 +366,14 @@ def predict(
         Path(args.output_dir) / f"predictions.{_SUFFIX[args.output_format]}"
     )
     if args.input is not None:
+        options = reader_options(args, args.task_name) | {
+            "format": args.input_format
+        }
         tagged = tag_file(
-            tagger,
-            args.input,
-            output,
-            args.output_format,
-            format=args.input_format,
+            tagger, args.input, output, args.output_format, **options
         )
     else:
-        examples = corpus.splits.get("test") or corpus.splits.get("dev", [])
+        examples = corpus.test
         spans = tagger.tag_examples(examples)
         tagged = [
             Tagged(example, found)
@@ -398,9 +415,12 @@ def _finished_folder(args: TrainingConfig, step: int = 0) -> Path:
     "Where the model is that evaluation and prediction use."
     if step:
         return find_model(Path(args.output_dir) / f"checkpoint-{step}")
-    if not args.do_train and args.model_name_or_path is not None:
-        return find_model(args.model_name_or_path)
-    return find_model(args.output_dir)
+    try:
+        return find_model(args.output_dir)
+    except ValueError:
+        if args.model_name_or_path is None or args.do_train:
+            raise
+    return find_model(args.model_name_or_path)
 
 # %% ../nbs/15_run_ner_crf.ipynb #0f61d3f1
 def run_training(
@@ -449,8 +469,9 @@ def run_evaluation(
     "Evaluate the best model, or every checkpoint; every process must call it."
     folders = {"model": _finished_folder(args)}
     if args.eval_all_checkpoints:
-        found = Path(args.output_dir).glob("checkpoint-*/config.json")
-        folders |= {path.parent.name: path.parent for path in sorted(found)}
+        found = Path(args.output_dir).glob("checkpoint-[0-9]*")
+        steps = sorted(found, key=lambda path: int(path.name.split("-")[1]))
+        folders |= {path.name: path for path in steps}
     figures = {}
     for name, folder in folders.items():
         if info.is_main and len(folders) > 1:
@@ -469,20 +490,16 @@ def run_prediction(
     corpus: Corpus | None,  # the data, where they were read
     info: ProcessInfo,  # what this process is
     show: int = 0,  # how many tagged sentences to print
-) -> list[
-    Tagged
-]:  # what was written; empty on other processes than the main one
-    "Tag the test file or the given one; the other processes wait."
-    tagged = []
-    if info.is_main:
-        folder = _finished_folder(args, args.predict_checkpoints)
-        tagged = predict(
-            args, Tagger.from_pretrained(folder, device=info.device), corpus
-        )
-        chosen = [sentence for sentence in tagged if sentence.spans][:show]
-        for sentence in chosen:
-            print(mark_up(sentence))
-    barrier()
+) -> list[Tagged]:  # what was written
+    "Tag the test file or the given one; for the main process only."
+    tagger = Tagger.from_pretrained(
+        _finished_folder(args, args.predict_checkpoints),
+        device=info.device,
+        batch_size=args.per_gpu_eval_batch_size,
+    )
+    tagged = predict(args, tagger, corpus)
+    for sentence in [each for each in tagged if each.spans][:show]:
+        print(mark_up(sentence))
     return tagged
 
 # %% ../nbs/15_run_ner_crf.ipynb #e86e498e
@@ -501,10 +518,27 @@ def run(
             run_training(args, corpus, info)
         if args.do_eval:
             run_evaluation(args, corpus, info)
-        if args.do_predict:
-            run_prediction(args, corpus, info, show)
+        if args.do_predict and _can_predict(args, corpus):
+            barrier()
+            close_distributed()  # nobody has to wait for the main process
+            if info.is_main:
+                run_prediction(args, corpus, info, show)
     finally:
         close_distributed()
+
+
+def _can_predict(args: TrainingConfig, corpus: Corpus | None) -> bool:
+    """Is there something to tag? A training without a test file is complete
+    without."""
+    if args.input is not None or "test" in corpus.splits:
+        return True
+    if not args.do_train:
+        raise ValueError(
+            f"{args.data_dir}: no test file (test.*) to predict: add one, or "
+            "give --input"
+        )
+    logger.info("%s has no test file: nothing to predict", args.data_dir)
+    return False
 
 
 def _set_up_logging(info: ProcessInfo) -> None:
@@ -530,7 +564,7 @@ def guarded(
         if os.environ.get("RANK", "0") == "0":
             print(interruption, file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("NERCRF_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

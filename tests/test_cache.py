@@ -53,7 +53,7 @@ def args(tmp_path):
     folder.mkdir()
     write_columns(folder / "train.txt", SENTENCES, "BIO")
     write_columns(folder / "dev.txt", SENTENCES[:2], "BIO")
-    return SimpleNamespace(data_dir=str(folder), cache_dir=str(tmp_path / "cache"), train_max_seq_length=16)
+    return SimpleNamespace(data_dir=str(folder), feature_cache_dir=str(tmp_path / "cache"), train_max_seq_length=16)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def same(left, right):
 
 
 def cached_file(args):
-    (path,) = Path(args.cache_dir).iterdir()
+    (path,) = Path(args.feature_cache_dir).iterdir()
     return path
 
 
@@ -283,7 +283,7 @@ def test_overwrite_cache_builds_again(args, tokenizer, builds):
     args.overwrite_cache = True
     load_and_cache_examples(args, "ner", tokenizer)
     assert len(builds) == 2
-    assert len(list(Path(args.cache_dir).iterdir())) == 1
+    assert len(list(Path(args.feature_cache_dir).iterdir())) == 1
 
 
 def test_failed_write_leaves_the_old_file_and_no_other(args, tokenizer, monkeypatch, caplog):
@@ -305,7 +305,7 @@ def test_failed_write_leaves_the_old_file_and_no_other(args, tokenizer, monkeypa
 
 
 def test_without_a_place_in_the_data_folder_the_users_cache_is_used(args, tokenizer, tmp_path, monkeypatch, builds):
-    args.cache_dir = None
+    args.feature_cache_dir = None
     (Path(args.data_dir) / ".nercrf_cache").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     load_and_cache_examples(args, "ner", tokenizer)
@@ -315,7 +315,7 @@ def test_without_a_place_in_the_data_folder_the_users_cache_is_used(args, tokeni
 
 
 def test_default_place_is_beside_the_data(args, tokenizer, builds):
-    del args.cache_dir
+    del args.feature_cache_dir
     load_and_cache_examples(args, "ner", tokenizer)
     load_and_cache_examples(args, "ner", tokenizer)
     assert len(builds) == 1
@@ -460,7 +460,7 @@ def test_resume_once_built_is_read(tmp_path, builds):
     if not (DATA / "resume").is_dir():
         pytest.skip(f"no {DATA / 'resume'}; set NERCRF_DATA")
     tokenizer = BertTokenizer(vocab=str(DATA / "vocab-bert-base-chinese.txt"))
-    args = SimpleNamespace(data_dir=str(DATA / "resume"), cache_dir=str(tmp_path))
+    args = SimpleNamespace(data_dir=str(DATA / "resume"), feature_cache_dir=str(tmp_path))
     first = load_and_cache_examples(args, "cner", tokenizer, "test")
     second = load_and_cache_examples(args, "cner", tokenizer, "test")
     same(first, second)

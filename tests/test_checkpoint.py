@@ -602,3 +602,14 @@ def test_others_may_read_what_was_written(tmp_path):
         os.umask(previous)
     assert {oct(file.stat().st_mode & 0o777) for file in path.rglob("*") if file.is_file()} == {"0o644"}
     assert oct(path.stat().st_mode & 0o777) == "0o755"
+
+
+def test_hidden_folders_of_others_are_left_alone(tmp_path):
+    """Only names that a writer here makes are put back or removed."""
+    for name in (".config.old", ".config.backup.old", ".nvim.tmp", ".cache.12345678.old.d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".model.0123abcd.old").mkdir()
+    (tmp_path / ".checkpoint-3.0123abcd.tmp").mkdir()
+    assert [path.name for path in restore_folders(tmp_path, remove_unfinished=True)] == ["model"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".cache.12345678.old.d", ".config.backup.old", ".config.old", ".nvim.tmp", "model"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DEVELOPMENT = ("nbdev", "execnb", "IPython", "ipykernel", "pytest", "hypothesis", "seqeval", "smalldocs", "nbformat")
+DEVELOPMENT = ("nbdev", "execnb", "IPython", "ipykernel", "nbformat", "nbclient", "seqeval", "smalldocs")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The script and the command line in one process, on files as users have them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,9 @@ REFUSED = [
     (["--adv_name", "word_embeddings"], "adversarial"),
     (["--markup", "xyz"], "xyz"),
     (["--learning_rate", "0"], "greater than 0"),
-    (["--no_such_flag"], "no_such_flag"),
+    (["--no_such_flag"], "unknown: --no_such_flag"),
+    (["--max_steps", "0"], "trains nothing"),
+    (["--weight_decay", "-1"], "must not be negative"),
     (["--schedule", "step"], "linear, cosine, constant"),
 ]
 
@@ -116,6 +119,8 @@ def test_every_flag_has_a_help_text(capsys):
     for name in vars(TrainingConfig()):
         assert f"--{name}" in text
     assert "left out" in text
+    assert re.search(r"--no_cuda .*\n? +use the CPU", text)
+    assert "let decoding give ill-formed" in text
 
 
 def test_predictions_of_the_run_are_those_of_the_tagger(trained, tmp_path, capsys):
@@ -204,7 +209,7 @@ def test_training_goes_on_from_a_trained_tagger(trained, tmp_path, capsys):
 MISTAKES = [
     (["--do_train", "--data_dir", "no-such-folder"], "no-such-folder"),
     (["--do_train", "--model_name_or_path", "no-such-model"], "no model at 'no-such-model'"),
-    (["--do_predict"], "holds no model"),
+    (["--do_predict"], "give --data_dir"),
     (["--do_train", "--task_name", "conll"], "expected one of cner, cluener, ner"),
     (["--do_train", "--local_rank", "1"], "torchrun"),
     ([], "nothing to do"),
@@ -271,3 +276,56 @@ def test_a_folder_of_cluener_files(tmp_path):
 def test_importing_the_package_takes_no_torch():
     code = "import sys, nercrf; sys.exit('torch' in sys.modules or not nercrf.__version__)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_evaluation_takes_the_finished_model_and_not_the_encoder(trained, capsys):
+    """The reference's command line names the encoder even where it only evaluates."""
+    data, output, encoder = trained
+    flags = ["--data_dir", data, "--model_name_or_path", encoder, "--no_cuda", "--do_eval"]
+    assert main([*map(str, flags), "--output_dir", str(output)]) == 0
+    assert "unseen surfaces" in capsys.readouterr().out
+    assert main([*map(str, flags), "--output_dir", str(output.parent / "none")]) == 2
+    assert "holds a bert model, not a trained tagger" in capsys.readouterr().err
+
+
+def test_columns_of_the_input_are_chosen_by_flags(trained, tmp_path, capsys):
+    _, output, _ = trained
+    source = tmp_path / "in.tsv"
+    source.write_text("1\tO\tHugo\n2\tO\tsings\n", encoding="utf-8")
+    flags = ["--output_dir", str(output), "--input", str(source), "--input_format", "columns", "--no_cuda"]
+    flags += ["--token_column", "2", "--tag_column", "1"]
+    assert cli.main(["predict", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "Hugo sings"
+    assert cli.main(["predict", *flags, "--output_format", "columns"]) == 2
+    assert "cannot go to standard output" in capsys.readouterr().err
+    assert not Path("-").exists()
+    assert cli.main(["predict", "--output_dir", str(output), "--input", "-", "--input_format", "columns"]) == 2
+    assert "standard input is read as plain text" in capsys.readouterr().err
+
+
+def test_without_data_only_the_sample_that_was_trained_on_is_evaluated(trained, capsys):
+    _, output, _ = trained
+    assert cli.main(["evaluate", "--output_dir", str(output), "--no_cuda"]) == 2
+    assert "give --data_dir" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_test_file(trained, tmp_path, capsys):
+    """A training is complete without; a prediction is not."""
+    data = write_corpus(tmp_path / "data")
+    Path(data, "test.bio").unlink()
+    flags = ["--data_dir", str(data), "--output_dir", str(tmp_path / "out"), "--no_cuda"]
+    assert cli.main(["train", *flags, "--max_steps", "1"]) == 0
+    assert list(json.loads((tmp_path / "out" / "eval_results.json").read_text())["model"]) == ["dev"]
+    assert cli.main(["predict", *flags]) == 2
+    assert "no test file" in capsys.readouterr().err
+
+
+def test_flags_hold_for_a_tagger_that_is_trained_on(trained, tmp_path):
+    data, output, _ = trained
+    flags = ["--data_dir", data, "--model_name_or_path", output / "model", "--output_dir", tmp_path, "--no_cuda",
+             "--do_train", "--max_steps", 1, "--eval_max_seq_length", 64, "--dropout", 0.25, "--encoder_dropout", 0.05,
+             "--no_constrain"]  # fmt: skip
+    assert main(list(map(str, flags))) == 0
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (config["max_seq_length"], config["classifier_dropout"], config["constrain"]) == (64, 0.25, False)
+    assert config["encoder"]["hidden_dropout_prob"] == 0.05

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from training import (
+    CORPUS,
     DEV,
     TOKENIZER,
     TRAIN,
@@ -185,7 +186,7 @@ def test_half_precision_learns_like_full_precision(tmp_path, precision):
 
 def test_the_best_model_is_kept_and_is_what_the_log_says(tmp_path):
     """`model/` evaluates to the best F1 of the log, averaged weights included."""
-    train_in(tmp_path, num_train_epochs=12.0, eval_steps=-1)
+    train_in(tmp_path, 0.0, num_train_epochs=12.0, learning_rate=4e-3, eval_steps=-1)
     scores = [line["dev_f1"] for line in read_history(tmp_path) if "dev_f1" in line]
     assert len(scores) == 12
     assert max(scores) > 0
@@ -260,7 +261,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
     model = make_model()
     with torch.no_grad():
         model.classifier.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="at update 2: lower --learning_rate"):
+    with pytest.raises(FloatingPointError, match="at or before update 2: lower --learning_rate"):
         train(make_args(tmp_path), TRAIN, model, TOKENIZER)
     assert not list(tmp_path.glob("checkpoint-*"))
 
@@ -304,3 +305,108 @@ def test_the_average_is_a_running_mean_of_the_weights(tmp_path):
         assert torch.equal(parameter.detach(), run.average[name])
     assert torch.equal(parameter.detach(), own)
     assert replace(run.args, average_decay=0.0).average_decay == 0.0
+
+
+def test_resuming_earlier_gives_up_what_came_later(tmp_path, monkeypatch):
+    """Checkpoints, log lines and the best model of the abandoned branch go; the new branch is not pruned away."""
+    flags = {"save_steps": 2, "save_total_limit": 20}
+    train_in(tmp_path / "whole", **flags)
+    train_in(tmp_path / "parts", **flags)
+    restore = interrupt_at(monkeypatch, 5)
+    with pytest.raises(TrainingInterrupted):
+        train_in(tmp_path / "parts", resume=str(tmp_path / "parts" / "checkpoint-4"), **flags | {"save_total_limit": 2})
+    restore()
+    assert sorted(path.name for path in (tmp_path / "parts").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+    assert max(line["step"] for line in read_history(tmp_path / "parts")) <= 5
+    train_in(tmp_path / "parts", resume="auto", **flags)
+    assert_same_tensors(tmp_path / "whole" / "checkpoint-14", tmp_path / "parts" / "checkpoint-14")
+    assert (tmp_path / "whole/history.jsonl").read_text() == (tmp_path / "parts/history.jsonl").read_text()
+
+
+def test_resuming_into_another_folder_leaves_a_model_there(tmp_path):
+    train_in(tmp_path / "old", save_steps=7, save_total_limit=5)
+    source = tmp_path / "old" / "checkpoint-7"
+    train_in(tmp_path / "new", resume=str(source))
+    assert_same_tensors(tmp_path / "old" / "checkpoint-14", tmp_path / "new" / "checkpoint-14")
+    assert json.loads((tmp_path / "new" / "model" / "best.json").read_text())["step"] == 14
+    with pytest.raises(ValueError, match="holds an earlier run"):
+        train_in(tmp_path / "new", resume=str(source))
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(tmp_path):
+    """Only a log is there: `--resume auto` must not be a dead end."""
+    (tmp_path / "history.jsonl").write_text('{"step": 2, "loss": 1.0}\n')
+    train_in(tmp_path, resume="auto", max_steps=4)
+    assert [line["step"] for line in read_history(tmp_path) if "loss" in line] == [2, 4]
+
+
+def test_broken_checkpoints_alone_are_not_taken_for_none(tmp_path):
+    train_in(tmp_path, max_steps=2)
+    (tmp_path / "checkpoint-2" / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds only broken checkpoints"):
+        train_in(tmp_path, max_steps=2, resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("learning_rate", 0.5), ("weight_decay", 0.5), ("fp16", True), ("average_decay", 0.0), ("schedule", "cosine")],
+)
+def test_a_changed_flag_is_not_silently_ignored_on_resume(tmp_path, flag, value):
+    train_in(tmp_path, max_steps=2)
+    with pytest.raises(ValueError, match=f"made with {flag} = "):
+        train_in(tmp_path, max_steps=2, resume="auto", **{flag: value})
+
+
+def test_changed_data_are_not_silently_resumed(tmp_path):
+    train_in(tmp_path, max_steps=2)
+    args = make_args(tmp_path, max_steps=2, resume="auto")
+    with pytest.raises(ValueError, match="made with data = "):
+        train(args, make_dataset(CORPUS.train[::-1]), make_model(), TOKENIZER, DEV)
+
+
+def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, monkeypatch):
+    """The loss turns nan after update 6: the next checkpoint is refused, the one before stands."""
+    original = trainer.training_update
+
+    def poisoned(run, update):
+        original(run, update)
+        if run.progress.step == 6:
+            with torch.no_grad():
+                run.model.classifier.bias.fill_(float("nan"))
+
+    monkeypatch.setattr(trainer, "training_update", poisoned)
+    with pytest.raises(FloatingPointError, match="checkpoints from before stand"):
+        train_in(tmp_path, save_steps=4, logging_steps=0, eval_steps=0)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_an_overflow_does_not_spoil_the_logged_loss(tmp_path):
+    run = start_run(make_args(tmp_path, fp16=True), TRAIN, make_model(), TOKENIZER)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10_000)
+    training_update(run, run.plan.epoch(0)[0])
+    assert run.progress.skipped == 1
+    assert float(run.window_loss) == 0.0
+    assert run.progress.window_sentences == 0
+
+
+def test_resuming_behind_the_end_changes_nothing(tmp_path):
+    """A training that patience ended is over, however often it is resumed."""
+    rates = {"learning_rate": 1e-12, "crf_learning_rate": 1e-12, "num_train_epochs": 50.0, "patience": 2}
+    steps, _ = train_in(tmp_path, **rates)
+    assert train_in(tmp_path, resume="auto", **rates)[0] == steps
+    assert last_step(tmp_path) == steps
+
+
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path):
+    """A folder named model that no run wrote stays; a model that is needed is not removed."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "checkpoint-notes").mkdir()
+    args = make_args(tmp_path, max_steps=2, overwrite_output_dir=True)
+    assert trainer._clear_output(args) is None
+    assert (tmp_path / "model" / "config.json").exists()
+    assert (tmp_path / "checkpoint-notes").exists()
+    train_in(tmp_path / "run", max_steps=2)
+    needed = make_args(tmp_path / "run", overwrite_output_dir=True, model_name_or_path=str(tmp_path / "run" / "model"))
+    assert "--model_name_or_path needs" in trainer._clear_output(needed)
+    assert (tmp_path / "run" / "checkpoint-2").exists()
