@@ -86,10 +86,9 @@ def run_batches(
     model: nn.Module,  # the model, bare or wrapped for several devices
     dataset: FeatureDataset,  # the sentences
     batches: list[np.ndarray],  # indices of the sentences of each batch
-) -> Iterator[
-    tuple[int, list[int], float]
-]:  # sentence, tag ids of its words, loss in nats
-    "Run a model over batches; the loss is None where a sentence has no labels."
+) -> Iterator[tuple[int, list[int], float | None]]:  # sentence, tags, loss
+    """Run a model over batches: for each sentence its index, the tag ids of its
+    words, and its loss in nats, None where it has no labels."""
     bare = unwrap_model(model)
     device = next(bare.parameters()).device
     devices = (
@@ -155,9 +154,7 @@ class Evaluation:
 
     def to_dict(
         self,
-    ) -> dict[
-        str, float
-    ]:  # loss, precision, recall, f1 and the counts behind them
+    ) -> dict[str, float]:  # loss, precision, recall, f1 and their counts
         "The figures of a training log."
         micro = self.scores.micro
         return {

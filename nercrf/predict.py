@@ -100,9 +100,7 @@ def text_example(
     text: str,  # any text; may be empty
     split_by: str,  # "words" or "characters"
     id: str = "",  # name of the example
-) -> tuple[
-    Example, list[tuple[int, int]]
-]:  # the tokens, and their characters in `text`
+) -> tuple[Example, list[tuple[int, int]]]:  # tokens, their places in `text`
     "Split a text into the words that a model tags."
     words = split_words(text, by=split_by)
     example = Example(id, [token for token, _, _ in words], source=id)
@@ -220,9 +218,7 @@ def tag_stream(
     tagger: Tagger,  # the tagger
     texts: Iterable[str],  # any number of texts
     chunk: int = 1024,  # texts that are tagged together
-) -> Iterator[
-    tuple[str, list[Entity]]
-]:  # each text with its entities, in order
+) -> Iterator[tuple[str, list[Entity]]]:  # each text with its entities
     "Tag texts as they come, without holding them all."
     iterator = iter(texts)
     while batch := list(islice(iterator, chunk)):

@@ -109,9 +109,7 @@ def parse_args(
 # %% ../nbs/15_run_ner_crf.ipynb #b30b4846
 def prepare_data(
     args: TrainingConfig,  # flags
-) -> tuple[
-    TrainingConfig, Corpus
-]:  # flags with a data folder, and what is in it
+) -> tuple[TrainingConfig, Corpus]:  # flags with a data folder, its content
     """Read the data, the built-in sample where no folder is given; every
     process must call it."""
     if args.data_dir is None:
@@ -463,9 +461,7 @@ def run_evaluation(
     args: TrainingConfig,  # flags, with a data folder
     corpus: Corpus,  # the data
     info: ProcessInfo,  # what this process is
-) -> dict[
-    str, dict
-]:  # figures by split; by checkpoint first with eval_all_checkpoints
+) -> dict[str, dict]:  # figures by model or checkpoint, then by split
     "Evaluate the best model, or every checkpoint; every process must call it."
     folders = {"model": _finished_folder(args)}
     if args.eval_all_checkpoints:

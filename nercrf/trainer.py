@@ -388,9 +388,7 @@ class UpdatePlan:
     def micro_batches(
         self,
         update: np.ndarray,  # sentence indices of one update
-    ) -> list[
-        np.ndarray
-    ]:  # at most `accumulation` parts of at most `micro_size` sentences
+    ) -> list[np.ndarray]:  # at most `micro_size` sentences each
         """Cut an update into forward passes, sentences of similar length
         together."""
         ordered = update[np.argsort(-self.lengths[update], kind="stable")]
@@ -749,9 +747,7 @@ def _write_history(run: TrainingRun, record: dict) -> None:
 # %% ../nbs/12_trainer.ipynb #8e44e080
 def log_progress(
     run: TrainingRun,  # the training
-) -> dict[
-    str, float
-]:  # what was logged; empty without an update since the last line
+) -> dict[str, float]:  # what was logged; empty where there was nothing new
     "Write loss and learning rates to the history; every process must call it."
     if not run.progress.window_sentences:
         return {}
