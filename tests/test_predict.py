@@ -16,7 +16,7 @@ from nercrf.predict import Tagger, find_model, tag_file, tag_stream
 def folder(tmp_path_factory):
     """The output folder of a training that is long enough to find entities."""
     folder = tmp_path_factory.mktemp("run")
-    train_in(folder, num_train_epochs=15.0, learning_rate=2e-3, average_decay=0.0, eval_steps=0)
+    train_in(folder, 0.0, num_train_epochs=15.0, learning_rate=4e-3, average_decay=0.0, eval_steps=0)
     return folder
 
 
