@@ -244,6 +244,7 @@ def run_trainer(options: argparse.Namespace, corpus: Corpus, output_dir: str, sy
     stopwatch = Stopwatch()
     updates = trainer.train().global_step
     times = stopwatch.read()
+    trainer.args.train_sampling_strategy = "random"  # grouping would reorder the predictions as well
     scores = {}
     for split in ("dev", "test"):
         examples = corpus.splits[split]
