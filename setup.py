@@ -37,6 +37,7 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={
+        "fast": settings["fast_requirements"].split(),
         "notebooks": settings["notebooks_requirements"].split(),
         "benchmarks": settings["benchmarks_requirements"].split(),
         "dev": settings["dev_requirements"].split(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['SCHEMES', 'Span', 'parse_tag', 'Scheme', 'get_scheme', 'tags_to_spans', 'spans_to_tags', 'convert_tags',
            'find_ill_formed', 'label_list', 'entity_types', 'ids_to_spans', 'Constraints', 'allowed_transitions',
-           'detect_scheme']
+           'EntitySteps', 'entity_steps', 'detect_scheme']
 
 # %% ../nbs/00_labels.ipynb #3fb39147
 from collections.abc import Iterable, Sequence
@@ -301,6 +301,35 @@ def allowed_transitions(
         transitions=[[_is_legal(left, right, scheme) for right in tags]
                      for left in tags],
         end=[_is_legal(tag, outside, scheme) for tag in tags])
+
+# %% ../nbs/00_labels.ipynb #bb0b0d75
+class EntitySteps(NamedTuple):
+    "Pairs of neighbouring tags at which an entity begins, goes on, ends."
+    types: list[str]  # the entity types, sorted
+    type_of: list[int]  # [label] index of its type, -1 for "O"
+    begins: list[list[bool]]  # [from][to]; the last row: a sentence begins
+    continues: list[list[bool]]  # [from][to]
+    ends: list[list[bool]]  # [from][to]; the last column: it ends
+
+
+def entity_steps(
+    labels: Sequence[str],  # the tags in the order of their numbers
+    scheme: str | Scheme = "BIO",  # their scheme
+) -> EntitySteps:  # in agreement with the strict `tags_to_spans`
+    "Say at which pairs of tags an entity begins, goes on and ends."
+    scheme, types = get_scheme(scheme), entity_types(labels)
+    tags = [_read_tag(label, scheme) for label in labels]
+    framed = [*tags, _read_tag("O", scheme)]
+    return EntitySteps(
+        types=types,
+        type_of=[types.index(tag.type) if tag.type else -1 for tag in tags],
+        begins=[[tag.prefix != "O" and not _joins(left, tag)
+                 and _starts_entity(left, tag, scheme) for tag in tags]
+                for left in framed],
+        continues=[[_joins(left, tag) for tag in tags] for left in tags],
+        ends=[[tag.prefix != "O" and not _joins(tag, right)
+               and _closes_entity(tag, right, scheme) for right in framed]
+              for tag in tags])
 
 # %% ../nbs/00_labels.ipynb #52562c51
 def detect_scheme(

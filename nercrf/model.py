@@ -499,6 +499,7 @@ class NerCrfConfig(PreTrainedConfig):
         label2id: dict[str, int] | None = None,  # must agree with id2label
         classifier_dropout: float = 0.1,  # dropout before the linear layer
         constrain: bool = True,  # decode legal tag sequences only
+        constrain_likelihood: bool = False,  # and sum over no others
         split_by: str = "words",  # cut raw text by "words" or "characters"
         max_seq_length: int = 128,  # pieces of a training window, specials too
         initializer_range: float = 0.02,  # spread of the linear layer's weights
@@ -513,9 +514,15 @@ class NerCrfConfig(PreTrainedConfig):
             raise ValueError(
                 f'split_by must be "words" or "characters", got {split_by!r}'
             )
+        if constrain_likelihood and not constrain:
+            raise ValueError(
+                "constrain_likelihood=True needs constrain=True: a sum over "
+                "legal sequences says nothing about the others"
+            )
         self.scheme = get_scheme(scheme).name
         self.classifier_dropout = classifier_dropout
         self.constrain = constrain
+        self.constrain_likelihood = constrain_likelihood
         self.split_by = split_by
         self.max_seq_length = max_seq_length
         self.initializer_range = initializer_range
@@ -655,10 +662,11 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         self.config.encoder = encoder.config
         self.traits = encoder_traits(self.encoder)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(
-            config.encoder.hidden_size, len(config.labels)
+        labels, scheme = config.labels, config.scheme
+        self.classifier = nn.Linear(config.encoder.hidden_size, len(labels))
+        self.crf = CRF.from_labels(
+            labels, scheme, True, config.constrain_likelihood
         )
-        self.crf = CRF.from_labels(config.labels, config.scheme, True)
         if not config.constrain:
             self.crf.set_constraints(None)
         self.post_init()

@@ -240,6 +240,7 @@ def _model_options(args: TrainingConfig, corpus: Corpus) -> dict:
     return {
         "classifier_dropout": args.dropout,
         "constrain": args.constrain,
+        "constrain_likelihood": args.constrain_likelihood,
         "split_by": "characters"
         if all(len(token) == 1 for token in tokens)
         else "words",
@@ -279,6 +280,7 @@ def _trained_model(
     if args.dropout is not None:
         config.classifier_dropout = args.dropout
     config.constrain = args.constrain
+    config.constrain_likelihood = args.constrain_likelihood
     config.max_seq_length = args.eval_max_seq_length
     model = NerCrfForTokenClassification.from_pretrained(
         args.model_name_or_path,

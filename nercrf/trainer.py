@@ -126,6 +126,8 @@ class EncoderConfig:
     # every dropout inside the encoder; left out: the encoder's own
     encoder_dropout: float | None = None
     constrain: bool = True  # never decode an ill-formed tag sequence
+    # let the loss sum over well-formed tag sequences only
+    constrain_likelihood: bool = False
     # of the softmax script; refused: the CRF has its likelihood
     loss_type: str | None = None
 
