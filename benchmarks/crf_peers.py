@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import statistics
 import sys
 import time
@@ -303,17 +304,23 @@ def check_agreement(systems: Sequence[System], reference: System, gradient_toler
             raise AssertionError(f"{where}a decoded path scores {gap} less than the best one")
 
 
-def interleaved(works: Sequence[Callable[[], object]], repeats: int) -> tuple[list[float], float]:
-    """Median milliseconds of each work, and the spread; all in turn in every round, after one that does not count."""
+def interleaved(works: Sequence[Callable[[], object]], repeats: int, block: float = 0.0) -> tuple[list[float], float]:
+    """Median milliseconds of a call of each work, and the spread; all in turn in every round, after one not counted.
+
+    With a `block` a work's turn is as many calls as fill so many seconds, else a single call.
+    """
     times = [[] for _ in works]
-    order = list(range(len(works)))
+    order, calls = list(range(len(works))), [1] * len(works)
     for round_number in range(repeats + 1):
         for index in order:
             began = time.perf_counter()
-            works[index]()
-            elapsed = time.perf_counter() - began
+            for _ in range(calls[index]):
+                works[index]()
+            elapsed = (time.perf_counter() - began) / calls[index]
             if round_number:
                 times[index].append(1e3 * elapsed)
+            else:
+                calls[index] = max(1, math.ceil(block / elapsed))
         order.append(order.pop(0))  # nobody always follows the same one
     medians = [statistics.median(kept) for kept in times]
     late = [sorted(kept)[round(0.9 * (len(kept) - 1))] for kept in times]

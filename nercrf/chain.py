@@ -210,9 +210,9 @@ class _Rows(NamedTuple):
 
 
 def _to_numpy(tensor):
-    if tensor.dtype in (torch.bfloat16, torch.float16):
+    if tensor.dtype == torch.bfloat16 or tensor.dtype == torch.float16:
         tensor = tensor.float()
-    return tensor.detach().cpu().numpy()
+    return tensor.numpy(force=True)
 
 
 def _read_rows(emissions, scores, mask, tags):
@@ -625,21 +625,28 @@ def _kernels(emissions, scores, mask, tags, keep=True):
 def _kernels_sum(emissions, scores, mask, tags, weight, dtype):
     "The weighted sum of the log likelihoods, with its gradient at once."
     arrays = [_to_numpy(score) for score in scores]
-    given = None if tags is None else _to_numpy(tags)
-    value, wrong, *gradients = load_kernels().likelihood_gradient(
-        _to_numpy(emissions), _to_numpy(mask), given,
-        *(array.astype(np.float64) for array in arrays),
-        torch.get_num_threads())
+
+    def compute():
+        return load_kernels().likelihood_gradient(
+            _to_numpy(emissions), _to_numpy(mask),
+            None if tags is None else _to_numpy(tags),
+            *(array.astype(np.float64) for array in arrays),
+            torch.get_num_threads())
+
+    value, wrong, *parts = compute()
     total = value.sum() if wrong < 0 else -math.inf
     if total == -math.inf and tags is not None:
         check_path(scores, mask, tags)
+    kept = [parts]
 
     def derivative(gradient):
+        # What is handed out is changed in place; a second time it is new.
+        parts = kept.pop() if kept else compute()[2:]
         factor = weight * gradient.item()
-        return tuple(
-            torch.from_numpy((part * factor).astype(like.dtype, copy=False))
-            for part, like in zip(gradients, [gradients[0], *arrays],
-                                  strict=True))
+        for part in parts:
+            part *= factor
+        return [torch.from_numpy(part.astype(like.dtype, copy=False))
+                for part, like in zip(parts, [parts[0], *arrays], strict=True)]
 
     return torch.tensor(weight * total, dtype=dtype), derivative
 
