@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['IGNORED', 'IMPOSSIBLE', 'SAFE_RANGE', 'CHUNK', 'FLOOR', 'SCAN_FLOOR', 'ALGORITHMS', 'Scores', 'previous_words',
-           'first_words', 'Path', 'follow_path', 'path_scores', 'check_path', 'log_states', 'log_domain_log_partition',
-           'Packing', 'pack', 'Outcome', 'scaled', 'scan', 'load_kernels', 'reversed_log_states', 'log_domain',
-           'choose_algorithm', 'log_likelihood', 'best_paths', 'BestPaths', 'k_best_paths', 'sample_paths',
-           'transition_probabilities']
+__all__ = ['IGNORED', 'IMPOSSIBLE', 'SAFE_RANGE', 'CHUNK', 'FLOOR', 'Derivative', 'SCAN_FLOOR', 'ALGORITHMS', 'Scores',
+           'previous_words', 'first_words', 'Path', 'follow_path', 'path_scores', 'check_path', 'log_states',
+           'log_domain_log_partition', 'Packing', 'pack', 'Outcome', 'scaled', 'scan', 'load_kernels',
+           'reversed_log_states', 'log_domain', 'choose_algorithm', 'log_likelihood', 'best_paths', 'BestPaths',
+           'k_best_paths', 'sample_paths', 'transition_probabilities']
 
 # %% ../nbs/05_chain.ipynb #9ddb9379
 import functools
@@ -18,7 +18,7 @@ import importlib.util
 import itertools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -327,12 +327,15 @@ def _lost_rows(
     return ((reached != alive) | tiny | ~(states < math.inf)).any(1)
 
 # %% ../nbs/05_chain.ipynb #55a9616c
+# (batch,) -> gradients of emissions, start, transitions and end
+Derivative = Callable[[Tensor], Sequence[Tensor]]
+
+
 class Outcome(NamedTuple):
     "What an algorithm makes of a batch."
     value: Tensor  # (batch,) float64, score of the tags minus log Z
     lost: Tensor | None  # (batch,) bool, needs the log domain; None: none
-    derivative: Callable[[Tensor], tuple[Tensor, ...]] | None  # see below
-    # of (batch,) to the gradients of emissions, start, transitions, end
+    derivative: Derivative | None  # None where it was not asked for
 
 # %% ../nbs/05_chain.ipynb #6ce326fd
 def _meet(states, packing, tables, chunk):
@@ -621,7 +624,7 @@ def _kernels(emissions, scores, mask, tags, keep=True):
     value = state.gold - state.log_partition
     return Outcome(torch.from_numpy(value), None, derivative)
 
-
+# %% ../nbs/05_chain.ipynb #9955cfa9
 def _kernels_sum(emissions, scores, mask, tags, weight, dtype):
     "The weighted sum of the log likelihoods, with its gradient at once."
     arrays = [_to_numpy(score) for score in scores]
@@ -654,6 +657,12 @@ def _kernels_sum(emissions, scores, mask, tags, weight, dtype):
 def _widest_type(device):
     "float64, or float32 where a device has nothing wider."
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _as_type_of(result, given):
+    if result.dtype == given.dtype and result.device == given.device:
+        return result
+    return result.to(given.device, given.dtype)
 
 
 def _widest(emissions, scores):
@@ -793,12 +802,6 @@ def _evaluate(algorithm, emissions, scores, mask, tags, keep):
     return Outcome(value, lost, derivative)
 
 # %% ../nbs/05_chain.ipynb #1ed1092b
-def _as_type_of(result, given):
-    if result.dtype == given.dtype and result.device == given.device:
-        return result
-    return result.to(given.device, given.dtype)
-
-
 class _LogLikelihood(torch.autograd.Function):
     "An algorithm with its own derivative, by sentence or weighted and summed."
 
