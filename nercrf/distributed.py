@@ -5,6 +5,7 @@
 # %% ../nbs/03_distributed.ipynb #739429fa
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -124,8 +125,11 @@ def init_distributed(
 
 # %% ../nbs/03_distributed.ipynb #b6d234bc
 def close_distributed() -> None:
-    "Leave the process group; nothing happens where there is none."
+    "Leave the process group; drop a wrapped model before, it holds one."
     if dist.is_initialized():
+        # What outlives this call keeps threads of gloo, which can abort the
+        # process at its end: cycles must not wait for the collector.
+        gc.collect()
         dist.destroy_process_group()
 
 # %% ../nbs/03_distributed.ipynb #db304ced
