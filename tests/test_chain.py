@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from typing import NamedTuple
 from unittest import mock
 
@@ -35,6 +37,7 @@ from nercrf.chain import (
     first_words,
     follow_path,
     k_best_paths,
+    load_kernels,
     log_domain_log_partition,
     log_likelihood,
     log_states,
@@ -46,6 +49,7 @@ from nercrf.chain import (
     transition_probabilities,
 )
 from nercrf.crf import CRF
+from nercrf.labels import label_list
 
 torch.set_num_threads(1)
 FAST = settings(max_examples=50, deadline=None, derandomize=True)
@@ -843,3 +847,81 @@ def test_scan_needs_few_operations():
 def test_scaled_makes_no_loop_of_tensor_operations():
     counts = [count_operations(CRF(5, batch_first=True, algorithm="scaled"), words, 4, 5) for words in (8, 128)]
     assert counts[0] == counts[1] <= 200
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_without_a_working_numba_the_others_do_the_work(fails, caplog):
+    "Absent: silently. Installed but broken: one line in the log, once."
+
+    def broken(name):
+        raise ImportError("llvmlite is of another age")
+
+    load_kernels.cache_clear()
+    try:
+        with (
+            mock.patch.object(chain.importlib.util, "find_spec", return_value="found" if fails else None),
+            mock.patch.object(chain.importlib, "import_module", broken),
+        ):
+            for _ in range(3):
+                assert choose_algorithm("auto", torch.device("cpu")) == "scaled"
+            with pytest.raises(ValueError, match=r"pip install 'nercrf\[fast\]'"):
+                choose_algorithm("kernels", torch.device("cpu"))
+            loss = CRF(3, batch_first=True)(torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.long))
+    finally:
+        load_kernels.cache_clear()
+    assert loss.item() < 0
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == int(fails)
+    assert all("llvmlite is of another age" in line for line in lines)
+
+
+@pytest.mark.parametrize("algorithm", available())
+def test_a_kept_graph_can_be_used_again(algorithm):
+    torch.manual_seed(0)
+    emissions = torch.randn(3, 6, 4, requires_grad=True)
+    tags, mask = torch.randint(4, (3, 6)), torch.rand(3, 6) < 0.8
+    loss = CRF(4, batch_first=True, algorithm=algorithm)(emissions, tags, mask, "mean")
+    (once,) = torch.autograd.grad(loss, emissions, retain_graph=True)
+    kept = once.clone()
+    (twice,) = torch.autograd.grad(2 * loss, emissions, retain_graph=True)
+    torch.testing.assert_close(once, kept, rtol=0, atol=0)
+    torch.testing.assert_close(twice, 2 * kept)
+    (third,) = torch.autograd.grad(loss, emissions)
+    torch.testing.assert_close(third, kept)
+
+
+def test_an_exported_decoder_runs_without_the_library(tmp_path):
+    "Saved, loaded in a process that cannot import nercrf, at other sizes than it was exported with."
+    labels = label_list(["PER", "LOC"], "BIO")
+    torch.manual_seed(0)
+
+    class Decoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.crf = CRF.from_labels(labels, "BIO", batch_first=True)
+
+        def forward(self, emissions, mask):
+            return self.crf.decode_tensor(emissions, mask)
+
+    decoder = Decoder()
+    sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("words", min=1)}
+    example = torch.randn(3, 7, len(labels)), torch.ones(3, 7, dtype=torch.bool)
+    torch.export.save(torch.export.export(decoder, example, dynamic_shapes=(sizes, sizes)), tmp_path / "decoder.pt2")
+    cases = []
+    for batch, words in ((1, 1), (1, 30), (5, 1), (6, 40)):
+        emissions, mask = 5 * torch.randn(batch, words, len(labels)), torch.rand(batch, words) < 0.7
+        cases.append((emissions, mask, *decoder(emissions, mask)))
+    torch.save(cases, tmp_path / "cases.pt")
+    program = (
+        "import sys, torch\n"
+        "sys.modules['nercrf'] = None\n"
+        "run = torch.export.load(sys.argv[1] + '/decoder.pt2').module()\n"
+        "for emissions, mask, tags, scores in torch.load(sys.argv[1] + '/cases.pt'):\n"
+        "    got = run(emissions, mask)\n"
+        "    assert torch.equal(got[0], tags)\n"
+        "    torch.testing.assert_close(got[1], scores)\n"
+        "print('equal')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "equal\n"
