@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['IGNORED', 'IMPOSSIBLE', 'SAFE_RANGE', 'CHUNK', 'FLOOR', 'Derivative', 'SCAN_FLOOR', 'ALGORITHMS', 'Scores',
-           'previous_words', 'first_words', 'Path', 'follow_path', 'path_scores', 'check_path', 'log_states',
+__all__ = ['IGNORED', 'IMPOSSIBLE', 'SAFE_RANGE', 'CHUNK', 'FLOOR', 'Derivative', 'SCAN_FLOOR', 'TREE_BYTES', 'ALGORITHMS',
+           'Scores', 'previous_words', 'first_words', 'Path', 'follow_path', 'path_scores', 'check_path', 'log_states',
            'log_domain_log_partition', 'Packing', 'pack', 'Outcome', 'scaled', 'scan', 'load_kernels',
            'reversed_log_states', 'log_domain', 'choose_algorithm', 'log_likelihood', 'best_paths', 'BestPaths',
            'k_best_paths', 'sample_paths', 'transition_probabilities']
@@ -749,6 +749,7 @@ def log_domain(
         _log_derivative, emissions, scores, mask, tags, before))
 
 # %% ../nbs/05_chain.ipynb #ef7415d6
+TREE_BYTES = 2**30  # of an accelerator's memory that `scan` may take
 ALGORITHMS = {"log": log_domain, "scaled": scaled, "scan": scan,
               "kernels": _kernels}
 
@@ -756,12 +757,17 @@ ALGORITHMS = {"log": log_domain, "scaled": scaled, "scan": scan,
 def choose_algorithm(
     name: str,  # a name of `ALGORITHMS`, or "auto"
     device: torch.device,  # where the emissions are
+    shape: Sequence[int] | None = None,  # (batch, words, labels) of them
 ) -> str:  # a name of `ALGORITHMS`
-    "Resolve `auto` by device; ValueError for what cannot be had."
+    "Resolve `auto` by device and size; ValueError for what is not there."
     if name == "auto":
         if device.type == "cpu":
             return "kernels" if load_kernels() else "scaled"
-        return "log" if device.type == "mps" else "scan"
+        if device.type == "mps":
+            return "log"
+        batch, words, labels = shape or (0, 0, 0)
+        tree = 16 * batch * words * labels**2
+        return "scan" if tree <= TREE_BYTES else "scaled"
     if name not in ALGORITHMS:
         raise ValueError(f"expected the algorithm 'auto' or one of "
                          f"{', '.join(ALGORITHMS)}, got {name!r}")
@@ -848,7 +854,8 @@ class _LogLikelihood(torch.autograd.Function):
 # %% ../nbs/05_chain.ipynb #bb8751b9
 def _checked(emissions, scores, mask, tags, algorithm):
     "The algorithm to use; those of the CPU look at the tags themselves."
-    algorithm = choose_algorithm(algorithm, emissions.device)
+    algorithm = choose_algorithm(
+        algorithm, emissions.device, emissions.shape)
     if mask.numel() == 0:
         return "log"
     if algorithm == "scaled" and not bool(mask.any()):
