@@ -40,6 +40,7 @@ __all__ = ['FORMATS', 'TextExample', 'align_spans', 'read_bytes', 'read_text', '
 class TextExample(Example):
     "An example that keeps its text and the place of every token in it."
     raw: str = ""  # the text as it was annotated
+    # (start, end) of each token in it, the end exclusive
     token_offsets: list[tuple[int, int]] = field(default_factory=list)
 
     @property
