@@ -20,7 +20,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 import nercrf
-from .data import DataError, file_digest, find_split_files, read_corpus
+from nercrf.data import (
+    DataError, complete_file, file_digest, find_split_files, read_corpus,
+)
 from .distributed import main_process_first
 from nercrf.features import (
     FeatureDataset, Features, convert_examples_to_features,
@@ -84,20 +86,6 @@ def _content_digest(arrays: Mapping[str, np.ndarray], metadata: dict) -> str:
         digest.update(array.tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/04_cache.ipynb #0068c3a2
-def _write_atomically(path: Path, content: bytes) -> None:
-    "Write a file that appears under its name only when it is complete."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
 # %% ../nbs/04_cache.ipynb #25b029fb
 def save_features(
     path: str | Path,  # the file to write; replaced if it exists
@@ -109,7 +97,8 @@ def save_features(
     header["digest"] = _content_digest(features.arrays, header)
     text = json.dumps(header, sort_keys=True)
     content = safetensors.numpy.save(features.arrays, {"nercrf": text})
-    _write_atomically(Path(path), content)
+    with complete_file(path) as file:
+        file.write(content)
     return Path(path)
 
 # %% ../nbs/04_cache.ipynb #3d093d18

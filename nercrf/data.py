@@ -12,9 +12,11 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 from nercrf.labels import (
     Span, detect_scheme, find_ill_formed, get_scheme, label_list, parse_tag,
@@ -23,8 +25,8 @@ from nercrf.labels import (
 
 # %% auto #0
 __all__ = ['FORMATS', 'SPLIT_NAMES', 'SUFFIXES', 'SAMPLE_TYPES', 'DataError', 'Example', 'is_visible', 'outermost_spans',
-           'split_words', 'read_examples', 'find_split_files', 'Corpus', 'read_corpus', 'write_lines', 'write_columns',
-           'write_cluener', 'file_digest', 'sample_corpus', 'write_sample']
+           'split_words', 'read_examples', 'find_split_files', 'Corpus', 'read_corpus', 'complete_file', 'write_lines',
+           'write_columns', 'write_cluener', 'file_digest', 'sample_corpus', 'write_sample']
 
 # %% ../nbs/01_data.ipynb #2f397106
 class DataError(ValueError):
@@ -685,23 +687,32 @@ def read_corpus(
     return Corpus(splits, sorted(types), scheme, warnings)
 
 # %% ../nbs/01_data.ipynb #ef4e308f
-def write_lines(
+@contextmanager
+def complete_file(
     path: str | Path,  # the file; its folder is made if need be
-    lines: Iterable[str],  # without line ends
-) -> Path:  # the file
-    "Write lines to a file that appears only when it is complete."
+) -> Iterator[BinaryIO]:  # to write to, under another name
+    "A file that appears under its name only when it is complete."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(line + "\n" for line in lines)
+        with open(temporary, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
+
+
+def write_lines(
+    path: str | Path,  # the file; its folder is made if need be
+    lines: Iterable[str],  # without line ends
+) -> Path:  # the file
+    "Write lines to a file that appears only when it is complete."
+    with complete_file(path) as file:
+        file.writelines(f"{line}\n".encode() for line in lines)
+    return Path(path)
 
 # %% ../nbs/01_data.ipynb #78bd2b3a
 def _column_lines(example: Example, scheme: str | None) -> Iterator[str]:

@@ -23,7 +23,8 @@ from types import ModuleType
 from nercrf.data import (
     DataError, Example, _check_overlaps, _check_tokens, _cluener_line,
     _column_lines, _detect, _finish, _parse_cluener, _parse_columns, _Parsed,
-    _report, _separators, _span_order, outermost_spans, split_words,
+    _report, _separators, _span_order, complete_file, outermost_spans,
+    split_words,
 )
 from nercrf.labels import (
     Span, detect_scheme, find_ill_formed, get_scheme, label_list, parse_tag,
@@ -146,18 +147,10 @@ def write_bytes(
 ) -> Path:  # the file
     "Write a file that appears only when it is complete."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with complete_file(path) as file:
+        file.write(data)
     return path
 
 

@@ -916,7 +916,7 @@ def test_an_exported_decoder_runs_without_the_library(tmp_path):
         "import sys, torch\n"
         "sys.modules['nercrf'] = None\n"
         "run = torch.export.load(sys.argv[1] + '/decoder.pt2').module()\n"
-        "for emissions, mask, tags, scores in torch.load(sys.argv[1] + '/cases.pt'):\n"
+        "for emissions, mask, tags, scores in torch.load(sys.argv[1] + '/cases.pt', weights_only=True):\n"
         "    got = run(emissions, mask)\n"
         "    assert torch.equal(got[0], tags)\n"
         "    torch.testing.assert_close(got[1], scores)\n"

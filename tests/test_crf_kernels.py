@@ -15,8 +15,6 @@ import torchcrf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("numba")
-
 from nercrf import crf_kernels as module
 from nercrf.crf_kernels import likelihood_backward, likelihood_forward, viterbi, warm_up
 
