@@ -293,7 +293,8 @@ def _publish(folder: Path, path: Path) -> None:
 def _discard(path: Path) -> None:
     "Delete a folder; killed half-way, its remains have a name for rubbish."
     rubbish = _beside(path, "tmp")
-    path.rename(rubbish)
+    with suppress(FileNotFoundError):  # another process was faster
+        path.rename(rubbish)
     shutil.rmtree(rubbish, ignore_errors=True)  # costs space at the worst
 
 # %% ../nbs/10_checkpoint.ipynb #66e3f2c5
@@ -305,16 +306,22 @@ def restore_folders(
     output_dir: str | os.PathLike,  # the folder that holds the checkpoints
     remove_unfinished: bool = False,  # also delete what killed writers left
 ) -> list[Path]:  # folders that were put back
-    "Put back folders whose replacement was interrupted."
+    """Put back folders whose replacement was interrupted.
+
+    A folder that stands aside although its replacement is in place goes: a
+    later interruption must not find two and put back the older one.
+    """
     restored = []
     hidden = [path for path in sorted(Path(output_dir).glob(".*"))
               if _HIDDEN_NAME.fullmatch(path.name)]
     for aside in [path for path in hidden if path.suffix == ".old"]:
         path = aside.with_name(_HIDDEN_NAME.fullmatch(aside.name)[1])
-        if not path.exists():
-            with suppress(OSError):  # another process was faster
-                aside.rename(path)
-                restored.append(path)
+        if path.exists():
+            _discard(aside)
+            continue
+        with suppress(OSError):  # another process was faster
+            aside.rename(path)
+            restored.append(path)
     if remove_unfinished:
         for rubbish in hidden:
             shutil.rmtree(rubbish, ignore_errors=True)

@@ -408,6 +408,15 @@ def test_killed_before_each_file_operation(tmp_path):
     assert os.listdir(folder) == ["best"]
 
 
+def test_two_interruptions_never_put_back_the_older_one(tmp_path):
+    """Killed before the old one is deleted, later killed between the renames; the older one would be found first."""
+    write(tmp_path, 1, "best")
+    shutil.copytree(tmp_path / "best", tmp_path / ".best.00000000.old")  # what the first kill left
+    write(tmp_path, 2, "best").rename(tmp_path / ".best.ffffffff.old")  # and the second
+    assert restore_folders(tmp_path) == [tmp_path / "best"]
+    assert content_step(tmp_path / "best") == 2
+
+
 def test_asking_changes_nothing_and_writing_puts_back(tmp_path):
     """A reader may ask while another process replaces a folder; only writers put folders back."""
     write(tmp_path, 1).rename(tmp_path / ".checkpoint-1.0a1b2c3d.old")
