@@ -1,7 +1,8 @@
 """Everything that CI checks, in its order; stops at the first step that fails.
 
-python tools/check.py            all steps
-python tools/check.py ruff docs  only these
+python tools/check.py             all steps
+python tools/check.py ruff docs   only these
+python tools/check.py slow_tests  the long tests, which are no part of the others
 """
 
 from __future__ import annotations
@@ -97,18 +98,21 @@ def tests() -> None:
     call("pytest", "-n", "2", "--cov=nercrf", "--cov-report=term")
 
 
-STEPS = {
-    step.__name__: step
-    for step in (notebooks_clean, modules_exported, readme, ruff, notebooks_run, docs, docments, tests)
-}
+def slow_tests() -> None:
+    "The tests that are marked slow."
+    call("pytest", "-n", "2", "-m", "slow", "--durations=0")
+
+
+ORDINARY = (notebooks_clean, modules_exported, readme, ruff, notebooks_run, docs, docments, tests)
+STEPS = {step.__name__: step for step in (*ORDINARY, slow_tests)}
 
 
 def main(names: list[str]) -> int:
-    "Run the named steps, or all."
+    "Run the named steps, or all that CI runs."
     unknown = set(names) - set(STEPS)
     if unknown:
         raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; the steps are {', '.join(STEPS)}")
-    for name in names or STEPS:
+    for name in names or [step.__name__ for step in ORDINARY]:
         began = time.monotonic()
         print(f"== {name}: {STEPS[name].__doc__}", flush=True)
         try:
