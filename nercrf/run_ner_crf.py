@@ -506,7 +506,11 @@ def run(
     show: int = 0,  # how many tagged sentences to print after predicting
 ) -> None:
     "Train, evaluate and predict, as the flags say."
-    info = init_distributed(no_cuda=args.no_cuda, local_rank=args.local_rank)
+    info = init_distributed(
+        no_cuda=args.no_cuda,
+        local_rank=args.local_rank,
+        timeout_seconds=args.ddp_timeout,
+    )
     _set_up_logging(info)
     try:
         corpus = None

@@ -142,6 +142,9 @@ class OptimizationConfig:
     per_gpu_eval_batch_size: int = 32
     # steps whose gradients are added up for one update
     gradient_accumulation_steps: int = 1
+    # sentences an update over all devices and processes, whatever their
+    # number; the steps that it takes follow; left out: from the two above
+    train_batch_size: int | None = None
     # peak rate of the encoder; left out: 5e-5, from scratch 2e-3
     learning_rate: float | None = None
     # peak rate of classifier and CRF; left out: 1e-3, from scratch 1e-2
@@ -167,6 +170,8 @@ class OptimizationConfig:
     fp16_opt_level: str | None = None
     no_cuda: bool = False  # use the CPU even where there is a GPU
     local_rank: int = -1  # set by old launchers; torchrun needs no flag
+    # seconds that a process waits for another one before it gives up
+    ddp_timeout: float = 1800.0
     seed: int = 42  # of weights, dropout and the order of the data
     do_adv: bool = False  # adversarial training; refused in this version
     adv_epsilon: float | None = None  # of do_adv; refused
@@ -237,11 +242,13 @@ _POSITIVE = (
     "per_gpu_train_batch_size",
     "per_gpu_eval_batch_size",
     "gradient_accumulation_steps",
+    "train_batch_size",
     "learning_rate",
     "crf_learning_rate",
     "num_train_epochs",
     "adam_epsilon",
     "save_total_limit",
+    "ddp_timeout",
 )
 _SHARES = ("dropout", "encoder_dropout", "average_decay", "warmup_proportion")
 _CHOICES = {
@@ -250,6 +257,21 @@ _CHOICES = {
     "input_format": ("text", "columns", "cluener"),
     "output_format": ("jsonl", "cluener", "columns"),
 }
+
+# %% ../nbs/12_trainer.ipynb #5d1c7e90
+def _check_fp16_opt_level(args: TrainingConfig) -> None:
+    "Refuse what apex understood and torch's own autocast does not."
+    if args.fp16_opt_level not in (None, "O0", "O1"):
+        raise ValueError(
+            f"--fp16_opt_level {args.fp16_opt_level}: apex is gone; --fp16 "
+            "works like O1, --bf16 is its "
+            "safer sister, and pure half precision (O2, O3) is not offered"
+        )
+    if args.fp16_opt_level == "O0" and args.fp16:
+        raise ValueError(
+            "--fp16_opt_level O0 means full precision and contradicts "
+            "--fp16: leave one of them out"
+        )
 
 # %% ../nbs/12_trainer.ipynb #af0be2c4
 def check_config(
@@ -281,6 +303,11 @@ def check_config(
             raise ValueError(
                 f"--{name} must not be negative, got {getattr(args, name)}"
             )
+    if args.train_batch_size and args.gradient_accumulation_steps > 1:
+        raise ValueError(
+            "--train_batch_size and --gradient_accumulation_steps say the "
+            "same in two ways: leave one of them out"
+        )
     if args.max_steps == 0:
         raise ValueError(
             "--max_steps 0 trains nothing: leave it out to train by epochs"
@@ -293,17 +320,7 @@ def check_config(
             )
     if args.seed < 0:
         raise ValueError(f"--seed must be 0 or greater, got {args.seed}")
-    if args.fp16_opt_level not in (None, "O0", "O1"):
-        raise ValueError(
-            f"--fp16_opt_level {args.fp16_opt_level}: apex is gone; --fp16 "
-            "works like O1, --bf16 is its "
-            "safer sister, and pure half precision (O2, O3) is not offered"
-        )
-    if args.fp16_opt_level == "O0" and args.fp16:
-        raise ValueError(
-            "--fp16_opt_level O0 means full precision and contradicts "
-            "--fp16: leave one of them out"
-        )
+    _check_fp16_opt_level(args)
     autocast_dtype(args)
     if args.markup is not None:
         get_scheme(args.markup)
@@ -358,7 +375,7 @@ class UpdatePlan:
     lengths: np.ndarray  # word pieces of each sentence, of its longest window
     # sentences in one forward pass, over all devices of all processes
     micro_size: int
-    accumulation: int  # forward passes an update
+    update_size: int  # sentences in one update, in as many passes as it takes
     seed: int  # of the order
     max_steps: int  # updates in all, when positive
     epochs: float  # passes over the data, otherwise
@@ -366,9 +383,7 @@ class UpdatePlan:
     @property
     def updates_per_epoch(self) -> int:  # at least 1
         "The number of updates in one pass over the data."
-        return math.ceil(
-            len(self.lengths) / (self.micro_size * self.accumulation)
-        )
+        return math.ceil(len(self.lengths) / self.update_size)
 
     @property
     def total(self) -> int:  # updates
@@ -382,9 +397,12 @@ class UpdatePlan:
         number: int,  # which pass, from 0
     ) -> list[np.ndarray]:  # sentence indices of each update
         "The updates of one pass over the data, each sentence in exactly one."
-        size = self.micro_size * self.accumulation
         return plan_batches(
-            self.lengths, size, seed=self.seed, epoch=number, shuffle=True
+            self.lengths,
+            self.update_size,
+            seed=self.seed,
+            epoch=number,
+            shuffle=True,
         )
 
     def micro_batches(
@@ -408,12 +426,14 @@ def build_plan(
     "The plan of a training: `t_total` comes from max_steps or from the epochs."
     if not len(dataset):
         raise ValueError("nothing to train on: the data set has no sentence")
+    micro_size = (
+        args.per_gpu_train_batch_size * max(1, info.n_gpu) * info.world_size
+    )
+    accumulated = micro_size * args.gradient_accumulation_steps
     return UpdatePlan(
         lengths=np.asarray(dataset.lengths),
-        micro_size=args.per_gpu_train_batch_size
-        * max(1, info.n_gpu)
-        * info.world_size,
-        accumulation=args.gradient_accumulation_steps,
+        micro_size=micro_size,
+        update_size=args.train_batch_size or accumulated,
         seed=args.seed,
         max_steps=args.max_steps,
         epochs=args.num_train_epochs,
@@ -656,7 +676,7 @@ def training_identity(
     return {
         "data": content.hexdigest()[:16],
         "labels": " ".join(dataset.labels),
-        "sentences_an_update": plan.micro_size * plan.accumulation,
+        "sentences_an_update": plan.update_size,
         "seed": plan.seed,
         "updates": plan.total,
         **{name: getattr(args, name) for name in _FLAGS},
@@ -675,7 +695,9 @@ def start_run(
 ) -> TrainingRun:  # ready for its first update
     "Build everything that a training needs."
     info = info or init_distributed(
-        no_cuda=args.no_cuda, local_rank=args.local_rank
+        no_cuda=args.no_cuda,
+        local_rank=args.local_rank,
+        timeout_seconds=args.ddp_timeout,
     )
     plan = build_plan(args, train_dataset, info)
     model = model.to(info.device)
@@ -1166,7 +1188,7 @@ def train(
         load_checkpoint(run, checkpoint)
     logger.info(
         "training on %d sentences, %d an update, %d updates, %d process(es)",
-        len(train_dataset), run.plan.micro_size * run.plan.accumulation,
+        len(train_dataset), run.plan.update_size,
         run.plan.total, get_world_size(),
     )  # fmt: skip
     with catch_signals(run.stop), _progress_bar(run) as bar:

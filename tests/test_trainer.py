@@ -26,9 +26,9 @@ from training import (
 
 from nercrf import trainer
 from nercrf.checkpoint import load_state
-from nercrf.distributed import BatchDataParallel
+from nercrf.distributed import BatchDataParallel, ProcessInfo
 from nercrf.model import NerCrfForTokenClassification
-from nercrf.trainer import TrainingInterrupted, start_run, train, training_update
+from nercrf.trainer import TrainingInterrupted, build_plan, check_config, start_run, train, training_update
 
 
 def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
@@ -107,6 +107,24 @@ def test_accumulation_changes_memory_alone(tmp_path, monkeypatch):
         gradients.append(update_gradient(monkeypatch, run, update))
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_size_of_an_update_can_be_fixed(tmp_path):
+    """Whatever the number of processes: the same updates, and a pass holds what all processes take together."""
+    plans = {}
+    for world_size in (1, 2, 3, 4):
+        args = make_args(tmp_path, per_gpu_train_batch_size=3, train_batch_size=8)
+        plans[world_size] = build_plan(args, TRAIN, ProcessInfo(world_size=world_size))
+    one = [update.tolist() for update in plans[1].epoch(1)]
+    assert [len(update) for update in one if len(update) != 8] == [len(TRAIN) % 8]
+    for world_size, plan in plans.items():
+        assert [update.tolist() for update in plan.epoch(1)] == one
+        for update in plan.epoch(1):
+            parts = plan.micro_batches(update)
+            assert sorted(np.concatenate(parts)) == sorted(update)
+            assert all(len(part) == 3 * world_size for part in parts[:-1])
+    with pytest.raises(ValueError, match="--train_batch_size and --gradient_accumulation_steps"):
+        check_config(make_args(tmp_path, train_batch_size=8, gradient_accumulation_steps=2))
 
 
 def test_data_parallel_gives_the_same_gradient(tmp_path, monkeypatch):

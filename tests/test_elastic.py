@@ -1,0 +1,144 @@
+"""Hosts that fail: a process that raises, a host that dies and comes back, a host that is cut off.
+
+A host is an agent of torchrun with its processes. Where a network is needed hosts are network namespaces of Linux.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from training import read_history, write_corpus
+
+TESTS = Path(__file__).resolve().parent
+SCRIPT = TESTS / "paced_training.py"
+
+
+def launch(arguments, prefix=(), **environment):
+    """Start torchrun with the paced trainer; its output is collected in one pipe."""
+    command = [*prefix, sys.executable, "-m", "torch.distributed.run", *arguments]
+    values = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)} | environment
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=values
+    )
+
+
+def training_flags(folder, data, epochs):
+    """Seven updates an epoch, no dropout; a checkpoint every third update."""
+    return [
+        SCRIPT, "--do_train", "--data_dir", data, "--output_dir", folder, "--no_cuda", "--resume", "auto",
+        "--num_train_epochs", epochs, "--train_batch_size", 8, "--per_gpu_train_batch_size", 8, "--eval_steps", 0,
+        "--save_steps", 3, "--logging_steps", 7, "--dropout", 0, "--encoder_dropout", 0, "--ddp_timeout", 12,
+    ]  # fmt: skip
+
+
+def steps(folder):
+    """The updates of which there are checkpoints."""
+    return [int(path.name.split("-")[1]) for path in Path(folder).glob("checkpoint-[0-9]*")]
+
+
+def wait_until(reached, what, processes, seconds=120):
+    """Wait for a condition; an end of one of the processes is a failure that shows its output."""
+    end = time.monotonic() + seconds
+    while not reached():
+        ended = [process for process in processes if process.poll() is not None]
+        assert not ended, f"ended before {what}: {ended[0].stdout.read()[-3000:]}"
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+
+
+def kill_host(process):
+    """End an agent and all its processes at once, as a loss of power does."""
+    everything = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for each in everything:
+        each.kill()
+    process.communicate()
+
+
+def undisturbed(folder, data, epochs):
+    """The log and the weights of the same training in one process that nothing disturbs."""
+    command = [sys.executable, *training_flags(folder, data, epochs)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
+    subprocess.run(list(map(str, command)), check=True, env=environment, capture_output=True)
+    return read_history(folder), load_file(folder / "model" / "model.safetensors")
+
+
+def assert_same_training(folder, expected):
+    """The log has the same steps, each once, and the weights are equal up to the rounding of float32 sums.
+
+    A change of the number of processes changes the order in which a gradient is added up; AdamW's step is at most the
+    learning rate, 2e-3 here, whatever the gradient's size, so a difference in the last bit of a gradient near zero
+    can show as a fraction of that. 2e-4 is a tenth of one step, after 210 of them.
+    """
+    log, weights = expected
+    assert [line["step"] for line in read_history(folder)] == [line["step"] for line in log]
+    for line, other in zip(read_history(folder), log, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-4)
+    for name, tensor in load_file(folder / "model" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=2e-4, msg=name)
+
+
+def process_counts(output):
+    """How many processes each start of the training had."""
+    return [int(line.split()[-2]) for line in output.splitlines() if "training on" in line]
+
+
+def rendezvous(address, is_host):
+    """One or two hosts, one process each, three restarts; the first host keeps the list of hosts."""
+    conf = f"is_host={int(is_host)},join_timeout=60,last_call_timeout=2"
+    return [
+        "--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_backend=c10d", "--rdzv_id=test",
+        f"--rdzv_endpoint={address}", f"--rdzv_conf={conf}", f"--local_addr={address.split(':')[0]}",
+    ]  # fmt: skip
+
+
+def free_port():
+    """A port that nobody listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_process_that_fails_ends_all_with_its_traceback_first(tmp_path):
+    data = write_corpus(tmp_path / "data")
+    arguments = ["--standalone", "--nproc_per_node=2", *training_flags(tmp_path / "out", data, 2)]
+    began = time.monotonic()
+    process = launch(arguments, FAIL_AT="1:4")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert time.monotonic() - began < 90  # 60 for the end of all, 30 for the start
+    assert "RuntimeError: this test wants process 1 to fail" in output
+    assert output.index("this test wants process 1 to fail") < output.find("Connection", output.index("Traceback"))
+    assert steps(tmp_path / "out") == [3]
+
+
+@pytest.mark.slow
+def test_a_host_that_dies_and_comes_back(tmp_path):
+    """Killed in mid-epoch: the other goes on alone; when it comes back, both go on."""
+    data, out, epochs = write_corpus(tmp_path / "data"), tmp_path / "out", 90
+    expected = undisturbed(tmp_path / "expected", data, epochs)
+    address = f"127.0.0.1:{free_port()}"
+    flags = training_flags(out, data, epochs)
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(launch([*rendezvous(address, i == 0), *flags], PACE="0.1")) for i in range(2)]
+        stack.callback(lambda: [host.poll() is None and kill_host(host) for host in hosts])
+        wait_until(lambda: max(steps(out), default=0) >= 12, "update 12", hosts)
+        kill_host(hosts[1])
+        reached = max(steps(out))
+        wait_until(lambda: max(steps(out)) > reached + 3, "progress of the host that is left", hosts[:1])
+        hosts[1] = stack.enter_context(launch([*rendezvous(address, False), *flags], PACE="0.1"))
+        outputs = [host.communicate(timeout=240)[0] for host in hosts]
+    first, second = map(process_counts, outputs)  # the process of rank 0 logs, and it can be on either host
+    assert first[0] == 2
+    assert 1 in first
+    assert second == [2] or first[-1] == 2
+    assert [host.returncode for host in hosts] == [0, 0]
+    assert_same_training(out, expected)
