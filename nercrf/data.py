@@ -565,7 +565,8 @@ def _split_of(name: str) -> tuple[str, int] | None:
     known = {alias: split for split, aliases in SPLIT_NAMES.items()
              for alias in aliases}
     suffix = words[-1] if len(words) > 1 else ""
-    if name.startswith(".") or suffix not in (*SUFFIXES, *known):
+    if (name.startswith(".") or suffix not in (*SUFFIXES, *known)
+            or "fixed" in words):  # a repaired copy beside its original
         return None
     if _stem(Path(name.lower())) in known:
         return known[words[0]], 0
