@@ -20,8 +20,9 @@ from .data import DataError, Example, outermost_spans
 from .labels import Span, entity_types, parse_tag, spans_to_tags
 
 # %% auto #0
-__all__ = ['Features', 'Layout', 'read_layout', 'PieceTable', 'tokenize_words', 'window_starts', 'convert_examples_to_features',
-           'sentence_tensors', 'collate_sentences', 'padded_windows', 'FeatureDataset', 'plan_batches', 'shard_batch']
+__all__ = ['Features', 'concatenate_features', 'Layout', 'read_layout', 'PieceTable', 'tokenize_words', 'window_starts',
+           'convert_examples_to_features', 'sentence_tensors', 'collate_sentences', 'padded_windows', 'FeatureDataset',
+           'plan_batches', 'shard_batch']
 
 # %% ../nbs/02_features.ipynb #42b0989f
 def _offsets(lengths: Sequence[int]) -> np.ndarray:
@@ -81,6 +82,27 @@ class Features:
         "The columns without the options."
         names = [item.name for item in fields(self) if item.name != "options"]
         return {name: getattr(self, name) for name in names}
+
+# %% ../nbs/02_features.ipynb #70866a33
+_OFFSET_COLUMNS = frozenset(
+    ("window_offsets", "sentence_windows", "word_offsets", "span_offsets"))
+
+
+def concatenate_features(
+    parts: Sequence[Features],  # one or more, padded alike, in order
+) -> Features:  # the sentences of all parts
+    "Lay the columns of several features end to end."
+    if not parts or any(part.options != parts[0].options for part in parts):
+        raise ValueError(
+            "parts: expected features that were converted with the same "
+            f"options, found {[part.options for part in parts]}")
+    columns = {name: [part.arrays[name] for part in parts]
+               for name in parts[0].arrays}
+    for name in _OFFSET_COLUMNS:
+        sizes = np.concatenate([np.diff(array) for array in columns[name]])
+        columns[name] = [_offsets(sizes)]
+    return Features(options=dict(parts[0].options), **{
+        name: np.concatenate(arrays) for name, arrays in columns.items()})
 
 # %% ../nbs/02_features.ipynb #2364fe78
 class Layout(NamedTuple):

@@ -1,6 +1,7 @@
 """Features against the tokenizers themselves, and their invariants."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from transformers import (
 from nercrf.data import DataError, Example, outermost_spans, read_corpus
 from nercrf.features import (
     FeatureDataset,
+    concatenate_features,
     convert_examples_to_features,
     plan_batches,
     read_layout,
@@ -441,6 +443,30 @@ def test_empty_corpus_and_empty_sentence(small):
     assert dataset.lengths.tolist() == [2, 3, 2]
     bare = FeatureDataset(convert([[]], gpt2()), LABELS)
     assert bare.collate([0])["input_ids"].tolist() == [[0]]
+
+
+# Converting in parts.
+
+
+def assert_same_features(found, expected):
+    assert found.options == expected.options
+    assert list(found.arrays) == list(expected.arrays)
+    for name, column in expected.arrays.items():
+        assert found.arrays[name].dtype == column.dtype, name
+        assert np.array_equal(found.arrays[name], column), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(labelled(), max_size=8), st.lists(st.integers(0, 8), max_size=3), st.integers(5, 40))
+def test_parts_laid_end_to_end_equal_one_conversion(pairs, cuts, length):
+    tokenizer = _made.setdefault("bert", bert())
+    examples = make_examples(pairs)
+    cuts = [0, *sorted(min(cut, len(examples)) for cut in cuts), len(examples)]
+    parts = [
+        convert_examples_to_features(examples[begin:end], LABELS, length, tokenizer) for begin, end in pairwise(cuts)
+    ]
+    whole = convert_examples_to_features(examples, LABELS, length, tokenizer)
+    assert_same_features(concatenate_features(parts), whole)
 
 
 # The reference's parameters.
