@@ -5,21 +5,30 @@
 # %% ../nbs/04_cache.ipynb #9df5c9a1
 from __future__ import annotations
 
-import hashlib
+import argparse
+import inspect
 import json
 import logging
 import os
-from collections.abc import Mapping
+import re
+import shutil
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError, safe_open
+from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 import nercrf
+from nercrf.columns import (
+    RESIDENT, CacheError, load_features, read_header, save_features,
+    verify_file, write_column_file,
+)
 from nercrf.data import (
     DataError, complete_file, file_digest, find_split_files, read_corpus,
 )
@@ -28,103 +37,16 @@ from nercrf.features import (
     FeatureDataset, Features, convert_examples_to_features,
 )
 from .labels import get_scheme, label_list
+from nercrf.parts import (
+    LINE_FORMATS, cache_key, convert_in_parts, describe_tokenizer,
+    resolve_format,
+)
 
 # %% auto #0
-__all__ = ['CACHE_FORMAT', 'READER_OPTIONS', 'TASKS', 'DATA_TYPES', 'CONVERSION_OPTIONS', 'logger', 'cache_key',
-           'describe_tokenizer', 'save_features', 'CacheError', 'load_features', 'reader_options', 'describe_request',
-           'cache_folders', 'load_and_cache_examples']
-
-# %% ../nbs/04_cache.ipynb #942fe229
-CACHE_FORMAT = 1  # raise it when the columns or their meaning change
-
-
-def cache_key(
-    description: Mapping[str, Any],  # what the result depends on, as JSON
-) -> str:  # 64 hexadecimal digits
-    "SHA-256 of a description, whatever the order of its entries."
-    text = json.dumps(description, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-# %% ../nbs/04_cache.ipynb #ff059221
-def _tokenizer_content(tokenizer):
-    "What a tokenizer was made of, without traces of its use."
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        content = json.loads(backend.to_str())
-        content.pop("padding", None)
-        content.pop("truncation", None)
-        return content
-    plain = {name: value for name, value in tokenizer.init_kwargs.items()
-             if isinstance(value, (bool, int, float, str))
-             and not name.endswith(("_file", "_path"))}
-    return {"vocabulary": tokenizer.get_vocab(), "options": plain}
-
-# %% ../nbs/04_cache.ipynb #1686561f
-def describe_tokenizer(
-    tokenizer: PreTrainedTokenizerBase,  # any tokenizer, fast or not
-) -> dict[str, Any]:  # plain values; equal for tokenizers that do the same
-    "What decides a tokenizer's output, its content as a digest."
-    return {
-        "class": type(tokenizer).__name__,
-        "content": cache_key({"content": _tokenizer_content(tokenizer)}),
-        "special_tokens": {name: str(token) for name, token
-                           in tokenizer.special_tokens_map.items()},
-        "padding_side": tokenizer.padding_side,
-        "pad_token_type_id": tokenizer.pad_token_type_id,
-        "do_lower_case": getattr(tokenizer, "do_lower_case", None),
-    }
-
-# %% ../nbs/04_cache.ipynb #208adf0d
-def _content_digest(arrays: Mapping[str, np.ndarray], metadata: dict) -> str:
-    "SHA-256 over arrays, with names, types and shapes, and metadata."
-    described = {name: value for name, value in metadata.items()
-                 if name != "digest"}
-    digest = hashlib.sha256(cache_key(described).encode("ascii"))
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-# %% ../nbs/04_cache.ipynb #25b029fb
-def save_features(
-    path: str | Path,  # the file to write; replaced if it exists
-    features: Features,  # the columns
-    metadata: Mapping[str, Any],  # JSON values that shall stand beside them
-) -> Path:  # the file
-    "Write features to a safetensors file, in one piece or not at all."
-    header = {**metadata, "options": features.options}
-    header["digest"] = _content_digest(features.arrays, header)
-    text = json.dumps(header, sort_keys=True)
-    content = safetensors.numpy.save(features.arrays, {"nercrf": text})
-    with complete_file(path) as file:
-        file.write(content)
-    return Path(path)
-
-# %% ../nbs/04_cache.ipynb #3d093d18
-class CacheError(ValueError):
-    "A cache file that isn't whole, or holds something else."
-
-# %% ../nbs/04_cache.ipynb #24bfedda
-def load_features(
-    path: str | Path,  # a file of `save_features`
-) -> tuple[Features, dict[str, Any]]:  # the columns, and what stood beside
-    "Read features and verify them; raises CacheError if they aren't whole."
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})["nercrf"])
-            names = file.keys()
-            arrays = {name: file.get_tensor(name) for name in names}
-        if header["digest"] != _content_digest(arrays, header):
-            raise ValueError("the digest of its content differs")
-        features = Features(**arrays, options=header["options"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CacheError(
-            f"{path}: expected a whole cache file, found a broken one "
-            f"({type(error).__name__}: {error}); build it again") from error
-    own = ("digest", "options")
-    return features, {name: value for name, value in header.items()
-                      if name not in own}
+__all__ = ['READER_OPTIONS', 'TASKS', 'DATA_TYPES', 'CONVERSION_OPTIONS', 'REMEMBERED', 'CACHE_FORMAT', 'logger', 'LARGE',
+           'KEPT_WARNINGS', 'reader_options', 'user_cache_folder', 'cache_folders', 'remember_digest',
+           'describe_request', 'build_lock', 'load_and_cache_examples', 'CacheEntry', 'list_cache', 'clean_cache',
+           'cache_main']
 
 # %% ../nbs/04_cache.ipynb #8added0a
 READER_OPTIONS = {"format": "auto", "token_column": 0, "tag_column": -1,
@@ -151,10 +73,10 @@ def reader_options(
     return READER_OPTIONS | TASKS[task] | asked
 
 # %% ../nbs/04_cache.ipynb #5fda608e
-CONVERSION_OPTIONS = (
-    "cls_token_at_end", "cls_token", "cls_token_segment_id", "sep_token",
-    "pad_on_left", "pad_token", "pad_token_segment_id",
-    "sequence_a_segment_id", "mask_padding_with_zero")
+CONVERSION_OPTIONS = tuple(
+    name for name, parameter
+    in inspect.signature(convert_examples_to_features).parameters.items()
+    if parameter.default is not parameter.empty and name != "scheme")
 
 
 def _conversion_options(args, data_type):
@@ -166,7 +88,71 @@ def _conversion_options(args, data_type):
     length = getattr(args, f"{side}_max_seq_length", None) or default
     return {"max_seq_length": length, **asked}
 
-# %% ../nbs/04_cache.ipynb #04f327c6
+# %% ../nbs/04_cache.ipynb #a2521b52
+def user_cache_folder() -> Path:  # perhaps not there yet
+    "Where files are kept that can't be kept beside the data."
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "nercrf"
+
+
+def cache_folders(
+    args: Any,  # settings with `data_dir`, perhaps `feature_cache_dir`
+) -> list[Path]:  # in the order of preference
+    "The folders in which cache files are looked for."
+    if getattr(args, "feature_cache_dir", None):
+        return [Path(args.feature_cache_dir)]
+    return [Path(args.data_dir) / ".nercrf_cache", user_cache_folder()]
+
+# %% ../nbs/04_cache.ipynb #a8b88e0b
+REMEMBERED = 8 << 20  # bytes from which a file's digest is remembered
+_DIGESTS = "digests.json"
+
+
+def _read_digests(folder):
+    "Remembered digests; none if they can't be read."
+    try:
+        text = (folder / _DIGESTS).read_text(encoding="ascii")
+        found = json.loads(text)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def remember_digest(
+    path: str | Path,  # a data file
+    folders: Sequence[Path],  # where digests are remembered, as they can be
+) -> str:  # SHA-256 of its bytes
+    "The digest of a file, read again only if the file may have changed."
+    state = os.stat(path)
+    if state.st_size < REMEMBERED:
+        return file_digest(path)
+    name = " ".join(map(str, (state.st_dev, state.st_ino, state.st_size,
+                              state.st_mtime_ns, state.st_ctime_ns)))
+    for folder in folders:
+        found = _read_digests(folder).get(name)
+        if isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found):
+            return found
+    digest = file_digest(path)
+    if time.time() - max(state.st_mtime, state.st_ctime) > 3:
+        _write_digest(folders, name, digest)
+    return digest
+
+# %% ../nbs/04_cache.ipynb #eaed26f1
+def _write_digest(folders, name, digest):
+    "Remember a digest in the first folder that takes it."
+    for folder in folders:
+        kept = dict(list(_read_digests(folder).items())[-99:])
+        try:
+            with complete_file(folder / _DIGESTS) as file:
+                file.write(json.dumps(kept | {name: digest}).encode("ascii"))
+        except OSError:
+            continue
+        return
+
+# %% ../nbs/04_cache.ipynb #6156b2be
+CACHE_FORMAT = 2  # raise it when the columns or their meaning change
+
+# %% ../nbs/04_cache.ipynb #28bf7b8b
 def describe_request(
     args: Any,  # settings, see `load_and_cache_examples`
     task: str,  # a name in `TASKS`
@@ -183,51 +169,28 @@ def describe_request(
                         f"found {', '.join(sorted(files))}; add it")
     labels = getattr(args, "labels", None)
     scheme = getattr(args, "scheme", None) or getattr(args, "markup", None)
+    reader, folders = reader_options(args, task), cache_folders(args)
     return {
         "format": CACHE_FORMAT,
         "versions": {"nercrf": nercrf.__version__} | {
             name: version(name) for name in ("tokenizers", "transformers")},
+        "unicode": unicodedata.unidata_version,
         "data_type": data_type,
-        "data": {split: file_digest(path) for split, path in files.items()},
-        "reader": reader_options(args, task),
+        "data": {split: [remember_digest(path, folders),
+                         resolve_format(path, reader["format"])]
+                 for split, path in files.items()},
+        "reader": reader,
         "labels": list(labels) if labels else None,
         "scheme": get_scheme(scheme).name if scheme else None,
         "tokenizer": describe_tokenizer(tokenizer),
         "conversion": _conversion_options(args, data_type),
     }
 
-# %% ../nbs/04_cache.ipynb #a2521b52
-def cache_folders(
-    args: Any,  # settings with `data_dir`, perhaps `feature_cache_dir`
-) -> list[Path]:  # in the order of preference
-    "The folders in which cache files are looked for."
-    if getattr(args, "feature_cache_dir", None):
-        return [Path(args.feature_cache_dir)]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return [Path(args.data_dir) / ".nercrf_cache", Path(home) / "nercrf"]
-
-# %% ../nbs/04_cache.ipynb #a8b88e0b
+# %% ../nbs/04_cache.ipynb #65ce1bbe
 logger = logging.getLogger(__name__)
 
 
-def _build(args, description, tokenizer):
-    "Read and convert; the features and what shall stand beside them."
-    corpus = read_corpus(args.data_dir, **description["reader"])
-    scheme = description["scheme"] or corpus.scheme
-    labels = description["labels"] or label_list(corpus.types, scheme)
-    features = convert_examples_to_features(
-        corpus.splits[description["data_type"]], labels,
-        tokenizer=tokenizer, scheme=scheme, **description["conversion"])
-    return features, {
-        "key": cache_key(description),
-        "description": description,
-        "labels": labels,
-        "scheme": scheme,
-        "warnings": corpus.warnings,
-    }
-
-# %% ../nbs/04_cache.ipynb #eaed26f1
-def _read_first(paths, key):
+def _read_first(paths, key, level=logging.WARNING):
     "Features and metadata of the first good file, or None."
     for path in paths:
         if not path.is_file():
@@ -238,36 +201,160 @@ def _read_first(paths, key):
                 raise CacheError(f"{path}: expected the key {key}, found "
                                  f"{metadata.get('key')}; build it again")
         except CacheError as error:
-            logger.warning("passed over: %s", error)
+            logger.log(level, "passed over: %s", error)
             continue
         logger.info("%d sentences read from %s", len(features), path)
         return features, metadata
     return None
 
-# %% ../nbs/04_cache.ipynb #6156b2be
-def _write_first(paths, features, metadata):
-    "Write the file to the first folder that takes it; a warning if none does."
+# %% ../nbs/04_cache.ipynb #7cc1cf90
+LARGE = 8 << 20  # bytes of data files from which they are converted in parts
+KEPT_WARNINGS = 1000
+
+
+def _metadata(args, description, labels, scheme, warnings, sentences):
+    "What stands beside the columns."
+    return {"key": cache_key(description), "description": description,
+            "labels": labels, "scheme": scheme, "sentences": sentences,
+            "source": str(args.data_dir), "warning_count": len(warnings),
+            "warnings": warnings[:KEPT_WARNINGS]}
+
+
+def _convert_whole(args, description, tokenizer):
+    "Read and convert; the features and what shall stand beside them."
+    corpus = read_corpus(args.data_dir, **description["reader"])
+    scheme = description["scheme"] or corpus.scheme
+    labels = description["labels"] or label_list(corpus.types, scheme)
+    examples = corpus.splits[description["data_type"]]
+    features = convert_examples_to_features(
+        examples, labels, tokenizer=tokenizer, scheme=scheme,
+        **description["conversion"])
+    return features, _metadata(args, description, labels, scheme,
+                               corpus.warnings, len(examples))
+
+# %% ../nbs/04_cache.ipynb #3c319add
+def _convert_parts(path, args, description, tokenizer):
+    "Read, convert and write a corpus part by part."
+    folder = path.with_name(f".{path.name}.{os.getpid()}.parts")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        converted = convert_in_parts(
+            find_split_files(args.data_dir), description["data_type"],
+            description["reader"], tokenizer, description["conversion"],
+            folder, description["labels"], description["scheme"],
+            getattr(args, "conversion_processes", None))
+        metadata = _metadata(
+            args, description, converted.labels, converted.scheme,
+            converted.warnings, converted.sentences)
+        write_column_file(path, converted.columns,
+                          {**metadata, "options": converted.options})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_parts(args, description):
+    "Whether a corpus is large, and can be cut."
+    files = find_split_files(args.data_dir)
+    size = sum(path.stat().st_size for path in files.values())
+    if size < LARGE:
+        return False
+    formats = {format for _, format in description["data"].values()}
+    whole = sorted(formats.difference(LINE_FORMATS))
+    if whole:
+        logger.info("%s: %d MB are read whole, since files of the format %s "
+                    "can't be cut", args.data_dir, size >> 20, whole[0])
+    return not whole
+
+# %% ../nbs/04_cache.ipynb #55b4a2e0
+def _write_first(paths, write):
+    "Write the file to the first folder that takes it; its path or None."
     failures = []
     for path in paths:
         try:
-            save_features(path, features, metadata)
+            write(path)
         except OSError as error:
             failures.append(f"{path.parent} ({error.strerror or error})")
             continue
-        logger.info("%d sentences written to %s", len(features), path)
-        return
+        if failures:
+            logger.warning("features are cached in %s, since nothing could be "
+                           "written to %s", path.parent, ", ".join(failures))
+        return path
     logger.warning("features are not cached, no folder could be written: %s; "
                    "set feature_cache_dir to one that can", ", ".join(failures))
+    return None
 
-# %% ../nbs/04_cache.ipynb #28bf7b8b
+
+def _build(paths, args, description, tokenizer):
+    "Features and metadata, from the data files, and written if possible."
+    path = None
+    if _in_parts(args, description):
+        path = _write_first(paths, lambda path: _convert_parts(
+            path, args, description, tokenizer))
+    if path is None:
+        found = _convert_whole(args, description, tokenizer)
+        path = _write_first(paths, lambda path: save_features(path, *found))
+    if path is None:
+        return found
+    logger.info("features written to %s", path)
+    return found if path.stat().st_size <= RESIDENT else load_features(path)
+
+# %% ../nbs/04_cache.ipynb #8688bc3e
+def _take_lock(path):
+    "The lock of a file, held; waits for another process that has it."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("waiting for the process that builds %s", path)
+        lock.acquire()
+    return lock
+
+
+def _leftovers(path):
+    "What a killed builder of a file may have left, and a broken file."
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.(tmp|parts)")
+    return [item for item in path.parent.iterdir()
+            if pattern.fullmatch(item.name)
+            or item.name == f"{path.name}.broken"]
+
+
+def _remove(path):
+    "Remove a file or a folder."
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+# %% ../nbs/04_cache.ipynb #be908635
+@contextmanager
+def build_lock(
+    paths: Sequence[Path],  # the file in each folder, in order of preference
+) -> Iterator[bool]:  # False if no folder could be written
+    "Hold the lock of a file that is to be built, in the first folder it takes."
+    for path in paths:
+        try:
+            lock = _take_lock(path)
+        except (OSError, NotImplementedError) as error:
+            logger.debug("no lock in %s: %s", path.parent, error)
+            continue
+        try:
+            for item in _leftovers(path):
+                _remove(item)
+            yield True
+        finally:
+            lock.release()
+        return
+    yield False
+
+# %% ../nbs/04_cache.ipynb #64768741
 def _note_warnings(metadata, data_dir):
     "One line on what the reader found odd in the data."
-    warnings = metadata["warnings"]
-    if warnings:
-        logger.warning("%s: %d oddities in the data, the first: %s",
-                       data_dir, len(warnings), warnings[0])
+    if metadata["warning_count"]:
+        logger.warning("%s: %d oddities in the data, the first: %s", data_dir,
+                       metadata["warning_count"], metadata["warnings"][0])
 
-# %% ../nbs/04_cache.ipynb #1ca86177
+
 def load_and_cache_examples(
     args: Any,  # settings: `data_dir` and, where they differ, those below
     task: str,  # "cner", "cluener", "ner" or "sample": how files are read
@@ -278,7 +365,8 @@ def load_and_cache_examples(
 
     Settings with their defaults: `train_max_seq_length` 128,
     `eval_max_seq_length` 512, `labels` and `scheme` (those of the files),
-    `feature_cache_dir` (beside the data), `overwrite_cache` False, those of
+    `feature_cache_dir` (beside the data), `overwrite_cache` False,
+    `conversion_processes` (as many as cores, for large files), those of
     `READER_OPTIONS` and `CONVERSION_OPTIONS`. Raises `DataError` for data that
     can't be read. In a process group every process has to call it.
     """
@@ -290,9 +378,198 @@ def load_and_cache_examples(
         anew = first and getattr(args, "overwrite_cache", False)
         found = None if anew else _read_first(paths, key)
         if found is None:
-            found = _build(args, description, tokenizer)
-            _write_first(paths, *found)
+            with build_lock(paths) as locked:
+                if locked and not anew:
+                    found = _read_first(paths, key, logging.DEBUG)
+                if found is None:
+                    found = _build(paths, args, description, tokenizer)
     features, metadata = found
     if first:
         _note_warnings(metadata, args.data_dir)
     return FeatureDataset(features, metadata["labels"], metadata["scheme"])
+
+# %% ../nbs/04_cache.ipynb #72769402
+_FILE = r"(?P<name>(?P<split>train|dev|test)-[0-9a-f]{16}\.safetensors)"
+_KINDS = {"file": re.compile(_FILE),
+          "moved aside": re.compile(_FILE + r"\.broken"),
+          "unfinished": re.compile(r"\." + _FILE + r"\.\d+\.(?:tmp|parts)")}
+
+
+class CacheEntry(NamedTuple):
+    "A file of the cache, or what is left of one."
+
+    path: Path  # where it is
+    state: str  # "good", "broken", "moved aside", "unfinished", "being built"
+    size: int  # in bytes
+    age: float  # in days, since it was written
+    split: str  # "train", "dev" or "test"
+    sentences: int | None  # None where that can't be known
+    source: str  # the data folder
+
+# %% ../nbs/04_cache.ipynb #991856dc
+def _size(path):
+    "Bytes of a file or of all files in a folder."
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(item.stat().st_size for item in files if item.is_file())
+
+
+def _is_locked(path):
+    "Whether a process holds the lock of a file."
+    held = path.with_name(f".{path.name}.lock")
+    if not held.exists():
+        return False
+    try:
+        with FileLock(held).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+
+
+def _describe_entry(path):
+    "An entry, or None for a file that isn't ours."
+    found = {kind: pattern.fullmatch(path.name)
+             for kind, pattern in _KINDS.items()}
+    state, match = next(((kind, match) for kind, match in found.items()
+                         if match), (None, None))
+    if match is None:
+        return None
+    sentences, source = None, ""
+    if state == "file":
+        try:
+            metadata = read_header(path).metadata
+            sentences, source = metadata["sentences"], metadata["source"]
+            state = "good"
+        except (CacheError, KeyError):
+            state = "broken"
+    elif state == "unfinished" and _is_locked(path.with_name(match["name"])):
+        state = "being built"
+    age = (time.time() - path.stat().st_mtime) / 86400
+    return CacheEntry(path, state, _size(path), age, match["split"],
+                      sentences, source)
+
+# %% ../nbs/04_cache.ipynb #ed6326f6
+def list_cache(
+    folders: Sequence[str | Path],  # data folders or cache folders
+) -> list[CacheEntry]:  # by folder and name
+    "The cache files in some folders; their headers are proved, not all blocks."
+    entries = []
+    for folder in map(Path, folders):
+        for place in (folder, folder / ".nercrf_cache"):
+            if not place.is_dir():
+                continue
+            for path in sorted(place.iterdir()):
+                try:
+                    entry = _describe_entry(path)
+                except FileNotFoundError:  # gone in this moment
+                    continue
+                entries += [entry] if entry else []
+    return entries
+
+# %% ../nbs/04_cache.ipynb #730446da
+def _print_entries(entries):
+    "A table of entries."
+    rows = [("size MB", "days", "split", "sentences", "state", "source",
+             "file")]
+    rows += [(f"{entry.size / 1e6:.1f}", f"{entry.age:.1f}", entry.split,
+              "" if entry.sentences is None else str(entry.sentences),
+              entry.state, entry.source, str(entry.path)) for entry in entries]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width
+                 in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def _print_file(path):
+    "What stands in a file, and whether all of it is whole; the exit status."
+    try:
+        header = verify_file(path)
+    except CacheError as error:
+        print(error)
+        return 1
+    columns = {name: f"{entry['dtype']} {entry['shape'][0]}"
+               for name, entry in header.table.items()}
+    shown = {"file": str(path), "state": "good, every block was checked",
+             "size": header.size, "digest": header.digest,
+             "columns": columns, **header.metadata}
+    print(json.dumps(shown, indent=2, ensure_ascii=False))
+    return 0
+
+# %% ../nbs/04_cache.ipynb #ee33553a
+def _choose_entries(entries, broken, older_than, everything):
+    "The entries to remove."
+    bad = ("broken", "moved aside", "unfinished")
+    return [entry for entry in entries if entry.state != "being built" and (
+        everything or (broken and entry.state in bad)
+        or (older_than is not None and entry.age > older_than))]
+
+
+def clean_cache(
+    folders: Sequence[str | Path],  # data folders or cache folders
+    broken: bool = False,  # those that aren't whole or complete
+    older_than: float | None = None,  # those written so many days ago
+    everything: bool = False,  # all
+    dry_run: bool = False,  # remove nothing
+) -> list[CacheEntry]:  # what was, or would be, removed
+    "Remove cache files; others and those being built are left alone."
+    chosen = _choose_entries(list_cache(folders), broken, older_than,
+                             everything)
+    for entry in chosen if not dry_run else []:
+        _remove(entry.path)
+    for folder in map(Path, folders) if everything and not dry_run else []:
+        for place in (folder, folder / ".nercrf_cache"):
+            (place / _DIGESTS).unlink(missing_ok=True)
+    return chosen
+
+# %% ../nbs/04_cache.ipynb #4a450d86
+def _cache_parser():
+    "The arguments of `nercrf cache`."
+    parser = argparse.ArgumentParser(
+        prog="nercrf cache", description="List, check and remove the files in "
+        "which features of data files are kept.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    text = "data folders or cache folders; default: the user's cache folder"
+    listing = actions.add_parser("ls", help="list the files")
+    listing.add_argument("folders", nargs="*", help=text)
+    info = actions.add_parser(
+        "info", help="check every byte of a file and print its header")
+    info.add_argument("file")
+    clean = actions.add_parser("clean", help="remove files")
+    clean.add_argument("folders", nargs="*", help=text)
+    clean.add_argument("--older_than", type=float, metavar="DAYS",
+                       help="files that were written so many days ago")
+    clean.add_argument("--broken", action="store_true",
+                       help="files that are broken, moved aside or unfinished")
+    clean.add_argument("--all", action="store_true", help="all files")
+    clean.add_argument("--dry_run", action="store_true",
+                       help="say what would be removed, and remove nothing")
+    return parser
+
+
+def cache_main(
+    argv: Sequence[str] | None = None,  # arguments; None: of the command line
+) -> int:  # exit status: 0, or 1 for a broken file or a missing folder
+    "The command `nercrf cache`."
+    parser = _cache_parser()
+    args = parser.parse_args(argv)
+    if args.action == "info":
+        return _print_file(args.file)
+    missing = [folder for folder in args.folders if not Path(folder).is_dir()]
+    if missing:
+        print(f"{missing[0]}: expected a folder, found none")
+        return 1
+    folders = args.folders or [user_cache_folder()]
+    if args.action == "ls":
+        _print_entries(list_cache(folders))
+        return 0
+    if not (args.broken or args.all or args.older_than is not None):
+        parser.error("clean: say what: --broken, --older_than DAYS or --all")
+    chosen = clean_cache(folders, args.broken, args.older_than, args.all,
+                         args.dry_run)
+    _print_entries(chosen)
+    verb = "would be removed" if args.dry_run else "removed"
+    print(f"{len(chosen)} files, {sum(entry.size for entry in chosen) / 1e6:.1f}"
+          f" MB {verb}")
+    return 0

@@ -78,7 +78,7 @@ def same(left, right):
 
 
 def cached_file(args):
-    (path,) = Path(args.feature_cache_dir).iterdir()
+    (path,) = Path(args.feature_cache_dir).glob("*.safetensors")
     return path
 
 
@@ -283,7 +283,7 @@ def test_overwrite_cache_builds_again(args, tokenizer, builds):
     args.overwrite_cache = True
     load_and_cache_examples(args, "ner", tokenizer)
     assert len(builds) == 2
-    assert len(list(Path(args.feature_cache_dir).iterdir())) == 1
+    assert len(list(Path(args.feature_cache_dir).glob("*.safetensors"))) == 1
 
 
 def test_failed_write_leaves_the_old_file_and_no_other(args, tokenizer, monkeypatch, caplog):
@@ -311,7 +311,7 @@ def test_without_a_place_in_the_data_folder_the_users_cache_is_used(args, tokeni
     load_and_cache_examples(args, "ner", tokenizer)
     load_and_cache_examples(args, "ner", tokenizer)
     assert len(builds) == 1
-    assert len(list((tmp_path / "home" / "nercrf").iterdir())) == 1
+    assert len(list((tmp_path / "home" / "nercrf").glob("*.safetensors"))) == 1
 
 
 def test_default_place_is_beside_the_data(args, tokenizer, builds):
@@ -319,7 +319,7 @@ def test_default_place_is_beside_the_data(args, tokenizer, builds):
     load_and_cache_examples(args, "ner", tokenizer)
     load_and_cache_examples(args, "ner", tokenizer)
     assert len(builds) == 1
-    assert len(list((Path(args.data_dir) / ".nercrf_cache").iterdir())) == 1
+    assert len(list((Path(args.data_dir) / ".nercrf_cache").glob("*.safetensors"))) == 1
 
 
 # Requests.
