@@ -286,7 +286,7 @@ def _write_first(paths, write):
 
 def _build(paths, args, description, tokenizer):
     "Features and metadata, from the data files, and written if possible."
-    path = None
+    path = found = None
     if _in_parts(args, description):
         path = _write_first(paths, lambda path: _convert_parts(
             path, args, description, tokenizer))
@@ -296,7 +296,8 @@ def _build(paths, args, description, tokenizer):
     if path is None:
         return found
     logger.info("features written to %s", path)
-    return found if path.stat().st_size <= RESIDENT else load_features(path)
+    small = path.stat().st_size <= RESIDENT
+    return found if found and small else load_features(path)
 
 # %% ../nbs/04_cache.ipynb #8688bc3e
 def _take_lock(path):

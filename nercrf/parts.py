@@ -5,6 +5,7 @@
 # %% ../nbs/03c_parts.ipynb #3a338446
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
@@ -33,9 +34,9 @@ from .features import Features, convert_examples_to_features
 from .labels import Span, find_ill_formed, label_list, tags_to_spans
 
 # %% auto #0
-__all__ = ['logger', 'PART', 'LINE_FORMATS', 'Part', 'cut_file', 'resolve_format', 'cache_key', 'describe_tokenizer',
-           'PartReader', 'serve_parts', 'Workers', 'open_workers', 'Survey', 'survey_corpus', 'join_columns',
-           'count_processes', 'Converted', 'convert_in_parts']
+__all__ = ['logger', 'PART', 'LINE_FORMATS', 'Part', 'cut_file', 'find_first_line', 'resolve_format', 'cache_key',
+           'describe_tokenizer', 'PartReader', 'serve_parts', 'Workers', 'open_workers', 'Survey', 'survey_corpus',
+           'join_columns', 'count_processes', 'Converted', 'convert_in_parts']
 
 # %% ../nbs/03c_parts.ipynb #c8ec9213
 logger = logging.getLogger(__name__)
@@ -87,6 +88,18 @@ def cut_file(
     return parts
 
 # %% ../nbs/03c_parts.ipynb #b3912971
+def find_first_line(
+    path: str | Path,  # a column file
+) -> tuple[str, int]:  # the line and its number; "" and 0 if there is none
+    "The first line of a file that has columns."
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            line = line.removesuffix("\n")
+            if line.strip(" \t") and not line.startswith("-DOCSTART-"):
+                return line, number
+    return "", 0
+
+
 def resolve_format(
     path: str | Path,  # a data file
     format: str,  # "auto", or a format's name
@@ -101,8 +114,8 @@ def resolve_format(
     return "cluener" if is_json else "columns"
 
 
-def _part_text(part: Part) -> str:
-    "The text of a part, after as many empty lines as stand before it."
+def _read_part(part: Part) -> str:
+    "The text of a part, lines ending in \\n."
     with open(part.path, "rb") as file:
         file.seek(part.start)
         data = file.read(part.end - part.start)
@@ -111,37 +124,40 @@ def _part_text(part: Part) -> str:
     except UnicodeDecodeError:
         nercrf.data._read_text(Path(part.path))
         raise
-    return "\n" * (part.line - 1) + text.replace("\r\n", "\n").replace(
-        "\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 # %% ../nbs/03c_parts.ipynb #b069b44d
+def _parse_columns(part: Part, text: str, reader: Mapping[str, Any]
+                   ) -> tuple[list[nercrf.data._Sentence], bool]:
+    "Sentences of a part of a column file, and whether it has tags."
+    line, number = reader["first_line"]
+    known = line and number < part.line
+    before = "\n" * (part.line - 1)
+    if known:  # it says how many columns there are, and stands by itself
+        before = "\n" * (number - 1) + line + "\n" * (part.line - number)
+    sentences, labelled = nercrf.data._parse_columns(
+        Path(part.path), before + text, reader["token_column"],
+        reader["tag_column"])
+    return sentences[1:] if known else sentences, labelled
+
+
 def _parse_part(part: Part, reader: Mapping[str, Any]) -> nercrf.data._Parsed:
     "Parse a part like a whole file, only that it may be empty."
     parsed = nercrf.data._Parsed(Path(part.path))
-    text = _part_text(part)
-    format = reader["format"]
-    if format == "columns":
-        parsed.sentences, parsed.labelled = nercrf.data._parse_columns(
-            parsed.path, text, reader["token_column"], reader["tag_column"])
+    text = _read_part(part)
+    before = "\n" * (part.line - 1)
+    if reader["format"] == "columns":
+        parsed.sentences, parsed.labelled = _parse_columns(part, text, reader)
         parsed.problems, parsed.notes = nercrf.data._check_tokens(
             parsed.path, parsed.sentences)
-    elif format == "cluener":
+    elif reader["format"] == "cluener":
         parsed.examples, parsed.problems = nercrf.data._parse_cluener(
-            parsed.path, text)
-        parsed.problems += nercrf.data._check_overlaps(parsed.examples)
+            parsed.path, before + text)
     else:
-        parsed.examples = nercrf.data._parse_text(parsed.path, text)
+        parsed.examples = nercrf.data._parse_text(parsed.path, before + text)
     return parsed
 
 # %% ../nbs/03c_parts.ipynb #970cccb2
-def _column_count(text: str) -> tuple[int, int]:
-    "Columns of the first line that has any, and its number."
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip(" \t") and not line.startswith("-DOCSTART-"):
-            return len(nercrf.data._split_columns(line)), number
-    return 0, 0
-
-
 def _scan_part(part: Part, reader: Mapping[str, Any]) -> dict[str, Any]:
     "What a part has to say before labels and scheme are known, as JSON."
     parsed = _parse_part(part, reader)
@@ -152,40 +168,22 @@ def _scan_part(part: Part, reader: Mapping[str, Any]) -> dict[str, Any]:
     for example in parsed.examples:
         for label, start, end in example.spans or []:
             spans.setdefault((label, min(end - start, 3)), example.source)
-    columns = (0, 0)
-    if reader["format"] == "columns":
-        columns = _column_count(_part_text(part))
     return {"sentences": len(parsed.sentences) + len(parsed.examples),
-            "labelled": parsed.labelled, "columns": columns,
+            "labelled": parsed.labelled,
             "runs": [[run, *lines] for run, lines in runs.items()],
             "spans": [[*key, source] for key, source in spans.items()],
-            "problems": parsed.problems, "notes": parsed.notes}
+            "problems": parsed.problems, "notes": parsed.notes,
+            "overlaps": nercrf.data._check_overlaps(parsed.examples)}
 
 # %% ../nbs/03c_parts.ipynb #36ddae6d
-def _check_columns(path: Path, parts: Sequence[Part],
-                   scans: Sequence[dict]) -> None:
-    "Raise DataError for a part with another number of columns."
-    expected = first = 0
-    for part, scan in zip(parts, scans, strict=True):
-        found, number = scan["columns"]
-        if found and not expected:
-            expected, first = found, number
-        elif found and found != expected:
-            line = _part_text(part).split("\n")[number - 1]
-            raise nercrf.data._column_error(
-                path, number, line, found, expected, first)
-
-
 class _Likeness(NamedTuple):
     "A file in small: all that is distinct in its scans, each once."
     parsed: nercrf.data._Parsed  # a sentence for each run of tags
     sources: list[str]  # where the sentence of each run begins
 
 
-def _likeness(path: Path, parts: Sequence[Part],
-              scans: Sequence[dict]) -> _Likeness:
+def _likeness(path: Path, scans: Sequence[dict]) -> _Likeness:
     "Join the scans of a file."
-    _check_columns(path, parts, scans)
     if not any(scan["sentences"] for scan in scans):
         raise DataError(f"{path}: expected at least one sentence, found none")
     runs, spans = {}, {}
@@ -200,7 +198,8 @@ def _likeness(path: Path, parts: Sequence[Part],
                    for run, (_, line) in runs.items()],
         examples=[Example("", [], [Span(label, 0, length)], source)
                   for (label, length), source in spans.items()],
-        problems=[line for scan in scans for line in scan["problems"]],
+        problems=[line for kind in ("problems", "overlaps")
+                  for scan in scans for line in scan[kind]],
         notes=[line for scan in scans for line in scan["notes"]])
     return _Likeness(parsed, [f"{path}:{sentence}"
                               for sentence, _ in runs.values()])
@@ -322,8 +321,13 @@ class PartReader:
         request: dict[str, Any],  # `do`, the method; and its arguments
     ) -> Any:  # what the method returns
         "Carry out a request."
-        request = dict(request)
-        return getattr(self, request.pop("do"))(**request)
+        request, collects = dict(request), gc.isenabled()
+        gc.disable()  # a million new objects, none of which is in a cycle
+        try:
+            return getattr(self, request.pop("do"))(**request)
+        finally:
+            if collects:
+                gc.enable()
 
 # %% ../nbs/03c_parts.ipynb #41cb878a
 def serve_parts() -> None:
@@ -475,8 +479,7 @@ def survey_corpus(
         scans = workers.map({"do": "scan", "part": part,
                              "reader": readers[split]} for part in pieces)
         scans = _progress(scans, f"{pieces[0].path} read", len(pieces))
-        likenesses[split] = _likeness(
-            Path(pieces[0].path), pieces, list(scans))
+        likenesses[split] = _likeness(Path(pieces[0].path), list(scans))
     scheme = nercrf.data._detect(item.parsed for item in likenesses.values())
     for split, likeness in likenesses.items():
         parsed = likeness.parsed
@@ -557,6 +560,13 @@ def _share_tokenizer(workers: Workers, tokenizer: PreTrainedTokenizerBase,
     return all(answer == describe_tokenizer(tokenizer) for answer in answers)
 
 # %% ../nbs/03c_parts.ipynb #ffbcc915
+def _part_reader(path: Path, reader: Mapping[str, Any]) -> dict[str, Any]:
+    "How the parts of a file are read."
+    format = resolve_format(path, reader["format"])
+    first = find_first_line(path) if format == "columns" else ("", 0)
+    return {**reader, "format": format, "first_line": first}
+
+
 class Converted(NamedTuple):
     "A corpus that was converted in parts."
 
@@ -580,8 +590,8 @@ def convert_in_parts(
     processes: int | None = None,  # None: see `count_processes`
 ) -> Converted:  # columns that read those files
     "Read all splits and convert one of them, part by part."
-    readers = {name: {**reader, "format": resolve_format(
-        path, reader["format"])} for name, path in files.items()}
+    readers = {name: _part_reader(path, reader)
+               for name, path in files.items()}
     parts = {name: cut_file(path, readers[name]["format"], PART)
              for name, path in files.items()}
     count = count_processes(sum(map(len, parts.values())), processes)

@@ -1,0 +1,295 @@
+"""A corpus converted in parts equals the corpus converted in one piece: columns, labels, warnings and errors."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertTokenizer, ByT5Tokenizer
+
+import nercrf.cache
+import nercrf.parts
+from nercrf.cache import load_and_cache_examples
+from nercrf.data import DataError
+from nercrf.labels import Span, spans_to_tags
+from nercrf.parts import PartReader, Workers, convert_in_parts, cut_file, open_workers
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ada", "met", "bob", "##by", "Ada", "in", "paris", "的"]
+
+
+def make_tokenizer(kind=BertTokenizer):
+    return kind(vocab={piece: at for at, piece in enumerate(PIECES)})
+
+
+TOKENIZER = make_tokenizer()
+
+
+class OtherTokenizer(BertTokenizer):
+    """A class that a fresh process can import no more than one of a notebook."""
+
+
+OtherTokenizer.__module__ = "not_there"
+
+
+def build(folder, in_parts, part=1, task="ner", tokenizer=TOKENIZER, processes=0, data_type="train", **settings):
+    """The bytes of the cache file of a data folder, or the error; always under the same name of the folder."""
+    patch = pytest.MonkeyPatch()
+    with patch.context() as patched:
+        patched.setattr(nercrf.cache, "LARGE", 0 if in_parts else 1 << 40)
+        patched.setattr(nercrf.parts, "PART", part)
+        cached = Path(folder) / f"cache-{in_parts}-{part}"
+        shutil.rmtree(cached, ignore_errors=True)
+        args = SimpleNamespace(
+            data_dir=str(folder),
+            feature_cache_dir=str(cached),
+            train_max_seq_length=8,
+            conversion_processes=processes,
+            **settings,
+        )
+        try:
+            load_and_cache_examples(args, task, tokenizer, data_type)
+        except DataError as error:
+            return str(error)
+        (path,) = cached.glob("*.safetensors")
+        assert [item.name for item in cached.iterdir() if not item.name.endswith(".lock")] == [path.name]
+        return path.read_bytes()
+
+
+def write(folder, train, dev=None, suffix="txt"):
+    for name, content in (("train", train), ("dev", dev)):
+        if content is not None:
+            data = content if isinstance(content, bytes) else content.encode()
+            (Path(folder) / f"{name}.{suffix}").write_bytes(data)
+
+
+# Any corpus, cut anywhere.
+
+WORDS = st.sampled_from(["Ada", "met", "Bobby", "in", "Paris", "的", "x\u200by", "\u200b", "7"])
+SCHEMES = ("BIO", "IOB1", "BIOES")
+ENDS = st.sampled_from(["\n", "\r\n"])
+
+
+@st.composite
+def column_files(draw):
+    """Sentences with well-formed tags of one scheme, and sometimes a wrong one; empty lines of every kind."""
+    scheme, end, lines = draw(st.sampled_from(SCHEMES)), draw(ENDS), []
+    for length in draw(st.lists(st.integers(1, 6), min_size=1, max_size=8)):
+        borders = sorted(draw(st.sets(st.integers(0, length), max_size=4)))
+        spans = [
+            Span(draw(st.sampled_from(["X", "Y-Z"])), begin, after)
+            for begin, after in zip(borders[::2], borders[1::2], strict=False)
+        ]
+        tags = spans_to_tags(spans, length, scheme)
+        if draw(st.integers(0, 9)) == 0:
+            tags[draw(st.integers(0, length - 1))] = draw(st.sampled_from(["I-X", "E-X", "I-W"]))
+        lines += [f"{draw(WORDS)}\t{tag}" for tag in tags]
+        lines += draw(st.sampled_from([[""], ["", ""], [" \t"], ["-DOCSTART-\tO", ""]]))
+    return "\ufeff" * draw(st.booleans()) + end.join(lines) + draw(st.sampled_from(["", end]))
+
+
+@st.composite
+def cluener_files(draw):
+    lines = []
+    for text in draw(st.lists(st.text("的x7 ", min_size=0, max_size=9), min_size=1, max_size=8)):
+        record = {"text": text}
+        if draw(st.integers(0, 3)):
+            record["label"] = {}
+            for kind in draw(st.sets(st.sampled_from(["a", "b-c"]))):
+                start = draw(st.integers(0, 8))
+                last = draw(st.integers(start, 9))
+                surface = text[start : last + 1] if draw(st.integers(0, 4)) else "wrong"
+                record["label"][kind] = {surface: [[start, last]]}
+        lines += [json.dumps(record, ensure_ascii=False), *[""] * draw(st.integers(0, 1))]
+    return draw(ENDS).join(lines)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("corpus")
+
+
+@settings(max_examples=120, deadline=None)
+@given(column_files(), st.one_of(st.none(), column_files()), st.integers(1, 60), st.sampled_from(["warn", "error"]))
+def test_columns_in_parts_equal_the_whole(folder, train, dev, part, on_bad):
+    write(folder, train, dev or "")
+    if dev is None:
+        (folder / "dev.txt").unlink()
+    whole = build(folder, False, on_bad=on_bad, format="columns")
+    assert build(folder, True, part, on_bad=on_bad, format="columns") == whole
+
+
+@settings(max_examples=120, deadline=None)
+@given(cluener_files(), cluener_files(), st.integers(1, 90), st.sampled_from(["warn", "error"]))
+def test_json_lines_in_parts_equal_the_whole(folder, train, dev, part, on_bad):
+    write(folder, train, dev)
+    whole = build(folder, False, on_bad=on_bad, format="cluener")
+    assert build(folder, True, part, on_bad=on_bad, format="cluener") == whole
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200), st.integers(1, 50), st.sampled_from(["columns", "cluener", "text"]))
+def test_parts_are_the_file(folder, content, size, format):
+    path = folder / "any"
+    path.write_bytes(content)
+    parts = cut_file(path, format, size)
+    assert b"".join(content[part.start : part.end] for part in parts) == content
+    lines = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    for part in parts[:-1]:
+        assert part.end - part.start >= size
+        assert content[part.end - 1] == 10
+    for part in parts:
+        before = content[: part.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        assert part.line == before.count(b"\n") + 1
+        assert lines.startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("train", "settings"),
+    [
+        ("Ada B-X\n\nmet O\n\nBobby O O\n", {}),  # another number of columns, in another part
+        ("Ada B-X\n\nmet O\nBobby O O\n", {}),
+        ("Ada B-X\n\nmet O\n\nBobby Q-Z\n", {}),  # no tag
+        ("Ada B-X\n\nmet I-X\n\nBobby I-Y\n", {}),  # ill-formed tags
+        ("Ada B-X\n\nmet O\n\n", {"tag_column": 5}),
+        (b"Ada B-X\n\nmet O\n\nBobby\xff O\n", {}),
+        (b"\xff\xfeA\x00d\x00", {}),
+        ("\n \n\n", {}),
+        ("", {}),
+        ('{"text": "a"}\n{"text": 7}\n', {}),
+        ('{"text": "a"}\n\n{"text": "b"\n', {}),
+        ('{"text": "a"}\n{"text": "b", "label": {"x": {"b": [[0, 3]]}}}\n', {}),
+        ('{"text": "\\ud800"}\n', {}),
+        ("Ada B-X\n\nmet O\n", {"labels": ["O", "B-Y", "I-Y"]}),
+    ],
+)
+def test_errors_are_those_of_the_whole(tmp_path, train, settings):
+    write(tmp_path, train)
+    message = build(tmp_path, False, **settings)
+    assert isinstance(message, str)
+    assert build(tmp_path, True, **settings) == message
+
+
+@pytest.mark.parametrize("labels", [None, ["O", "B-X", "I-X", "B-Q", "I-Q"]])
+@pytest.mark.parametrize("scheme", [None, "BIOES"])
+def test_labels_and_scheme_of_the_caller(tmp_path, labels, scheme):
+    write(tmp_path, "Ada\tB-X\nmet\tI-X\n\nBobby\tO\n", "Ada\tB-X\n")
+    if labels and scheme:
+        labels = [*labels, "S-X", "E-X", "S-Q", "E-Q"]
+    for data_type in ("train", "dev"):
+        whole = build(tmp_path, False, labels=labels, scheme=scheme, data_type=data_type)
+        assert isinstance(whole, bytes)
+        assert build(tmp_path, True, labels=labels, scheme=scheme, data_type=data_type) == whole
+
+
+def test_plain_text_and_unlabelled_columns(tmp_path):
+    write(tmp_path, "Ada met Bobby\n\nin Paris\n的的\n")
+    whole = build(tmp_path, False, format="text")
+    assert build(tmp_path, True, format="text") == whole
+    write(tmp_path, "Ada\nmet\n\nBobby\n")
+    whole = build(tmp_path, False)
+    assert isinstance(whole, bytes)
+    assert build(tmp_path, True) == whole
+
+
+# Processes.
+
+
+def large_text(sentences=3000):
+    dice = np.random.default_rng(0)
+    words = ["Ada", "met", "Bobby", "in", "Paris"]
+    return "".join(
+        "".join(f"{words[at]}\t{'B-X' if at in (0, 2) else 'O'}\n" for at in dice.integers(0, 5, 4)) + "\n"
+        for _ in range(sentences)
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("large")
+    write(folder, large_text(), "Ada\tB-X\nmet\tI-Y\n\nin\tI-X\n")
+    return folder
+
+
+def test_two_processes_give_the_same_file(corpus):
+    whole = build(corpus, False, on_bad="warn")
+    assert build(corpus, True, 9000, on_bad="warn", processes=2) == whole
+
+
+@pytest.mark.parametrize("tokenizer", [make_tokenizer(OtherTokenizer), ByT5Tokenizer()], ids=["not importable", "python"])
+def test_tokenizers_of_all_kinds(corpus, tokenizer):
+    settings = {"on_bad": "warn", "tokenizer": tokenizer}
+    assert build(corpus, True, 20_000, processes=2, **settings) == build(corpus, False, **settings)
+
+
+def test_errors_of_processes_come_in_the_order_of_the_file(tmp_path):
+    content = large_text(600) + "one two three\n" + large_text(600) + "Ada\tnone\n"
+    write(tmp_path, content)
+    message = build(tmp_path, False)
+    assert ":3001: " in message
+    assert build(tmp_path, True, 2000, processes=2) == message
+
+
+def test_a_killed_process_is_named_and_none_is_left():
+    with open_workers(2, PartReader()) as workers:
+        processes = list(workers.processes)
+        processes[0].send_signal(signal.SIGKILL)
+        processes[0].wait()
+        request = {"do": "scan", "part": ["none", 0, 0, 1], "reader": {"format": "text"}}
+        with pytest.raises(RuntimeError, match=r"ended with code -9.*conversion_processes to 1"):
+            workers.ask_each(request)
+    assert all(process.poll() is not None for process in processes)
+
+
+def test_workers_end_with_the_process_that_started_them():
+    workers = Workers(1, PartReader())
+    (process,) = workers.processes
+    process.stdin.close()  # as the system does when their builder is killed
+    assert process.wait(60) == 0
+    process.stdout.close()
+
+
+def test_a_full_disk_in_a_process_is_an_oserror(corpus):
+    target = str(corpus / "train.txt" / "below a file")
+    (part,) = cut_file(corpus / "dev.txt", "columns")
+    request = {
+        "do": "convert",
+        "part": list(part),
+        "reader": {"format": "columns", "token_column": 0, "tag_column": -1, "first_line": ["Ada\tB-X", 1]},
+        "tag_scheme": "BIO",
+        "labels": ["O", "B-X", "I-X", "B-Y", "I-Y"],
+        "scheme": "BIO",
+        "conversion": {"max_seq_length": 8},
+        "target": target,
+    }
+    with open_workers(1, PartReader()) as workers:
+        nercrf.parts._share_tokenizer(workers, TOKENIZER, corpus / "tokenizer")
+        with pytest.raises(OSError, match="Not a directory|File exists"):
+            list(workers.map([request]))
+
+
+def test_progress_is_said_now_and_then(caplog, monkeypatch):
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with caplog.at_level("INFO"):
+        assert list(nercrf.parts._progress(range(6), "train.txt read", 6)) == list(range(6))
+    assert [record.getMessage() for record in caplog.records] == [
+        "train.txt read: 3 of 6 parts, 12 s",
+        "train.txt read: 6 of 6 parts, 24 s",
+    ]
+
+
+def test_files_in_between_are_in_the_given_folder(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(nercrf.parts, "PART", 20_000)
+    reader = {"format": "auto", "token_column": 0, "tag_column": -1, "on_bad": "warn"}
+    files = {"train": corpus / "train.txt"}
+    converted = convert_in_parts(files, "train", reader, TOKENIZER, {"max_seq_length": 8}, tmp_path, processes=1)
+    assert converted.sentences == 3000
+    count = len(cut_file(files["train"], "columns", 20_000))
+    assert sorted(os.listdir(tmp_path)) == [f"{index:06d}.safetensors" for index in range(count)]
