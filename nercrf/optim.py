@@ -14,7 +14,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 # %% auto #0
-__all__ = ['parameter_groups', 'build_optimizer', 'schedule_factor', 'build_schedule']
+__all__ = ['encoder_layers', 'layer_depths', 'layer_rates', 'parameter_groups', 'build_optimizer', 'schedule_factor',
+           'build_schedule']
 
 # %% ../nbs/08_optim.ipynb #1fb9b373
 def _part_of(name: str) -> str:
@@ -33,12 +34,61 @@ def _group_of(name: str, parameter: nn.Parameter) -> str:
     group = "head" if part == "classifier" else "encoder"
     return group if parameter.ndim > 1 else f"{group} (no decay)"
 
+# %% ../nbs/08_optim.ipynb #94c2d326
+def encoder_layers(
+    model: nn.Module,  # an encoder, or a model that holds one as `encoder`
+) -> tuple[str, list[nn.Module]]:  # name of the list, the layers, lowest first
+    "The layers of an encoder."
+    encoder = getattr(model, "encoder", model)
+    root = "encoder." if encoder is not model else ""
+    if not any(isinstance(each, nn.ModuleList) for each in encoder.modules()):
+        encoder, root = model, ""
+    lists = {name: module for name, module in encoder.named_modules()
+             if isinstance(module, nn.ModuleList) and len(module)}
+    outermost = {name: module for name, module in lists.items()
+                 if not any(name.startswith(f"{other}.") for other in lists)}
+    if not outermost:
+        raise ValueError(
+            f"{type(encoder).__name__}: expected an encoder with a list of "
+            "layers (nn.ModuleList), found none; leave the flags of layers out")
+    name = max(outermost, key=lambda each: len(outermost[each]))
+    return root + name, list(outermost[name])
+
+# %% ../nbs/08_optim.ipynb #d7867b96
+def layer_depths(
+    model: nn.Module,  # a model with an encoder
+) -> dict[str, int]:  # parameters of the encoder: 0 embeddings, 1 first layer
+    "How high each parameter of the encoder lies; what is above the layers last."
+    root, layers = encoder_layers(model)
+    names = [name for name, _ in model.named_parameters()
+             if _part_of(name) == "encoder"]
+    depths, depth = {}, 0
+    for name in names:
+        if name.startswith(f"{root}."):
+            depth = 1 + int(name[len(root) + 1:].split(".")[0])
+        elif depth:
+            depth = len(layers) + 1
+        depths[name] = depth
+    return depths
+
+
+def layer_rates(
+    model: nn.Module,  # a model with an encoder
+    layer_decay: float,  # rate of a layer, relative to the one above
+) -> dict[str, float]:  # factor of the peak rate, by name of the parameter
+    "The share of the encoder's rate that each of its parameters gets."
+    depths = layer_depths(model)
+    top = len(encoder_layers(model)[1])
+    return {name: layer_decay ** max(0, top - depth)
+            for name, depth in depths.items()}
+
 # %% ../nbs/08_optim.ipynb #4b08c8ad
 def parameter_groups(
     model: nn.Module,  # any model; parts are named encoder, classifier and crf
     learning_rate: float,  # peak rate of the encoder
     crf_learning_rate: float | None = None,  # of the head; None: the same
     weight_decay: float = 0.01,  # pull towards 0, relative to the rate
+    layer_decay: float = 1.0,  # rate of a layer, relative to the one above
 ) -> list[dict[str, Any]]:  # groups with name, params, lr and weight_decay
     "Sort the trainable parameters by learning rate and weight decay."
     head_rate = crf_learning_rate
@@ -51,16 +101,20 @@ def parameter_groups(
         "head (no decay)": (head_rate, 0.0),
         "crf": (head_rate, 0.0),
     }
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in settings}
+    factors = {} if layer_decay == 1 else layer_rates(model, layer_decay)
+    members: dict[tuple, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            members[_group_of(name, parameter)].append(parameter)
-    if not any(members.values()):
+            key = (_group_of(name, parameter), factors.get(name, 1.0))
+            members.setdefault(key, []).append(parameter)
+    if not members:
         raise ValueError("expected a model with trainable parameters, got "
                          "none; set requires_grad on those that should learn")
-    return [{"name": name, "params": members[name], "lr": rate,
-             "weight_decay": decay}
-            for name, (rate, decay) in settings.items() if members[name]]
+    order = list(settings)
+    keys = sorted(members, key=lambda key: (order.index(key[0]), -key[1]))
+    return [{"name": name if factor == 1 else f"{name} x {factor:.4g}",
+             "params": members[name, factor], "lr": settings[name][0] * factor,
+             "weight_decay": settings[name][1]} for name, factor in keys]
 
 # %% ../nbs/08_optim.ipynb #317a7297
 def _can_fuse(parameters: list[nn.Parameter]) -> bool:
@@ -76,12 +130,13 @@ def build_optimizer(
     crf_learning_rate: float | None = 1e-3,  # of the head; None: the same
     weight_decay: float = 0.01,  # pull towards 0, relative to the rate
     adam_epsilon: float = 1e-8,  # guards the division by a root near 0
+    layer_decay: float = 1.0,  # rate of a layer, relative to the one above
     betas: tuple[float, float] = (0.9, 0.999),  # memory of the two means
     fused: bool | None = None,  # one-pass kernel; None: where there is one
 ) -> AdamW:  # with the groups of `parameter_groups`
     "AdamW over the groups of a model."
     groups = parameter_groups(model, learning_rate, crf_learning_rate,
-                              weight_decay)
+                              weight_decay, layer_decay)
     if fused is None:
         fused = all(_can_fuse(group["params"]) for group in groups)
     return AdamW(groups, lr=learning_rate, betas=betas, eps=adam_epsilon,

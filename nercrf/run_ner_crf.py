@@ -10,10 +10,11 @@ __all__ = ['logger', 'INTERRUPTED', 'build_parser', 'parse_args', 'prepare_data'
 # %% ../nbs/15_run_ner_crf.ipynb #222ccd52
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +37,7 @@ from nercrf.distributed import (
     init_distributed,
     main_process_first,
 )
+from .dry_run import estimate_training
 from .evaluate import Evaluation, evaluate
 from .labels import label_list
 from .metrics import report, score_unseen, surfaces
@@ -47,11 +49,8 @@ from nercrf.model import (
     set_dropout,
 )
 from .predict import Tagged, Tagger, find_model, tag_file, write_tagged
+from .reporting import config_words, read_config_file
 from nercrf.trainer import (
-    DataConfig,
-    EncoderConfig,
-    OptimizationConfig,
-    RunConfig,
     TrainingConfig,
     TrainingInterrupted,
     check_config,
@@ -65,21 +64,24 @@ logger = logging.getLogger(__name__)
 INTERRUPTED = 75  # exit code of a training that a signal ended: try again
 
 # %% ../nbs/15_run_ner_crf.ipynb #c912282c
+_NEGATIONS = {
+    "--no_constrain": "let decoding give ill-formed tag sequences",
+    "--no_learning_curve": "draw no learning_curve.png",
+}
+
+
 def build_parser(
     prog: str = "python -m nercrf.run_ner_crf",  # the name in the usage line
 ) -> HfArgumentParser:  # parses into a `TrainingConfig`
     "The parser of all flags."
     parser = HfArgumentParser(TrainingConfig, prog=prog, allow_abbrev=False)
     helps = {}
-    for part in (DataConfig, EncoderConfig, OptimizationConfig, RunConfig):
+    for part in TrainingConfig.__bases__:
         helps |= docments(part)
     for action in parser._actions:
         text = helps.get(action.dest)
-        if (
-            action.option_strings
-            and action.option_strings[0] == "--no_constrain"
-        ):
-            text = "let decoding give ill-formed tag sequences"
+        if action.option_strings:
+            text = _NEGATIONS.get(action.option_strings[0], text)
         action.help = str(text).replace("%", "%%") if text else action.help
     return parser
 
@@ -93,17 +95,26 @@ def parse_args(
     "Read a command line; what cannot be honoured is refused."
     parser = build_parser(prog)
     parser.set_defaults(**defaults)
-    args, unknown = parser.parse_args_into_dataclasses(
-        list(sys.argv[1:] if argv is None else argv),
-        return_remaining_strings=True,
-        look_for_args_file=False,
-    )
-    if unknown:
-        parser.error(f"unknown: {' '.join(unknown)}; --help lists the flags")
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _parse_words(parser, words)
     try:
+        if args.config is not None:
+            known = [each.name for each in fields(TrainingConfig)]
+            values = read_config_file(args.config, known)
+            args = _parse_words(parser, config_words(values) + words)
         check_config(args)
     except ValueError as error:
         parser.error(str(error))
+    return args
+
+# %% ../nbs/15_run_ner_crf.ipynb #e33f1265
+def _parse_words(parser: HfArgumentParser, words: list[str]) -> TrainingConfig:
+    "Flags from words; a word that belongs to none is an error."
+    args, unknown = parser.parse_args_into_dataclasses(
+        words, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}; --help lists the flags")
     return args
 
 # %% ../nbs/15_run_ner_crf.ipynb #b30b4846
@@ -445,6 +456,13 @@ def run_training(
             f"{args.data_dir}: no labelled training file (train.*): "
             "--do_train needs one"
         )
+    if args.dry_run:
+        found = estimate_training(
+            loaded.args, datasets["train"], loaded.model, loaded.tokenizer, info
+        )
+        if info.is_main:
+            print(f"dry run: {found}")
+        return 0, math.nan
     step, loss = train(
         loaded.args,
         datasets["train"],
@@ -518,6 +536,8 @@ def run(
             args, corpus = prepare_data(args)
         if args.do_train:
             run_training(args, corpus, info)
+        if args.dry_run:
+            return
         if args.do_eval:
             run_evaluation(args, corpus, info)
         if args.do_predict and _can_predict(args, corpus):

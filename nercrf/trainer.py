@@ -4,31 +4,30 @@
 
 # %% auto #0
 __all__ = ['logger', 'BEST', 'DataConfig', 'EncoderConfig', 'OptimizationConfig', 'RunConfig', 'TrainingConfig', 'check_config',
-           'resolve_config', 'set_seed', 'UpdatePlan', 'build_plan', 'Progress', 'TrainingRun',
-           'freeze_unused_parameters', 'training_update', 'averaging_weight', 'averaged_weights', 'training_identity',
-           'start_run', 'log_progress', 'save_best_model', 'save_checkpoint', 'load_checkpoint', 'find_resume',
-           'TrainingInterrupted', 'catch_signals', 'evaluate_run', 'is_due', 'train']
+           'resolve_config', 'count_steps', 'set_seed', 'UpdatePlan', 'build_plan', 'Progress', 'TrainingRun',
+           'freeze_unused_parameters', 'training_update', 'training_identity', 'start_run', 'log_progress',
+           'save_best_model', 'save_checkpoint', 'load_checkpoint', 'find_resume', 'TrainingInterrupted',
+           'catch_signals', 'BestModel', 'EarlyStopping', 'evaluate_run', 'is_due', 'train', 'own_callbacks']
 
 # %% ../nbs/12_trainer.ipynb #ec211a77
-import hashlib
 import json
 import logging
 import math
 import random
 import shutil
 import signal
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import nn
-from tqdm.auto import tqdm
 
+from .callbacks import Callbacks, TrainingCallback
 from nercrf.checkpoint import (
     MANIFEST,
     discard_later_checkpoints,
@@ -63,9 +62,29 @@ from nercrf.evaluate import (
     evaluate,
     move_batch,
 )
+
+# %% ../nbs/12_trainer.ipynb #39129fcd
 from .features import FeatureDataset, plan_batches, shard_batch
 from .labels import get_scheme
 from .optim import build_optimizer, build_schedule
+from nercrf.recipes import (
+    RecipeConfig,
+    check_recipes,
+    prepare_model,
+    recipe_callbacks,
+    recipe_flags,
+)
+from nercrf.reporting import (
+    HISTORY,
+    REPORTERS,
+    History,
+    LearningCurve,
+    ProgressBar,
+    RunRecord,
+    data_fingerprint,
+    greater_is_better,
+    report_callbacks,
+)
 
 # %% ../nbs/12_trainer.ipynb #ec9deb92
 logger = logging.getLogger(__name__)
@@ -156,14 +175,13 @@ class OptimizationConfig:
     max_grad_norm: float = 1.0
     # passes over the data; left out: 3, from scratch 8
     num_train_epochs: float | None = None
-    # stop after so many updates, whatever the epochs; -1: by epochs
-    max_steps: int = -1
+    # stop after so many updates, whatever the epochs, or after this share
+    # of them (below 1); -1: by epochs
+    max_steps: float = -1
     # share of the updates in which the rate grows
     warmup_proportion: float = 0.1
     # what the rate does after warm-up: linear, cosine or constant
     schedule: str = "linear"
-    # weight of the past in a moving average of the weights; 0: no average
-    average_decay: float = 0.0
     fp16: bool = False  # train in float16 with a gradient scaler
     bf16: bool = False  # train in bfloat16
     # apex's level: O0 and O1 are understood, O2 and O3 refused
@@ -173,9 +191,8 @@ class OptimizationConfig:
     # seconds that a process waits for another one before it gives up
     ddp_timeout: float = 1800.0
     seed: int = 42  # of weights, dropout and the order of the data
-    do_adv: bool = False  # adversarial training; refused in this version
-    adv_epsilon: float | None = None  # of do_adv; refused
-    adv_name: str | None = None  # of do_adv; refused
+    # of the order of the data and of hidden words alone; left out: seed
+    data_seed: int | None = None
 
 # %% ../nbs/12_trainer.ipynb #169464c6
 @dataclass
@@ -185,6 +202,11 @@ class RunConfig:
     do_train: bool = False  # train
     do_eval: bool = False  # evaluate on dev and, where it has labels, on test
     do_predict: bool = False  # write the entities of the test file
+    # flags from a JSON or YAML file; those on the command line come on top
+    config: str | None = None
+    # build everything, make two updates, estimate time and memory, and
+    # leave nothing behind
+    dry_run: bool = False
     # evaluate at every logging step instead of every eval_steps
     evaluate_during_training: bool = False
     # folder of everything that the run writes
@@ -192,16 +214,25 @@ class RunConfig:
     # start anew where the folder holds an earlier run
     overwrite_output_dir: bool = False
     resume: str | None = None  # auto, or a checkpoint folder, to go on from
-    logging_steps: int = 50  # updates between two log lines; -1: once an epoch
-    # updates between two evaluations on dev; -1: once an epoch; 0: never
-    eval_steps: int = -1
-    # updates between two checkpoints; -1: once an epoch; 0: only at the
-    # end
-    save_steps: int = -1
+    # updates between two log lines, or a share of the training (below 1);
+    # -1: once an epoch
+    logging_steps: float = 50
+    # updates between two evaluations on dev, or a share of the training;
+    # -1: once an epoch; 0: never
+    eval_steps: float = -1
+    # updates between two checkpoints, or a share of the training; -1: once
+    # an epoch; 0: only at the end
+    save_steps: float = -1
     # checkpoints that stay; the best model is kept beside them
     save_total_limit: int = 2
-    # stop after so many evaluations without a better F1; 0: never
+    # figure on dev that says which model is best: f1, precision, recall,
+    # loss, or what a callback adds
+    metric_for_best_model: str = "f1"
+    # stop after so many evaluations without a better one; 0: never
     patience: int = 0
+    # where figures go beside history.jsonl: tensorboard, wandb
+    report_to: list[str] = field(default_factory=list)
+    learning_curve: bool = True  # draw learning_curve.png at the end
     # do_eval: every checkpoint, not only the best model
     eval_all_checkpoints: bool = False
     # do_predict: with the checkpoint of this step; 0: the best model
@@ -211,7 +242,9 @@ class RunConfig:
 
 # %% ../nbs/12_trainer.ipynb #167c3940
 @dataclass
-class TrainingConfig(DataConfig, EncoderConfig, OptimizationConfig, RunConfig):
+class TrainingConfig(
+    DataConfig, EncoderConfig, OptimizationConfig, RecipeConfig, RunConfig
+):
     "All flags of a run."
 
 # %% ../nbs/12_trainer.ipynb #cc37a3cb
@@ -228,11 +261,6 @@ _REFUSED = {
         "start the script under a debugger instead: python -m debugpy --listen "
         "5678 -m nercrf.run_ner_crf"
     ),
-    "do_adv": (
-        "adversarial training is not in this version: raise --dropout instead"
-    ),
-    "adv_epsilon": "adversarial training is not in this version: leave it out",
-    "adv_name": "adversarial training is not in this version: leave it out",
 }
 
 # %% ../nbs/12_trainer.ipynb #fe42a295
@@ -250,7 +278,8 @@ _POSITIVE = (
     "save_total_limit",
     "ddp_timeout",
 )
-_SHARES = ("dropout", "encoder_dropout", "average_decay", "warmup_proportion")
+_SHARES = ("dropout", "encoder_dropout", "warmup_proportion")
+_STEPS = ("logging_steps", "eval_steps", "save_steps")
 _CHOICES = {
     "schedule": ("linear", "cosine", "constant"),
     "on_bad": ("error", "warn"),
@@ -258,27 +287,9 @@ _CHOICES = {
     "output_format": ("jsonl", "cluener", "columns"),
 }
 
-# %% ../nbs/12_trainer.ipynb #5d1c7e90
-def _check_fp16_opt_level(args: TrainingConfig) -> None:
-    "Refuse what apex understood and torch's own autocast does not."
-    if args.fp16_opt_level not in (None, "O0", "O1"):
-        raise ValueError(
-            f"--fp16_opt_level {args.fp16_opt_level}: apex is gone; --fp16 "
-            "works like O1, --bf16 is its "
-            "safer sister, and pure half precision (O2, O3) is not offered"
-        )
-    if args.fp16_opt_level == "O0" and args.fp16:
-        raise ValueError(
-            "--fp16_opt_level O0 means full precision and contradicts "
-            "--fp16: leave one of them out"
-        )
-
 # %% ../nbs/12_trainer.ipynb #af0be2c4
-def check_config(
-    args: TrainingConfig,  # flags as the user gave them
-) -> None:
-    """Refuse flags that contradict each other or cannot be honoured:
-    ValueError with flag, value and remedy."""
+def _check_values(args: TrainingConfig) -> None:
+    "Refuse single values that cannot be."
     for name, reason in _REFUSED.items():
         if getattr(args, name) not in (None, False):
             raise ValueError(f"--{name} {getattr(args, name)}: {reason}")
@@ -308,19 +319,55 @@ def check_config(
             "--train_batch_size and --gradient_accumulation_steps say the "
             "same in two ways: leave one of them out"
         )
+    for name in ("seed", "data_seed"):
+        if (getattr(args, name) or 0) < 0:
+            raise ValueError(
+                f"--{name} must be 0 or greater, got {getattr(args, name)}"
+            )
+
+
+def _check_steps(args: TrainingConfig) -> None:
+    "Refuse what is neither a number of updates nor a share of them."
     if args.max_steps == 0:
         raise ValueError(
             "--max_steps 0 trains nothing: leave it out to train by epochs"
         )
-    for name in ("logging_steps", "eval_steps", "save_steps", "max_steps"):
-        if getattr(args, name) < -1:
+    for name in (*_STEPS, "max_steps"):
+        value = getattr(args, name)
+        if value < 0 and value != -1:
+            raise ValueError(f"--{name} must not be below -1, got {value}")
+        if value > 1 and value != int(value):
             raise ValueError(
-                f"--{name} must be -1, 0 or a number of updates, got "
-                f"{getattr(args, name)}"
+                f"--{name} must be -1, 0, a number of updates, or a share of "
+                f"the training below 1, got {value}"
             )
-    if args.seed < 0:
-        raise ValueError(f"--seed must be 0 or greater, got {args.seed}")
-    _check_fp16_opt_level(args)
+
+# %% ../nbs/12_trainer.ipynb #81e953c0
+def check_config(
+    args: TrainingConfig,  # flags as the user gave them
+) -> None:
+    """Refuse flags that contradict each other or cannot be honoured:
+    ValueError with flag, value and remedy."""
+    _check_values(args)
+    _check_steps(args)
+    check_recipes(args)
+    if args.fp16_opt_level not in (None, "O0", "O1"):
+        raise ValueError(
+            f"--fp16_opt_level {args.fp16_opt_level}: apex is gone; --fp16 "
+            "works like O1, --bf16 is its "
+            "safer sister, and pure half precision (O2, O3) is not offered"
+        )
+    if args.fp16_opt_level == "O0" and args.fp16:
+        raise ValueError(
+            "--fp16_opt_level O0 means full precision and contradicts "
+            "--fp16: leave one of them out"
+        )
+    unknown = [name for name in args.report_to if name not in REPORTERS]
+    if unknown:
+        raise ValueError(
+            f"--report_to must be out of {', '.join(REPORTERS)}, got "
+            f"{unknown[0]!r}"
+        )
     autocast_dtype(args)
     if args.markup is not None:
         get_scheme(args.markup)
@@ -357,6 +404,14 @@ def resolve_config(
         },
     )
 
+# %% ../nbs/12_trainer.ipynb #3f791092
+def count_steps(
+    value: float,  # a number of updates, a share below 1, or -1
+    total: int,  # updates of the whole training
+) -> int:  # updates; -1 and 0 stay what they are
+    "A number of updates from a number or a share."
+    return math.ceil(value * total) if 0 < value < 1 else int(value)
+
 # %% ../nbs/12_trainer.ipynb #e9b472bd
 def set_seed(
     seed: int,  # the run's seed
@@ -377,7 +432,8 @@ class UpdatePlan:
     micro_size: int
     update_size: int  # sentences in one update, in as many passes as it takes
     seed: int  # of the order
-    max_steps: int  # updates in all, when positive
+    # updates in all, when positive; below 1: this share of the epochs
+    max_steps: float
     epochs: float  # passes over the data, otherwise
 
     @property
@@ -388,9 +444,10 @@ class UpdatePlan:
     @property
     def total(self) -> int:  # updates
         "The number of updates of the whole training."
+        whole = math.ceil(self.epochs * self.updates_per_epoch)
         if self.max_steps > 0:
-            return self.max_steps
-        return math.ceil(self.epochs * self.updates_per_epoch)
+            return count_steps(self.max_steps, whole)
+        return whole
 
     def epoch(
         self,
@@ -434,7 +491,7 @@ def build_plan(
         lengths=np.asarray(dataset.lengths),
         micro_size=micro_size,
         update_size=args.train_batch_size or accumulated,
-        seed=args.seed,
+        seed=args.seed if args.data_seed is None else args.data_seed,
         max_steps=args.max_steps,
         epochs=args.num_train_epochs,
     )
@@ -450,7 +507,7 @@ class Progress:
     loss_sum: float = 0.0  # loss of all sentences up to the last log line, nats
     sentences: int = 0  # how many they were
     window_sentences: int = 0  # sentences since the last log line
-    best_f1: float | None = None  # best F1 on dev
+    best_score: float | None = None  # best figure on dev
     best_step: int = 0  # where it was reached
     without_gain: int = 0  # evaluations since then
 
@@ -481,10 +538,12 @@ class TrainingRun:
     progress: Progress = field(default_factory=Progress)
     # what a checkpoint must agree with, see `training_identity`
     identity: dict[str, object] = field(default_factory=dict)
-    # moving average of the weights, if asked for
-    average: dict[str, torch.Tensor] | None = None
+    # what is called at the moments of the training
+    callbacks: Callbacks = field(default_factory=Callbacks)
     # set by a signal
     stop: threading.Event = field(default_factory=threading.Event)
+    # why the training ends early, in words; set by a callback
+    stop_reason: str | None = None
 
 # %% ../nbs/12_trainer.ipynb #e9241d80
 def freeze_unused_parameters(
@@ -527,7 +586,9 @@ def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
     if not shares:
         shares, weight = [micro_batch[:1]], 0.0
     batches = [
-        move_batch(run.dataset.collate(share), run.info.device)
+        run.callbacks.change_batch(
+            run, move_batch(run.dataset.collate(share), run.info.device), share
+        )
         for share in shares
     ]
     with autocast(run.args, run.info.device):
@@ -535,7 +596,12 @@ def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
             outputs = run.model(batches, reduction="sum")
         else:
             outputs = [run.model(**batches[0], reduction="sum")]
-    losses = [output.loss.to(run.info.device) for output in outputs]
+    losses = [
+        run.callbacks.change_loss(
+            run, batch, output, output.loss.to(run.info.device)
+        )
+        for batch, output in zip(batches, outputs, strict=True)
+    ]
     return torch.stack(losses).sum() * weight
 
 # %% ../nbs/12_trainer.ipynb #5e7441c0
@@ -547,6 +613,24 @@ def _exchange_gradients(model: nn.Module, now: bool):
     return model.no_sync()
 
 # %% ../nbs/12_trainer.ipynb #dd058894
+@patch
+def add_gradients(
+    self: TrainingRun,
+    update: np.ndarray,  # indices of the sentences, the same on every process
+    counted: bool = False,  # does the loss belong into the log?
+) -> None:
+    "Forward and backward over an update; its gradient is added to what is there."
+    micro_batches = self.plan.micro_batches(update)
+    for number, micro_batch in enumerate(micro_batches, start=1):
+        with _exchange_gradients(self.model, now=number == len(micro_batches)):
+            loss = _share_losses(self, micro_batch)
+            share = loss * (self.info.world_size / len(update))
+            self.scaler.scale(share).backward()
+        if counted:
+            self.window_loss += loss.detach()
+        self.callbacks.call("on_backward", self, loss.detach())
+
+
 def training_update(
     run: TrainingRun,  # the training
     update: np.ndarray,  # indices of the sentences, the same on every process
@@ -555,96 +639,40 @@ def training_update(
     device until it is logged."""
     run.model.train()
     before = run.window_loss.clone()
-    micro_batches = run.plan.micro_batches(update)
-    for number, micro_batch in enumerate(micro_batches, start=1):
-        with _exchange_gradients(run.model, now=number == len(micro_batches)):
-            loss = _share_losses(run, micro_batch)
-            run.scaler.scale(
-                loss * (run.info.world_size / len(update))
-            ).backward()
-        run.window_loss += loss.detach()
+    run.callbacks.call("on_update_begin", run, update)
+    run.add_gradients(update, counted=True)
+    run.callbacks.call("on_gradients", run, update)
     stepped = _optimizer_step(run)
     run.progress.step += 1
     if stepped:
         run.progress.window_sentences += len(update)
     else:
         run.window_loss.copy_(before)
+    run.callbacks.call("on_update_end", run, update)
 
 # %% ../nbs/12_trainer.ipynb #59d0b66d
 def _optimizer_step(run: TrainingRun) -> bool:
     "Clip, step and move the schedule; False where the scaler skipped the step."
+    norm = None
     if run.args.max_grad_norm > 0:
         run.scaler.unscale_(run.optimizer)
-        nn.utils.clip_grad_norm_(
-            [
-                p
-                for group in run.optimizer.param_groups
-                for p in group["params"]
-            ],
+        groups = run.optimizer.param_groups
+        norm = nn.utils.clip_grad_norm_(
+            [p for group in groups for p in group["params"]],
             run.args.max_grad_norm,
         )
+    run.callbacks.call("on_before_step", run, norm)
     scale = run.scaler.get_scale()
     run.scaler.step(run.optimizer)
     run.scaler.update()
     stepped = run.scaler.get_scale() >= scale
     if stepped:
         run.schedule.step()
-        _update_average(run)
     else:
         run.progress.skipped += 1
+    run.callbacks.call("on_step", run, stepped)
     run.optimizer.zero_grad(set_to_none=True)
     return stepped
-
-# %% ../nbs/12_trainer.ipynb #27ffc076
-def averaging_weight(
-    decay: float,  # weight of the past in the long run, below 1
-    updates: int,  # updates done
-) -> float:  # weight of the past now
-    "How much of the average stays in one update."
-    return min(decay, (1 + updates) / (10 + updates))
-
-# %% ../nbs/12_trainer.ipynb #db9d8dca
-def _trainable(run: TrainingRun) -> dict[str, torch.Tensor]:
-    "The trainable parameters by name."
-    named = unwrap_model(run.model).named_parameters()
-    return {
-        name: parameter.detach()
-        for name, parameter in named
-        if parameter.requires_grad
-    }
-
-
-def _update_average(run: TrainingRun) -> None:
-    "Move the averaged weights towards the present ones."
-    if run.average is None:
-        return
-    weight = averaging_weight(run.args.average_decay, run.progress.step)
-    current = _trainable(run)
-    torch._foreach_lerp_(
-        [run.average[name] for name in current],
-        list(current.values()),
-        1 - weight,
-    )
-
-# %% ../nbs/12_trainer.ipynb #a9bdcf66
-@contextmanager
-def averaged_weights(
-    run: TrainingRun,  # the training
-) -> Iterator[None]:
-    """The model has its averaged weights inside the block, and its own again
-    afterwards."""
-    if run.average is None:
-        yield
-        return
-    current = _trainable(run)
-    kept = {name: tensor.clone() for name, tensor in current.items()}
-    try:
-        for name, tensor in current.items():
-            tensor.copy_(run.average[name])
-        yield
-    finally:
-        for name, tensor in current.items():
-            tensor.copy_(kept[name])
 
 # %% ../nbs/12_trainer.ipynb #5c52240f
 # flags that change what an update does, beside the batches
@@ -656,7 +684,6 @@ _FLAGS = (
     "max_grad_norm",
     "warmup_proportion",
     "schedule",
-    "average_decay",
     "fp16",
     "bf16",
     "dropout",
@@ -670,16 +697,14 @@ def training_identity(
     plan: UpdatePlan,  # the updates
 ) -> dict[str, object]:  # plain values
     "What must be equal for two trainings to make the same updates."
-    content = hashlib.sha256()
-    for column in (dataset.features.input_ids, dataset.features.labels):
-        content.update(np.ascontiguousarray(column))
     return {
-        "data": content.hexdigest()[:16],
+        "data": data_fingerprint(dataset),
         "labels": " ".join(dataset.labels),
         "sentences_an_update": plan.update_size,
-        "seed": plan.seed,
+        "seed": args.seed,
+        "data_seed": plan.seed,
         "updates": plan.total,
-        **{name: getattr(args, name) for name in _FLAGS},
+        **{name: getattr(args, name) for name in (*_FLAGS, *recipe_flags())},
     }
 
 # %% ../nbs/12_trainer.ipynb #0af187e3
@@ -692,6 +717,7 @@ def start_run(
     dev_dataset: FeatureDataset | None = None,
     # what this process is; None: found out here
     info: ProcessInfo | None = None,
+    callbacks: Sequence[TrainingCallback] = (),  # called after the recipes
 ) -> TrainingRun:  # ready for its first update
     "Build everything that a training needs."
     info = info or init_distributed(
@@ -700,6 +726,9 @@ def start_run(
         timeout_seconds=args.ddp_timeout,
     )
     plan = build_plan(args, train_dataset, info)
+    steps = {name: count_steps(getattr(args, name), plan.total)
+             for name in _STEPS}
+    args = replace(args, **steps)
     model = model.to(info.device)
     batch = move_batch(
         train_dataset.collate(np.arange(min(2, len(train_dataset)))),
@@ -711,12 +740,14 @@ def start_run(
             "frozen, since the loss does not depend on them: %s",
             ", ".join(unused),
         )
+    prepare_model(args, model, args.seed)
     optimizer = build_optimizer(
         model,
         args.learning_rate,
         args.crf_learning_rate,
         args.weight_decay,
         args.adam_epsilon,
+        args.layer_decay,
     )
     warmup_steps = math.ceil(args.warmup_proportion * plan.total)
     run = TrainingRun(
@@ -727,10 +758,7 @@ def start_run(
         torch.zeros((), dtype=torch.float64, device=info.device),
     )  # fmt: skip
     run.identity = training_identity(args, train_dataset, plan)
-    if args.average_decay:
-        run.average = {
-            name: tensor.clone() for name, tensor in _trainable(run).items()
-        }
+    run.callbacks = Callbacks([*recipe_callbacks(args, plan.seed), *callbacks])
     set_seed(args.seed, info.rank)
     return run
 
@@ -760,19 +788,10 @@ def _close_window(run: TrainingRun) -> float:
     return total / sentences
 
 # %% ../nbs/12_trainer.ipynb #3184c307
-def _write_history(run: TrainingRun, record: dict) -> None:
-    "Append one record to the history; the main process only."
-    if run.info.is_main:
-        with (Path(run.args.output_dir) / "history.jsonl").open(
-            "a", encoding="utf-8"
-        ) as file:
-            file.write(json.dumps(record) + "\n")
-
-# %% ../nbs/12_trainer.ipynb #8e44e080
 def log_progress(
     run: TrainingRun,  # the training
 ) -> dict[str, float]:  # what was logged; empty where there was nothing new
-    "Write loss and learning rates to the history; every process must call it."
+    "Tell loss and learning rates; every process must call it."
     if not run.progress.window_sentences:
         return {}
     record = {
@@ -787,7 +806,7 @@ def log_progress(
             "scale": run.scaler.get_scale(),
             "skipped": run.progress.skipped,
         }
-    _write_history(run, record)
+    run.callbacks.call("on_log", run, record)
     return record
 
 # %% ../nbs/12_trainer.ipynb #2c1a7273
@@ -799,7 +818,7 @@ def _save_model(run: TrainingRun, folder: Path) -> None:
     (folder / "training_config.json").write_text(text + "\n", encoding="utf-8")
 
 # %% ../nbs/12_trainer.ipynb #57240967
-BEST = "best.json"  # beside the best model: its update and its F1 on dev
+BEST = "best.json"  # beside the best model: its update and figure on dev
 
 
 def save_best_model(
@@ -808,9 +827,10 @@ def save_best_model(
     "Write the present (averaged) model to the folder `model` of the run."
     _finite_loss(run)
     if run.info.is_main:
-        best = {"step": run.progress.step, "dev_f1": run.progress.best_f1}
+        metric = f"dev_{run.args.metric_for_best_model}"
+        best = {"step": run.progress.step, metric: run.progress.best_score}
         with (
-            averaged_weights(run),
+            run.callbacks.evaluation_weights(run),
             write_folder(Path(run.args.output_dir) / "model") as folder,
         ):
             _save_model(run, folder)
@@ -838,12 +858,13 @@ def save_checkpoint(
                 "optimizer": run.optimizer.state_dict(),
                 "schedule": run.schedule.state_dict(),
                 "scaler": run.scaler.state_dict(),
-                "average": run.average,
+                "callbacks": run.callbacks.state_dict(),
                 "processes": processes,
                 "identity": run.identity,
             })  # fmt: skip
         prune_checkpoints(output_dir, keep_last=run.args.save_total_limit)
     barrier()
+    run.callbacks.call("on_save", run, target)
     return target
 
 # %% ../nbs/12_trainer.ipynb #d9ebea69
@@ -905,12 +926,11 @@ def load_checkpoint(
     run.schedule.load_state_dict(state["schedule"])
     run.scaler.load_state_dict(state["scaler"])
     run.progress = Progress(**state["progress"])
-    if run.average is not None:
-        for name, tensor in run.average.items():
-            tensor.copy_(state["average"][name])
+    run.callbacks.load_state_dict(state["callbacks"])
     _restore_process(run, state["processes"])
     _give_up_later(run)
     logger.info("resumed from %s at update %d", folder, run.progress.step)
+    run.callbacks.call("on_resume", run, folder)
 
 # %% ../nbs/12_trainer.ipynb #8156e80a
 def _restore_process(run: TrainingRun, processes: list[dict]) -> None:
@@ -938,10 +958,10 @@ def _give_up_later(run: TrainingRun) -> None:
     if run.info.is_main:
         folder, step = Path(run.args.output_dir), run.progress.step
         discard_later_checkpoints(folder, step)
-        _cut_history(folder / "history.jsonl", step)
+        _cut_history(folder / HISTORY, step)
         kept_best = _step_of_best(folder / "model") == run.progress.best_step
     if not broadcast_json(kept_best):
-        run.progress.best_f1, run.progress.without_gain = None, 0
+        run.progress.best_score, run.progress.without_gain = None, 0
 
 
 def _cut_history(path: Path, step: int) -> None:
@@ -1045,31 +1065,62 @@ def _agree_to_stop(run: TrainingRun) -> bool:
     return bool(all_reduce_sum(torch.tensor(int(run.stop.is_set()))))
 
 # %% ../nbs/12_trainer.ipynb #ed6619d0
+class BestModel(TrainingCallback):
+    "Keeps the model that did best on dev."
+
+    def on_evaluate(self, run, result, record):
+        "Keep the model if it is the best so far."
+        metric, progress = run.args.metric_for_best_model, run.progress
+        if f"dev_{metric}" not in record:
+            known = [x[4:] for x in record if x.startswith("dev_")]
+            raise ValueError(
+                f"--metric_for_best_model {metric}: the evaluation has "
+                f"{', '.join(known)}"
+            )
+        score, best = record[f"dev_{metric}"], progress.best_score
+        if best is None or (
+            score > best if greater_is_better(metric) else score < best
+        ):
+            progress.best_score, progress.best_step = score, progress.step
+            progress.without_gain = 0
+            save_best_model(run)
+        else:
+            progress.without_gain += 1
+
+    def on_train_end(self, run):
+        "Without an evaluation the last model is the best."
+        if run.progress.best_score is None:
+            save_best_model(run)
+
+
+class EarlyStopping(TrainingCallback):
+    "Ends a training that no longer improves."
+
+    def __init__(
+        self,
+        patience: int,  # evaluations without a better model
+    ):
+        self.patience = patience
+
+    def on_train_begin(self, run):
+        "A training may be resumed behind its end."
+        if run.progress.without_gain >= self.patience:
+            run.stop_reason = f"no better model in {self.patience} evaluations"
+
+    def on_evaluate(self, run, result, record):
+        "Stop when patience has run out."
+        self.on_train_begin(run)
+
+# %% ../nbs/12_trainer.ipynb #bc9e7011
 def evaluate_run(
     run: TrainingRun,  # the training
 ) -> Evaluation:  # on the dev set, with averaged weights if there are any
-    "Evaluate on dev, log it, keep the model if it is the best so far."
-    with averaged_weights(run):
+    "Evaluate on dev and tell the callbacks; every process must call it."
+    with run.callbacks.evaluation_weights(run):
         result = evaluate(run.args, run.model, run.dev_dataset, "dev")
-    progress = run.progress
-    f1 = result.scores.micro.f1
-    improved = progress.best_f1 is None or f1 > progress.best_f1
-    if improved:
-        progress.best_f1, progress.best_step, progress.without_gain = (
-            f1,
-            progress.step,
-            0,
-        )
-        save_best_model(run)
-    else:
-        progress.without_gain += 1
-    _write_history(
-        run,
-        {
-            "step": progress.step,
-            **{f"dev_{k}": v for k, v in result.to_dict().items()},
-        },
-    )
+    figures = {f"dev_{name}": x for name, x in result.to_dict().items()}
+    record = {"step": run.progress.step, **figures}
+    run.callbacks.call("on_evaluate", run, result, record)
     return result
 
 # %% ../nbs/12_trainer.ipynb #cbdebb1c
@@ -1084,15 +1135,13 @@ def is_due(
     return step % (updates_per_epoch if every < 0 else every) == 0
 
 # %% ../nbs/12_trainer.ipynb #318d0087
-def _after_update(run: TrainingRun, bar: tqdm) -> bool:
-    "Log, evaluate and save what is due; True when patience has run out."
+def _after_update(run: TrainingRun) -> None:
+    "Log, evaluate and save what is due."
     args, step, epoch = run.args, run.progress.step, run.plan.updates_per_epoch
     last = step == run.plan.total
     log_now = last or is_due(args.logging_steps, step, epoch)
-    if log_now and (record := log_progress(run)):
-        bar.set_postfix(
-            loss=f"{record['loss']:.3f}", rate=f"{record['learning_rate']:.1e}"
-        )
+    if log_now:
+        log_progress(run)
     evaluation_due = (
         log_now
         if args.evaluate_during_training
@@ -1101,66 +1150,36 @@ def _after_update(run: TrainingRun, bar: tqdm) -> bool:
     if run.dev_dataset is not None and (
         evaluation_due or (last and args.eval_steps)
     ):
-        micro = evaluate_run(run).scores.micro
+        scores = evaluate_run(run).scores
         logger.info(
-            "update %d: dev F1 %.4f (best %.4f)",
-            step,
-            micro.f1,
-            run.progress.best_f1,
-        )
-    finished = 0 < args.patience <= run.progress.without_gain
-    if last or finished or is_due(args.save_steps, step, epoch):
+            "update %d: dev F1 %.4f (best %s %s)", step, scores.micro.f1,
+            args.metric_for_best_model, run.progress.best_score,
+        )  # fmt: skip
+    ended = last or run.stop_reason is not None
+    if ended or is_due(args.save_steps, step, epoch):
         save_checkpoint(run)
-    return finished
 
 # %% ../nbs/12_trainer.ipynb #7201f282
-def _run_updates(run: TrainingRun, bar: tqdm) -> None:
+def _run_updates(run: TrainingRun) -> None:
     "Make all updates that are left."
-    plan, progress = run.plan, run.progress
-    if 0 < run.args.patience <= progress.without_gain:
-        return  # resumed behind its end
-    while progress.step < plan.total:
+    plan, progress, call = run.plan, run.progress, run.callbacks.call
+    while progress.step < plan.total and run.stop_reason is None:
         epoch, done = divmod(progress.step, plan.updates_per_epoch)
+        if not done:
+            call("on_epoch_begin", run, epoch)
         for update in plan.epoch(epoch)[done:]:
             training_update(run, update)
-            bar.update()
-            bar.pieces += int(run.dataset.features.piece_lengths[update].sum())
-            finished = _after_update(run, bar)
-            if finished:
-                logger.info(
-                    "no better F1 in %d evaluations: stopping",
-                    run.args.patience,
-                )
-            if finished or progress.step == plan.total:
-                return
+            _after_update(run)
+            if progress.step % plan.updates_per_epoch == 0:
+                call("on_epoch_end", run, epoch)
+            if progress.step == plan.total or run.stop_reason is not None:
+                break
             if _agree_to_stop(run):
-                raise TrainingInterrupted(save_checkpoint(run), progress.step)
-
-# %% ../nbs/12_trainer.ipynb #930201c9
-class _PieceBar(tqdm):
-    "A progress bar over updates that shows word pieces a second."
-
-    pieces = 0
-
-    @property
-    def format_dict(self) -> dict:
-        "What the bar can show."
-        known = super().format_dict
-        elapsed = known["elapsed"] or math.inf
-        return known | {"speed": f"{self.pieces / elapsed:,.0f} pieces/s"}
-
-
-def _progress_bar(run: TrainingRun) -> _PieceBar:
-    "A bar on the main process's terminal; a silent one elsewhere."
-    return _PieceBar(
-        total=run.plan.total,
-        initial=run.progress.step,
-        desc="training",
-        unit="update",
-        disable=not (run.info.is_main and sys.stderr.isatty()),
-        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} "
-        "[{elapsed}<{remaining}, {speed}{postfix}]",
-    )
+                checkpoint = save_checkpoint(run)
+                call("on_interrupt", run, checkpoint)
+                raise TrainingInterrupted(checkpoint, progress.step)
+    if run.stop_reason is not None:
+        logger.info("%s: the training ends", run.stop_reason)
 
 # %% ../nbs/12_trainer.ipynb #18a5a2c5
 def train(
@@ -1173,11 +1192,16 @@ def train(
     dev_dataset: FeatureDataset | None = None,
     # what this process is; None: found out here
     info: ProcessInfo | None = None,
+    # your own parts, see the chapter on callbacks
+    callbacks: Sequence[TrainingCallback] = (),
 ) -> tuple[int, float]:  # updates made, and mean loss a sentence in nats
     "Train a model; every process of the group must call it."
     args = resolve_config(args, pretrained=True)
     check_config(args)
-    run = start_run(args, train_dataset, model, tokenizer, dev_dataset, info)
+    run = start_run(
+        args, train_dataset, model, tokenizer, dev_dataset, info,
+        [*callbacks, *own_callbacks(args)],
+    )  # fmt: skip
     checkpoint = find_resume(args)
     elsewhere = checkpoint is not None and checkpoint.parent != Path(
         args.output_dir
@@ -1191,19 +1215,25 @@ def train(
         len(train_dataset), run.plan.update_size,
         run.plan.total, get_world_size(),
     )  # fmt: skip
-    with catch_signals(run.stop), _progress_bar(run) as bar:
-        _run_updates(run, bar)
-    if run.progress.best_f1 is None:
-        save_best_model(run)
-    _use_average(run)
+    with catch_signals(run.stop):
+        try:
+            run.callbacks.call("on_train_begin", run)
+            _run_updates(run)
+            run.callbacks.call("on_train_end", run)
+        finally:
+            run.callbacks.call("on_close", run)
     return run.progress.step, run.progress.average_loss
 
 # %% ../nbs/12_trainer.ipynb #0faed382
-def _use_average(run: TrainingRun) -> None:
-    "Leave the averaged weights in the model when the training is over."
-    if run.average is not None:
-        for name, tensor in _trainable(run).items():
-            tensor.copy_(run.average[name])
+def own_callbacks(
+    args: TrainingConfig,  # resolved flags
+) -> list[TrainingCallback]:  # in the order in which they are called
+    "The parts of the trainer that are callbacks."
+    found: list[TrainingCallback] = [RunRecord(), BestModel(), History()]
+    if args.patience:
+        found.append(EarlyStopping(args.patience))
+    found += [ProgressBar(), *report_callbacks(args.report_to)]
+    return found + ([LearningCurve()] if args.learning_curve else [])
 
 # %% ../nbs/12_trainer.ipynb #342d71d1
 def _earlier_run(folder: Path) -> list[Path]:

@@ -25,23 +25,23 @@ from training import (
 )
 
 from nercrf import trainer
+from nercrf.callbacks import TrainingCallback
 from nercrf.checkpoint import load_state
 from nercrf.distributed import BatchDataParallel, ProcessInfo
 from nercrf.model import NerCrfForTokenClassification
+from nercrf.recipes import WeightAverage
 from nercrf.trainer import TrainingInterrupted, build_plan, check_config, start_run, train, training_update
 
 
-def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
-    """Let a signal arrive when so many updates are done."""
-    original = trainer._after_update
+class SignalAt(TrainingCallback):
+    """A signal arrives when so many updates are done."""
 
-    def after_update(run, bar):
-        if run.progress.step == step:
-            os.kill(os.getpid(), number)
-        return original(run, bar)
+    def __init__(self, step, number=signal.SIGTERM):
+        self.step, self.number = step, number
 
-    monkeypatch.setattr(trainer, "_after_update", after_update)
-    return lambda: monkeypatch.setattr(trainer, "_after_update", original)
+    def on_update_end(self, run, update):
+        if run.progress.step == self.step:
+            os.kill(os.getpid(), self.number)
 
 
 SETTINGS = [
@@ -53,16 +53,14 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "accumulation", "bf16", "fp16"])
-def test_a_resumed_training_ends_in_the_same_bits(tmp_path, monkeypatch, settings):
+def test_a_resumed_training_ends_in_the_same_bits(tmp_path, settings):
     """Stopped at a random update and resumed: the whole last checkpoint and the log are those of an undisturbed run."""
     settings = {"eval_steps": 3, "save_steps": 4, "logging_steps": 3} | settings
     train_in(tmp_path / "whole", **settings)
     total = last_step(tmp_path / "whole")
     stop = random.Random(str(settings)).randrange(1, total)
-    restore = interrupt_at(monkeypatch, stop)
     with pytest.raises(TrainingInterrupted) as caught:
-        train_in(tmp_path / "parts", **settings)
-    restore()
+        train_in(tmp_path / "parts", callbacks=[SignalAt(stop)], **settings)
     assert caught.value.step == stop
     assert caught.value.checkpoint == tmp_path / "parts" / f"checkpoint-{stop}"
     train_in(tmp_path / "parts", resume="auto", **settings)
@@ -75,13 +73,11 @@ def test_a_resumed_training_ends_in_the_same_bits(tmp_path, monkeypatch, setting
     assert best[0].read_bytes() == best[1].read_bytes()
 
 
-def test_stopping_twice_is_as_good_as_once(tmp_path, monkeypatch):
+def test_stopping_twice_is_as_good_as_once(tmp_path):
     train_in(tmp_path / "whole")
     for step in (3, 9):
-        restore = interrupt_at(monkeypatch, step, signal.SIGINT)
         with pytest.raises(TrainingInterrupted):
-            train_in(tmp_path / "parts", resume="auto")
-        restore()
+            train_in(tmp_path / "parts", resume="auto", callbacks=[SignalAt(step, signal.SIGINT)])
     train_in(tmp_path / "parts", resume="auto")
     total = last_step(tmp_path / "whole")
     assert_same_tensors(tmp_path / f"whole/checkpoint-{total}", tmp_path / f"parts/checkpoint-{total}")
@@ -212,7 +208,7 @@ def test_the_best_model_is_kept_and_is_what_the_log_says(tmp_path):
     result = trainer.evaluate(make_args(tmp_path), model, DEV)
     assert result.scores.micro.f1 == max(scores)
     progress = load_state(tmp_path / f"checkpoint-{last_step(tmp_path)}")["progress"]
-    assert progress["best_f1"] == max(scores)
+    assert progress["best_score"] == max(scores)
 
 
 def test_patience_ends_a_training_that_no_longer_improves(tmp_path):
@@ -317,23 +313,27 @@ def test_the_average_is_a_running_mean_of_the_weights(tmp_path):
         training_update(run, update)
         weight = min(0.9, (1 + number) / (10 + number))
         expected = weight * expected + (1 - weight) * parameter.detach().double()
-    torch.testing.assert_close(run.average[name].double(), expected, rtol=1e-5, atol=1e-6)
+    average = run.callbacks.find(WeightAverage)
+    torch.testing.assert_close(average.average[name].double(), expected, rtol=1e-5, atol=1e-6)
     own = parameter.detach().clone()
-    with trainer.averaged_weights(run):
-        assert torch.equal(parameter.detach(), run.average[name])
+    with run.callbacks.evaluation_weights(run):
+        assert torch.equal(parameter.detach(), average.average[name])
     assert torch.equal(parameter.detach(), own)
     assert replace(run.args, average_decay=0.0).average_decay == 0.0
 
 
-def test_resuming_earlier_gives_up_what_came_later(tmp_path, monkeypatch):
+def test_resuming_earlier_gives_up_what_came_later(tmp_path):
     """Checkpoints, log lines and the best model of the abandoned branch go; the new branch is not pruned away."""
     flags = {"save_steps": 2, "save_total_limit": 20}
     train_in(tmp_path / "whole", **flags)
     train_in(tmp_path / "parts", **flags)
-    restore = interrupt_at(monkeypatch, 5)
     with pytest.raises(TrainingInterrupted):
-        train_in(tmp_path / "parts", resume=str(tmp_path / "parts" / "checkpoint-4"), **flags | {"save_total_limit": 2})
-    restore()
+        train_in(
+            tmp_path / "parts",
+            callbacks=[SignalAt(5)],
+            resume=str(tmp_path / "parts" / "checkpoint-4"),
+            **flags | {"save_total_limit": 2},
+        )
     assert sorted(path.name for path in (tmp_path / "parts").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
     assert max(line["step"] for line in read_history(tmp_path / "parts")) <= 5
     train_in(tmp_path / "parts", resume="auto", **flags)

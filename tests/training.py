@@ -65,14 +65,15 @@ def make_args(folder, **changes):
         "no_cuda": True,
         "logging_steps": 2,
         "average_decay": 0.9,
+        "learning_curve": False,
     }
     return resolve_config(TrainingConfig(output_dir=str(folder), **(base | changes)), pretrained=False)
 
 
-def train_in(folder, dropout=0.1, dev=True, **changes):
+def train_in(folder, dropout=0.1, dev=True, callbacks=(), **changes):
     """Train the tiny model; what `train` returns."""
     args = make_args(folder, **changes)
-    return train(args, TRAIN, make_model(dropout), TOKENIZER, DEV if dev else None)
+    return train(args, TRAIN, make_model(dropout), TOKENIZER, DEV if dev else None, callbacks=callbacks)
 
 
 def read_history(folder):
