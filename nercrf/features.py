@@ -5,9 +5,11 @@
 # %% ../nbs/02_features.ipynb #ca6d3f53
 from __future__ import annotations
 
+import heapq
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from typing import NamedTuple
 
@@ -20,9 +22,9 @@ from .data import DataError, Example, outermost_spans
 from .labels import Span, entity_types, parse_tag, spans_to_tags
 
 # %% auto #0
-__all__ = ['Features', 'concatenate_features', 'Layout', 'read_layout', 'PieceTable', 'tokenize_words', 'window_starts',
-           'convert_examples_to_features', 'sentence_tensors', 'collate_sentences', 'padded_windows', 'FeatureDataset',
-           'plan_batches', 'shard_batch']
+__all__ = ['logger', 'NESTED', 'Features', 'concatenate_features', 'Layout', 'read_layout', 'PieceTable', 'tokenize_words',
+           'cut_windows', 'Windows', 'convert_examples_to_features', 'sentence_tensors', 'collate_sentences',
+           'padded_windows', 'FeatureDataset', 'plan_batches', 'shard_batch']
 
 # %% ../nbs/02_features.ipynb #42b0989f
 def _offsets(lengths: Sequence[int]) -> np.ndarray:
@@ -48,12 +50,13 @@ class Features:
     window_offsets: np.ndarray  # int64 (windows + 1), into the pieces
     sentence_windows: np.ndarray  # int64 (sentences + 1), into the windows
     word_offsets: np.ndarray  # int64 (sentences + 1), into the words
-    word_pieces: np.ndarray  # int32, first piece of each word in its sentence
+    word_pieces: np.ndarray  # int32, first piece of each word in its windows
     labels: np.ndarray  # int32, label id of each word, -100 where unlabelled
     span_offsets: np.ndarray  # int64 (sentences + 1), into the gold spans
     span_labels: np.ndarray  # int32, index of the entity type
     span_starts: np.ndarray  # int32, first word of each gold span
     span_ends: np.ndarray  # int32, word after the last of each gold span
+    span_learnable: np.ndarray  # bool, do the labels hold this gold span?
     options: dict = field(default_factory=dict)  # padding ids, side and mask
 
     def __len__(self) -> int:
@@ -70,12 +73,22 @@ class Features:
         return np.diff(self.window_offsets[self.sentence_windows])
 
     @cached_property
+    def window_counts(self) -> np.ndarray:  # (sentences,) number of windows
+        "Windows of each sentence, at least one."
+        return np.diff(self.sentence_windows)
+
+    @cached_property
     def window_lengths(self) -> np.ndarray:  # (sentences,) number of pieces
         "Pieces of the longest window of each sentence."
         lengths = np.diff(self.window_offsets)
         if not len(lengths):
             return lengths
         return np.maximum.reduceat(lengths, self.sentence_windows[:-1])
+
+    @property
+    def unlearnable(self) -> int:  # how many gold spans
+        "Gold spans that share a word with another and are in no label."
+        return int(np.count_nonzero(~self.span_learnable))
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:  # by field name
@@ -177,33 +190,70 @@ def _override_layout(layout, tokenizer, cls_token_at_end, cls_token,
 
 # %% ../nbs/02_features.ipynb #8861e9fb
 class PieceTable(NamedTuple):
-    "The pieces of distinct words, a ragged column."
+    "The pieces of words, a ragged column."
 
     ids: np.ndarray  # int32, pieces of all words
     starts: np.ndarray  # int64 (words,) where each word begins in `ids`
     counts: np.ndarray  # int64 (words,) how many pieces it has, at least 1
+    missing: np.ndarray  # bool (words,) it has none: the id is the unknown one
 
 # %% ../nbs/02_features.ipynb #fce7da00
+def _make_table(words, counts, ids, tokenizer):
+    "A table from the pieces of words, of which some may have none."
+    counts, ids = np.asarray(counts, np.int64), np.asarray(ids, np.int32)
+    missing = counts == 0
+    if missing.any():
+        if tokenizer.unk_token_id is None:
+            word = words[int(np.flatnonzero(missing)[0])]
+            raise ValueError(
+                f"expected pieces for the word {word!r}, found none, and "
+                f"{type(tokenizer).__name__} has no unknown token; set "
+                "tokenizer.unk_token or remove the word")
+        ids = np.insert(ids, _offsets(counts)[:-1][missing],
+                        tokenizer.unk_token_id)
+        counts = np.where(missing, 1, counts)
+    return PieceTable(ids, _offsets(counts)[:-1], counts, missing)
+
+# %% ../nbs/02_features.ipynb #54f51fb1
+logger = logging.getLogger(__name__)
+_BARE = {"add_special_tokens": False, "return_attention_mask": False,
+         "return_token_type_ids": False, "verbose": False}
+
+
+@cache
+def _note_once(message: str) -> None:
+    "Log a warning the first time that it comes up."
+    logger.warning(message)
+
+# %% ../nbs/02_features.ipynb #7d72c55b
+def _fast_pieces(sentences, tokenizer):
+    "Pieces of each word and the ids of all; sentences as one sequence each."
+    encoded = tokenizer(sentences, is_split_into_words=True, **_BARE)
+    counts = [
+        np.bincount(np.array(encoded.word_ids(row), np.int64),
+                    minlength=len(words))
+        for row, words in enumerate(sentences)]
+    ids = np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32)
+    return np.concatenate(counts), ids
+
+# %% ../nbs/02_features.ipynb #ec003e9f
 def tokenize_words(
     words: Sequence[str],  # distinct words
     tokenizer: PreTrainedTokenizerBase,  # any tokenizer, fast or not
 ) -> PieceTable:  # one row a word
     "Tokenise every word by itself; a word without pieces becomes unknown."
-    rows = tokenizer(
-        [[word] for word in words], is_split_into_words=True,
-        add_special_tokens=False, return_attention_mask=False,
-        return_token_type_ids=False)["input_ids"] if words else []
-    for index, row in enumerate(rows):
-        if not row:
-            if tokenizer.unk_token_id is None:
-                raise ValueError(
-                    f"expected pieces for the word {words[index]!r}, found "
-                    f"none, and {type(tokenizer).__name__} has no unknown "
-                    "token; set tokenizer.unk_token or remove the word")
-            rows[index] = [tokenizer.unk_token_id]
-    counts = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-    ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
-    return PieceTable(ids, _offsets(counts)[:-1], counts)
+    words = list(words)
+    if not words:
+        return _make_table(words, [], [], tokenizer)
+    if tokenizer.is_fast:
+        chunks = [words[at:at + 1000] for at in range(0, len(words), 1000)]
+        return _make_table(words, *_fast_pieces(chunks, tokenizer), tokenizer)
+    _note_once(f"{type(tokenizer).__name__} has no fast version: words are "
+               "tokenised in Python, which takes longer")
+    rows = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word))
+            for word in words]
+    return _make_table(words, [len(row) for row in rows],
+                       list(chain.from_iterable(rows)), tokenizer)
 
 # %% ../nbs/02_features.ipynb #9d450d50
 def _word_columns(examples):
@@ -215,60 +265,198 @@ def _word_columns(examples):
     return list(rows), word_rows, word_offsets
 
 # %% ../nbs/02_features.ipynb #5ae749df
-def _fill_windows(ends: np.ndarray, capacity: int) -> list[int]:
-    "First word of each window, filled from the left; `ends` is cumulative."
-    starts, after = [0], int(np.searchsorted(ends, capacity, "right"))
-    while after < len(ends):
-        starts.append(after)
-        limit = ends[after - 1] + capacity
-        after = int(np.searchsorted(ends, limit, "right"))
-    return starts
+def _first_difference(examples, table, word_rows, word_offsets, tokenizer):
+    "The first of up to 32 sentences that is tokenised otherwise, or None."
+    filled = np.flatnonzero(np.diff(word_offsets))
+    if not len(filled):
+        return None
+    picks = filled[np.unique(np.linspace(0, len(filled) - 1, 32).astype(int))]
+    whole = tokenizer([list(examples[pick].tokens) for pick in picks],
+                      is_split_into_words=True, **_BARE)["input_ids"]
+    for pick, expected in zip(picks, whole, strict=True):
+        rows = word_rows[word_offsets[pick]:word_offsets[pick + 1]]
+        rows = rows[~table.missing[rows]]
+        pieces = _ranges(table.starts[rows], table.counts[rows])
+        if table.ids[pieces].tolist() != list(expected):
+            return int(pick)
+    return None
 
 # %% ../nbs/02_features.ipynb #7f99515d
-def window_starts(
+def _growing_pieces(words, tokenizer):
+    "Pieces of each word of one sentence, from its beginnings."
+    counts, known = [], []
+    for end in range(1, len(words) + 1):
+        ids = tokenizer(words[:end], is_split_into_words=True,
+                        **_BARE)["input_ids"]
+        if list(ids[:len(known)]) != known:
+            raise ValueError(
+                f"{type(tokenizer).__name__}: expected that the word "
+                f"{words[end - 1]!r} adds pieces behind those of the words "
+                "before it, found that it changes them; use a fast tokenizer, "
+                "which says which piece is whose")
+        counts.append(len(ids) - len(known))
+        known = list(ids)
+    return counts, known
+
+# %% ../nbs/02_features.ipynb #3cdb44b8
+def _tokenize_in_place(examples, tokenizer):
+    "A table with a row for every word of a corpus, neighbours regarded."
+    sentences = [list(item.tokens) for item in examples if len(item.tokens)]
+    words = list(chain.from_iterable(sentences))
+    if tokenizer.is_fast:
+        return _make_table(words, *_fast_pieces(sentences, tokenizer),
+                           tokenizer)
+    rows = [_growing_pieces(sentence, tokenizer) for sentence in sentences]
+    return _make_table(words, list(chain.from_iterable(row[0] for row in rows)),
+                       list(chain.from_iterable(row[1] for row in rows)),
+                       tokenizer)
+
+# %% ../nbs/02_features.ipynb #dbee6706
+def _where(example: Example) -> str:
+    "How an error names a sentence."
+    place = f" ({example.source})" if example.source else ""
+    return f"sentence {example.id!r}{place}"
+
+# %% ../nbs/02_features.ipynb #84c8fdaa
+def _tokenize_corpus(examples, tokenizer):
+    "The table of pieces, the row of each word, and the words' offsets."
+    distinct, word_rows, word_offsets = _word_columns(examples)
+    table = tokenize_words(distinct, tokenizer)
+    differs = _first_difference(
+        examples, table, word_rows, word_offsets, tokenizer)
+    if differs is None:
+        return table, word_rows, word_offsets
+    _note_once(
+        f"{type(tokenizer).__name__} tokenises a word otherwise beside other "
+        f"words, as in {_where(examples[differs])}: every sentence is "
+        "tokenised as a whole, which takes longer")
+    table = _tokenize_in_place(examples, tokenizer)
+    return table, np.arange(len(word_rows)), word_offsets
+
+# %% ../nbs/02_features.ipynb #a2dbf16b
+def _fill_windows(cumulative, capacity: int, stride: int):
+    "First word and end of each window, filled from the left."
+    bounds, begin, words = [], 0, len(cumulative) - 1
+    while True:
+        limit = cumulative[begin] + capacity
+        end = int(np.searchsorted(cumulative, limit, "right")) - 1
+        bounds.append((begin, end))
+        if end == words:
+            return bounds
+        following = cumulative[end + 1] - cumulative[end]
+        overlap = min(stride, capacity - following)
+        begin = int(np.searchsorted(cumulative, cumulative[end] - overlap))
+
+# %% ../nbs/02_features.ipynb #0013a5bd
+def cut_windows(
     counts: Sequence[int],  # pieces of each word, at most `capacity`
     capacity: int,  # pieces that fit into a window beside the special tokens
-) -> list[int]:  # index of the first word of each window
+    stride: int = 0,  # pieces by which neighbouring windows overlap, at most
+) -> list[tuple[int, int]]:  # first word of each window, and behind its last
     "Cut a sentence into as few windows as possible, of similar size."
-    ends = np.cumsum(counts)
-    if not len(ends) or ends[-1] <= capacity:
-        return [0]
+    if not 0 <= stride < capacity:
+        raise ValueError(f"stride: expected 0 to {capacity - 1}, fewer pieces "
+                         f"than the {capacity} of a window, found {stride}")
+    cumulative = _offsets(counts)
+    total = int(cumulative[-1])
+    if total <= capacity:
+        return [(0, len(counts))]
     if max(counts) > capacity:
         raise ValueError(f"counts: expected at most the capacity of {capacity} "
                          f"pieces a word, found {max(counts)}; cut the word")
-    fewest = len(_fill_windows(ends, capacity))
-    even = max(-(-int(ends[-1]) // fewest), max(counts))
-    while len(starts := _fill_windows(ends, even)) > fewest:
+    fewest = len(_fill_windows(cumulative, capacity, stride))
+    even = max(-(-(total + (fewest - 1) * stride) // fewest), max(counts))
+    even = min(even, capacity)
+    while len(bounds := _fill_windows(cumulative, even, stride)) > fewest:
         even += 1
-    return starts
+    return bounds
 
-# %% ../nbs/02_features.ipynb #a60aa150
-def _words_to_windows(counts, word_offsets, capacity):
-    "Windows up to each sentence, and the window of each word."
-    words = np.diff(word_offsets)
-    ends = _offsets(counts)[word_offsets]
-    windows = np.ones(len(words), dtype=np.int64)
-    within = np.zeros(len(counts), dtype=np.int64)
-    for index in np.flatnonzero(np.diff(ends) > capacity):
-        row = slice(word_offsets[index], word_offsets[index + 1])
-        starts = window_starts(counts[row], capacity)
-        windows[index] = len(starts)
-        places = np.arange(words[index])
-        within[row] = np.searchsorted(starts, places, "right") - 1
-    sentence_windows = _offsets(windows)
-    return sentence_windows, np.repeat(sentence_windows[:-1], words) + within
+# %% ../nbs/02_features.ipynb #a6811c4b
+def _nearby_sentences(examples, context: int):
+    "First and behind the last sentence that may surround each sentence."
+    files = [example.source.rpartition(":")[0] for example in examples]
+    change = [a != b for a, b in zip(files, files[1:], strict=False)]
+    begins = np.concatenate([[0], np.flatnonzero(change) + 1])
+    ends = np.concatenate([begins[1:], [len(files)]])
+    place = np.arange(len(files))
+    group = np.searchsorted(begins, place, "right") - 1
+    return (np.maximum(place - context, begins[group]),
+            np.minimum(place + context + 1, ends[group]))
 
-# %% ../nbs/02_features.ipynb #4246b965
-def _piece_columns(table, word_rows, word_offsets, layout, capacity):
-    "The columns of pieces, windows and word positions of a corpus."
+# %% ../nbs/02_features.ipynb #39749762
+def _widen(cumulative, starts, ends, lowest, highest, capacity, stride):
+    "Words that are shown with each sentence: all arrays, one item a sentence."
+    own = cumulative[ends] - cumulative[starts]
+    room = np.where(own > capacity, 2 * stride, capacity - own)
+    left = cumulative[starts] - cumulative[lowest]
+    right = cumulative[highest] - cumulative[ends]
+    half = np.where(own > capacity, stride,
+                    np.maximum(room // 2, room - right))
+    left = np.minimum(left, half)
+    begins = np.searchsorted(cumulative, cumulative[starts] - left)
+    left = cumulative[starts] - cumulative[begins]
+    half = np.where(own > capacity, stride, room - left)
+    right = np.minimum(right, half)
+    behind = np.searchsorted(cumulative, cumulative[ends] + right, "right") - 1
+    return begins, behind
+
+# %% ../nbs/02_features.ipynb #c5ce9d3d
+class Windows(NamedTuple):
+    "Ranges of words, grouped by sentence."
+
+    sentences: np.ndarray  # int64 (sentences + 1), offsets into the windows
+    begins: np.ndarray  # int64 (windows,) first word of each
+    ends: np.ndarray  # int64 (windows,) word behind the last of each
+
+
+def _make_windows(counts, starts, ends, capacity, stride, nearby=None):
+    "The windows of sentences that stand at words `starts` to `ends`."
+    cumulative = _offsets(counts)
+    cut = np.flatnonzero(cumulative[ends] - cumulative[starts] > capacity)
+    if nearby is not None:
+        starts, ends = _widen(
+            cumulative, starts, ends, *nearby, capacity, stride)
+    bounds = {index: np.array(cut_windows(
+        counts[starts[index]:ends[index]], capacity, stride)) for index in cut}
+    windows = np.ones(len(starts), np.int64)
+    windows[cut] = [len(bounds[index]) for index in cut]
+    sentences = _offsets(windows)
+    begins, behind = np.repeat(starts, windows), np.repeat(ends, windows)
+    for index, rows in bounds.items():
+        place = slice(sentences[index], sentences[index + 1])
+        begins[place] = starts[index] + rows[:, 0]
+        behind[place] = starts[index] + rows[:, 1]
+    return Windows(sentences, begins, behind)
+
+# %% ../nbs/02_features.ipynb #947fbbf0
+def _richest_windows(counts, starts, ends, windows):
+    "The window from which each word of the sentences is read."
+    cumulative = _offsets(counts)
+    number = np.diff(windows.sentences)
+    chosen = np.repeat(windows.sentences[:-1], ends - starts)
+    several = np.flatnonzero(np.repeat(number > 1, number))
+    sizes = windows.ends[several] - windows.begins[several]
+    window = np.repeat(several, sizes)
+    word = _ranges(windows.begins[several], sizes)
+    owner = np.searchsorted(windows.sentences, window, "right") - 1
+    own = (word >= starts[owner]) & (word < ends[owner])
+    word, window = word[own], window[own]
+    before = cumulative[word] - cumulative[windows.begins[window]]
+    behind = cumulative[windows.ends[window]] - cumulative[word + 1]
+    order = np.lexsort((window, -np.minimum(before, behind), word))
+    word, window = word[order], window[order]
+    first = np.flatnonzero(np.diff(word, prepend=-1))
+    chosen[word[first] - starts[:1]] = window[first]
+    return chosen
+
+# %% ../nbs/02_features.ipynb #fabe1aa1
+def _piece_columns(table, word_rows, starts, ends, windows, layout, capacity):
+    "The columns of pieces, windows and word positions of some sentences."
     counts = np.minimum(table.counts[word_rows], capacity)
-    sentence_windows, word_windows = _words_to_windows(
-        counts, word_offsets, capacity)
+    cumulative = _offsets(counts)
     before, after = len(layout.prefix), len(layout.suffix)
-    bodies = np.bincount(word_windows, counts, minlength=sentence_windows[-1])
-    window_offsets = _offsets(bodies.astype(np.int64) + before + after)
-    first = (_offsets(counts)[:-1] + before * (word_windows + 1)
-             + after * word_windows)
+    bodies = cumulative[windows.ends] - cumulative[windows.begins]
+    window_offsets = _offsets(bodies + before + after)
     input_ids = np.empty(window_offsets[-1], dtype=np.int32)
     types = np.full(window_offsets[-1], layout.word_type, dtype=np.int16)
     for place, ids, segments in [
@@ -277,14 +465,35 @@ def _piece_columns(table, word_rows, word_offsets, layout, capacity):
     ]:
         where = place[:, None] + np.arange(len(ids))
         input_ids[where], types[where] = ids, segments
-    source = _ranges(table.starts[word_rows], counts)
-    input_ids[_ranges(first, counts)] = table.ids[source]
-    sentence_starts = window_offsets[sentence_windows[:-1]]
-    word_pieces = first - np.repeat(sentence_starts, np.diff(word_offsets))
+    word = word_rows[_ranges(windows.begins, windows.ends - windows.begins)]
+    shown = counts[_ranges(windows.begins, windows.ends - windows.begins)]
+    input_ids[_ranges(window_offsets[:-1] + before, bodies)] = table.ids[
+        _ranges(table.starts[word], shown)]
+    window = _richest_windows(counts, starts, ends, windows)
+    own = _ranges(starts, ends - starts)
+    word_pieces = (window_offsets[window] + before + cumulative[own]
+                   - cumulative[windows.begins[window]])
+    sentence_starts = window_offsets[windows.sentences[:-1]]
+    word_pieces -= np.repeat(sentence_starts, ends - starts)
     return {"input_ids": input_ids, "token_type_ids": types,
-            "window_offsets": window_offsets, "word_offsets": word_offsets,
-            "sentence_windows": sentence_windows,
+            "window_offsets": window_offsets,
+            "word_offsets": _offsets(ends - starts),
+            "sentence_windows": windows.sentences,
             "word_pieces": word_pieces.astype(np.int32)}
+
+# %% ../nbs/02_features.ipynb #3b91b1f7
+def _innermost_spans(spans):
+    "Keep the shortest of overlapping spans, the earlier one at equal length."
+    chosen = []
+    for span in sorted(spans, key=lambda span: (
+            span.end - span.start, span.start, span.label)):
+        if all(span.end <= other.start or other.end <= span.start
+               for other in chosen):
+            chosen.append(span)
+    return sorted(chosen, key=lambda span: span.start)
+
+
+NESTED = {"outermost": outermost_spans, "innermost": _innermost_spans}
 
 # %% ../nbs/02_features.ipynb #8f8ce2cc
 def _label_ids(label_list: Sequence[str]) -> dict[str, int]:
@@ -301,12 +510,6 @@ def _label_ids(label_list: Sequence[str]) -> dict[str, int]:
         raise ValueError("label list: expected 'O' and no label twice, found "
                          f"{list(label_list)}; see nercrf.labels.label_list")
     return {label: index for index, label in enumerate(label_list)}
-
-# %% ../nbs/02_features.ipynb #dbee6706
-def _where(example: Example) -> str:
-    "How an error names a sentence."
-    place = f" ({example.source})" if example.source else ""
-    return f"sentence {example.id!r}{place}"
 
 # %% ../nbs/02_features.ipynb #d5343935
 def _span_columns(examples, types):
@@ -329,6 +532,26 @@ def _span_columns(examples, types):
     return {"span_offsets": _offsets(counts), "span_labels": labels,
             "span_starts": starts, "span_ends": ends}
 
+# %% ../nbs/02_features.ipynb #ee9be9bc
+def _learnable_spans(examples, columns, word_offsets, nested):
+    "Which gold spans the labels can hold, a bool for each."
+    spans = np.diff(columns["span_offsets"])
+    base = np.repeat(word_offsets[:-1], spans)
+    starts, ends = base + columns["span_starts"], base + columns["span_ends"]
+    learnable = np.ones(len(starts), bool)
+    order = np.argsort(starts, kind="stable")
+    farthest = np.maximum.accumulate(ends[order])
+    shared = order[1:][starts[order][1:] < farthest[:-1]]
+    owners = np.searchsorted(columns["span_offsets"], shared, "right") - 1
+    for owner in np.unique(owners):
+        kept = NESTED[nested](examples[owner].spans)
+        first = columns["span_offsets"][owner]
+        for row, span in enumerate(examples[owner].spans, start=first):
+            learnable[row] = span in kept
+            if learnable[row]:
+                kept.remove(span)  # the same span again is not held twice
+    return learnable
+
 # %% ../nbs/02_features.ipynb #1146ac8a
 def _span_pattern(span, follows, scheme):
     "The tags of a span, if it follows one of its type or not."
@@ -338,27 +561,48 @@ def _span_pattern(span, follows, scheme):
     return spans_to_tags([*before, moved], moved.end, scheme)[len(before):]
 
 # %% ../nbs/02_features.ipynb #a67bcc7b
-def _sentence_labels(example, label_ids, scheme, patterns):
-    "The label id of every word of one sentence; `patterns` is filled."
-    if example.spans is None:
-        return [-100] * len(example.tokens)
-    column = [label_ids["O"]] * len(example.tokens)
-    left = None
-    for span in outermost_spans(example.spans):
-        follows = left is not None and left[::2] == (span.label, span.start)
-        key = (span.label, span.end - span.start, follows)
-        if key not in patterns:
-            tags = _span_pattern(span, follows, scheme)
-            missing = sorted(set(tags).difference(label_ids))
-            if missing:
-                raise DataError(
-                    f"{_where(example)}: {span} needs the labels {missing} of "
-                    f"scheme {scheme}, found only {list(label_ids)}; make the "
-                    "list with nercrf.labels.label_list")
-            patterns[key] = [label_ids[tag] for tag in tags]
-        column[span.start:span.end] = patterns[key]
-        left = span
-    return column
+def _span_places(columns, learnable, word_offsets):
+    "Of the learnable spans: index, first word, and what decides their labels."
+    owner = np.repeat(np.arange(len(word_offsets) - 1),
+                      np.diff(columns["span_offsets"]))
+    starts = word_offsets[owner] + columns["span_starts"]
+    rows = np.flatnonzero(learnable)
+    rows = rows[np.argsort(starts[rows], kind="stable")]
+    owner, starts = owner[rows], starts[rows]
+    types = columns["span_labels"][rows].astype(np.int64)
+    lengths = (columns["span_ends"] - columns["span_starts"])[rows]
+    follows = np.zeros(len(rows), bool)
+    follows[1:] = ((starts[:-1] + lengths[:-1] == starts[1:])
+                   & (types[:-1] == types[1:]) & (owner[:-1] == owner[1:]))
+    return rows, starts, np.stack([types, lengths, follows], axis=1)
+
+# %% ../nbs/02_features.ipynb #52154c28
+def _label_column(examples, columns, learnable, word_offsets, label_ids,
+                  scheme):
+    "The label id of every word of a corpus, -100 where nobody labelled it."
+    labels = np.full(word_offsets[-1], label_ids["O"], np.int32)
+    rows, starts, keys = _span_places(columns, learnable, word_offsets)
+    codes = keys @ [1, 2 * len(label_ids), len(label_ids)]
+    _, first, which = np.unique(codes, return_index=True, return_inverse=True)
+    types = sorted(entity_types(label_ids))
+    for number, (kind, length, follows) in enumerate(keys[first]):
+        span = Span(types[kind], 0, int(length))
+        tags = _span_pattern(span, follows, scheme)
+        missing = sorted(set(tags).difference(label_ids))
+        if missing:
+            row = rows[first[number]]
+            owner = np.searchsorted(columns["span_offsets"], row, "right") - 1
+            raise DataError(
+                f"{_where(examples[owner])}: a span of type {span.label} and "
+                f"{length} words needs the labels {missing} of scheme "
+                f"{scheme}, found only {list(label_ids)}; make the list with "
+                "nercrf.labels.label_list")
+        places = starts[which == number]
+        labels[places[:, None] + np.arange(length)] = [
+            label_ids[tag] for tag in tags]
+    unlabelled = np.array([item.spans is None for item in examples], bool)
+    labels[np.repeat(unlabelled, np.diff(word_offsets))] = -100
+    return labels
 
 # %% ../nbs/02_features.ipynb #b0527995
 def _padding_options(tokenizer, pad_on_left, pad_token, pad_token_segment_id,
@@ -378,6 +622,47 @@ def _padding_options(tokenizer, pad_on_left, pad_token, pad_token_segment_id,
             "mask_padding_with_zero": bool(mask_padding_with_zero)}
 
 # %% ../nbs/02_features.ipynb #5e53d399
+def _convert_pieces(examples, tokenizer, layout, capacity, stride, context,
+                    neighbours):
+    "The columns of pieces, windows and words; see the conversion below."
+    left, right = ([*neighbours[0]], [*neighbours[1]]) if context else ([], [])
+    left = left[len(left) - context:] if len(left) > context else left
+    row = [*left, *examples, *right[:context]]
+    table, word_rows, word_offsets = _tokenize_corpus(row, tokenizer)
+    counts = np.minimum(table.counts[word_rows], capacity)
+    own = slice(len(left), len(left) + len(examples))
+    starts, ends = word_offsets[:-1][own], word_offsets[1:][own]
+    nearby = None
+    if context and len(examples):
+        first, behind = _nearby_sentences(row, context)
+        nearby = word_offsets[first[own]], word_offsets[behind[own]]
+    windows = _make_windows(counts, starts, ends, capacity, stride, nearby)
+    return _piece_columns(
+        table, word_rows, starts, ends, windows, layout, capacity)
+
+# %% ../nbs/02_features.ipynb #5b7b4b7d
+def _check_windows(layout, max_seq_length, stride, context, nested):
+    "Pieces that fit beside the special tokens, and the overlap."
+    special = len(layout.prefix) + len(layout.suffix)
+    if max_seq_length <= special:
+        raise ValueError(f"max_seq_length: expected more than the {special} "
+                         f"special tokens, found {max_seq_length}")
+    capacity = max_seq_length - special
+    if stride is None:
+        stride = min(max_seq_length // 4, capacity - 1)
+    if not 0 <= stride < capacity:
+        raise ValueError(
+            f"stride: expected 0 to {capacity - 1}, fewer pieces than fit "
+            f"into a window of {max_seq_length}, found {stride}")
+    if context < 0:
+        raise ValueError("context: expected 0 or a number of sentences, found "
+                         f"{context}")
+    if nested not in NESTED:
+        raise ValueError(f"nested: expected {' or '.join(NESTED)}, found "
+                         f"{nested!r}")
+    return capacity, stride
+
+# %% ../nbs/02_features.ipynb #0382e780
 def convert_examples_to_features(
     examples: Sequence[Example],  # sentences, labelled or not
     label_list: Sequence[str],  # labels by id, "O" among them
@@ -393,6 +678,10 @@ def convert_examples_to_features(
     pad_token_segment_id: int | None = None,  # segment of the padding
     sequence_a_segment_id: int | None = None,  # segment of words and separator
     mask_padding_with_zero: bool = True,  # padding 0, pieces 1; or reversed
+    stride: int | None = None,  # pieces windows share; None: a quarter window
+    context: int = 0,  # sentences of the same file on either side
+    nested: str = "outermost",  # or "innermost": spans that the labels hold
+    neighbours: tuple = ((), ()),  # examples before and behind, for `context`
 ) -> Features:  # the corpus as ragged columns
     """Convert labelled sentences to word pieces, word positions and label ids.
 
@@ -404,23 +693,20 @@ def convert_examples_to_features(
     layout = _override_layout(
         read_layout(tokenizer), tokenizer, cls_token_at_end, cls_token,
         sep_token, cls_token_segment_id, sequence_a_segment_id)
-    special = len(layout.prefix) + len(layout.suffix)
-    if max_seq_length <= special:
-        raise ValueError(f"max_seq_length: expected more than the {special} "
-                         f"special tokens, found {max_seq_length}")
-    distinct, word_rows, word_offsets = _word_columns(examples)
+    capacity, stride = _check_windows(
+        layout, max_seq_length, stride, context, nested)
     options = _padding_options(tokenizer, pad_on_left, pad_token,
                                pad_token_segment_id, mask_padding_with_zero)
-    label_ids, patterns = _label_ids(label_list), {}
+    label_ids = _label_ids(label_list)
     spans = _span_columns(examples, sorted(entity_types(label_list)))
-    labels = chain.from_iterable(
-        _sentence_labels(example, label_ids, scheme, patterns)
-        for example in examples)
-    return Features(
-        labels=np.fromiter(labels, np.int32, len(word_rows)),
-        options=options, **spans,
-        **_piece_columns(tokenize_words(distinct, tokenizer), word_rows,
-                         word_offsets, layout, max_seq_length - special))
+    pieces = _convert_pieces(examples, tokenizer, layout, capacity, stride,
+                             context, neighbours)
+    offsets = pieces["word_offsets"]
+    learnable = _learnable_spans(examples, spans, offsets, nested)
+    labels = _label_column(
+        examples, spans, learnable, offsets, label_ids, scheme)
+    return Features(labels=labels, span_learnable=learnable, options=options,
+                    **spans, **pieces)
 
 # %% ../nbs/02_features.ipynb #3277ec55
 def _long(array: np.ndarray) -> torch.Tensor:
@@ -583,34 +869,54 @@ class FeatureDataset(Dataset):
         return TensorDataset(*padded_windows(self.features, max_length))
 
 # %% ../nbs/02_features.ipynb #1cbab75d
+def _cut_batches(order, lengths, windows, batch_size, max_pieces):
+    "Cut sentences, sorted by length, into batches; the longest first."
+    rows, batches, end = _offsets(windows[order]), [], len(order)
+    while end:
+        begin = 0 if batch_size is None else max(0, end - batch_size)
+        if max_pieces is not None:
+            fit = max_pieces // max(1, lengths[order[end - 1]])
+            begin = max(begin, int(np.searchsorted(rows, rows[end] - fit)))
+        begin = min(begin, end - 1)
+        batches.append(order[begin:end])
+        end = begin
+    return batches
+
+# %% ../nbs/02_features.ipynb #b2f0c9f2
 def plan_batches(
     lengths: Sequence[int],  # width of each sentence, in pieces
-    batch_size: int,  # sentences in a global batch, over all devices
+    batch_size: int | None = None,  # sentences in a global batch, at most
     seed: int = 0,  # not negative
     epoch: int = 0,  # each epoch has another order
     shuffle: bool = True,  # False: longest first, for evaluation
     pool_batches: int = 50,  # batches that are sorted together
+    max_pieces: int | None = None,  # padded pieces in a global batch, at most
+    windows: Sequence[int] | None = None,  # of each sentence; None: one
 ) -> list[np.ndarray]:  # sentence indices of each batch, shortest first
     "Cut sentences into batches of similar length, each exactly once."
-    if batch_size < 1 or pool_batches < 1:
-        raise ValueError("batch_size, pool_batches: expected at least 1, found "
-                         f"{batch_size}, {pool_batches}")
+    limits = [limit for limit in (batch_size, max_pieces) if limit is not None]
+    if not limits or min(*limits, pool_batches) < 1:
+        raise ValueError("batch_size or max_pieces, pool_batches: expected at "
+                         f"least 1, found {batch_size} or {max_pieces}, "
+                         f"{pool_batches}")
     lengths = np.asarray(lengths, dtype=np.int64)
+    windows = np.ones_like(lengths) if windows is None else np.asarray(windows)
     if not shuffle:
         order = np.argsort(lengths, kind="stable")
-        starts = range(len(order), 0, -batch_size)
-        return [order[max(0, end - batch_size):end] for end in starts]
+        return _cut_batches(order, lengths, windows, batch_size, max_pieces)
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
-    pool = batch_size * pool_batches
+    size = len(order) if batch_size is None else batch_size
+    if max_pieces is not None:
+        mean = max(1.0, (lengths * windows).sum() / max(1, len(order)))
+        size = min(size, max(1, int(max_pieces / mean)))
+    pool = max(1, size * pool_batches)
     batches = []
     for start in range(0, len(order), pool):
         part = order[start:start + pool]
         part = part[np.argsort(lengths[part], kind="stable")]
-        left_over = len(part) % batch_size  # the shortest, not the longest
-        cuts = range(left_over, len(part), batch_size)
-        batches += [part[:left_over]] if left_over else []
-        batches += [part[begin:begin + batch_size] for begin in cuts]
+        batches += reversed(_cut_batches(
+            part, lengths, windows, batch_size, max_pieces))
     return [batches[index] for index in generator.permutation(len(batches))]
 
 # %% ../nbs/02_features.ipynb #598ae361
@@ -618,8 +924,17 @@ def shard_batch(
     indices: np.ndarray,  # a global batch of a plan
     rank: int,  # this process
     world_size: int,  # number of processes
+    pieces: Sequence[int] | None = None,  # of each of them; None: all equal
 ) -> np.ndarray:  # its share, may be empty
     "The sentences of a global batch that one process takes."
     if not 0 <= rank < world_size:
         raise ValueError(f"rank: expected 0 to {world_size - 1}, found {rank}")
-    return indices[rank::world_size]
+    if pieces is None or world_size == 1:
+        return indices[rank::world_size]
+    loads, share = [(0, other) for other in range(world_size)], []
+    for place in np.argsort(-np.asarray(pieces), kind="stable"):
+        load, taker = loads[0]
+        heapq.heapreplace(loads, (load + int(pieces[place]), taker))
+        if taker == rank:
+            share.append(place)
+    return indices[np.sort(np.array(share, dtype=np.int64))]
