@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from training import (
     CORPUS,
     DEV,
     TOKENIZER,
     TRAIN,
     assert_same_tensors,
+    differences,
     last_step,
     make_args,
     make_dataset,
@@ -44,33 +46,108 @@ class SignalAt(TrainingCallback):
             os.kill(os.getpid(), self.number)
 
 
-SETTINGS = [
-    {},
-    {"gradient_accumulation_steps": 2, "per_gpu_train_batch_size": 4},
-    {"bf16": True, "average_decay": 0.0, "schedule": "cosine"},
-    {"fp16": True, "gradient_accumulation_steps": 3, "per_gpu_train_batch_size": 3},
-]
+class CrashAt(TrainingCallback):
+    """The process dies at a moment of an update: nothing is saved."""
+
+    def __init__(self, moment, step):
+        def crash(run, *_):
+            if run.progress.step + (moment in BEFORE_THE_STEP) == step:
+                raise KeyError("power cut")
+
+        setattr(type(self), moment, lambda self, *values: crash(*values))
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "accumulation", "bf16", "fp16"])
-def test_a_resumed_training_ends_in_the_same_bits(tmp_path, settings):
-    """Stopped at a random update and resumed: the whole last checkpoint and the log are those of an undisturbed run."""
-    settings = {"eval_steps": 3, "save_steps": 4, "logging_steps": 3} | settings
-    train_in(tmp_path / "whole", **settings)
-    total = last_step(tmp_path / "whole")
-    stop = random.Random(str(settings)).randrange(1, total)
-    with pytest.raises(TrainingInterrupted) as caught:
-        train_in(tmp_path / "parts", callbacks=[SignalAt(stop)], **settings)
-    assert caught.value.step == stop
-    assert caught.value.checkpoint == tmp_path / "parts" / f"checkpoint-{stop}"
-    train_in(tmp_path / "parts", resume="auto", **settings)
-    checkpoints = [tmp_path / name / f"checkpoint-{total}" for name in ("whole", "parts")]
-    assert_same_tensors(*checkpoints)
-    states = [json.loads((path / "state.json").read_text()) for path in checkpoints]
-    assert states[0] == states[1]
-    assert (tmp_path / "whole/history.jsonl").read_text() == (tmp_path / "parts/history.jsonl").read_text()
-    best = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "parts")]
-    assert best[0].read_bytes() == best[1].read_bytes()
+BEFORE_THE_STEP = ("on_update_begin", "on_batch", "on_loss", "on_backward", "on_gradients", "on_before_step", "on_step")
+MOMENTS = (*BEFORE_THE_STEP, "on_update_end", "on_log", "on_evaluate", "on_save", "on_epoch_end")
+
+
+def crash_at(moment, step):
+    """A callback of a class of its own, which listens at one moment only."""
+    return type("Crash", (CrashAt,), {})(moment, step)
+
+
+class Overflow(TrainingCallback):
+    """The gradients of some updates are infinite: the scaler skips them."""
+
+    def on_gradients(self, run, update):
+        if run.progress.step in (2, 3, 9, 11):
+            run.model.crf.transitions.grad.fill_(float("inf"))
+
+
+SETTINGS = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation_steps": 3, "per_gpu_train_batch_size": 3},
+    "bf16": {"bf16": True, "average_decay": 0.0, "schedule": "cosine"},
+    "fp16": {"fp16": True, "gradient_accumulation_steps": 3, "per_gpu_train_batch_size": 3, "patience": 20},
+    "recipes": {
+        "do_adv": True,
+        "word_dropout": 0.2,
+        "rdrop_alpha": 1.0,
+        "layer_decay": 0.8,
+        "patience": 9,
+        "metric_for_best_model": "loss",
+    },
+    "awp, frozen": {"awp_gamma": 0.01, "fp16": True, "freeze_layers": 1, "reinit_layers": 1, "data_seed": 3},
+}
+EVERY = {"eval_steps": 3, "save_steps": 4, "logging_steps": 3}
+TOTALS = {"plain": 14, "accumulation": 12, "bf16": 14, "fp16": 12, "recipes": 14, "awp, frozen": 14}
+WHOLE = {}
+
+
+def whole_run(tmp_path_factory, name):
+    """The folder of a training that was left alone; made once."""
+    if name not in WHOLE:
+        WHOLE[name] = tmp_path_factory.mktemp("whole") / "run"
+        train_in(WHOLE[name], callbacks=[Overflow()] if "fp16" in SETTINGS[name] else [], **EVERY, **SETTINGS[name])
+        assert last_step(WHOLE[name]) == TOTALS[name]
+    return WHOLE[name]
+
+
+def disturbed_run(folder, name, disturbances):
+    """The same training, disturbed and resumed."""
+    overflow = [Overflow()] if "fp16" in SETTINGS[name] else []
+    flags = EVERY | SETTINGS[name]
+    for disturbance in disturbances:
+        with pytest.raises((TrainingInterrupted, KeyError)):
+            train_in(folder, callbacks=[*overflow, disturbance], resume="auto", **flags)
+    train_in(folder, callbacks=overflow, resume="auto", **flags)
+
+
+def some_disturbance(total):
+    """A signal after some update, or a crash at some moment of some update."""
+    signals = st.builds(SignalAt, st.integers(1, total - 1), st.sampled_from([signal.SIGTERM, signal.SIGINT]))
+    crashes = st.builds(crash_at, st.sampled_from(BEFORE_THE_STEP), st.integers(1, total))
+    after = st.builds(crash_at, st.just("on_update_end"), st.integers(1, total))
+    due = st.builds(crash_at, st.sampled_from(["on_log", "on_evaluate"]), st.sampled_from([3, 6, 9]))
+    saved = st.builds(crash_at, st.just("on_save"), st.sampled_from([4, 8]))
+    return st.one_of(signals, crashes, after, due, saved)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@settings(max_examples=4, deadline=None)
+@given(data=st.data())
+def test_a_resumed_training_ends_in_the_same_bits(tmp_path_factory, name, data):
+    """Stopped or killed anywhere, twice, and resumed: whole checkpoint, log and best model are those of one go."""
+    whole = whole_run(tmp_path_factory, name)
+    first = data.draw(some_disturbance(TOTALS[name]), label="disturbance")
+    folder = tmp_path_factory.mktemp("parts") / "run"
+    disturbed_run(folder, name, [first])
+    assert differences(whole, folder) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_after_every_update_and_every_moment_training_goes_on_in_the_same_bits(tmp_path_factory, name):
+    """Each update, with a signal and with a crash at each moment that occurs in it."""
+    whole, total = whole_run(tmp_path_factory, name), TOTALS[name]
+    due = {"on_log": {3, 6, 9, 12, total}, "on_evaluate": {3, 6, 9, 12, total}, "on_save": {4, 8, 12, total}}
+    for step in range(1, total + 1):
+        disturbances = [crash_at(each, step) for each in MOMENTS if step in due.get(each, {step})]
+        disturbances = [each for each in disturbances if "on_epoch_end" not in vars(type(each)) or step == total]
+        for disturbance in disturbances + [SignalAt(step)] * (step < total):
+            folder = tmp_path_factory.mktemp("parts") / "run"
+            disturbed_run(folder, name, [disturbance])
+            assert differences(whole, folder) == [], (step, vars(type(disturbance)))
 
 
 def test_stopping_twice_is_as_good_as_once(tmp_path):
@@ -139,9 +216,9 @@ def test_the_loss_is_the_mean_over_sentences_whatever_the_batches(tmp_path):
     with torch.no_grad():
         batch = TRAIN.collate(np.arange(len(TRAIN)))
         expected = float(model(**batch, reduction="mean").loss)
-    for settings in ({}, {"per_gpu_train_batch_size": 3, "gradient_accumulation_steps": 3}):
-        folder = tmp_path / str(len(settings))
-        _, average = train_in(folder, 0.0, learning_rate=1e-12, crf_learning_rate=1e-12, logging_steps=-1, **settings)
+    for changes in ({}, {"per_gpu_train_batch_size": 3, "gradient_accumulation_steps": 3}):
+        folder = tmp_path / str(len(changes))
+        _, average = train_in(folder, 0.0, learning_rate=1e-12, crf_learning_rate=1e-12, logging_steps=-1, **changes)
         losses = [line["loss"] for line in read_history(folder) if "loss" in line]
         assert average == pytest.approx(expected, rel=1e-5)
         assert losses == pytest.approx([expected] * 2, rel=1e-5)

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import assert_same_tensors, last_step, read_history, run_script, write_corpus, write_encoder
+from training import (
+    assert_same_tensors,
+    last_step,
+    read_history,
+    run_script,
+    updates_in_float64,
+    write_corpus,
+    write_encoder,
+)
+from workers import run_workers
 
 # Adam divides a gradient by its own size: where it is almost zero, a rounding error of the sum over processes can turn
 # its sign, and the weight moves by up to twice the rate. Such weights are few and matter little, so the losses agree to
@@ -59,6 +68,67 @@ def test_two_processes_make_the_training_of_one(inputs, tmp_path):
     assert finished.stdout.count("unseen surfaces") == 2
     assert finished.stderr.count("sentences written to") == 3  # train, dev and test, each by the main process alone
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 3
+
+
+# What the bound below says. In float64 the gradient of an update is a sum of at most 10^4 terms, so another order of
+# its terms changes it by about 10^4 times 10^-16 of its size (below 100 here): 10^-10 is safe. Adam moves a weight by
+# rate * m / (sqrt(v) + epsilon), whose derivative by the gradient is at most about rate / epsilon, where the gradient
+# is nearly zero. With 8 updates, a rate of at most 1e-2 and epsilon 1e-4 (a flag; its usual 1e-8 would make noise of
+# what is zero), two weights can move apart by 8 * 1e-2 * 1e-10 / 1e-4 = 8e-8. Observed is 3e-16.
+SAME_WEIGHTS = 1e-7
+SAME_LOSSES = 1e-9  # relative; losses are 5 to 60 nats, observed is 4e-16
+EPSILON = {"adam_epsilon": 1e-4}
+RECIPES = {"do_adv": True, "adv_epsilon": 0.1, "word_dropout": 0.3, "layer_decay": 0.9, "rdrop_alpha": 1.0}
+
+
+def assert_same_training(result, expected):
+    """Losses and weights agree to the bounds above."""
+    (losses, weights), (expected_losses, expected_weights) = result, expected
+    assert len(losses) == 8
+    assert losses == pytest.approx(expected_losses, rel=SAME_LOSSES)
+    torch.testing.assert_close(torch.tensor(weights), torch.tensor(expected_weights), rtol=0, atol=SAME_WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def trainings_of_one(tmp_path_factory):
+    """The training of one process, plain and with recipes."""
+    folder = tmp_path_factory.mktemp("one")
+    return [updates_in_float64(folder, per_gpu_train_batch_size=12, **EPSILON, **changes) for changes in ({}, RECIPES)]
+
+
+def test_accumulation_and_replicas_make_the_training_of_one_batch(trainings_of_one, tmp_path):
+    """38 sentences of very different length in updates of 12: cut in parts, or spread over two replicas."""
+    for changes, expected in zip(({}, RECIPES), trainings_of_one, strict=True):
+        changes = EPSILON | changes
+        parts = {"per_gpu_train_batch_size": 4, "gradient_accumulation_steps": 3}
+        assert_same_training(updates_in_float64(tmp_path, **parts, **changes), expected)
+        whole = {"per_gpu_train_batch_size": 12}
+        assert_same_training(updates_in_float64(tmp_path, ["cpu", "cpu"], **whole, **changes), expected)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_makes_the_training_of_one(trainings_of_one, processes):
+    """Of four processes two have no share of an update of two sentences; every process ends with the same weights."""
+    accumulation = {"gradient_accumulation_steps": 3} if processes == 2 else {}
+    settings = [EPSILON | accumulation, EPSILON | RECIPES]
+    results, _ = run_workers("same_updates", processes, [json.dumps(settings)])
+    for of_rank in results:
+        for result, expected in zip(of_rank, trainings_of_one, strict=True):
+            assert_same_training(result, expected)
+    assert all(of_rank == results[0] for of_rank in results)
+
+
+def test_two_processes_stop_together_and_go_on_in_the_same_bits():
+    """One of them is asked to stop, at three updates; float16, accumulation, dropout, averages, adversarial passes."""
+    results, _ = run_workers("interrupted_training", 2, [json.dumps([1, 6, 12])])
+    assert results == [{"1": [], "6": [], "12": []}] * 2
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_in_the_same_bits_after_any_update():
+    steps = list(range(1, 14))
+    results, _ = run_workers("interrupted_training", 2, [json.dumps(steps)], timeout=600)
+    assert results == [{str(step): [] for step in steps}] * 2
 
 
 def interrupt_after(history, steps):

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
-from nercrf.data import sample_corpus, write_columns
+from nercrf.data import Example, sample_corpus, write_columns
+from nercrf.distributed import BatchDataParallel
 from nercrf.features import FeatureDataset, convert_examples_to_features
+from nercrf.labels import Span
 from nercrf.model import NerCrfConfig, NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
-from nercrf.trainer import TrainingConfig, resolve_config, set_seed, train
+from nercrf.trainer import TrainingConfig, log_progress, resolve_config, set_seed, start_run, train, training_update
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = sample_corpus(sizes=(50, 20, 5))
@@ -29,7 +31,20 @@ def make_dataset(examples, max_seq_length=64):
     return FeatureDataset(features, labels, scheme)
 
 
+def join_examples(examples, name):
+    """One long sentence made of several."""
+    tokens, spans = [], []
+    for example in examples:
+        spans += [Span(span.label, span.start + len(tokens), span.end + len(tokens)) for span in example.spans]
+        tokens += example.tokens
+    return Example(name, tokens, spans)
+
+
 TRAIN, DEV = make_dataset(CORPUS.train), make_dataset(CORPUS.dev)
+# sentences of 1 to 200 words and more, in one window and in several
+UNEVEN = make_dataset(
+    [join_examples(CORPUS.train[:9], "long"), Example("short", ["Quilby"], [Span("PER", 0, 1)]), *CORPUS.train[9:45]]
+)
 
 
 def make_model(dropout=0.1):
@@ -76,6 +91,21 @@ def train_in(folder, dropout=0.1, dev=True, callbacks=(), **changes):
     return train(args, TRAIN, make_model(dropout), TOKENIZER, DEV if dev else None, callbacks=callbacks)
 
 
+def updates_in_float64(folder, devices=None, **changes):
+    """Two epochs over uneven sentences in float64, without dropout: the loss of each update, and the final weights."""
+    args = make_args(folder, **changes)
+    run = start_run(args, UNEVEN, make_model(0.0).double(), TOKENIZER)
+    if devices is not None:
+        run.model = BatchDataParallel(run.model, devices)
+    losses = []
+    for epoch in (0, 1):
+        for update in run.plan.epoch(epoch):
+            training_update(run, update)
+            losses.append(log_progress(run)["loss"])
+    weights = torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
+    return losses, weights.tolist()
+
+
 def read_history(folder):
     """The log of a run."""
     return [json.loads(line) for line in Path(folder, "history.jsonl").read_text().splitlines()]
@@ -99,6 +129,14 @@ def assert_same_tensors(one, other):
     assert left.keys() == right.keys()
     for name, tensor in left.items():
         assert np.array_equal(tensor.float().numpy(), right[name].float().numpy(), equal_nan=True), name
+
+
+def differences(one, other):
+    """What two finished runs do not have in common: last checkpoint tensor by tensor, state, log, best model."""
+    last = f"checkpoint-{last_step(one)}"
+    assert_same_tensors(Path(one, last), Path(other, last))
+    names = [f"{last}/state.json", "history.jsonl", "model/model.safetensors", "model/best.json"]
+    return [name for name in names if Path(one, name).read_bytes() != Path(other, name).read_bytes()]
 
 
 def write_corpus(folder):

@@ -122,6 +122,50 @@ def evaluation(folder, batch_size):
     return {"figures": result.to_dict(), "predicted": result.predicted}
 
 
+def same_updates(folder, settings):
+    """The trainings of `test_training_distributed`, each with its share of a global batch of twelve sentences."""
+    from training import updates_in_float64
+
+    info = distributed.init_distributed(no_cuda=True)
+    results = []
+    for number, changes in enumerate(json.loads(settings)):
+        size = 12 // info.world_size // changes.get("gradient_accumulation_steps", 1)
+        results.append(updates_in_float64(Path(folder, str(number)), per_gpu_train_batch_size=size, **changes))
+    return results
+
+
+def interrupted_training(folder, stops):
+    """Trainings of a group that stop after some update and go on, beside one that was left alone: what differs."""
+    from training import differences, train_in
+
+    from nercrf.callbacks import TrainingCallback
+    from nercrf.trainer import TrainingInterrupted
+
+    class Stop(TrainingCallback):
+        def __init__(self, step):
+            self.step = step
+
+        def on_update_end(self, run, update):
+            if run.progress.step == self.step and run.info.rank == 1:
+                run.stop.set()  # what a signal to one process does
+
+    flags = {"per_gpu_train_batch_size": 2, "gradient_accumulation_steps": 2, "eval_steps": 3, "patience": 9,
+             "do_adv": True, "word_dropout": 0.2, "fp16": True, "save_steps": 5}  # fmt: skip
+    info = distributed.init_distributed(no_cuda=True)
+    parent = distributed.broadcast_json(str(folder))
+    whole = Path(parent, "whole")
+    train_in(whole, **flags)
+    found = {}
+    for stop in json.loads(stops):
+        parts = Path(parent, f"stop-{stop}")
+        try:
+            train_in(parts, callbacks=[Stop(stop)], **flags)
+        except TrainingInterrupted:
+            train_in(parts, resume="auto", **flags)
+            found[stop] = differences(whole, parts) if info.is_main else []
+    return found
+
+
 def failing_main(folder):
     """The main process dies while the others wait for it."""
     distributed.init_distributed(no_cuda=True)
