@@ -76,7 +76,8 @@ def reader_options(
 CONVERSION_OPTIONS = tuple(
     name for name, parameter
     in inspect.signature(convert_examples_to_features).parameters.items()
-    if parameter.default is not parameter.empty and name != "scheme")
+    if parameter.default is not parameter.empty
+    and name not in ("scheme", "neighbours"))
 
 
 def _conversion_options(args, data_type):
@@ -519,9 +520,10 @@ def clean_cache(
                              everything)
     for entry in chosen if not dry_run else []:
         _remove(entry.path)
-    for folder in map(Path, folders) if everything and not dry_run else []:
-        for place in (folder, folder / ".nercrf_cache"):
-            (place / _DIGESTS).unlink(missing_ok=True)
+    if everything and not dry_run:
+        for folder in map(Path, folders):
+            for place in (folder, folder / ".nercrf_cache"):
+                (place / _DIGESTS).unlink(missing_ok=True)
     return chosen
 
 # %% ../nbs/04_cache.ipynb #4a450d86

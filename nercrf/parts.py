@@ -36,7 +36,7 @@ from .labels import Span, find_ill_formed, label_list, tags_to_spans
 # %% auto #0
 __all__ = ['logger', 'PART', 'LINE_FORMATS', 'Part', 'cut_file', 'find_first_line', 'resolve_format', 'cache_key',
            'describe_tokenizer', 'PartReader', 'serve_parts', 'Workers', 'open_workers', 'Survey', 'survey_corpus',
-           'join_columns', 'count_processes', 'Converted', 'convert_in_parts']
+           'join_columns', 'parts_around', 'count_processes', 'Converted', 'convert_in_parts']
 
 # %% ../nbs/03c_parts.ipynb #c8ec9213
 logger = logging.getLogger(__name__)
@@ -305,11 +305,23 @@ class PartReader:
         self.tokenizer = _load_tokenizer(folder)
         return describe_tokenizer(self.tokenizer)
 
-    def convert(self, part: list, reader: dict, tag_scheme: str, labels: list,
-                scheme: str, conversion: dict, target: str) -> int:
-        parsed = _parse_part(Part(*part), reader)
-        examples = parsed.examples or nercrf.data._label_sentences(
-            parsed.path, parsed.sentences, parsed.labelled, tag_scheme)
+    def _examples(self, parts: list, reader: dict, scheme: str) -> list:
+        examples = []
+        for part in parts:
+            parsed = _parse_part(Part(*part), reader)
+            examples += parsed.examples or nercrf.data._label_sentences(
+                parsed.path, parsed.sentences, parsed.labelled, scheme)
+        return examples
+
+    def convert(self, part: list, around: list, reader: dict, tag_scheme: str,
+                labels: list, scheme: str, conversion: dict, target: str
+                ) -> int:
+        examples, *neighbours = (
+            self._examples(parts, reader, tag_scheme)
+            for parts in ([part], *around))
+        if context := conversion.get("context"):
+            conversion = {**conversion, "neighbours": (
+                neighbours[0][-context:], neighbours[1][:context])}
         features = convert_examples_to_features(
             examples, labels, tokenizer=self.tokenizer, scheme=scheme,
             **conversion)
@@ -447,6 +459,7 @@ class Survey(NamedTuple):
     types: list[str]  # entity types over all splits, sorted
     scheme: str  # of the tags in the files
     warnings: list[str]  # "file:line: ..."
+    counts: dict[str, list[int]]  # sentences in each part of each split
 
 # %% ../nbs/03c_parts.ipynb #bf0e58ad
 def _tag_problems(workers: Workers, likeness: _Likeness,
@@ -474,12 +487,13 @@ def survey_corpus(
     on_bad: str,  # "error" or "warn", as for `read_corpus`
 ) -> Survey:  # what `read_corpus` would have found
     "First pass over all files of a corpus."
-    likenesses, warnings, examples = {}, [], {}
+    likenesses, warnings, examples, counts = {}, [], {}, {}
     for split, pieces in parts.items():
         scans = workers.map({"do": "scan", "part": part,
                              "reader": readers[split]} for part in pieces)
-        scans = _progress(scans, f"{pieces[0].path} read", len(pieces))
-        likenesses[split] = _likeness(Path(pieces[0].path), list(scans))
+        scans = list(_progress(scans, f"{pieces[0].path} read", len(pieces)))
+        counts[split] = [scan["sentences"] for scan in scans]
+        likenesses[split] = _likeness(Path(pieces[0].path), scans)
     scheme = nercrf.data._detect(item.parsed for item in likenesses.values())
     for split, likeness in likenesses.items():
         parsed = likeness.parsed
@@ -494,7 +508,7 @@ def survey_corpus(
     types = {span.label for items in examples.values()
              for example in items for span in example.spans}
     warnings += nercrf.data._unseen_tags(examples, scheme)
-    return Survey(sorted(types), scheme, warnings)
+    return Survey(sorted(types), scheme, warnings, counts)
 
 
 def _progress(answers: Iterable[Any], what: str, total: int) -> Iterator[Any]:
@@ -535,6 +549,25 @@ def _column_parts(paths: Sequence[str | Path],
             total += int(array[-1])
         else:
             yield array
+
+# %% ../nbs/03c_parts.ipynb #3cac773a
+def parts_around(
+    parts: Sequence[Part],  # of a file
+    counts: Sequence[int],  # sentences in each of them
+    index: int,  # of a part
+    context: int,  # sentences wanted on either side
+) -> tuple[list[Part], list[Part]]:  # before and behind, in order
+    "The neighbours of a part that hold its context."
+    sides = []
+    for order in (range(index - 1, -1, -1), range(index + 1, len(parts))):
+        missing, chosen = context, []
+        for place in order:
+            if missing <= 0:
+                break
+            chosen.append(place)
+            missing -= counts[place]
+        sides.append([parts[place] for place in sorted(chosen)])
+    return sides[0], sides[1]
 
 # %% ../nbs/03c_parts.ipynb #be33e70d
 def count_processes(
@@ -604,14 +637,15 @@ def convert_in_parts(
             logger.info("%s can't be loaded in other processes, one converts",
                         type(tokenizer).__name__)
             workers.close()
-        paths, sentences = [], 0
-        for index in range(len(parts[split])):
-            paths.append(str(Path(folder, f"{index:06d}.safetensors")))
+        paths = [str(Path(folder, f"{index:06d}.safetensors"))
+                 for index in range(len(parts[split]))]
+        context = conversion.get("context") or 0
         answers = workers.map(
-            {"do": "convert", "part": part, "reader": readers[split],
-             "tag_scheme": survey.scheme, "labels": labels, "scheme": scheme,
-             "conversion": conversion, "target": path}
-            for part, path in zip(parts[split], paths, strict=True))
+            {"do": "convert", "part": parts[split][index], "around":
+             parts_around(parts[split], survey.counts[split], index, context),
+             "reader": readers[split], "tag_scheme": survey.scheme,
+             "labels": labels, "scheme": scheme, "conversion": conversion,
+             "target": path} for index, path in enumerate(paths))
         what = f"{files[split]} converted"
         sentences = sum(_progress(answers, what, len(paths)))
     options = load_features(paths[0])[0].options

@@ -1,30 +1,48 @@
 """The cache: its key, its file, and many processes that ask for it at once."""
 
+import inspect
 import json
 import logging
+import multiprocessing
 import os
+import pickle
+import random
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from tokenizers import AddedToken, normalizers
 from transformers import BertTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 import nercrf.cache
+import nercrf.columns
+import nercrf.parts
 from nercrf.cache import (
+    CONVERSION_OPTIONS,
+    READER_OPTIONS,
     CacheError,
     cache_key,
+    cache_main,
+    clean_cache,
     describe_request,
     describe_tokenizer,
+    list_cache,
     load_and_cache_examples,
     load_features,
+    remember_digest,
     save_features,
 )
-from nercrf.data import DataError, Example, write_columns
+from nercrf.columns import read_header
+from nercrf.data import DataError, Example, file_digest, read_corpus, write_columns
 from nercrf.features import convert_examples_to_features
 from nercrf.labels import Span
 
@@ -135,6 +153,40 @@ CHANGES = [
 ]
 
 
+OPTIONS = {
+    "cls_token_at_end": True,
+    "cls_token": "[MASK]",
+    "cls_token_segment_id": 1,
+    "sep_token": "[MASK]",
+    "pad_on_left": True,
+    "pad_token": "[MASK]",
+    "pad_token_segment_id": 1,
+    "sequence_a_segment_id": 1,
+    "mask_padding_with_zero": False,
+    "stride": 3,
+    "context": 2,
+    "nested": "innermost",
+}
+
+
+def test_no_option_of_reader_or_conversion_is_missing():
+    """Every parameter of the two functions that make the features, but for the data themselves, is in the key."""
+    parameters = set(inspect.signature(convert_examples_to_features).parameters)
+    data = {"examples", "label_list", "max_seq_length", "tokenizer", "scheme", "neighbours"}
+    assert set(CONVERSION_OPTIONS) == parameters - data
+    assert set(OPTIONS) >= set(CONVERSION_OPTIONS)
+    assert set(READER_OPTIONS) == set(inspect.signature(read_corpus).parameters) - {"folder", "scheme"}
+
+
+@pytest.mark.parametrize("name", CONVERSION_OPTIONS)
+def test_each_option_of_the_conversion_alone_misses(name, args, tokenizer):
+    keys = set()
+    for value in (None, OPTIONS[name]):
+        vars(args)[name] = value
+        keys.add(cache_key(describe_request(args, "ner", tokenizer, "train")))
+    assert len(keys) == 2
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_change_of_data_or_settings_misses(change, args, tokenizer):
     before = cache_key(describe_request(args, "ner", tokenizer, "train"))
@@ -142,7 +194,36 @@ def test_a_change_of_data_or_settings_misses(change, args, tokenizer):
     assert cache_key(describe_request(args, "ner", tokenizer, "train")) != before
 
 
+def with_added(*tokens):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(list(tokens))
+    return tokenizer
+
+
+def with_normalizer(*parts):
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(list(parts))
+    return tokenizer
+
+
+def python_with(*tokens):
+    tokenizer = ByT5Tokenizer()
+    tokenizer.add_tokens(list(tokens))
+    return tokenizer
+
+
 TOKENIZERS = {
+    "added token": with_added("new"),
+    "added token, another": with_added("other"),
+    "added token, stripped": with_added(AddedToken("new", lstrip=True)),
+    "added token, whole words": with_added(AddedToken("new", single_word=True)),
+    "added token, special": with_added(AddedToken("new", special=True)),
+    "normalizer": with_normalizer(normalizers.NFC(), normalizers.Lowercase()),
+    "normalizer, another": with_normalizer(normalizers.NFKC(), normalizers.Lowercase()),
+    "special tokens in text": make_tokenizer(split_special_tokens=True),
+    "unknown token": make_tokenizer(unk_token="[MASK]"),
+    "python, added token": python_with("new"),
+    "python, added token, stripped": python_with(AddedToken("new", lstrip=True)),
     "casing": make_tokenizer(lowercase=False),
     "one piece more": make_tokenizer([*PIECES, "new"]),
     "order of the vocabulary": make_tokenizer([*PIECES[:5], *PIECES[:4:-1]]),
@@ -205,6 +286,105 @@ def test_same_content_under_another_name_hits(args, tokenizer, tmp_path, builds)
     args.data_dir = str(other)
     same(first, load_and_cache_examples(args, "ner", make_tokenizer()))
     assert len(builds) == 1
+
+
+def test_renamed_folder_hits(args, tokenizer, builds):
+    """The cache beside the data moves with them."""
+    args.feature_cache_dir = None
+    first = load_and_cache_examples(args, "ner", tokenizer)
+    new = Path(args.data_dir).with_name("renamed")
+    os.rename(args.data_dir, new)
+    args.data_dir = str(new)
+    same(first, load_and_cache_examples(args, "ner", tokenizer))
+    assert len(builds) == 1
+
+
+def test_copy_in_another_folder_hits_where_the_cache_is_shared(args, tokenizer, builds, tmp_path, monkeypatch):
+    """Two folders that can't be written, one user."""
+    args.feature_cache_dir = None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (Path(args.data_dir) / ".nercrf_cache").write_text("in the way")
+    first = load_and_cache_examples(args, "ner", tokenizer)
+    args.data_dir = shutil.copytree(args.data_dir, tmp_path / "copy")
+    same(first, load_and_cache_examples(args, "ner", tokenizer))
+    assert len(builds) == 1
+
+
+def test_a_name_that_decides_the_format_is_in_the_key(args, tokenizer):
+    before = cache_key(describe_request(args, "ner", tokenizer, "train"))
+    train = Path(args.data_dir) / "train.txt"
+    train.rename(train.with_suffix(".json"))
+    assert cache_key(describe_request(args, "ner", tokenizer, "train")) != before
+
+
+# Digests of large files.
+
+
+@pytest.fixture
+def old_file(tmp_path, monkeypatch):
+    """A file that counts as large, last changed a while ago as far as the clock says; and how often it was read."""
+    monkeypatch.setattr(nercrf.cache, "REMEMBERED", 4)
+    path = tmp_path / "train.txt"
+    path.write_bytes(b"old content")
+    ahead = time.time
+    monkeypatch.setattr(time, "time", lambda: ahead() + 60)
+    read = []
+
+    def counting(path):
+        read.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr(nercrf.cache, "file_digest", counting)
+    return path, read
+
+
+def test_a_digest_is_remembered_until_the_file_changes(old_file, tmp_path):
+    path, read = old_file
+    folders = [tmp_path / "cache"]
+    for _ in range(3):
+        assert remember_digest(path, folders) == file_digest(path)
+    assert len(read) == 1
+    before = os.stat(path)
+    with open(path, "r+b") as file:
+        file.write(b"new")  # the same length ...
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # ... and the same time
+    assert remember_digest(path, folders) == file_digest(path)
+    assert len(read) == 2
+
+
+def test_a_file_changed_just_now_is_not_remembered(old_file, tmp_path, monkeypatch):
+    path, read = old_file
+    now = os.stat(path).st_ctime
+    monkeypatch.setattr(time, "time", lambda: now + 1)
+    for _ in range(2):
+        assert remember_digest(path, [tmp_path]) == file_digest(path)
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"a": 1}'])
+def test_a_broken_memory_is_no_obstacle(content, old_file, tmp_path):
+    path, read = old_file
+    (tmp_path / "digests.json").write_bytes(content)
+    for _ in range(2):
+        assert remember_digest(path, [tmp_path]) == file_digest(path)
+    assert len(read) == 1
+
+
+def test_a_forged_digest_is_not_taken(old_file, tmp_path):
+    path, _ = old_file
+    remember_digest(path, [tmp_path])
+    memory = tmp_path / "digests.json"
+    memory.write_text(memory.read_text().replace(file_digest(path), "../" * 9))
+    assert remember_digest(path, [tmp_path]) == file_digest(path)
+
+
+def test_a_folder_that_cannot_be_written_is_passed_over(old_file, tmp_path):
+    path, read = old_file
+    (tmp_path / "file").touch()
+    folders = [tmp_path / "file", tmp_path / "good"]
+    for _ in range(2):
+        remember_digest(path, folders)
+    assert len(read) == 1
 
 
 def test_fault_of_the_reference_file_name_as_key(args, tokenizer):
@@ -304,14 +484,62 @@ def test_failed_write_leaves_the_old_file_and_no_other(args, tokenizer, monkeypa
     assert cached_file(args) == path
 
 
-def test_without_a_place_in_the_data_folder_the_users_cache_is_used(args, tokenizer, tmp_path, monkeypatch, builds):
+def test_without_a_place_in_the_data_folder_the_users_cache_is_used(args, tokenizer, tmp_path, monkeypatch, builds, caplog):
     args.feature_cache_dir = None
     (Path(args.data_dir) / ".nercrf_cache").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    load_and_cache_examples(args, "ner", tokenizer)
-    load_and_cache_examples(args, "ner", tokenizer)
+    with caplog.at_level(logging.WARNING):
+        load_and_cache_examples(args, "ner", tokenizer)
+        load_and_cache_examples(args, "ner", tokenizer)
+    (message,) = caplog.messages
+    assert f"cached in {tmp_path / 'home' / 'nercrf'}, since nothing could be written to {args.data_dir}" in message
     assert len(builds) == 1
     assert len(list((tmp_path / "home" / "nercrf").glob("*.safetensors"))) == 1
+
+
+@pytest.fixture(params=["full", "read-only"])
+def bad_disk(args, request):
+    """The data on a file system that is full or read-only, where the machine lets us mount one."""
+    folder = Path(args.data_dir).with_name("disk")
+    folder.mkdir()
+    try:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    except FileNotFoundError:
+        mounted = None
+    if mounted is None or mounted.returncode:
+        pytest.skip("cannot mount a small file system here (needs root)")
+    try:
+        shutil.copytree(args.data_dir, folder, dirs_exist_ok=True)
+        if request.param == "full":
+            with pytest.raises(OSError, match="No space left"), open(folder / "filler", "wb", buffering=0) as file:
+                while True:
+                    file.write(b"x" * 4096)
+        else:
+            subprocess.run(["mount", "-o", "remount,size=1m,ro", folder], check=True)
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("large", [0, 1 << 30], ids=["in parts", "whole"])
+@pytest.mark.parametrize("home", ["home", "data/train.txt"], ids=["user's cache", "nowhere"])
+def test_a_disk_that_is_really_full_or_read_only(bad_disk, home, large, args, tokenizer, tmp_path, monkeypatch, caplog):
+    expected = load_and_cache_examples(args, "ner", tokenizer)
+    args.data_dir, args.feature_cache_dir = str(bad_disk), None
+    monkeypatch.setattr(nercrf.cache, "LARGE", large)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            same(expected, load_and_cache_examples(args, "ner", tokenizer))
+    if home == "home":
+        (message,) = caplog.messages
+        assert f"cached in {tmp_path / 'home' / 'nercrf'}" in message
+        assert ("No space left" in message) or ("Read-only" in message)
+        assert len(list((tmp_path / "home" / "nercrf").glob("*.safetensors"))) == 1
+    else:
+        assert all("no folder could be written" in message for message in caplog.messages if "cached" in message)
+        assert len(caplog.messages) >= 2
+    assert not [path for path in bad_disk.rglob("*") if path.suffix in (".tmp", ".parts", ".safetensors")]
 
 
 def test_default_place_is_beside_the_data(args, tokenizer, builds):
@@ -437,20 +665,358 @@ def run_processes(payload, count=2):
         for item in running:
             item.kill()
 
-
-def test_two_processes_build_once_and_fail_together(args, tmp_path):
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_of_a_group_build_once_and_fail_together(count, args, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "train.txt").write_text("Ada B-PER\nmet I-LOC\n")
-    results = run_processes([vars(args), PIECES, str(broken)])
-    assert [item.returncode for item, _, _ in results] == [0, 0], results
-    first, second = sorted(json.loads(out.splitlines()[-1]) for _, out, _ in results)
+    results = run_processes([vars(args), PIECES, str(broken)], count)
+    assert [item.returncode for item, _, _ in results] == [0] * count, results
+    first, *others = sorted(json.loads(out.splitlines()[-1]) for _, out, _ in results)
     assert [row[0] for row in first[1:4]] == [1, 2, 2]  # the first process builds
-    assert [row[0] for row in second[1:4]] == [0, 0, 0]  # the other never does
-    assert [row[1:] for row in first[1:4]] == [row[1:] for row in second[1:4]]
+    for other in others:
+        assert [row[0] for row in other[1:4]] == [0, 0, 0]  # the others never do
+        assert [row[1:] for row in first[1:4]] == [row[1:] for row in other[1:4]]
+        assert "train.txt:2" in other[4]
     assert "train.txt:2" in first[4]
-    assert "train.txt:2" in second[4]
     assert cached_file(args).name.startswith("train-")
+
+
+def in_child(function, *arguments):
+    """Start a forked process; it has everything imported."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def build_at(moment, args, in_parts, report):
+    """Load at a given moment, slowly, and say whether this process built."""
+    logging.disable()
+    nercrf.cache.LARGE = 0 if in_parts else 1 << 40
+    built = []
+    name = "convert_in_parts" if in_parts else "read_corpus"
+    original = getattr(nercrf.cache, name)
+
+    def slow(*arguments, **options):
+        built.append(1)
+        time.sleep(0.4)
+        return original(*arguments, **options)
+
+    setattr(nercrf.cache, name, slow)
+    args.conversion_processes = 1
+    time.sleep(max(0, moment - time.time()))
+    dataset = load_and_cache_examples(args, "ner", make_tokenizer())
+    report.put([len(built), dataset.features.input_ids.tolist()])
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("count", [2, 4])
+def test_independent_processes_build_once(count, in_parts, args):
+    """Without a process group only the lock is between them."""
+    report, moment = multiprocessing.get_context("fork").SimpleQueue(), time.time() + 0.3
+    processes = [in_child(build_at, moment, args, in_parts, report) for _ in range(count)]
+    results = [report.get() for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(built for built, _ in results) == [0] * (count - 1) + [1]
+    expected = load_and_cache_examples(args, "ner", make_tokenizer()).features.input_ids.tolist()
+    assert all(pieces == expected for _, pieces in results)
+
+
+# Killed builders.
+
+
+def build_for_ever(args, large):
+    logging.disable()
+    nercrf.cache.LARGE, nercrf.parts.PART, args.conversion_processes = large, 1, 1
+    while True:
+        args.overwrite_cache = True
+        load_and_cache_examples(args, "ner", make_tokenizer())
+
+
+def assert_only(folder, count=1):
+    """Nothing in a cache folder but whole files; the system may keep an unlocked lock file."""
+    names = [path.name for path in folder.iterdir() if not path.name.endswith(".lock")]
+    assert len(names) == count, names
+    for name in names:
+        load_features(folder / name)
+
+
+def kill_at_random_moments(args, large, trials, seed):
+    moments, tokenizer = random.Random(seed), make_tokenizer()
+    expected = load_and_cache_examples(args, "ner", tokenizer)
+    folder = Path(args.feature_cache_dir)
+    (path,) = folder.glob("*.safetensors")
+    left = 0
+    for trial in range(trials):
+        if trial % 2:
+            path.unlink()
+        process = in_child(build_for_ever, args, large)
+        time.sleep(moments.uniform(0.005, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        for item in folder.glob("*.safetensors"):
+            load_features(item)  # whole, or not there
+        left += len(nercrf.cache._leftovers(path))
+        args.overwrite_cache = True  # so that this process needs the lock
+        same(expected, load_and_cache_examples(args, "ner", tokenizer))
+        assert_only(folder)
+    return left
+
+
+@pytest.mark.parametrize("large", [0, 1 << 40], ids=["in parts", "whole"])
+def test_builder_killed_at_random_moments(large, args):
+    assert kill_at_random_moments(args, large, trials=15, seed=0) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("large", [0, 1 << 40], ids=["in parts", "whole"])
+def test_builder_killed_at_200_random_moments(large, args):
+    kill_at_random_moments(args, large, trials=200, seed=1)
+
+
+FILE_EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
+
+
+def build_and_die(args, large, fatal):
+    """Build; die right before the `fatal`-th file operation within the cache folder."""
+    logging.disable()
+    nercrf.cache.LARGE, nercrf.parts.PART, args.conversion_processes = large, 1, 1
+    seen = 0
+
+    def count(event, arguments):
+        nonlocal seen
+        if event in FILE_EVENTS and str(arguments[0]).startswith(args.feature_cache_dir):
+            seen += 1
+            if seen == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    load_and_cache_examples(args, "ner", make_tokenizer())
+    os._exit(0)
+
+
+@pytest.mark.parametrize("large", [0, 1 << 40], ids=["in parts", "whole"])
+def test_builder_killed_before_each_file_operation(large, args, tokenizer):
+    folder, fatal, expected = Path(args.feature_cache_dir), 0, None
+    while True:
+        fatal += 1
+        process = in_child(build_and_die, args, large, fatal)
+        process.join()
+        for path in folder.glob("*.safetensors") if folder.exists() else []:
+            load_features(path)
+        found = load_and_cache_examples(args, "ner", tokenizer)
+        expected = expected or found
+        same(expected, found)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        clean_cache([folder], broken=True)
+        assert_only(folder)
+        shutil.rmtree(folder)
+    assert fatal > (15 if large == 0 else 6)
+
+
+def hold_lock(path, ready):
+    lock = FileLock(path)
+    lock.acquire()
+    ready.put(1)
+    time.sleep(600)
+
+
+def test_a_lock_is_waited_for_and_ends_with_its_holder(args, tokenizer, caplog):
+    load_and_cache_examples(args, "ner", tokenizer)
+    path = cached_file(args)
+    path.unlink()
+    ready = multiprocessing.get_context("fork").SimpleQueue()
+    holder = in_child(hold_lock, path.with_name(f".{path.name}.lock"), ready)
+    ready.get()
+    killer = in_child(kill_later, holder.pid)
+    with caplog.at_level(logging.INFO):
+        assert len(load_and_cache_examples(args, "ner", tokenizer)) == 3
+    assert f"waiting for the process that builds {path}" in caplog.messages
+    for process in (holder, killer):
+        process.join()
+
+
+def kill_later(pid):
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_without_locks_the_file_is_built_all_the_same(args, tokenizer, monkeypatch):
+    def refuse(path):
+        raise NotImplementedError("no locks here")
+
+    monkeypatch.setattr(nercrf.cache, "_take_lock", refuse)
+    first = load_and_cache_examples(args, "ner", tokenizer)
+    same(first, load_and_cache_examples(args, "ner", tokenizer))
+    assert_only(Path(args.feature_cache_dir))
+
+
+# A file that is broken where nobody has looked yet.
+
+
+def test_a_broken_block_is_found_in_use_and_the_next_start_builds(args, tokenizer, builds, monkeypatch):
+    monkeypatch.setattr(nercrf.columns, "RESIDENT", 0)
+    monkeypatch.setattr(nercrf.cache, "RESIDENT", 0)
+    first = load_and_cache_examples(args, "ner", tokenizer)
+    expected = first.collate([1])["input_ids"]
+    path = cached_file(args)
+    whole = path.read_bytes()
+    header = read_header(path)
+    damaged = bytearray(whole)
+    damaged[header.start + header.table["input_ids"]["data_offsets"][0]] ^= 1
+    path.write_bytes(damaged)
+    opened = load_and_cache_examples(args, "ner", tokenizer)
+    with pytest.raises(CacheError, match="block 0 of input_ids.*moved to .*broken, so start again"):
+        opened.collate([0])
+    assert [path.suffix for path in Path(args.feature_cache_dir).glob("train-*")] == [".broken"]
+    again = load_and_cache_examples(args, "ner", tokenizer)
+    assert len(builds) == 2
+    assert path.read_bytes() == whole
+    assert_only(Path(args.feature_cache_dir))
+    assert torch.equal(again.collate([1])["input_ids"], expected)
+
+
+@pytest.mark.parametrize("module", [nercrf.cache, nercrf.columns, nercrf.parts])
+def test_no_module_of_the_cache_knows_pickle(module):
+    source = inspect.getsource(module)
+    for name in ("import pickle", "pickle.load", "torch.load", "import dill", "allow_pickle"):
+        assert name not in source
+
+
+def test_a_planted_pickle_is_passed_over(args, tokenizer, tmp_path, caplog):
+    class Planted:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    first = load_and_cache_examples(args, "ner", tokenizer)
+    cached_file(args).write_bytes(pickle.dumps(Planted()))
+    same(first, load_and_cache_examples(args, "ner", tokenizer))
+    assert not (tmp_path / "ran").exists()
+
+
+# The command.
+
+
+@pytest.fixture
+def cached(args, tokenizer):
+    """A data folder with a cache beside it: two good files, and one of each other kind; and what isn't ours."""
+    args.feature_cache_dir = None
+    for data_type in ("train", "dev"):
+        load_and_cache_examples(args, "ner", tokenizer, data_type)
+    folder = Path(args.data_dir) / ".nercrf_cache"
+    (train,) = folder.glob("train-*.safetensors")
+    (folder / "test-0123456789abcdef.safetensors").write_bytes(train.read_bytes()[:-1])
+    shutil.copy(train, folder / "train-0123456789abcdef.safetensors.broken")
+    (folder / ".train-0123456789abcdef.safetensors.77.tmp").write_bytes(b"half")
+    parts = folder / ".dev-0123456789abcdef.safetensors.77.parts"
+    parts.mkdir()
+    (parts / "000000.safetensors").write_bytes(b"x" * 100)
+    for name in ("train.safetensors", "train-0123456789abcdef.safetensors.bak", "model-0123456789abcdef.safetensors"):
+        (folder / name).write_text("not ours")
+    (folder / ".train-x.77.tmp").write_text("not ours")
+    return folder
+
+
+OURS = {
+    "test-0123456789abcdef.safetensors": "broken",
+    "train-0123456789abcdef.safetensors.broken": "moved aside",
+    ".train-0123456789abcdef.safetensors.77.tmp": "unfinished",
+    ".dev-0123456789abcdef.safetensors.77.parts": "unfinished",
+}
+
+
+def not_ours(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.read_bytes() == b"not ours")
+
+
+def test_ls_names_our_files_and_their_states(cached, args, capsys):
+    states = {entry.path.name: entry.state for entry in list_cache([args.data_dir])}
+    good = {path.name for path in cached.glob("*.safetensors")} & set(states) - set(OURS)
+    assert states == OURS | dict.fromkeys(good, "good")
+    assert len(good) == 2
+    assert cache_main(["ls", args.data_dir]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["size", "MB", "days", "split", "sentences", "state", "source", "file"]
+    assert len(lines) == 6
+    (train,) = [line for line in lines if "train" in line and "good" in line]
+    assert train.split()[1:6] == ["0.0", "train", "3", "good", args.data_dir]
+    assert cache_main(["ls", str(cached)]) == 0  # the cache folder itself
+    assert capsys.readouterr().out.splitlines() == [header, *lines]
+
+
+def test_info_shows_the_header_and_proves_the_file(cached, capsys):
+    path = next(path for path in cached.glob("train-*.safetensors"))
+    assert cache_main(["info", str(path)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["sentences"] == 3
+    assert shown["labels"][0] == "O"
+    assert shown["columns"]["labels"] == "I32 7"
+    assert shown["description"]["data_type"] == "train"
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    assert cache_main(["info", str(path)]) == 1
+    assert "block 0 of" in capsys.readouterr().out
+    assert path.exists()
+    assert cache_main(["info", str(cached / "none")]) == 1
+    assert "FileNotFoundError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "left"),
+    [(["--broken"], 2), (["--all"], 0), (["--older_than", "1"], 6), (["--older_than", "0"], 0), (["--all", "--dry_run"], 6)],
+)
+def test_clean_removes_what_was_asked_for_and_nothing_else(flags, left, cached, args, capsys):
+    other = not_ours(cached)
+    assert cache_main(["clean", args.data_dir, *flags]) == 0
+    assert len(list_cache([args.data_dir])) == left
+    assert not_ours(cached) == other
+    assert len(other) == 4
+    assert (Path(args.data_dir) / "train.txt").exists()
+    verb = "would be removed" if "--dry_run" in flags else "removed"
+    assert capsys.readouterr().out.splitlines()[-1].endswith(verb)
+    if "--broken" in flags:
+        assert {entry.state for entry in list_cache([args.data_dir])} == {"good"}
+
+
+def test_clean_by_age(cached, args):
+    path = next(cached.glob("dev-*.safetensors"))
+    old = time.time() - 10 * 86400
+    os.utime(path, (old, old))
+    assert [entry.path for entry in clean_cache([args.data_dir], older_than=9)] == [path]
+    assert not path.exists()
+
+
+def test_what_is_being_built_is_left_alone(cached, args):
+    lock = FileLock(cached / ".dev-0123456789abcdef.safetensors.lock")
+    with lock:
+        states = {entry.path.name: entry.state for entry in list_cache([cached])}
+        assert states[".dev-0123456789abcdef.safetensors.77.parts"] == "being built"
+        clean_cache([cached], everything=True)
+        assert [entry.state for entry in list_cache([cached])] == ["being built"]
+    clean_cache([cached], everything=True)
+    assert list_cache([cached]) == []
+
+
+def test_wrong_commands(cached, args, capsys, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        cache_main(["clean", args.data_dir])
+    assert caught.value.code == 2
+    assert "say what: --broken, --older_than DAYS or --all" in capsys.readouterr().err
+    assert cache_main(["ls", str(tmp_path / "none")]) == 1
+    assert "expected a folder" in capsys.readouterr().out
+
+
+def test_the_users_cache_is_the_default(args, tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert cache_main(["ls"]) == 0
+    args.feature_cache_dir = str(tmp_path / "home" / "nercrf")
+    load_and_cache_examples(args, "ner", tokenizer)
+    assert cache_main(["clean", "--all"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1 files, ")
 
 
 # Real data.

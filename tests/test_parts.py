@@ -261,6 +261,7 @@ def test_a_full_disk_in_a_process_is_an_oserror(corpus):
     request = {
         "do": "convert",
         "part": list(part),
+        "around": [[], []],
         "reader": {"format": "columns", "token_column": 0, "tag_column": -1, "first_line": ["Ada\tB-X", 1]},
         "tag_scheme": "BIO",
         "labels": ["O", "B-X", "I-X", "B-Y", "I-Y"],
