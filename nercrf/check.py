@@ -32,7 +32,7 @@ from nercrf.labels import (
 )
 
 # %% auto #0
-__all__ = ['KINDS', 'SEVERITIES', 'MOST_TYPES', 'MOST_FINDINGS', 'REPAIRS', 'Finding', 'Kind', 'Lengths', 'Overlap',
+__all__ = ['KINDS', 'SEVERITIES', 'REPAIRED', 'MOST_TYPES', 'MOST_FINDINGS', 'Finding', 'Kind', 'Lengths', 'Overlap',
            'SplitStatistics', 'DataSet', 'CheckReport', 'check_paths', 'Change', 'Repair', 'fix_file', 'check_main']
 
 # %% ../nbs/02b_check.ipynb #83b6d816
@@ -78,12 +78,14 @@ KINDS = {
     "ignored": Kind("left aside when reading"),
 }
 SEVERITIES = ("error", "problem", "note")
+# formats of lines, which `fix_file` repairs
+REPAIRED = {"columns", "cluener", "jsonl", "doccano", "inline", "brat"}
 
 # %% ../nbs/02b_check.ipynb #ecc45692
 def _split_place(where: str) -> tuple[str, int]:
     "File and line of a place; line 0 where it names a file only."
-    file, _, line = where.rpartition(":")
-    return (file, int(line)) if file and line.isdecimal() else (where, 0)
+    match = re.fullmatch(r"(.+):(?:row )?([0-9]+)", where, re.DOTALL)
+    return (match[1], int(match[2])) if match else (where, 0)
 
 # %% ../nbs/02b_check.ipynb #355c43ef
 @dataclass
@@ -608,14 +610,14 @@ class CheckReport:
 
     def to_dict(self) -> dict:  # ready for `json.dumps`
         "Everything as plain values; `version` tells the layout."
-        findings = []
+        findings, rigid = [], _without_repair(self)
         for finding in self.findings:
             file, line = _split_place(finding.where)
             findings.append({
                 "kind": finding.kind, "severity": finding.severity,
                 "file": file, "line": line or None,
                 "message": finding.message,
-                "fixable": _kind(finding).fixable})
+                "fixable": _kind(finding).fixable and file not in rigid})
         return {"version": 1,
                 "datasets": [asdict(dataset) for dataset in self.datasets],
                 "findings": findings}
@@ -634,6 +636,12 @@ class CheckReport:
 def _kind(finding: Finding) -> Kind:
     "The kind of a finding."
     return KINDS.get(finding.kind, Kind(finding.kind.replace("_", " ")))
+
+
+def _without_repair(report: CheckReport) -> set[str]:
+    "The files of formats that `fix_file` does not repair."
+    return {file for dataset in report.datasets for split in dataset.splits
+            if not set(split.formats) <= REPAIRED for file in split.files}
 
 
 def _order(finding: Finding) -> tuple[int, int]:
@@ -746,14 +754,16 @@ def _overlap_rows(overlaps: Sequence[Overlap | None]) -> Iterator[list[str]]:
 MOST_FINDINGS = 5  # of a kind that the report shows
 
 
-def _finding_lines(findings: Sequence[Finding], every: bool) -> Iterator[str]:
+def _finding_lines(findings: Sequence[Finding], every: bool,
+                   rigid: set[str]) -> Iterator[str]:
     "The findings by kind, the places aligned."
     groups = {}
     for finding in findings:
         groups.setdefault(finding.kind, []).append(finding)
     for group in groups.values():
         kind = _kind(group[0])
-        mend = "; --fix repairs them" if kind.fixable else ""
+        mend = "; --fix repairs them" if kind.fixable and any(
+            _split_place(item.where)[0] not in rigid for item in group) else ""
         yield f"{group[0].severity}: {kind.title} ({len(group):,}{mend})"
         shown = group if every else group[:MOST_FINDINGS]
         yield from ("  " + line for line in _table_left(
@@ -778,7 +788,8 @@ def _report_lines(report: CheckReport, every: bool) -> Iterator[str]:
     yield ", ".join(parts) or "nothing to complain about"
     yield ""
     grave = [item for item in report.findings if item.severity != "note"]
-    yield from _finding_lines(grave, every)
+    rigid = _without_repair(report)
+    yield from _finding_lines(grave, every, rigid)
     for dataset in report.datasets:
         if dataset.splits:
             forms = dict.fromkeys(
@@ -788,13 +799,13 @@ def _report_lines(report: CheckReport, every: bool) -> Iterator[str]:
             yield from _table(list(_statistics_rows(dataset.splits, every)))
             yield ""
     notes = [item for item in report.findings if item.severity == "note"]
-    yield from _finding_lines(notes, every)
+    yield from _finding_lines(notes, every, rigid)
 
 # %% ../nbs/02b_check.ipynb #5475691d
 def _find_files(paths: Sequence[Path]) -> dict[str, list[tuple[str, Path]]]:
     "By data set, the split and the path of each file."
     found, single = {}, []
-    for path in paths:
+    for path in dict.fromkeys(paths):
         if path.is_dir():
             found[str(path)] = _folder_files(path)
         else:
@@ -805,13 +816,20 @@ def _find_files(paths: Sequence[Path]) -> dict[str, list[tuple[str, Path]]]:
         split = _split_of(path.name.removesuffix(".gz").replace(".fixed", ""))
         name = split[0] if split else "data"
         found.setdefault("files", []).append((name, path))
-    order = [*SPLIT_NAMES, "data"]
-    return {name: sorted(entries, key=lambda entry: order.index(entry[0]))
+    order = {name: number for number, name in enumerate(SPLIT_NAMES)}
+    return {name: sorted(entries, key=lambda entry: order.get(entry[0], 9))
             for name, entries in found.items()}
 
 
 def _folder_files(folder: Path) -> list[tuple[str, Path]]:
-    "The files of a folder: its splits, or brat's pairs."
+    "What a folder holds: files of splits, saved data sets, brat's pairs."
+    listing = folder / "dataset_dict.json"
+    if listing.exists():
+        names = json.loads(listing.read_text(encoding="utf-8"))["splits"]
+        return [((_split_of(name) or (name,))[0], folder / name)
+                for name in names]
+    if (folder / "dataset_info.json").exists():
+        return [("data", folder)]
     try:
         return list(find_split_files(folder).items())
     except DataError:
@@ -1203,18 +1221,18 @@ def _repair_brat(file: _File, lines: list[str], options: dict
     return changes
 
 # %% ../nbs/02b_check.ipynb #3b19b0d0
-REPAIRS = {"columns": _repair_columns, "cluener": _repair_json,
-           "jsonl": _repair_json, "doccano": _repair_json,
-           "inline": _repair_inline, "brat": _repair_brat}
+_REPAIRS = {"columns": _repair_columns, "cluener": _repair_json,
+            "jsonl": _repair_json, "doccano": _repair_json,
+            "inline": _repair_inline, "brat": _repair_brat}
 
 # %% ../nbs/02b_check.ipynb #8376ac37
 def _repair(file: _File, options: dict) -> tuple[list[Change], bytes]:
     "The changes that a file needs, and its bytes after them."
     data, encoding = read_bytes(file.path), options.get("encoding", "utf-8")
-    if file.format not in REPAIRS or data.lstrip()[:1] == b"[":
+    if file.format not in _REPAIRS or data.lstrip()[:1] == b"[":
         return [], data
     mark, lines = _read_lines(file.path, encoding)
-    changes = REPAIRS[file.format](file, lines, options)
+    changes = _REPAIRS[file.format](file, lines, options)
     return changes, mark + "".join(lines).encode(encoding)
 
 
@@ -1229,8 +1247,16 @@ def _read_lines(path: Path, encoding: str) -> tuple[bytes, list[str]]:
     return mark, re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
 
 
+def _check_is_file(path: Path) -> None:
+    "A `DataError` for a folder, which cannot be repaired."
+    if path.is_dir():
+        raise DataError(f"{path}: expected a file, found a folder; convert it "
+                        "to JSON lines first (nercrf convert)")
+
+
 def _fixed_path(path: Path, folder: Path | None) -> Path:
     "Where the copy goes; an error if something is there already."
+    _check_is_file(path)
     if folder is not None:
         output = folder / path.name
     else:
@@ -1257,6 +1283,7 @@ def fix_file(
     Raises `DataError` for a file that cannot be read, and if the copy exists
     already; then nothing is written.
     """
+    _check_is_file(Path(path))
     file = _read_file(Path(path), scheme=scheme, **options)
     if file.format == "brat" and _brat_paths(file.path)[1].exists():
         file.path = _brat_paths(file.path)[1]

@@ -6,6 +6,8 @@ import io
 import json
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -315,6 +317,30 @@ def test_two_folders_are_two_data_sets(tmp_path, odd):
     report = check_paths([odd, other])
     assert [dataset.name for dataset in report.datasets] == [str(odd), str(other)]
     assert found(report, "shared_sentence") == [("shared_sentence", "dev.txt:1")]
+
+
+class Rows(list):
+    """What a data set of the package `datasets` gives the reader."""
+
+    column_names = ("tokens", "ner_tags")
+
+
+def test_a_folder_that_datasets_has_saved(tmp_path, monkeypatch):
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
+    rows = {
+        "train": Rows([{"tokens": ["Ash", "froze"], "ner_tags": ["B-LOC", "O"]}]),
+        "validation": Rows([{"tokens": ["in", "Ash"], "ner_tags": ["O", "B-LOC"]}] * 2),
+    }
+    for name in rows:
+        (tmp_path / name).mkdir()
+    package = SimpleNamespace(load_from_disk=lambda path: rows[Path(path).name])
+    monkeypatch.setattr("nercrf.formats._optional", lambda name: package)
+    report = check_paths(tmp_path)
+    assert [(split.name, split.sentences) for split in report.datasets[0].splits] == [("train", 1), ("dev", 2)]
+    assert report.to_dict()["findings"][0]["file"] == str(tmp_path / "validation")
+    assert [(f.kind, f.where) for f in report.findings] == [("repeated_sentence", f"{tmp_path / 'validation'}:row 1")]
+    with pytest.raises(DataError, match="expected a file, found a folder"):
+        fix_file(tmp_path / "train")
 
 
 # The report.
@@ -639,6 +665,9 @@ def test_a_format_without_lines_is_copied_as_it_is(tmp_path):
     write_examples_any([Example("1", ["Mara", "left"], [Span("PER", 0, 1)])], path, "label_studio")
     content = path.read_text().replace('"end": 4', '"end": 5').replace('"text": "Mara"', '"text": "Mara "')
     path.write_text(content)
+    report = check_paths(path)
+    assert "problem: spans with blanks at an end (1)" in str(report)
+    assert [finding["fixable"] for finding in report.to_dict()["findings"]] == [False]
     repair = fix_file(path, output=tmp_path / "new")
     assert (repair.changes, [finding.kind for finding in repair.remaining]) == ([], ["blank_border"])
     assert repair.output.read_text() == content
