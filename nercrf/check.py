@@ -12,6 +12,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -847,7 +848,7 @@ def _read_files(entries: Sequence[tuple[str, Path]],
     files, findings = [], []
     for name, path in entries:
         try:
-            file = read(path)
+            file = _read_like(path, read, files)
         except (DataError, OSError) as error:
             findings.append(_unreadable(path, error))
             continue
@@ -863,6 +864,18 @@ def _read_files(entries: Sequence[tuple[str, Path]],
     for name, file in files:
         splits.setdefault(name, _Split(name, [])).files.append(file)
     return list(splits.values()), findings
+
+
+def _read_like(path: Path, read: Callable[..., _File],
+               files: Sequence[tuple[str, _File]]) -> _File:
+    "Read a file, in the format of the others if its own does not show."
+    try:
+        return read(path)
+    except DataError:
+        for _, other in files[:1]:
+            with suppress(DataError):
+                return read(path, format=other.format)
+        raise
 
 
 def _unreadable(path: Path, error: Exception) -> Finding:
@@ -882,7 +895,8 @@ def _one_scheme(files: list[tuple[str, _File]], read: Callable[..., _File]
     best, fewest = files, None
     for scheme in SCHEMES:
         try:
-            again = [(name, read(file.path, scheme=scheme)
+            again = [(name, read(file.path, scheme=scheme,
+                                 format=file.format)
                       if file.scheme else file) for name, file in files]
         except DataError:
             continue
@@ -934,8 +948,8 @@ def check_paths(
     if isinstance(paths, (str, Path)):
         paths = [paths]
 
-    def read(path: Path, scheme: str | None = scheme) -> _File:
-        return _read_file(path, scheme=scheme, **options)
+    def read(path: Path, **changes) -> _File:
+        return _read_file(path, **{"scheme": scheme, **options, **changes})
 
     report = CheckReport([])
     for name, entries in _find_files([Path(path) for path in paths]).items():
@@ -1393,6 +1407,8 @@ def _fix_files(report: CheckReport, output: str | None, options: dict
             chosen = dict(options)
             if split.scheme is not None:
                 chosen["scheme"] = split.scheme
+            if len(split.formats) == 1:
+                chosen["format"] = split.formats[0]
             planned += [(Path(path), chosen) for path in split.files]
     for path, _ in planned:
         _fixed_path(path, folder)

@@ -301,6 +301,21 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_check(tmp_path, odd):
     assert (missing.findings[0].kind, missing.datasets[0].splits) == ("unreadable", [])
 
 
+def test_a_file_that_shows_no_format_is_read_like_the_others(tmp_path):
+    columns(tmp_path / "train.txt", "in/O Ash/B-LOC")
+    columns(tmp_path / "test.txt", "Ash froze")
+    report = check_paths(tmp_path)
+    assert [(split.name, split.unlabelled, split.tokens) for split in report.datasets[0].splits] == [
+        ("train", 0, 2),
+        ("test", 1, 2),
+    ]
+    assert report.findings == []
+    assert run(tmp_path, "--fix", "--output", tmp_path / "new")[0] == 0
+    assert (tmp_path / "new" / "test.txt").read_bytes() == (tmp_path / "test.txt").read_bytes()
+    (tmp_path / "test.txt").write_text("Ash\nfroze over\n")
+    assert found(check_paths(tmp_path)) == [("unreadable", "test.txt")]
+
+
 def test_files_whose_names_tell_no_split_are_one(tmp_path):
     paths = [columns(tmp_path / name, "Ash/B-LOC froze/O") for name in ("a.conll", "b.conll")]
     (dataset,) = check_paths([*paths, columns(tmp_path / "train.conll", "Bel/B-LOC")]).datasets
