@@ -816,7 +816,8 @@ def _find_files(paths: Sequence[Path]) -> dict[str, list[tuple[str, Path]]]:
             continue  # brat's pair is read through its .ann
         split = _split_of(path.name.removesuffix(".gz").replace(".fixed", ""))
         name = split[0] if split else "data"
-        found.setdefault("files", []).append((name, path))
+        title = str(path) if len(single) == 1 else "files"
+        found.setdefault(title, []).append((name, path))
     order = {name: number for number, name in enumerate(SPLIT_NAMES)}
     return {name: sorted(entries, key=lambda entry: order.get(entry[0], 9))
             for name, entries in found.items()}
@@ -1119,9 +1120,11 @@ def _mend_entries(record: dict, mentions: _Mentions, shift: int) -> None:
         kept = []
         for entry in record[name]:
             mention = _mention(entry, mentions.where)
-            place = mentions.mend(mention.label, mention.start,
-                                  mention.end + shift, mention.surface)
-            if place is not None:
+            before = mention.start, mention.end + shift
+            place = mentions.mend(mention.label, *before, mention.surface)
+            if place == before:
+                kept.append(entry)
+            elif place is not None:
                 kept.append(_moved_entry(entry, place, shift, mentions.text))
         record[name] = kept
 
@@ -1163,7 +1166,7 @@ def _repair_json(file: _File, lines: list[str], options: dict
     if file.format == "jsonl":
         shift = _end_shift(reading, [
             _span_record(reading, where, record, 0) for where, record
-            in _json_lines(file.path, "".join(lines))])
+            in _json_lines(file.path, reading.text())])
     changes = []
     for index, line in enumerate(lines):
         if not line.strip():
@@ -1197,6 +1200,11 @@ def _repair_inline(file: _File, lines: list[str], options: dict
         body = line.rstrip("\r\n")
         text, spans = parse_inline(body)
         mentions = _Mentions(f"{file.path}:{index + 1}", text)
+        if _BLANK.fullmatch(text) and not spans:
+            changes.append(Change("empty_sentence", mentions.where, body,
+                                  None))
+            lines[index] = ""
+            continue
         kept = [(span.label, mentions.mend(*span, None)) for span in spans]
         if mentions.changes:
             lines[index] = format_inline(text, [

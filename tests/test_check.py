@@ -380,7 +380,7 @@ def test_problems_come_first_and_long_lists_are_cut(tmp_path):
     assert lines[0] == "8 problems, 7 notes"
     assert lines[2] == "problem: tags that break the scheme (8; --fix repairs them)"
     assert lines[8] == "  and 3 more (--all)"
-    assert lines[10] == "files: columns in BIO"
+    assert lines[10] == f"{path}: columns in BIO"
     assert "note: sentences that stand there again (7)" in lines
     assert "more" not in check_paths(path, scheme="BIO").render(every=True)
 
@@ -622,16 +622,20 @@ def test_another_column_can_hold_the_tag(tmp_path):
 
 
 def test_repairs_of_inclusive_ends_and_surfaces(tmp_path):
+    wrong = {"begin": 6, "stop": 9, "tag": "PER", "word": "gone"}  # what is meant is not known: it stays
     path = json_lines(
         tmp_path / "a.jsonl",
-        {"text": "Mara  left", "entities": [{"begin": 0, "stop": 4, "tag": "PER", "word": "Mara ", "by": "x"}]},
+        {"text": "Mara  left", "entities": [{"begin": 0, "stop": 4, "tag": "PER", "word": "Mara ", "by": "x"}, wrong]},
         {"text": "Ash", "entities": [{"begin": 0, "stop": 2, "tag": "LOC", "word": "Ash"}]},
     )
     repair = fix_file(path)
     first, second = repair.output.read_text().splitlines()
-    assert json.loads(first)["entities"] == [{"begin": 0, "stop": 3, "tag": "PER", "word": "Mara", "by": "x"}]
+    assert json.loads(first)["entities"] == [{"begin": 0, "stop": 3, "tag": "PER", "word": "Mara", "by": "x"}, wrong]
     assert second == path.read_text().splitlines()[1]
-    assert str(repair).split("\n")[1] == f"  {path}:1  \"PER 'Mara ' at [0, 5)\" is now \"'Mara' at [0, 4)\""
+    first, left = (line.split(maxsplit=1) for line in str(repair).split("\n")[1:])
+    assert first == [f"{path}:1", "\"PER 'Mara ' at [0, 5)\" is now \"'Mara' at [0, 4)\""]
+    assert left[0] == f"{repair.output}:1"
+    assert left[1].startswith("not repaired: PER 'gone'")
 
 
 def test_what_would_be_a_guess_is_left_and_said(tmp_path):
@@ -652,7 +656,7 @@ def test_what_would_be_a_guess_is_left_and_said(tmp_path):
 
 def test_repair_of_inline_text(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("{{PER:Mara }}left\n\nin {{LOC:{{LOC:Ash}}}} \\{\n")
+    path.write_text("{{PER:Mara }}left\n\n\u200b\nin {{LOC:{{LOC:Ash}}}} \\{\n", encoding="utf-8")
     assert fix_file(path).output.read_text() == "{{PER:Mara}} left\n\nin {{LOC:Ash}} \\{\n"
 
 
