@@ -54,28 +54,30 @@ class Kind(NamedTuple):
 # %% ../nbs/02b_check.ipynb #c9961acd
 KINDS = {
     "unreadable": Kind("cannot be read"),
-    "ill_formed_tag": Kind("tags that break the scheme", True),
-    "cut_entity": Kind("entities that a sentence border cuts"),
-    "invisible_token": Kind("tokens that nobody sees", True),
-    "span_outside": Kind("spans outside of their text"),
-    "surface_mismatch": Kind("spans whose text is another"),
-    "span_without_token": Kind("spans without a word"),
-    "span_lost": Kind("spans that cannot be held"),
-    "blank_border": Kind("spans with blanks at an end", True),
-    "span_cuts_word": Kind("spans that cut a word"),
-    "duplicate_span": Kind("spans given twice", True),
-    "empty_sentence": Kind("sentences without a word", True),
-    "duplicate_id": Kind("ids given twice"),
-    "unknown_type": Kind("types that train lacks"),
+    "ill-formed-tag": Kind("tags that break the scheme", True),
+    "cut-entity": Kind("entities that a sentence border cuts"),
+    "invisible-token": Kind("tokens that nobody sees", True),
+    "span-outside": Kind("spans without a word of their text"),
+    "surface-mismatch": Kind("spans whose text is another"),
+    "discontinuous": Kind("spans in several pieces"),
+    "crosses-line": Kind("spans that go on in the next line"),
+    "blank-border": Kind("spans with blanks at an end", True),
+    "cuts-token": Kind("spans that cut a word"),
+    "duplicate-span": Kind("spans given twice", True),
+    "blank-text": Kind("sentences without a word", True),
+    "unknown-type": Kind("types that train lacks"),
     "scheme": Kind("schemes that differ"),
-    "crossing_span": Kind("spans that cross"),
-    "nested_span": Kind("spans within spans"),
-    "dirty_token": Kind("invisible characters within a token"),
-    "unseen_tag": Kind("tags that train lacks"),
-    "shared_sentence": Kind("sentences that an earlier split has"),
-    "repeated_sentence": Kind("sentences that stand there again"),
-    "conflicting_type": Kind("names with several types"),
-    "missed_entity": Kind("names that are unlabelled in places"),
+    "crossing-span": Kind("spans that cross"),
+    "nested-span": Kind("spans within spans"),
+    "duplicate-id": Kind("ids given twice"),
+    "dirty-token": Kind("invisible characters within a token"),
+    "unseen-tag": Kind("tags that train lacks"),
+    "shared-sentence": Kind("sentences that an earlier split has"),
+    "repeated-sentence": Kind("sentences that stand there again"),
+    "conflicting-type": Kind("names with several types"),
+    "missed-entity": Kind("names that are unlabelled in places"),
+    "ends-unknown": Kind("files that do not show what ends mean"),
+    "no-annotations": Kind("files of annotations that are missing"),
     "ignored": Kind("left aside when reading"),
 }
 SEVERITIES = ("error", "problem", "note")
@@ -120,20 +122,23 @@ class _Split:
 
 # %% ../nbs/02b_check.ipynb #4673fe81
 _PHRASES = {
-    "is ill-formed in": "ill_formed_tag",
-    "is blank or invisible": "invisible_token",
-    "holds an invisible character": "dirty_token",
-    "outside the text": "span_outside",
-    "in the text; correct the offsets": "surface_mismatch",
-    "covers no token": "span_without_token",
-    "blanks at its border": "blank_border",
-    "cuts a token": "span_cuts_word",
-    "is there twice": "duplicate_span",
-    "the text is empty": "empty_sentence",
-    "has no token": "empty_sentence",
-    "left out": "span_lost",
+    "is ill-formed in": "ill-formed-tag",
+    "is blank or invisible": "invisible-token",
+    "holds an invisible character": "dirty-token",
+    "outside the text": "span-outside",
+    "in the text; correct the offsets": "surface-mismatch",
+    "covers no token": "span-outside",
+    "blanks at its border": "blank-border",
+    "cuts a token": "cuts-token",
+    "is there twice": "duplicate-span",
+    "the text is empty": "blank-text",
+    "has no token": "blank-text",
+    "is in several pieces": "discontinuous",
+    "goes beyond line": "crosses-line",
+    "no span gives a surface": "ends-unknown",
+    "there is no such file": "no-annotations",
 }
-_NOTES = ("dirty_token", "ignored")
+_NOTES = ("dirty-token", "ends-unknown", "no-annotations", "ignored")
 
 
 def _read_finding(message: str, path: Path) -> Finding:
@@ -174,9 +179,9 @@ def _overlaps(spans: Sequence[Span]) -> Iterator[tuple[str, Span, Span]]:
         opened = [other for other in opened if other.end > span.start]
         crossed = [other for other in opened if other.end < span.end]
         if span in opened:
-            yield "duplicate_span", span, span
+            yield "duplicate-span", span, span
         elif opened:
-            kind = "crossing_span" if crossed else "nested_span"
+            kind = "crossing-span" if crossed else "nested-span"
             yield kind, span, (crossed or opened)[-1]
         opened.append(span)
 
@@ -202,16 +207,16 @@ def _check_span(file: _File, example: Example, span: Span
     tokens = example.tokens
     ends = tokens[span.start], tokens[span.end - 1]
     if file.format != "columns" and any(map(_BLANK.fullmatch, ends)):
-        yield Finding("blank_border", example.source,
+        yield Finding("blank-border", example.source,
                       f"{name} begins or ends with a blank", "problem")
     if _cuts(example, span.start) or _cuts(example, span.end):
         start, end = max(span.start - 3, 0), span.end + 3
         around = example.sep.join(tokens[start:end])
-        yield Finding("span_cuts_word", file.place(example, span.start),
+        yield Finding("cuts-token", file.place(example, span.start),
                       f"{name} cuts a word in {around!r}", "note")
 
 # %% ../nbs/02b_check.ipynb #6b1841da
-_OVERLAPS = {"crossing_span": "crosses", "nested_span": "lies within"}
+_OVERLAPS = {"crossing-span": "crosses", "nested-span": "lies within"}
 
 
 def _check_spans(file: _File, example: Example) -> Iterator[Finding]:
@@ -221,7 +226,7 @@ def _check_spans(file: _File, example: Example) -> Iterator[Finding]:
     for kind, span, other in _overlaps(example.spans or ()):
         place = file.place(example, span.start)
         name = f"{span.label} {example.surface(span)!r}"
-        if kind == "duplicate_span":
+        if kind == "duplicate-span":
             yield Finding(kind, place, f"{name} is there twice", "problem")
         else:
             yield Finding(
@@ -236,21 +241,21 @@ _DIRT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffd]")
 def _check_text(file: _File, example: Example) -> Iterator[Finding]:
     "A sentence without words, or with invisible characters."
     if not any(map(is_visible, example.tokens)):
-        yield Finding("empty_sentence", example.source,
+        yield Finding("blank-text", example.source,
                       f"the sentence {example.text!a} has no word", "problem")
     elif file.format != "columns":
         found = sorted(set(_DIRT.findall(example.text)))
         if found:
             names = " ".join(f"U+{ord(char):04X}" for char in found)
             yield Finding(
-                "dirty_token", example.source,
+                "dirty-token", example.source,
                 f"{_shorten(example.text)!a} holds {names}", "note")
 
 # %% ../nbs/02b_check.ipynb #6b8716d6
 def _check_borders(file: _File) -> Iterator[Finding]:
     "Blank lines with ill-formed tags on both sides and one type."
     odd = {_split_place(finding.where)[1] for finding in file.findings
-           if finding.kind == "ill_formed_tag"}
+           if finding.kind == "ill-formed-tag"}
     if not odd or file.format != "columns":
         return
     for left, right in pairwise(file.examples):
@@ -262,7 +267,7 @@ def _check_borders(file: _File) -> Iterator[Finding]:
         starts = [span for span in right.spans if span.start == 0]
         if ends and starts and ends[0].label == starts[0].label:
             yield Finding(
-                "cut_entity", f"{file.path}:{line - 1}",
+                "cut-entity", f"{file.path}:{line - 1}",
                 f"this blank line cuts the {ends[0].label} "
                 f"{left.surface(ends[0])!r} + {right.surface(starts[0])!r}; "
                 "join the sentences if they are one", "problem")
@@ -294,7 +299,7 @@ def _check_repetitions(splits: Sequence[_Split]) -> list[Finding]:
             differs = None not in (spans, others) and spans != others
             kind = "repeated" if name == split.name else "shared"
             found.append((not differs, Finding(
-                f"{kind}_sentence", example.source,
+                f"{kind}-sentence", example.source,
                 f"{_shorten(key.replace(chr(9), example.sep))!r} is in "
                 f"{_beside(place, example.source)} too"
                 + (", labelled otherwise" if differs else ""), "note")))
@@ -321,10 +326,10 @@ def _check_ids(split: _Split) -> Iterator[Finding]:
             place = known.setdefault(example.id, example.source)
             if place != example.source:
                 yield Finding(
-                    "duplicate_id", example.source,
+                    "duplicate-id", example.source,
                     f"the id {example.id!r} is that of "
                     f"{_beside(place, example.source)} too; results "
-                    "could not be told apart", "problem")
+                    "could not be told apart", "note")
 
 # %% ../nbs/02b_check.ipynb #ad03fa3c
 def _tag_places(split: _Split, scheme: str) -> dict[str, str]:
@@ -357,10 +362,10 @@ def _check_labels(splits: Sequence[_Split], scheme: str) -> Iterator[Finding]:
         for tag, place in _tag_places(split, scheme).items():
             if tag[2:] not in types | told:
                 told.add(tag[2:])
-                yield Finding("unknown_type", place, f"{split.name} has the "
+                yield Finding("unknown-type", place, f"{split.name} has the "
                               f"type {tag[2:]!r}, train has not", "problem")
             elif tag not in known and tag[2:] in types:
-                yield Finding("unseen_tag", place, f"{split.name} has the tag "
+                yield Finding("unseen-tag", place, f"{split.name} has the tag "
                               f"{tag!r}, train has not", "note")
 
 
@@ -438,12 +443,12 @@ def _check_names(splits: Sequence[_Split]) -> Iterator[Finding]:
             others = " and ".join(f"{label} {_times(use[label][0])}"
                                   for label in order[:-1])
             ranked.append((most / rare[0], most, Finding(
-                "conflicting_type", rare[1],
+                "conflicting-type", rare[1],
                 f"{surface!r} is {order[-1]} here ({_times(rare[0])} in "
                 f"all), {others}", "note")))
         if free is not None and total > free[0]:
             ranked.append((total / free[0], total, Finding(
-                "missed_entity", free[1],
+                "missed-entity", free[1],
                 f"{surface!r} is unlabelled here ({_times(free[0])} in all), "
                 f"{order[0]} {_times(most)}", "note")))
     ranked.sort(key=lambda entry: (-entry[0], -entry[1]))
@@ -574,13 +579,13 @@ def _statistics(split: _Split, train: _Split | None, findings: list[Finding],
     schemes = [file.scheme for file in split.files if file.scheme]
     overlap = None
     if train is not None and split is not train:
-        overlap = _overlap(split, _names(train), counts["shared_sentence"])
+        overlap = _overlap(split, _names(train), counts["shared-sentence"])
     return SplitStatistics(
         split.name, files,
         list(dict.fromkeys(file.format for file in split.files)),
         schemes[0] if schemes else None, len(examples),
         sum(example.spans is None for example in examples),
-        counts["repeated_sentence"],
+        counts["repeated-sentence"],
         sum(len(example.tokens) for example in examples),
         dict(labels.most_common()),
         _lengths(split, None, length - special),
@@ -636,7 +641,7 @@ class CheckReport:
 # %% ../nbs/02b_check.ipynb #37a13fa0
 def _kind(finding: Finding) -> Kind:
     "The kind of a finding."
-    return KINDS.get(finding.kind, Kind(finding.kind.replace("_", " ")))
+    return KINDS.get(finding.kind, Kind(finding.kind.replace("-", " ")))
 
 
 def _without_repair(report: CheckReport) -> set[str]:
@@ -916,7 +921,7 @@ def _one_scheme(files: list[tuple[str, _File]], read: Callable[..., _File]
 
 def _count_ill_formed(files: Iterable[tuple[str, _File]]) -> int:
     "The number of ill-formed tags."
-    return sum(finding.kind == "ill_formed_tag"
+    return sum(finding.kind == "ill-formed-tag"
                for _, file in files for finding in file.findings)
 
 # %% ../nbs/02b_check.ipynb #4ab50b68
@@ -1021,7 +1026,7 @@ def _repair_columns(file: _File, lines: list[str], options: dict
                     ) -> list[Change]:
     "Mend the lines of a column file in place."
     odd = {_split_place(finding.where)[1] for finding in file.findings
-           if finding.kind in ("ill_formed_tag", "invisible_token")}
+           if finding.kind in ("ill-formed-tag", "invisible-token")}
     changes = []
     for example in file.examples:
         first = _split_place(example.source)[1]
@@ -1032,7 +1037,7 @@ def _repair_columns(file: _File, lines: list[str], options: dict
         for number, token in zip(numbers, example.tokens, strict=True):
             where, line = f"{file.path}:{number}", lines[number - 1]
             if not is_visible(token):
-                changes.append(Change("invisible_token", where,
+                changes.append(Change("invisible-token", where,
                                       line.rstrip("\r\n"), None))
                 lines[number - 1] = ""
             elif example.spans is not None:
@@ -1040,7 +1045,7 @@ def _repair_columns(file: _File, lines: list[str], options: dict
                 mended = _replace_cell(line, column, next(tags))
                 if mended != line:
                     changes.append(Change(
-                        "ill_formed_tag", where, line.strip(), mended.strip()))
+                        "ill-formed-tag", where, line.strip(), mended.strip()))
                 lines[number - 1] = mended
     return changes
 
@@ -1083,13 +1088,13 @@ class _Mentions:
         place = _trim(text, start, end)
         name = f"{label} {text[start:end]!r} at [{start}, {end})"
         if (label, *place) in self.seen:
-            self.changes.append(Change("duplicate_span", self.where, name,
+            self.changes.append(Change("duplicate-span", self.where, name,
                                        None))
             return None
         self.seen.add((label, *place))
         if place != (start, end):
             self.changes.append(Change(
-                "blank_border", self.where, name,
+                "blank-border", self.where, name,
                 f"{text[slice(*place)]!r} at [{place[0]}, {place[1]})"))
         return place
 
@@ -1177,7 +1182,7 @@ def _repair_json(file: _File, lines: list[str], options: dict
         mentions = _Mentions(where, text)
         if _BLANK.fullmatch(text) and not any(
                 record.get(name) for name in _SPANS):
-            mentions.changes.append(Change("empty_sentence", where,
+            mentions.changes.append(Change("blank-text", where,
                                            line.strip(), None))
             lines[index] = ""
         elif file.format == "cluener":
@@ -1201,7 +1206,7 @@ def _repair_inline(file: _File, lines: list[str], options: dict
         text, spans = parse_inline(body)
         mentions = _Mentions(f"{file.path}:{index + 1}", text)
         if _BLANK.fullmatch(text) and not spans:
-            changes.append(Change("empty_sentence", mentions.where, body,
+            changes.append(Change("blank-text", mentions.where, body,
                                   None))
             lines[index] = ""
             continue

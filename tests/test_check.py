@@ -76,33 +76,33 @@ def odd(tmp_path):
 
 def test_every_oddity_of_column_files_has_its_line(odd):
     assert found(check_paths(odd)) == [
-        ("ill_formed_tag", "train.txt:6"),
-        ("ill_formed_tag", "train.txt:13"),
-        ("invisible_token", "train.txt:8"),
-        ("unknown_type", "dev.txt:5"),
-        ("dirty_token", "train.txt:9"),
-        ("unseen_tag", "dev.txt:8"),
-        ("shared_sentence", "dev.txt:1"),
-        ("repeated_sentence", "train.txt:25"),
-        ("conflicting_type", "train.txt:20"),
-        ("missed_entity", "train.txt:25"),
+        ("ill-formed-tag", "train.txt:6"),
+        ("ill-formed-tag", "train.txt:13"),
+        ("invisible-token", "train.txt:8"),
+        ("unknown-type", "dev.txt:5"),
+        ("dirty-token", "train.txt:9"),
+        ("unseen-tag", "dev.txt:8"),
+        ("shared-sentence", "dev.txt:1"),
+        ("repeated-sentence", "train.txt:25"),
+        ("conflicting-type", "train.txt:20"),
+        ("missed-entity", "train.txt:25"),
     ]
 
 
 def test_messages_tell_what_and_how_often(odd):
     messages = {finding.kind: finding.message for finding in check_paths(odd).findings}
-    assert messages["unknown_type"] == "dev has the type 'PRODUCT', train has not"
-    assert messages["shared_sentence"] == "'in Ash' is in train.txt:5 too"
-    assert messages["repeated_sentence"] == "'Mara Winson left' is in train.txt:1 too, labelled otherwise"
-    assert messages["conflicting_type"] == "'Ash' is ORG here (once in all), LOC 4 times"
-    assert messages["missed_entity"] == "'Mara Winson' is unlabelled here (once in all), PER 2 times"
+    assert messages["unknown-type"] == "dev has the type 'PRODUCT', train has not"
+    assert messages["shared-sentence"] == "'in Ash' is in train.txt:5 too"
+    assert messages["repeated-sentence"] == "'Mara Winson left' is in train.txt:1 too, labelled otherwise"
+    assert messages["conflicting-type"] == "'Ash' is ORG here (once in all), LOC 4 times"
+    assert messages["missed-entity"] == "'Mara Winson' is unlabelled here (once in all), PER 2 times"
 
 
 def test_a_blank_line_that_cuts_an_entity(tmp_path):
     path = columns(tmp_path / "train.txt", "the/O Ash/B-ORG Bel/I-ORG", "Bank/I-ORG met/O", "in/O Bel/B-LOC")
     bmes = columns(tmp_path / "dev.txt", "北/B-ORG 方/M-ORG", "银/M-ORG 行/E-ORG 在/O", "人/S-PER")
-    assert found(check_paths(path), "cut_entity") == []  # only one side is odd: B-ORG I-ORG may end there
-    (finding,) = (finding for finding in check_paths(bmes).findings if finding.kind == "cut_entity")
+    assert found(check_paths(path), "cut-entity") == []  # only one side is odd: B-ORG I-ORG may end there
+    (finding,) = (finding for finding in check_paths(bmes).findings if finding.kind == "cut-entity")
     assert finding.where == f"{bmes}:3"
     assert finding.message == ("this blank line cuts the ORG '北方' + '银行'; join the sentences if they are one")
 
@@ -122,17 +122,17 @@ def test_every_oddity_of_character_spans(tmp_path):
         {"id": 6, "text": "", "label": {}},
     )
     assert found(check_paths(path)) == [
-        ("span_outside", "train.json:4"),
-        ("surface_mismatch", "train.json:4"),
-        ("blank_border", "train.json:4"),
-        ("duplicate_span", "train.json:5"),
-        ("empty_sentence", "train.json:6"),
-        ("duplicate_id", "train.json:2"),
-        ("span_cuts_word", "train.json:1"),
-        ("crossing_span", "train.json:3"),
-        ("nested_span", "train.json:2"),
-        ("nested_span", "train.json:4"),
-        ("dirty_token", "train.json:5"),
+        ("span-outside", "train.json:4"),
+        ("surface-mismatch", "train.json:4"),
+        ("blank-border", "train.json:4"),
+        ("duplicate-span", "train.json:5"),
+        ("blank-text", "train.json:6"),
+        ("cuts-token", "train.json:1"),
+        ("crossing-span", "train.json:3"),
+        ("nested-span", "train.json:2"),
+        ("nested-span", "train.json:4"),
+        ("duplicate-id", "train.json:2"),
+        ("dirty-token", "train.json:5"),
     ]
 
 
@@ -161,9 +161,9 @@ def test_overlaps_against_all_pairs(tmp_path, spans):
         before = [other for other in ordered[:position] if other.end > span.start]
         if before:
             crosses = any(other.end < span.end for other in before)
-            expected["crossing_span" if crosses else "nested_span"] += 1
+            expected["crossing-span" if crosses else "nested-span"] += 1
     report = check_paths(path, format="cluener")
-    assert Counter(kind for kind, _ in found(report, "crossing_span", "nested_span")) == expected
+    assert Counter(kind for kind, _ in found(report, "crossing-span", "nested-span")) == expected
 
 
 labelled_sentences = st.lists(
@@ -202,7 +202,7 @@ def test_unlabelled_names_against_a_scan_of_every_name_at_every_word(tmp_path, s
         for name in free
         if labelled[name] > free[name]
     }
-    messages = {finding.message for finding in check_paths(path).findings if finding.kind == "missed_entity"}
+    messages = {finding.message for finding in check_paths(path).findings if finding.kind == "missed-entity"}
     assert messages == expected
 
 
@@ -211,11 +211,11 @@ def test_the_most_lopsided_names_come_first(tmp_path):
         tmp_path / "train.txt",
         *["Ash/B-LOC"] * 4, "Ash/B-ORG", "Ash/B-ORG", *["Bel/B-LOC"] * 3, "Bel/B-PER", *["Cal/B-LOC"] * 5, "Cal/O",
     )  # fmt: skip
-    places = found(check_paths(path), "conflicting_type", "missed_entity")
+    places = found(check_paths(path), "conflicting-type", "missed-entity")
     assert places == [
-        ("conflicting_type", "train.txt:19"),
-        ("conflicting_type", "train.txt:9"),
-        ("missed_entity", "train.txt:31"),
+        ("conflicting-type", "train.txt:19"),
+        ("conflicting-type", "train.txt:9"),
+        ("missed-entity", "train.txt:31"),
     ]
 
 
@@ -226,7 +226,7 @@ def test_names_within_letters_are_no_names(tmp_path):
         *[{"text": "看NBA赛", "label": {"ORG": {"NBA": [[1, 3]]}}}] * 2,
         {"text": "看WNBA赛", "label": {}},
     )
-    assert found(check_paths(path), "missed_entity") == []
+    assert found(check_paths(path), "missed-entity") == []
 
 
 # Splits, schemes, what cannot be read.
@@ -279,7 +279,7 @@ def test_files_of_one_data_set_are_read_in_one_scheme(tmp_path):
     columns(tmp_path / "dev.txt", "Mara/B-PER left/O")
     report = check_paths(tmp_path)
     assert [split.scheme for split in report.datasets[0].splits] == ["BIOES", "BIOES"]
-    assert found(report, "scheme", "ill_formed_tag") == [("ill_formed_tag", "dev.txt:1"), ("scheme", "dev.txt")]
+    assert found(report, "scheme", "ill-formed-tag") == [("ill-formed-tag", "dev.txt:1"), ("scheme", "dev.txt")]
 
 
 def test_schemes_that_do_not_fit_each_other_are_a_problem(tmp_path):
@@ -294,7 +294,7 @@ def test_schemes_that_do_not_fit_each_other_are_a_problem(tmp_path):
 def test_a_file_that_cannot_be_read_does_not_stop_the_check(tmp_path, odd):
     (odd / "dev.txt").write_bytes(b"Ash\tB-LOC\n\n\xff\tO\n")
     report = check_paths(odd)
-    assert found(report)[:2] == [("unreadable", "dev.txt:3"), ("ill_formed_tag", "train.txt:6")]
+    assert found(report)[:2] == [("unreadable", "dev.txt:3"), ("ill-formed-tag", "train.txt:6")]
     assert report.exit_code("never") == report.exit_code() == 2
     assert "expected utf-8, found byte 0xff" in report.findings[0].message
     missing = check_paths(tmp_path / "none.txt")
@@ -331,7 +331,7 @@ def test_two_folders_are_two_data_sets(tmp_path, odd):
     columns(other / "train.txt", "in/O Ash/B-LOC")
     report = check_paths([odd, other])
     assert [dataset.name for dataset in report.datasets] == [str(odd), str(other)]
-    assert found(report, "shared_sentence") == [("shared_sentence", "dev.txt:1")]
+    assert found(report, "shared-sentence") == [("shared-sentence", "dev.txt:1")]
 
 
 class Rows(list):
@@ -353,7 +353,7 @@ def test_a_folder_that_datasets_has_saved(tmp_path, monkeypatch):
     report = check_paths(tmp_path)
     assert [(split.name, split.sentences) for split in report.datasets[0].splits] == [("train", 1), ("dev", 2)]
     assert report.to_dict()["findings"][0]["file"] == str(tmp_path / "validation")
-    assert [(f.kind, f.where) for f in report.findings] == [("repeated_sentence", f"{tmp_path / 'validation'}:row 1")]
+    assert [(f.kind, f.where) for f in report.findings] == [("repeated-sentence", f"{tmp_path / 'validation'}:row 1")]
     with pytest.raises(DataError, match="expected a file, found a folder"):
         fix_file(tmp_path / "train")
 
@@ -404,7 +404,7 @@ def test_json_is_the_report(odd):
     assert content["version"] == 1
     assert set(content) == {"version", "datasets", "findings"}
     assert content["findings"][0] == {
-        "kind": "ill_formed_tag", "severity": "problem", "file": str(odd / "train.txt"), "line": 6,
+        "kind": "ill-formed-tag", "severity": "problem", "file": str(odd / "train.txt"), "line": 6,
         "message": "'I-LOC' between 'O' and the end is ill-formed in BIO; 'B-LOC' would fit", "fixable": True,
     }  # fmt: skip
     assert {finding["kind"] for finding in content["findings"]} <= set(KINDS)
@@ -526,7 +526,7 @@ def test_repaired_json_lines(tmp_path, texts, format, compact):
 
     assert meaning(after) == meaning(before)
     touched = {int(change.where.rpartition(":")[2]) for change in repair.changes}
-    removed = {int(c.where.rpartition(":")[2]) for c in repair.changes if c.kind == "empty_sentence"}
+    removed = {int(c.where.rpartition(":")[2]) for c in repair.changes if c.kind == "blank-text"}
     new = iter(copy.read_text(encoding="utf-8").split("\n"))
     for number, line in enumerate(lines, 1):
         if number not in removed:
@@ -534,7 +534,7 @@ def test_repaired_json_lines(tmp_path, texts, format, compact):
             assert (written == line) == (number not in touched)
     assert fix_file(copy, **options).changes == []
     left = {finding.kind for finding in check_paths(copy, **options).findings} & FIXABLE
-    assert left <= {"blank_border", "empty_sentence"}  # spans and texts of nothing but blanks
+    assert left <= {"blank-border", "blank-text"}  # spans and texts of nothing but blanks
 
 
 def test_each_repair_of_a_column_file_is_listed(odd):
@@ -646,10 +646,10 @@ def test_what_would_be_a_guess_is_left_and_said(tmp_path):
     repair = fix_file(path)
     assert (repair.changes, repair.output) == ([], None)
     assert [finding.kind for finding in repair.remaining] == [
-        "span_outside",
-        "surface_mismatch",
-        "blank_border",
-        "duplicate_span",
+        "span-outside",
+        "surface-mismatch",
+        "blank-border",
+        "duplicate-span",
     ]
     assert str(repair).count("not repaired: ") == 4
 
@@ -674,8 +674,8 @@ def test_repair_of_a_pair_of_brat(tmp_path):
         assert (copy / "a.ann").read_text() == (
             "T1\tPER 0 4\tMara\nT3\tLOC 11 14\tAsh\nT4\tLOC 11 14\tAsh\nR1\tin Arg1:T1 Arg2:T4\n"
         )
-        assert [change.kind for change in repair.changes] == ["blank_border", "duplicate_span"]
-        assert [finding.kind for finding in repair.remaining] == ["duplicate_span"]
+        assert [change.kind for change in repair.changes] == ["blank-border", "duplicate-span"]
+        assert [finding.kind for finding in repair.remaining] == ["duplicate-span"]
     assert [d.name for d in check_paths(tmp_path / "ann").datasets] == [str(tmp_path / "ann")]
 
 
@@ -688,7 +688,7 @@ def test_a_format_without_lines_is_copied_as_it_is(tmp_path):
     assert "problem: spans with blanks at an end (1)" in str(report)
     assert [finding["fixable"] for finding in report.to_dict()["findings"]] == [False]
     repair = fix_file(path, output=tmp_path / "new")
-    assert (repair.changes, [finding.kind for finding in repair.remaining]) == ([], ["blank_border"])
+    assert (repair.changes, [finding.kind for finding in repair.remaining]) == ([], ["blank-border"])
     assert repair.output.read_text() == content
 
 
@@ -699,9 +699,9 @@ def test_resume(data_folder, tmp_path):
     report = check_paths(data_folder / "resume")
     (dataset,) = report.datasets
     assert found(report)[:6] == [
-        *(("ill_formed_tag", f"train.char.bmes:{line}") for line in (62390, 62392, 64412, 64414)),
-        ("cut_entity", "train.char.bmes:62391"),
-        ("cut_entity", "train.char.bmes:64413"),
+        *(("ill-formed-tag", f"train.char.bmes:{line}") for line in (62390, 62392, 64412, 64414)),
+        ("cut-entity", "train.char.bmes:62391"),
+        ("cut-entity", "train.char.bmes:64413"),
     ]
     assert {finding.severity for finding in report.findings[6:]} == {"note"}
     assert [split.sentences for split in dataset.splits] == [3821, 463, 477]
@@ -723,7 +723,7 @@ def test_resume(data_folder, tmp_path):
 def test_cluener(data_folder):
     report = check_paths(data_folder / "cluener")
     (dataset,) = report.datasets
-    assert found(report, "nested_span", "crossing_span") == [("nested_span", "train.json:1507")] * 2
+    assert found(report, "nested-span", "crossing-span") == [("nested-span", "train.json:1507")] * 2
     assert report.exit_code() == 0
     assert [split.unlabelled for split in dataset.splits] == [0, 0, 1345]
     assert [sum(split.entities.values()) for split in dataset.splits] == [23971, 3072, 0]
@@ -732,7 +732,7 @@ def test_cluener(data_folder):
 def test_wnut17(data_folder):
     report = check_paths(data_folder / "wnut17")
     (dataset,) = report.datasets
-    assert found(report, "dirty_token") == [("dirty_token", "dev.conll:15556"), ("dirty_token", "dev.conll:16730")]
+    assert found(report, "dirty-token") == [("dirty-token", "dev.conll:15556"), ("dirty-token", "dev.conll:16730")]
     assert report.exit_code() == 0
     assert [split.sentences for split in dataset.splits] == [3394, 1009, 1287]
     assert [sum(split.entities.values()) for split in dataset.splits] == [1975, 836, 1079]
