@@ -12,10 +12,9 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import time
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -33,9 +32,7 @@ from nercrf.data import (
     DataError, complete_file, file_digest, find_split_files, read_corpus,
 )
 from .distributed import main_process_first
-from nercrf.features import (
-    FeatureDataset, Features, convert_examples_to_features,
-)
+from .features import FeatureDataset, convert_examples_to_features
 from .labels import get_scheme, label_list
 from nercrf.parts import (
     LINE_FORMATS, cache_key, convert_in_parts, describe_tokenizer,

@@ -196,6 +196,18 @@ def read_header(
         raise _broken(path, error) from error
 
 # %% ../nbs/03b_columns.ipynb #a6cae98c
+def _move_aside(path: Path, identity: tuple) -> str:
+    "Move an open file out of the way; what was done, in words."
+    aside = path.with_name(f"{path.name}.broken")
+    try:
+        if os.stat(path)[:3] == identity:
+            os.replace(path, aside)
+            return f"it was moved to {aside.name}, so start again"
+    except OSError as error:
+        return f"remove it ({error.strerror}) and start again"
+    return "it has been replaced meanwhile, so start again"
+
+# %% ../nbs/03b_columns.ipynb #3c8189f4
 class ColumnFile:
     "An open file of columns; small ones in memory, others mapped."
 
@@ -245,23 +257,14 @@ class ColumnFile:
         shift, last = self.header.start, min(end, first + BLOCK)
         found = zlib.crc32(memoryview(self._buffer)[shift + first:shift + last])
         if found != self.header.sums[name][block]:
-            done = f"; {self._move_aside()}" if move else ""
+            done = ""
+            if move:
+                done = f"; {_move_aside(self.path, self._identity)}"
             raise _broken(self.path, f"block {block} of {name}, bytes "
                           f"{shift + first} to {shift + last}, differs from "
                           f"its checksum{done}")
 
-    def _move_aside(self) -> str:
-        "Move the file out of the way; what was done, in words."
-        aside = self.path.with_name(f"{self.path.name}.broken")
-        try:
-            if os.stat(self.path)[:3] == self._identity:
-                os.replace(self.path, aside)
-                return f"it was moved to {aside.name}, so start again"
-        except OSError as error:
-            return f"remove it ({error.strerror}) and start again"
-        return "it has been replaced meanwhile, so start again"
-
-
+# %% ../nbs/03b_columns.ipynb #ee6c022e
 def _reopen(path: Path, digest: str) -> ColumnFile:
     "Open a file again, in another process; it has to be the same."
     file = ColumnFile(path, resident=0)
@@ -270,6 +273,22 @@ def _reopen(path: Path, digest: str) -> ColumnFile:
     return file
 
 # %% ../nbs/03b_columns.ipynb #46b5b82b
+def _touched_blocks(key: Any, size: int, in_block: int) -> np.ndarray:
+    "The blocks of a column of `size` entries that an index needs."
+    last_block = max(size - 1, 0) // in_block
+    if isinstance(key, slice):
+        rows = range(*key.indices(size))
+        if not rows:
+            return np.zeros(0, np.int64)
+        first, last = sorted((rows[0], rows[-1]))
+        return np.arange(first // in_block, last // in_block + 1)
+    rows = np.asarray(key)
+    if rows.dtype.kind not in "iu":
+        return np.arange(last_block + 1)
+    rows = np.where(rows < 0, rows + size, rows).reshape(-1)
+    return (rows // in_block).clip(0, last_block)
+
+# %% ../nbs/03b_columns.ipynb #cd8a626b
 class Column:
     "A column of a mapped file; indexing it gives arrays that were proved."
 
@@ -301,25 +320,9 @@ class Column:
             self._proved[block] = True
         self._all_proved = bool(self._proved.all())
 
-    def _touched(self, key: Any) -> np.ndarray:
-        "The blocks that an index needs."
-        if isinstance(key, slice):
-            start, stop, step = key.indices(self.size)
-            rows = range(start, stop, step)
-            if not rows:
-                return np.zeros(0, np.int64)
-            first, last = sorted((rows[0], rows[-1]))
-            return np.arange(first // self._in_block,
-                             last // self._in_block + 1)
-        rows = np.asarray(key)
-        if rows.dtype.kind not in "iu":
-            return np.arange(len(self._proved))
-        return np.where(rows < 0, rows + self.size, rows).reshape(-1).clip(
-            0, max(self.size - 1, 0)) // self._in_block
-
     def __getitem__(self, key: Any) -> np.ndarray:
         if not self._all_proved:
-            blocks = self._touched(key)
+            blocks = _touched_blocks(key, self.size, self._in_block)
             if not self._proved[blocks].all():
                 self._prove(blocks)
         return self._array[key]

@@ -30,7 +30,7 @@ from nercrf.columns import (
     ColumnSource, is_row_column, load_features, save_features,
 )
 from .data import DataError, Example, file_digest
-from .features import Features, convert_examples_to_features
+from .features import convert_examples_to_features
 from .labels import Span, find_ill_formed, label_list, tags_to_spans
 
 # %% auto #0
@@ -293,15 +293,15 @@ class PartReader:
     ):
         self.tokenizer = tokenizer
 
-    def scan(self, part: list, reader: dict) -> dict:
+    def _scan(self, part: list, reader: dict) -> dict:
         return _scan_part(Part(*part), reader)
 
-    def tag_problems(self, part: list, reader: dict, scheme: str) -> list[str]:
+    def _tag_problems(self, part: list, reader: dict, scheme: str) -> list[str]:
         parsed = _parse_part(Part(*part), reader)
         return nercrf.data._check_tags(
             parsed.path, parsed.sentences, scheme)
 
-    def load(self, folder: str) -> dict:
+    def _load(self, folder: str) -> dict:
         self.tokenizer = _load_tokenizer(folder)
         return describe_tokenizer(self.tokenizer)
 
@@ -313,9 +313,9 @@ class PartReader:
                 parsed.path, parsed.sentences, parsed.labelled, scheme)
         return examples
 
-    def convert(self, part: list, around: list, reader: dict, tag_scheme: str,
-                labels: list, scheme: str, conversion: dict, target: str
-                ) -> int:
+    def _convert(self, part: list, around: list, reader: dict,
+                 tag_scheme: str, labels: list, scheme: str, conversion: dict,
+                 target: str) -> int:
         examples, *neighbours = (
             self._examples(parts, reader, tag_scheme)
             for parts in ([part], *around))
@@ -330,13 +330,13 @@ class PartReader:
 
     def answer(
         self,
-        request: dict[str, Any],  # `do`, the method; and its arguments
+        request: Mapping[str, Any],  # `do`, what; and its arguments
     ) -> Any:  # what the method returns
         "Carry out a request."
         request, collects = dict(request), gc.isenabled()
         gc.disable()  # a million new objects, none of which is in a cycle
         try:
-            return getattr(self, request.pop("do"))(**request)
+            return getattr(self, f"_{request.pop('do')}")(**request)
         finally:
             if collects:
                 gc.enable()

@@ -484,7 +484,9 @@ def test_failed_write_leaves_the_old_file_and_no_other(args, tokenizer, monkeypa
     assert cached_file(args) == path
 
 
-def test_without_a_place_in_the_data_folder_the_users_cache_is_used(args, tokenizer, tmp_path, monkeypatch, builds, caplog):
+def test_without_a_place_in_the_data_folder_the_users_cache_is_used(
+    args, tokenizer, tmp_path, monkeypatch, builds, caplog
+):
     args.feature_cache_dir = None
     (Path(args.data_dir) / ".nercrf_cache").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
@@ -511,9 +513,8 @@ def bad_disk(args, request):
     try:
         shutil.copytree(args.data_dir, folder, dirs_exist_ok=True)
         if request.param == "full":
-            with pytest.raises(OSError, match="No space left"), open(folder / "filler", "wb", buffering=0) as file:
-                while True:
-                    file.write(b"x" * 4096)
+            with pytest.raises(OSError, match="No space left"):
+                (folder / "filler").write_bytes(b"x" * (1 << 21))
         else:
             subprocess.run(["mount", "-o", "remount,size=1m,ro", folder], check=True)
         yield folder
@@ -664,6 +665,7 @@ def run_processes(payload, count=2):
     finally:
         for item in running:
             item.kill()
+
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_of_a_group_build_once_and_fail_together(count, args, tmp_path):
@@ -869,7 +871,7 @@ def test_a_broken_block_is_found_in_use_and_the_next_start_builds(args, tokenize
     damaged[header.start + header.table["input_ids"]["data_offsets"][0]] ^= 1
     path.write_bytes(damaged)
     opened = load_and_cache_examples(args, "ner", tokenizer)
-    with pytest.raises(CacheError, match="block 0 of input_ids.*moved to .*broken, so start again"):
+    with pytest.raises(CacheError, match=r"block 0 of input_ids.*moved to .*broken, so start again"):
         opened.collate([0])
     assert [path.suffix for path in Path(args.feature_cache_dir).glob("train-*")] == [".broken"]
     again = load_and_cache_examples(args, "ner", tokenizer)
@@ -967,7 +969,13 @@ def test_info_shows_the_header_and_proves_the_file(cached, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "left"),
-    [(["--broken"], 2), (["--all"], 0), (["--older_than", "1"], 6), (["--older_than", "0"], 0), (["--all", "--dry_run"], 6)],
+    [
+        (["--broken"], 2),
+        (["--all"], 0),
+        (["--older_than", "1"], 6),
+        (["--older_than", "0"], 0),
+        (["--all", "--dry_run"], 6),
+    ],
 )
 def test_clean_removes_what_was_asked_for_and_nothing_else(flags, left, cached, args, capsys):
     other = not_ours(cached)

@@ -137,9 +137,13 @@ def test_a_changed_byte_is_found_wherever_it_is(data, change, resident):
     with scratch() as path:
         path.write_bytes(damaged)
         with pytest.raises(CacheError, match="build it again"):
-            features, _ = load_features(path, resident)
-            for column in features.arrays.values():
-                np.asarray(column)
+            read_all(path, resident)
+
+
+def read_all(path, resident):
+    features, _ = load_features(path, resident)
+    for column in features.arrays.values():
+        np.asarray(column)
 
 
 def scratch():
@@ -179,7 +183,9 @@ def test_a_cut_or_lengthened_file_is_found_at_opening(length, more):
                     load_features(path, resident)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"not a cache file", b"\xff" * 100, (2).to_bytes(8, "little") + b"{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x04.", b"not a cache file", b"\xff" * 100, (2).to_bytes(8, "little") + b"{}"]
+)
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(CacheError, match="found a broken one"):
@@ -352,8 +358,12 @@ def test_data_loader_workers_read_mapped_features(large, context):
     dataset = FeatureDataset(load_features(large, 0)[0], LABELS)
     dataset.collate([0])
     picked = torch.utils.data.Subset(dataset, range(0, 40_000, 4_000))
-    loader = DataLoader(picked, batch_size=4, num_workers=2, multiprocessing_context=context, collate_fn=dataset.collate_fn)
-    expected = [collate_sentences(LARGE, range(start, min(start + 16_000, 40_000), 4_000)) for start in (0, 16_000, 32_000)]
+    loader = DataLoader(
+        picked, batch_size=4, num_workers=2, multiprocessing_context=context, collate_fn=dataset.collate_fn
+    )
+    expected = [
+        collate_sentences(LARGE, range(start, min(start + 16_000, 40_000), 4_000)) for start in (0, 16_000, 32_000)
+    ]
     assert_same_batches(list(loader), expected)
 
 

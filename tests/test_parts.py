@@ -222,7 +222,9 @@ def test_two_processes_give_the_same_file(corpus):
     assert build(corpus, True, 9000, on_bad="warn", processes=2) == whole
 
 
-@pytest.mark.parametrize("tokenizer", [make_tokenizer(OtherTokenizer), ByT5Tokenizer()], ids=["not importable", "python"])
+@pytest.mark.parametrize(
+    "tokenizer", [make_tokenizer(OtherTokenizer), ByT5Tokenizer()], ids=["not importable", "python"]
+)
 def test_tokenizers_of_all_kinds(corpus, tokenizer):
     settings = {"on_bad": "warn", "tokenizer": tokenizer}
     assert build(corpus, True, 20_000, processes=2, **settings) == build(corpus, False, **settings)
@@ -271,7 +273,7 @@ def test_a_full_disk_in_a_process_is_an_oserror(corpus):
     }
     with open_workers(1, PartReader()) as workers:
         nercrf.parts._share_tokenizer(workers, TOKENIZER, corpus / "tokenizer")
-        with pytest.raises(OSError, match="Not a directory|File exists"):
+        with pytest.raises(OSError, match=r"Not a directory|File exists"):
             list(workers.map([request]))
 
 
