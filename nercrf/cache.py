@@ -254,8 +254,8 @@ def _in_parts(args, description):
     "Whether a corpus is large, and can be cut."
     files = find_split_files(args.data_dir)
     size = sum(path.stat().st_size for path in files.values())
-    if size < LARGE:
-        return False
+    if size < LARGE or description["conversion"].get("context"):
+        return False  # a part does not see the sentences around it
     formats = {format for _, format in description["data"].values()}
     whole = sorted(formats.difference(LINE_FORMATS))
     if whole:

@@ -502,6 +502,8 @@ class NerCrfConfig(PreTrainedConfig):
         constrain_likelihood: bool = False,  # and sum over no others
         split_by: str = "words",  # cut raw text by "words" or "characters"
         max_seq_length: int = 128,  # pieces of a training window, specials too
+        stride: int | None = None,  # pieces that windows share; None: a quarter
+        context: int = 0,  # sentences that are shown on either side
         initializer_range: float = 0.02,  # spread of the linear layer's weights
         **kwargs: Any,  # everything that a PreTrainedConfig takes
     ):
@@ -525,6 +527,8 @@ class NerCrfConfig(PreTrainedConfig):
         self.constrain_likelihood = constrain_likelihood
         self.split_by = split_by
         self.max_seq_length = max_seq_length
+        self.stride = stride
+        self.context = context
         self.initializer_range = initializer_range
         super().__init__(id2label=id2label, label2id=label2id, **kwargs)
 

@@ -111,6 +111,7 @@ def _as_dataset(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     config: NerCrfConfig,
+    with_context: bool = True,
 ) -> FeatureDataset:
     "Sentences as the model of this configuration takes them, without labels."
     features = convert_examples_to_features(
@@ -119,6 +120,8 @@ def _as_dataset(
         config.max_seq_length,
         tokenizer,
         scheme=config.scheme,
+        stride=config.stride,
+        context=config.context if with_context else 0,
     )
     return FeatureDataset(features, config.labels, config.scheme)
 
@@ -156,12 +159,15 @@ class Tagger:
         self,
         # sentences of known words; their own spans are not looked at
         examples: Sequence[Example],
+        # are they shown together with their neighbours of the same file, if
+        # the model was trained so?
+        with_context: bool = True,
     ) -> list[list[Span]]:  # the entities of each, in words
         "Tag sentences of words."
         if not examples:
             return []
         config = self.model.config
-        dataset = _as_dataset(examples, self.tokenizer, config)
+        dataset = _as_dataset(examples, self.tokenizer, config, with_context)
         batches = evaluation_batches(dataset, self.batch_size)
         results = run_batches(SimpleNamespace(), self.model, dataset, batches)
         return [
@@ -173,11 +179,14 @@ class Tagger:
         self,
         # a text, texts, or sentences of words
         inputs: str | Sequence[str] | Sequence[Sequence[str]],
+        # do the elements follow each other in one document? Only then does a
+        # model that was trained with context see their neighbours
+        connected: bool = False,
     ) -> list[Entity] | list[list[Entity]]:  # of the text, or of each element
         "Tag a text, a list of texts, or a list of sentences of words."
         if isinstance(inputs, str):
             return self([inputs])[0]
-        return _tag_inputs(self, list(inputs))
+        return _tag_inputs(self, list(inputs), connected)
 
 # %% ../nbs/13_predict.ipynb #5b37e9d0
 def _as_example(
@@ -202,12 +211,17 @@ def _as_example(
     )
 
 
-def _tag_inputs(tagger: Tagger, inputs: list) -> list[list[Entity]]:
+def _tag_inputs(
+    tagger: Tagger, inputs: list, connected: bool
+) -> list[list[Entity]]:
     "Tag the elements of a list."
     prepared = [
         _as_example(tagger, item, place) for place, item in enumerate(inputs)
     ]
-    spans = tagger.tag_examples([example for example, _, _ in prepared])
+    examples = [example for example, _, _ in prepared]
+    if connected:  # of one document, so from one place
+        examples = [replace(example, source="") for example in examples]
+    spans = tagger.tag_examples(examples, with_context=connected)
     return [
         to_entities(example, found, text, offsets)
         for (example, text, offsets), found in zip(prepared, spans, strict=True)

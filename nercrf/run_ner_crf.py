@@ -256,6 +256,8 @@ def _model_options(args: TrainingConfig, corpus: Corpus) -> dict:
         if all(len(token) == 1 for token in tokens)
         else "words",
         "max_seq_length": args.eval_max_seq_length,
+        "stride": args.stride,
+        "context": args.context,
     }
 
 
@@ -293,6 +295,7 @@ def _trained_model(
     config.constrain = args.constrain
     config.constrain_likelihood = args.constrain_likelihood
     config.max_seq_length = args.eval_max_seq_length
+    config.stride, config.context = args.stride, args.context
     model = NerCrfForTokenClassification.from_pretrained(
         args.model_name_or_path,
         config=config,
@@ -364,6 +367,7 @@ def _cache_args(args: TrainingConfig, loaded: LoadedModel) -> SimpleNamespace:
     "The flags, and the labels and scheme of the model."
     config = loaded.model.config
     own = {"labels": list(config.labels), "scheme": config.scheme}
+    own |= {"stride": config.stride, "context": config.context}
     return SimpleNamespace(**(vars(args) | own))
 
 # %% ../nbs/15_run_ner_crf.ipynb #57c000d8

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,17 @@ class DataConfig:
     train_max_seq_length: int = 128
     # word pieces a window in evaluation and prediction
     eval_max_seq_length: int = 512
+    # word pieces that neighbouring windows of a long text share; left out:
+    # a quarter of the window; 0: none
+    stride: int | None = None
+    # sentences of the same file that the encoder sees on either side
+    context: int = 0
+    # of gold spans that share a word the labels hold the outermost or the
+    # innermost
+    nested: str = "outermost"
+    # word pieces of a device's batch, padding included, in place of
+    # --per_gpu_train_batch_size
+    max_pieces: int | None = None
     # where features are cached; left out: beside the data
     feature_cache_dir: str | None = None
     overwrite_cache: bool = False  # build the cached features again
@@ -271,6 +283,7 @@ _POSITIVE = (
     "per_gpu_eval_batch_size",
     "gradient_accumulation_steps",
     "train_batch_size",
+    "max_pieces",
     "learning_rate",
     "crf_learning_rate",
     "num_train_epochs",
@@ -283,6 +296,7 @@ _STEPS = ("logging_steps", "eval_steps", "save_steps")
 _CHOICES = {
     "schedule": ("linear", "cosine", "constant"),
     "on_bad": ("error", "warn"),
+    "nested": ("outermost", "innermost"),
     "input_format": ("text", "columns", "cluener"),
     "output_format": ("jsonl", "cluener", "columns"),
 }
@@ -309,7 +323,7 @@ def _check_values(args: TrainingConfig) -> None:
             raise ValueError(
                 f"--{name} must be one of {', '.join(choices)}, got {value!r}"
             )
-    for name in ("weight_decay", "max_grad_norm", "patience"):
+    for name in ("context", "weight_decay", "max_grad_norm", "patience"):
         if getattr(args, name) < 0:
             raise ValueError(
                 f"--{name} must not be negative, got {getattr(args, name)}"
@@ -435,16 +449,61 @@ class UpdatePlan:
     # updates in all, when positive; below 1: this share of the epochs
     max_steps: float
     epochs: float  # passes over the data, otherwise
+    windows: np.ndarray | None = None  # of each sentence; None: one
+    # word pieces in one forward pass over all devices, padding included
+    micro_pieces: int | None = None
+    # and in one update; the two sizes in sentences are then not limits
+    update_pieces: int | None = None
 
     @property
     def updates_per_epoch(self) -> int:  # at least 1
-        "The number of updates in one pass over the data."
+        "The number of updates in one pass over the data, the first."
+        if self.update_pieces is not None:
+            return self._epoch_updates(0)
         return math.ceil(len(self.lengths) / self.update_size)
+
+    @cached_property
+    def _counted(self) -> list[int]:
+        "Updates of the first epochs, as far as somebody has asked."
+        return []
+
+    def _epoch_updates(self, number: int) -> int:
+        "The updates of one epoch: by pieces, each epoch has its own number."
+        if self.update_pieces is None:
+            return self.updates_per_epoch
+        while len(self._counted) <= number:
+            self._counted.append(len(self.epoch(len(self._counted))))
+        return self._counted[number]
+
+    def epoch_of(
+        self,
+        step: int,  # updates done
+    ) -> tuple[int, int]:  # the epoch of the next one, and those done in it
+        "Where a training stands."
+        epoch = 0
+        if self.update_pieces is None:
+            return divmod(step, self.updates_per_epoch)
+        while step >= self._epoch_updates(epoch):
+            step -= self._epoch_updates(epoch)
+            epoch += 1
+        return epoch, step
+
+    def passes(
+        self,
+        step: int,  # updates done
+    ) -> float:  # epochs, with a fraction
+        "How often the data have been seen."
+        epoch, done = self.epoch_of(step)
+        return epoch + done / self._epoch_updates(epoch)
 
     @property
     def total(self) -> int:  # updates
         "The number of updates of the whole training."
-        whole = math.ceil(self.epochs * self.updates_per_epoch)
+        full = int(self.epochs)
+        whole = sum(map(self._epoch_updates, range(full)))
+        if self.epochs > full:
+            rest = (self.epochs - full) * self._epoch_updates(full)
+            whole = math.ceil(whole + rest)
         if self.max_steps > 0:
             return count_steps(self.max_steps, whole)
         return whole
@@ -454,20 +513,31 @@ class UpdatePlan:
         number: int,  # which pass, from 0
     ) -> list[np.ndarray]:  # sentence indices of each update
         "The updates of one pass over the data, each sentence in exactly one."
+        by_pieces = self.update_pieces is not None
         return plan_batches(
             self.lengths,
-            self.update_size,
+            None if by_pieces else self.update_size,
             seed=self.seed,
             epoch=number,
-            shuffle=True,
+            max_pieces=self.update_pieces,
+            windows=self.windows,
         )
 
     def micro_batches(
         self,
         update: np.ndarray,  # sentence indices of one update
-    ) -> list[np.ndarray]:  # at most `micro_size` sentences each
+    ) -> list[np.ndarray]:  # at most `micro_size` sentences, or pieces, each
         """Cut an update into forward passes, sentences of similar length
         together."""
+        if self.micro_pieces is not None:
+            windows = self.windows
+            passes = plan_batches(
+                self.lengths[update],
+                shuffle=False,
+                max_pieces=self.micro_pieces,
+                windows=None if windows is None else windows[update],
+            )
+            return [update[places] for places in passes]
         ordered = update[np.argsort(-self.lengths[update], kind="stable")]
         return [
             ordered[first : first + self.micro_size]
@@ -483,10 +553,11 @@ def build_plan(
     "The plan of a training: `t_total` comes from max_steps or from the epochs."
     if not len(dataset):
         raise ValueError("nothing to train on: the data set has no sentence")
-    micro_size = (
-        args.per_gpu_train_batch_size * max(1, info.n_gpu) * info.world_size
-    )
+    devices = max(1, info.n_gpu) * info.world_size
+    micro_size = args.per_gpu_train_batch_size * devices
     accumulated = micro_size * args.gradient_accumulation_steps
+    micro_pieces = args.max_pieces and args.max_pieces * devices
+    by_pieces = micro_pieces and not args.train_batch_size
     return UpdatePlan(
         lengths=np.asarray(dataset.lengths),
         micro_size=micro_size,
@@ -494,6 +565,11 @@ def build_plan(
         seed=args.seed if args.data_seed is None else args.data_seed,
         max_steps=args.max_steps,
         epochs=args.num_train_epochs,
+        windows=dataset.features.window_counts,
+        micro_pieces=micro_pieces,
+        update_pieces=micro_pieces * args.gradient_accumulation_steps
+        if by_pieces
+        else None,
     )
 
 # %% ../nbs/12_trainer.ipynb #ff899127
@@ -577,8 +653,9 @@ def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
     )
     parts = run.info.world_size * devices
     first = run.info.rank * devices
+    pieces = run.dataset.features.piece_lengths[micro_batch]
     shares = [
-        shard_batch(micro_batch, first + device, parts)
+        shard_batch(micro_batch, first + device, parts, pieces)
         for device in range(devices)
     ]
     weight = 1.0
@@ -701,6 +778,7 @@ def training_identity(
         "data": data_fingerprint(dataset),
         "labels": " ".join(dataset.labels),
         "sentences_an_update": plan.update_size,
+        "pieces_an_update": plan.update_pieces,
         "seed": args.seed,
         "data_seed": plan.seed,
         "updates": plan.total,
@@ -796,7 +874,7 @@ def log_progress(
         return {}
     record = {
         "step": run.progress.step,
-        "epoch": round(run.progress.step / run.plan.updates_per_epoch, 4),
+        "epoch": round(run.plan.passes(run.progress.step), 4),
         "loss": _close_window(run),
         "learning_rate": run.optimizer.param_groups[0]["lr"],
         "crf_learning_rate": run.optimizer.param_groups[-1]["lr"],
@@ -1127,17 +1205,18 @@ def evaluate_run(
 def is_due(
     every: int,  # updates between two times; -1: once an epoch; 0: never
     step: int,  # updates done
-    updates_per_epoch: int,  # the length of an epoch
+    ends_epoch: bool,  # was it the last one of an epoch?
 ) -> bool:  # is it time?
     "Is something due after this update?"
     if every == 0 or step == 0:
         return False
-    return step % (updates_per_epoch if every < 0 else every) == 0
+    return ends_epoch if every < 0 else step % every == 0
 
 # %% ../nbs/12_trainer.ipynb #318d0087
 def _after_update(run: TrainingRun) -> None:
     "Log, evaluate and save what is due."
-    args, step, epoch = run.args, run.progress.step, run.plan.updates_per_epoch
+    args, step = run.args, run.progress.step
+    epoch = run.plan.epoch_of(step)[1] == 0  # has one ended?
     last = step == run.plan.total
     log_now = last or is_due(args.logging_steps, step, epoch)
     if log_now:
@@ -1164,13 +1243,13 @@ def _run_updates(run: TrainingRun) -> None:
     "Make all updates that are left."
     plan, progress, call = run.plan, run.progress, run.callbacks.call
     while progress.step < plan.total and run.stop_reason is None:
-        epoch, done = divmod(progress.step, plan.updates_per_epoch)
+        epoch, done = plan.epoch_of(progress.step)
         if not done:
             call("on_epoch_begin", run, epoch)
         for update in plan.epoch(epoch)[done:]:
             training_update(run, update)
             _after_update(run)
-            if progress.step % plan.updates_per_epoch == 0:
+            if plan.epoch_of(progress.step)[1] == 0:
                 call("on_epoch_end", run, epoch)
             if progress.step == plan.total or run.stop_reason is not None:
                 break
