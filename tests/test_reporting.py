@@ -20,7 +20,6 @@ from training import (
     make_dataset,
     make_model,
     read_history,
-    run_script,
     train_in,
     write_corpus,
 )
@@ -349,12 +348,3 @@ def test_the_estimate_counts_what_the_training_makes(tmp_path):
     assert estimate.parameters == sum(p.numel() for p in model.parameters())
     assert estimate.trained == sum(p.numel() for p in model.parameters() if p.requires_grad) < estimate.parameters
     assert train(args, TRAIN, make_model(), TOKENIZER, DEV)[0] == estimate.updates
-
-
-def test_without_a_terminal_there_is_no_bar(tmp_path):
-    """The script's log has lines and no carriage returns."""
-    data = write_corpus(tmp_path / "data")
-    finished = run_script("--data_dir", data, "--output_dir", tmp_path / "out", "--do_train", "--no_cuda",
-                          "--max_steps", 2)  # fmt: skip
-    assert "\r" not in finished.stderr
-    assert "pieces/s" not in finished.stderr

@@ -118,7 +118,8 @@ def some_disturbance(total):
     signals = st.builds(SignalAt, st.integers(1, total - 1), st.sampled_from([signal.SIGTERM, signal.SIGINT]))
     crashes = st.builds(crash_at, st.sampled_from(BEFORE_THE_STEP), st.integers(1, total))
     after = st.builds(crash_at, st.just("on_update_end"), st.integers(1, total))
-    due = st.builds(crash_at, st.sampled_from(["on_log", "on_evaluate"]), st.sampled_from([3, 6, 9]))
+    # with float16 the first three updates overflow, and there is nothing to log
+    due = st.builds(crash_at, st.sampled_from(["on_log", "on_evaluate"]), st.sampled_from([6, 9]))
     saved = st.builds(crash_at, st.just("on_save"), st.sampled_from([4, 8]))
     return st.one_of(signals, crashes, after, due, saved)
 
@@ -140,7 +141,7 @@ def test_a_resumed_training_ends_in_the_same_bits(tmp_path_factory, name, data):
 def test_after_every_update_and_every_moment_training_goes_on_in_the_same_bits(tmp_path_factory, name):
     """Each update, with a signal and with a crash at each moment that occurs in it."""
     whole, total = whole_run(tmp_path_factory, name), TOTALS[name]
-    due = {"on_log": {3, 6, 9, 12, total}, "on_evaluate": {3, 6, 9, 12, total}, "on_save": {4, 8, 12, total}}
+    due = {"on_log": {6, 9, 12, total}, "on_evaluate": {3, 6, 9, 12, total}, "on_save": {4, 8, 12, total}}
     for step in range(1, total + 1):
         disturbances = [crash_at(each, step) for each in MOMENTS if step in due.get(each, {step})]
         disturbances = [each for each in disturbances if "on_epoch_end" not in vars(type(each)) or step == total]

@@ -65,6 +65,7 @@ def test_two_processes_make_the_training_of_one(inputs, tmp_path):
     names = [sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) for folder in (one, two)]
     assert names[0] == names[1]
     assert finished.stderr.count("training on 50 sentences, 12 an update, 10 updates, 2 process(es)") == 1
+    assert "\r" not in finished.stderr  # no progress bar without a terminal
     assert finished.stdout.count("unseen surfaces") == 2
     assert finished.stderr.count("sentences written to") == 3  # train, dev and test, each by the main process alone
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 3
