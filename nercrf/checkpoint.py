@@ -14,21 +14,26 @@ import os
 import random
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 # %% auto #0
-__all__ = ['logger', 'MANIFEST', 'CheckpointError', 'DiskFullError', 'save_state', 'load_state', 'random_state',
-           'set_random_state', 'verify_folder', 'restore_folders', 'write_folder', 'latest_checkpoint',
-           'discard_later_checkpoints', 'prune_checkpoints']
+__all__ = ['logger', 'MANIFEST', 'EVALUATION', 'MODEL_WEIGHTS', 'CheckpointError', 'DiskFullError', 'StateSnapshot',
+           'take_snapshot', 'save_state', 'load_state', 'random_state', 'set_random_state', 'verify_folder',
+           'restore_folders', 'write_folder', 'latest_checkpoint', 'choose_removals', 'write_evaluation', 'read_scores',
+           'prune_checkpoints', 'discard_later_checkpoints', 'BackgroundWriter', 'average_checkpoints']
 
 # %% ../nbs/10_checkpoint.ipynb #2528f4dd
 logger = logging.getLogger(__name__)
@@ -115,18 +120,35 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
                 for key, each in value["items"]}
     raise KeyError(f"{_TYPE} {kind!r}")
 
+# %% ../nbs/10_checkpoint.ipynb #63534438
+@dataclass(frozen=True)
+class StateSnapshot:
+    "A state as it was at one moment, in the form in which it is written."
+
+    tree: Any  # JSON, with notes where tensors were
+    tensors: dict[str, torch.Tensor]  # copies on the CPU
+
+
+def take_snapshot(
+    state: Any,  # tensors, numbers, strings, bool, None in lists, tuples, dicts
+    name: str = "state",  # what the places in error messages begin with
+) -> StateSnapshot:  # shares no memory with `state`
+    "Copy a state to host memory, ready to be written at any later time."
+    tensors: dict[str, torch.Tensor] = {}
+    return StateSnapshot(_encode(state, name, tensors), tensors)
+
 # %% ../nbs/10_checkpoint.ipynb #84bd6a44
 def save_state(
     folder: str | os.PathLike,  # existing folder that gets the two files
-    state: Any,  # tensors, numbers, strings, bool, None in lists, tuples, dicts
+    state: Any,  # a `StateSnapshot`, or what `take_snapshot` takes
     name: str = "state",  # the files are <name>.json and <name>.safetensors
 ) -> None:
     "Write a nested state as JSON and safetensors, without pickle."
-    tensors: dict[str, torch.Tensor] = {}
-    tree = _encode(state, name, tensors)
-    content = {"format": "nercrf state 1", "state": tree}
+    if not isinstance(state, StateSnapshot):
+        state = take_snapshot(state, name)
+    content = {"format": "nercrf state 1", "state": state.tree}
     text = json.dumps(content, allow_nan=False)
-    save_file(tensors, Path(folder, f"{name}.safetensors"))
+    save_file(state.tensors, Path(folder, f"{name}.safetensors"))
     Path(folder, f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 # %% ../nbs/10_checkpoint.ipynb #6cd2af8b
@@ -200,6 +222,29 @@ def _describe_file(path: Path) -> dict[str, Any]:
             digest.update(block)
     return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
 
+# %% ../nbs/10_checkpoint.ipynb #07867e38
+_TICK = 2 * 10**9  # nanoseconds; the coarsest clock of a file system in use
+_hashes: dict[tuple[int, ...], str] = {}  # of files as they were when read
+
+
+def _file_key(path: Path) -> tuple[int, ...]:
+    "What changes whenever the content of a file changes."
+    stat = path.stat()
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns,
+            stat.st_ctime_ns)
+
+
+def _recall_file(path: Path) -> dict[str, Any]:
+    "Size and hash of a file; read only when it is not known already."
+    key, now = _file_key(path), time.time_ns()
+    if key in _hashes:
+        return {"size": key[2], "sha256": _hashes[key]}
+    description = _describe_file(path)
+    at_rest = max(key[3:]) + _TICK < now
+    if at_rest and key == _file_key(path):
+        _hashes[key] = description["sha256"]
+    return description
+
 # %% ../nbs/10_checkpoint.ipynb #99ebbb32
 def _manifest_text(files: dict[str, dict[str, Any]]) -> str:
     "The text of a manifest: one form for one content."
@@ -209,6 +254,7 @@ def _manifest_text(files: dict[str, dict[str, Any]]) -> str:
 # %% ../nbs/10_checkpoint.ipynb #d41e86bf
 def verify_folder(
     path: str | os.PathLike,  # a checkpoint folder
+    remembered: bool = False,  # trust hashes of files that did not change
 ) -> list[str]:  # problems, each naming its file; [] means whole
     "Compare a checkpoint with its manifest, byte for byte."
     folder = Path(path)
@@ -220,8 +266,10 @@ def verify_folder(
         if text != _manifest_text(files):
             return [f"{MANIFEST}: not as it was written"]
         present = set(_list_files(folder))
-        problems = [_compare_file(folder / name, expected) if name in present
-                    else "is missing" for name, expected in files.items()]
+        describe = _recall_file if remembered else _describe_file
+        problems = [_compare_file(folder / name, expected, describe)
+                    if name in present else "is missing"
+                    for name, expected in files.items()]
     except FileNotFoundError:
         return [f"{MANIFEST}: is missing, the checkpoint was never completed"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -230,13 +278,14 @@ def verify_folder(
             for name, problem in zip(files, problems, strict=True) if problem]
 
 # %% ../nbs/10_checkpoint.ipynb #7d88f8be
-def _compare_file(path: Path, expected: dict[str, Any]) -> str:
+def _compare_file(path: Path, expected: dict[str, Any],
+                  describe: Callable[[Path], dict] = _describe_file) -> str:
     "What is wrong with a file, in words; empty where nothing is."
     try:
         size = path.stat().st_size
         if size != expected["size"]:
             return f"has {size} bytes instead of {expected['size']}"
-        if _describe_file(path) != expected:
+        if describe(path) != expected:
             return "content has changed (its SHA-256 differs)"
     except OSError as error:
         return f"cannot be read ({error})"
@@ -374,9 +423,14 @@ def _numbered(output_dir: str | os.PathLike, prefix: str) -> list[Path]:
                   reverse=True)
 
 # %% ../nbs/10_checkpoint.ipynb #165d5a40
-def _is_whole(path: Path) -> bool:
+def _step_of(path: Path, prefix: str = "checkpoint-") -> int:
+    "The step in the name of a checkpoint."
+    return int(path.name.removeprefix(prefix))
+
+# %% ../nbs/10_checkpoint.ipynb #3dbbc0ff
+def _is_whole(path: Path, remembered: bool = False) -> bool:
     "Is this checkpoint whole? If not, a warning says why."
-    problems = verify_folder(path)
+    problems = verify_folder(path, remembered)
     if problems:
         logger.warning("checkpoint %s is broken and passed over: %s", path,
                        "; ".join(problems))
@@ -391,6 +445,102 @@ def latest_checkpoint(
     return next(filter(_is_whole, _numbered(output_dir, prefix)), None)
 
 # %% ../nbs/10_checkpoint.ipynb #db69105d
+def choose_removals(
+    steps: Collection[int],  # of the checkpoints that are there
+    is_whole: Callable[[int], bool],  # is the checkpoint of this step whole?
+    keep_last: int = 2,  # so many of the newest whole ones stay, at least 1
+    keep_best: int = 0,  # so many whole ones with the best score stay
+    scores: Mapping[int, float] | None = None,  # of steps that have one
+    higher_is_better: bool = True,  # what is a good score?
+    keep_every: int = 0,  # multiples of it stay; 0: none for that reason
+) -> list[int]:  # steps to remove, newest first
+    """Say which checkpoints may go.
+
+    What is newer than the last whole ones that stay is not touched either.
+    Of equal scores the newer one is the better one; NaN is no score.
+    """
+    if keep_last < 1:
+        raise ValueError(f"keep_last: expected at least 1, got {keep_last}")
+    newest_first = sorted(steps, reverse=True)
+    stay = {step for step in steps if keep_every and step % keep_every == 0}
+    whole = 0
+    for step in newest_first:
+        if whole == keep_last:
+            break
+        whole += is_whole(step)
+        stay.add(step)
+    sign = -1 if higher_is_better else 1
+    ranked = sorted((sign * score, -step)
+                    for step, score in (scores or {}).items()
+                    if step in steps and not math.isnan(score))
+    best = 0
+    for _, minus_step in ranked:
+        if best == keep_best:
+            break
+        if is_whole(-minus_step):
+            stay.add(-minus_step)
+            best += 1
+    return [step for step in newest_first if step not in stay]
+
+# %% ../nbs/10_checkpoint.ipynb #ceef5b65
+EVALUATION = "evaluation.json"
+
+
+def write_evaluation(
+    folder: str | os.PathLike,  # inside of `write_folder`
+    figures: Mapping[str, float],  # by name; all of them, whatever counts today
+) -> None:
+    "Put the figures of an evaluation into a checkpoint."
+    text = json.dumps({name: repr(float(figure))
+                       for name, figure in figures.items()}, indent=1)
+    Path(folder, EVALUATION).write_text(text + "\n", encoding="utf-8")
+
+
+def read_scores(
+    output_dir: str | os.PathLike,  # the folder that holds the checkpoints
+    metric: str,  # name of a figure
+    prefix: str = "checkpoint-",  # what stands before the step in a name
+) -> dict[int, float]:  # by step; without those that were not evaluated
+    "The figures of all checkpoints that have one of this name."
+    scores = {}
+    for path in _numbered(output_dir, prefix):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            figures = json.loads((path / EVALUATION).read_text())
+            scores[_step_of(path, prefix)] = float(figures[metric])
+    return scores
+
+# %% ../nbs/10_checkpoint.ipynb #d587d770
+def prune_checkpoints(
+    output_dir: str | os.PathLike,  # the folder that holds the checkpoints
+    keep_last: int,  # how many of the newest whole ones stay, at least 1
+    keep: Collection[str | os.PathLike] = (),  # further ones that stay
+    prefix: str = "checkpoint-",  # what stands before the step in a name
+    keep_best: int = 0,  # how many whole ones with the best figure stay
+    metric: str = "f1",  # the figure, see `write_evaluation`
+    higher_is_better: bool = True,  # what is a good figure?
+    keep_every: int = 0,  # those of multiples of this step stay
+) -> list[Path]:  # those that were removed
+    "Remove the checkpoints that `choose_removals` chooses."
+    paths = {_step_of(path, prefix): path
+             for path in _numbered(output_dir, prefix)}
+    scores = read_scores(output_dir, metric, prefix) if keep_best else {}
+    known: dict[int, bool] = {}
+
+    def is_whole(step: int) -> bool:
+        if step not in known:
+            known[step] = _is_whole(paths[step], remembered=True)
+        return known[step]
+
+    chosen = choose_removals(paths, is_whole, keep_last, keep_best, scores,
+                             higher_is_better, keep_every)
+    protected = {Path(path).resolve() for path in keep}
+    removed = [paths[step] for step in chosen
+               if paths[step].resolve() not in protected]
+    for path in removed:
+        _discard(path)
+    return removed
+
+# %% ../nbs/10_checkpoint.ipynb #35d816a8
 def discard_later_checkpoints(
     output_dir: str | os.PathLike,  # the folder that holds the checkpoints
     step: int,  # checkpoints of later steps go
@@ -398,27 +548,148 @@ def discard_later_checkpoints(
 ) -> list[Path]:  # those that were removed
     "Remove the checkpoints of a branch that is given up by resuming earlier."
     later = [path for path in _numbered(output_dir, prefix)
-             if int(path.name.removeprefix(prefix)) > step]
+             if _step_of(path, prefix) > step]
     for path in later:
         _discard(path)
     return later
 
 # %% ../nbs/10_checkpoint.ipynb #03f7267a
-def prune_checkpoints(
-    output_dir: str | os.PathLike,  # the folder that holds the checkpoints
-    keep_last: int,  # how many whole ones stay, at least 1
-    keep: Collection[str | os.PathLike] = (),  # further ones that stay
-    prefix: str = "checkpoint-",  # what stands before the step in a name
-) -> list[Path]:  # those that were removed
-    "Remove checkpoints that are older than the last `keep_last` whole ones."
-    if keep_last < 1:
-        raise ValueError(f"keep_last: expected at least 1, got {keep_last}")
-    protected = {Path(path).resolve() for path in keep}
-    whole, removed = 0, []
-    for path in _numbered(output_dir, prefix):
-        if whole < keep_last:
-            whole += _is_whole(path)
-        elif path.resolve() not in protected:
-            _discard(path)
-            removed.append(path)
-    return removed
+class BackgroundWriter:
+    "Runs writes one after another in a thread; use as a context manager."
+
+    def __init__(
+        self,
+        waiting: int = 1,  # writes that may wait behind the one under way
+    ):
+        self.waiting = waiting
+        self._pending: deque[tuple[str, Future]] = deque()
+        self._executor = ThreadPoolExecutor(1, "background-writer")
+
+    def submit(
+        self,
+        name: str,  # what is written, for messages
+        write: Callable[[], object],  # must not touch what training changes
+        drop: bool = False,  # leave it out when the queue is full
+    ) -> bool:  # False: left out
+        "Have `write` called soon; raises what an earlier write raised."
+        self.check()
+        if drop and len(self._pending) > self.waiting:
+            logger.warning("%s is not written: %s is still being written",
+                           name, self._pending[0][0])
+            return False
+        while len(self._pending) > self.waiting:
+            self._finish_first()
+        task = self._executor.submit(_run_logged, name, write)
+        self._pending.append((name, task))
+        return True
+
+    def _finish_first(self) -> None:
+        "Wait for the oldest write; raise what it raised."
+        self._pending.popleft()[1].result()
+
+    def check(self) -> None:
+        "Raise the error of a write that is over; does not wait."
+        while self._pending and self._pending[0][1].done():
+            self._finish_first()
+
+    def wait(self) -> None:
+        "Return when all is written; raises the first error after the last."
+        errors = []
+        while self._pending:
+            try:
+                self._finish_first()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def close(self) -> None:
+        "Wait for all writes and end the thread."
+        try:
+            self.wait()
+        finally:
+            self._executor.shutdown()
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if raised[0] is None:
+            self.close()
+            return
+        with suppress(Exception):  # logged; the error of the block counts
+            self.close()
+
+# %% ../nbs/10_checkpoint.ipynb #25b99837
+def _run_logged(name: str, write: Callable[[], object]) -> None:
+    "In the thread: what goes wrong is logged at once, and raised later."
+    try:
+        write()
+    except Exception as error:
+        logger.error("writing %s failed: %s", name, error)
+        raise
+
+# %% ../nbs/10_checkpoint.ipynb #093634a2
+MODEL_WEIGHTS = "model.safetensors"
+_NOT_OF_A_MODEL = {MANIFEST, EVALUATION, "state.json", "state.safetensors"}
+
+
+def _mean_tensor(name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    "The mean of equal shapes in float64, rounded once to the type they have."
+    first = tensors[0]
+    for other in tensors[1:]:
+        if (other.shape, other.dtype) != (first.shape, first.dtype):
+            raise CheckpointError(
+                f"{name}: cannot average {tuple(first.shape)} of {first.dtype} "
+                f"and {tuple(other.shape)} of {other.dtype}; give checkpoints "
+                "of one training")
+    if first.is_floating_point():
+        total = sum(tensor.double() for tensor in tensors)
+        return (total / len(tensors)).to(first.dtype)
+    if not all(torch.equal(first, other) for other in tensors[1:]):
+        raise CheckpointError(
+            f"{name}: {first.dtype} values differ and have no mean; give "
+            "checkpoints of one training")
+    return first
+
+# %% ../nbs/10_checkpoint.ipynb #8933d146
+def _mean_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    "The mean of the tensors of several files, which must have the same names."
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
+        names = set(opened[0].keys())
+        for file, each in zip(files, opened, strict=True):
+            if set(each.keys()) != names:
+                odd = sorted(names.symmetric_difference(each.keys()))
+                raise CheckpointError(
+                    f"{file}: other tensors than {files[0]}: "
+                    f"{', '.join(odd[:5])}; give checkpoints of one training")
+        return {name: _mean_tensor(name, [x.get_tensor(name) for x in opened])
+                for name in sorted(names)}
+
+# %% ../nbs/10_checkpoint.ipynb #f691163c
+def average_checkpoints(
+    folders: Sequence[str | os.PathLike],  # whole checkpoints of one training
+    out: str | os.PathLike,  # the folder of the new model
+) -> Path:  # that folder, whole, with a manifest of its own
+    """Write a model whose weights are the mean of those of the checkpoints.
+
+    Configuration and tokenizer are those of the first one; the state of the
+    training is left out.
+    """
+    if not folders:
+        raise ValueError("folders: expected at least one checkpoint, got none")
+    paths = [Path(folder) for folder in folders]
+    for path in paths:
+        if problems := verify_folder(path):
+            raise CheckpointError(f"{path}: not whole: {'; '.join(problems)}")
+    mean = _mean_weights([path / MODEL_WEIGHTS for path in paths])
+    listed = json.loads((paths[0] / MANIFEST).read_text())["files"]
+    with write_folder(out) as temporary:
+        for name in set(listed) - _NOT_OF_A_MODEL:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(paths[0] / name, temporary / name)
+        save_file(mean, temporary / MODEL_WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps([path.name for path in paths]) + "\n"
+        (temporary / "averaged.json").write_text(text, encoding="utf-8")
+    return Path(out)

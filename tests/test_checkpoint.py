@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -21,20 +22,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nercrf import checkpoint
 from nercrf.checkpoint import (
+    BackgroundWriter,
     CheckpointError,
     DiskFullError,
+    average_checkpoints,
+    choose_removals,
     latest_checkpoint,
     load_state,
     prune_checkpoints,
     random_state,
+    read_scores,
     restore_folders,
     save_state,
     set_random_state,
+    take_snapshot,
     verify_folder,
+    write_evaluation,
     write_folder,
 )
 
@@ -622,3 +629,219 @@ def test_hidden_folders_of_others_are_left_alone(tmp_path):
     assert [path.name for path in restore_folders(tmp_path, remove_unfinished=True)] == ["model"]
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [".cache.12345678.old.d", ".config.backup.old", ".config.old", ".nvim.tmp", "model"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sets(st.integers(1, 60), max_size=12), st.data())
+def test_the_rule_of_what_stays(steps, data):
+    """The newest whole one always stays, never fewer whole ones than asked for, and the best."""
+    whole = data.draw(st.sets(st.sampled_from(sorted(steps)))) if steps else set()
+    score = st.one_of(st.sampled_from([0.1, 0.2, math.nan, math.inf]), st.floats())
+    scores = data.draw(st.dictionaries(st.integers(1, 60), score, max_size=12))
+    keep_last, keep_best = data.draw(st.integers(1, 4)), data.draw(st.integers(0, 4))
+    keep_every, higher = data.draw(st.integers(0, 5)), data.draw(st.booleans())
+    removed = choose_removals(steps, whole.__contains__, keep_last, keep_best, scores, higher, keep_every)
+    left = steps - set(removed)
+    assert removed == sorted(set(removed), reverse=True)
+    assert set(removed) <= steps
+    assert set(sorted(whole)[-keep_last:]) <= left
+    assert len(left & whole) >= min(keep_last, len(whole))
+    if len(whole) <= keep_last:
+        assert not removed or len(whole) == keep_last
+    assert not keep_every or {step for step in steps if step % keep_every == 0} <= left
+    rated = sorted(
+        (step for step in whole & scores.keys() if not math.isnan(scores[step])),
+        key=lambda step: (scores[step] if higher else -scores[step], step),
+    )
+    best = set(rated[len(rated) - min(keep_best, len(rated)) :])
+    assert best <= left
+    oldest = sorted(whole)[-keep_last] if len(whole) >= keep_last else 0
+    reasons = {step for step in steps if step >= oldest or (keep_every and step % keep_every == 0)}
+    assert left == reasons | best  # nothing stays without a reason
+
+
+def test_best_and_every_nth_stay_on_the_disk(tmp_path):
+    for step, loss in enumerate([5.0, 1.0, 4.0, 0.5, 3.0, 2.0], start=1):
+        with write_folder(tmp_path / f"checkpoint-{step}") as temporary:
+            write_evaluation(temporary, {"loss": loss})
+    (tmp_path / "checkpoint-4" / "evaluation.json").write_text('{"loss": "0.1"}')  # the best, but broken
+    assert read_scores(tmp_path, "loss") == {1: 5.0, 2: 1.0, 3: 4.0, 4: 0.1, 5: 3.0, 6: 2.0}
+    prune_checkpoints(tmp_path, 1, keep_best=1, metric="loss", higher_is_better=False, keep_every=3)
+    assert names(tmp_path) == [2, 3, 6]
+
+
+def test_pruning_reads_only_what_is_new(tmp_path, monkeypatch):
+    """A file at rest is hashed once; a changed one is found although its size is the same."""
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    monkeypatch.setattr(checkpoint, "_TICK", 0)
+    time.sleep(0.05)  # longer than a tick of any clock here
+    hashed, original = [], checkpoint._describe_file
+    monkeypatch.setattr(checkpoint, "_describe_file", lambda path: hashed.append(path.parent) or original(path))
+    prune_checkpoints(tmp_path, 3)
+    assert len(hashed) == 9
+    prune_checkpoints(tmp_path, 3)
+    assert len(hashed) == 9
+    file = tmp_path / "checkpoint-3" / "state.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(0, 0))  # whoever puts the time back cannot put back that of the inode
+    assert prune_checkpoints(tmp_path, 2) == []  # 3 is broken, so 2 and 1 are the last two
+    assert names(tmp_path) == [1, 2, 3]
+
+
+def test_a_fresh_file_is_not_believed(tmp_path):
+    """A change within one tick of the clock has the same times; hashes of files just written are not remembered."""
+    path = write(tmp_path, 1)
+    prune_checkpoints(tmp_path, 1)
+    assert not any(checkpoint._file_key(file) in checkpoint._hashes for file in path.rglob("*.*") if file.is_file())
+
+
+# --- in the background ------------------------------------------------------------------------------------------
+
+
+def write_snapshot(path, snapshot):
+    with write_folder(path) as temporary:
+        save_state(temporary, snapshot)
+
+
+def test_the_moment_of_the_call_is_what_is_written(tmp_path):
+    """The weights change right after each call, while the writes are held up."""
+    model, gate, expected = torch.nn.Linear(40, 40), threading.Event(), {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    def update():
+        optimizer.zero_grad()
+        model(torch.ones(1, 40)).square().sum().backward()
+        optimizer.step()
+
+    def held_up(path, snapshot):
+        gate.wait()
+        write_snapshot(path, snapshot)
+
+    update()
+    with BackgroundWriter() as writer:
+        for step in (1, 2):
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save_state(tmp_path, state, name=f"now-{step}")
+            expected[step] = load_state(tmp_path, name=f"now-{step}")
+            path = tmp_path / f"checkpoint-{step}"
+            assert writer.submit(path.name, lambda path=path, s=take_snapshot(state): held_up(path, s))
+            update()
+        assert latest_checkpoint(tmp_path) is None
+        gate.set()
+    for step in (1, 2):
+        assert_same(load_state(tmp_path / f"checkpoint-{step}"), expected[step])
+    assert not torch.equal(expected[1]["model"]["weight"], expected[2]["model"]["weight"])
+
+
+def test_a_full_queue_waits_or_drops(caplog):
+    gate, order = threading.Event(), []
+    with BackgroundWriter() as writer:
+        writer.submit("one", gate.wait)
+        writer.submit("two", lambda: order.append(2))
+        assert not writer.submit("three", lambda: order.append(3), drop=True)
+        assert "three is not written: one is still being written" in caplog.text
+        threading.Timer(0.05, gate.set).start()
+        assert writer.submit("four", lambda: order.append(4))  # waits for the first
+        assert gate.is_set()
+    assert order == [2, 4]
+
+
+def fail(message):
+    raise CheckpointError(message)
+
+
+def test_errors_come_to_light_once(caplog):
+    writer = BackgroundWriter()
+    writer.submit("one", lambda: fail("first"))
+    with pytest.raises(CheckpointError, match="first"):
+        writer.wait()
+    writer.submit("two", lambda: fail("second"))
+    done = []
+    writer.submit("three", lambda: done.append(3))
+    with pytest.raises(CheckpointError, match="second"):
+        writer.close()
+    assert done == [3]
+    assert "writing two failed: second" in caplog.text
+    with pytest.raises(KeyError, match="mine"), BackgroundWriter() as writer:  # the block's error counts
+        writer.submit("four", lambda: fail("third"))
+        raise KeyError("mine")
+    assert "writing four failed: third" in caplog.text
+
+
+def test_the_end_of_a_process_waits(tmp_path):
+    code = f"""
+import time
+from nercrf.checkpoint import BackgroundWriter, save_state, write_folder
+def write():
+    time.sleep(0.3)
+    with write_folder({str(tmp_path / "checkpoint-1")!r}) as folder:
+        save_state(folder, 1)
+BackgroundWriter().submit("checkpoint-1", write)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    assert load_state(latest_checkpoint(tmp_path)) == 1
+
+
+def save_in_background_for_ever(folder):
+    logging.disable()
+    latest = latest_checkpoint(folder)
+    step = content_step(latest) if latest else 0
+    with BackgroundWriter() as writer:
+        while True:
+            step += 1
+            writer.submit(str(step), lambda step=step: (write(folder, step), prune_checkpoints(folder, 2)))
+
+
+def test_killed_during_a_background_write(tmp_path):
+    moments, reached = random.Random(3), 0
+    for _ in range(10):
+        process = in_child(save_in_background_for_ever, tmp_path)
+        time.sleep(moments.uniform(0.02, 0.15))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        latest = latest_checkpoint(tmp_path)
+        step = content_step(latest) if latest else 0
+        assert step >= reached
+        reached = step
+    assert reached > 2
+
+
+# --- the mean ---------------------------------------------------------------------------------------------------
+
+
+def write_model(path, seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {"weight": torch.randn(50, 3, generator=generator).to(dtype), "ids": torch.arange(4)}
+    with write_folder(path) as temporary:
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        (temporary / "config.json").write_text("{}")
+        save_state(temporary, {"step": seed})
+    (path / "training_args.bin").write_bytes(b"not ours")
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_mean_is_rounded_once(tmp_path, dtype):
+    folders = [tmp_path / f"checkpoint-{seed}" for seed in range(1, 8)]
+    by_hand = [write_model(folder, seed, dtype)["weight"].double().numpy() for seed, folder in enumerate(folders)]
+    out = average_checkpoints(folders, tmp_path / "mean")
+    mean = load_file(out / "model.safetensors")
+    assert torch.equal(mean["weight"], torch.from_numpy(np.sum(by_hand, axis=0) / 7).to(dtype))
+    assert mean["ids"].tolist() == [0, 1, 2, 3]
+    assert sorted(os.listdir(out)) == ["averaged.json", "config.json", "manifest.json", "model.safetensors"]
+    assert verify_folder(out) == []
+
+
+def test_what_has_no_mean_is_named(tmp_path):
+    one, two = tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"
+    write_model(one, 1)
+    with write_folder(two) as temporary:
+        save_file({"weight": torch.zeros(50, 3)}, temporary / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"checkpoint-2.*other tensors than.*ids"):
+        average_checkpoints([one, two], tmp_path / "mean")
+    with pytest.raises(ValueError, match="at least one"):
+        average_checkpoints([], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
