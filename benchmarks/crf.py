@@ -59,8 +59,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 from transformers import logging as transformers_logging
 
+from nercrf.corpus import read_corpus
 from nercrf.crf import CRF
-from nercrf.data import read_corpus
 from nercrf.features import FeatureDataset, convert_examples_to_features, plan_batches
 from nercrf.model import NerCrfForTokenClassification, build_tokenizer
 

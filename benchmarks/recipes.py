@@ -28,7 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from transformers import logging as transformers_logging
 
-from nercrf.data import read_corpus
+from nercrf.corpus import read_corpus
 from nercrf.evaluate import evaluate
 from nercrf.features import FeatureDataset, convert_examples_to_features
 from nercrf.predict import Tagger

@@ -23,7 +23,7 @@ import torch
 from transformers import logging as transformers_logging
 
 from nercrf.cache import reader_options
-from nercrf.data import read_corpus
+from nercrf.corpus import read_corpus
 from nercrf.evaluate import evaluate
 from nercrf.features import FeatureDataset, convert_examples_to_features
 from nercrf.model import NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer

@@ -56,7 +56,8 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from nercrf.data import Corpus, Example, read_corpus
+from nercrf.corpus import Corpus, read_corpus
+from nercrf.data import Example
 from nercrf.evaluate import evaluate
 from nercrf.features import FeatureDataset, convert_examples_to_features
 from nercrf.labels import Span, spans_to_tags, tags_to_spans

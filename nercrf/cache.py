@@ -28,9 +28,8 @@ from nercrf.columns import (
     RESIDENT, CacheError, load_features, read_header, save_features,
     verify_file, write_column_file,
 )
-from nercrf.data import (
-    DataError, complete_file, file_digest, find_split_files, read_corpus,
-)
+from .corpus import find_split_files, read_corpus
+from .data import DataError, complete_file, file_digest
 from .distributed import main_process_first
 from .features import FeatureDataset, convert_examples_to_features
 from .labels import get_scheme, label_list
@@ -60,7 +59,7 @@ DATA_TYPES = ("train", "dev", "test")
 def reader_options(
     args: Any,  # settings; what is None or missing comes from the task
     task: str,  # a name in `TASKS`
-) -> dict[str, Any]:  # keyword arguments of `nercrf.data.read_corpus`
+) -> dict[str, Any]:  # keyword arguments of `nercrf.corpus.read_corpus`
     "How the files of a task are read."
     if task not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, found "

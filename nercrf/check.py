@@ -18,19 +18,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from .corpus import SPLIT_NAMES, find_split_files, split_of
 from nercrf.data import (
-    SPLIT_NAMES, DataError, Example, _parse_columns, _split_of,
-    find_split_files, is_visible,
+    DataError, Example, is_visible, read_bytes, read_text, write_bytes,
 )
+from .data import Finding as ReaderFinding
 from nercrf.formats import (
-    _BRAT_SPAN, _END, _SPANS, _START, _SURFACE, FORMATS, Reading, _brat_paths,
-    _drop_comments, _end_shift, _first_of, _json_lines, _mention,
-    _span_record, detect_format, format_inline, parse_inline, read_bytes,
-    read_examples_any, read_text, write_bytes,
+    _BRAT_SPAN, _END, _SPANS, _START, _SURFACE, FORMATS, _brat_paths,
+    _first_of, _mention, examine, format_inline, parse_inline, survey_text,
 )
-from nercrf.labels import (
-    SCHEMES, Span, detect_scheme, get_scheme, spans_to_tags,
-)
+from .labels import SCHEMES, Span, spans_to_tags
 
 # %% auto #0
 __all__ = ['KINDS', 'SEVERITIES', 'REPAIRED', 'MOST_TYPES', 'MOST_FINDINGS', 'Finding', 'Kind', 'Lengths', 'Overlap',
@@ -121,55 +118,22 @@ class _Split:
                 yield file, example
 
 # %% ../nbs/02b_check.ipynb #4673fe81
-_PHRASES = {
-    "is ill-formed in": "ill-formed-tag",
-    "is blank or invisible": "invisible-token",
-    "holds an invisible character": "dirty-token",
-    "outside the text": "span-outside",
-    "in the text; correct the offsets": "surface-mismatch",
-    "covers no token": "span-outside",
-    "blanks at its border": "blank-border",
-    "cuts a token": "cuts-token",
-    "is there twice": "duplicate-span",
-    "the text is empty": "blank-text",
-    "has no token": "blank-text",
-    "is in several pieces": "discontinuous",
-    "goes beyond line": "crosses-line",
-    "no span gives a surface": "ends-unknown",
-    "there is no such file": "no-annotations",
-}
-_NOTES = ("dirty-token", "ends-unknown", "no-annotations", "ignored")
-
-
-def _read_finding(message: str, path: Path) -> Finding:
-    "The finding that a message of the reader stands for."
-    file = re.escape(str(path.with_suffix(""))) + r"[^:/]*"
-    match = re.match(rf"({file}(?::(?:row )?\d+)?): (.*)", message, re.DOTALL)
-    where, text = match.groups() if match else (str(path), message)
-    kind = next((kind for phrase, kind in _PHRASES.items() if phrase in text),
-                "ignored")
-    return Finding(kind, where, text, "note" if kind in _NOTES else "problem")
+def _own_finding(found: ReaderFinding) -> Finding:
+    "A finding of the reader as one of the check."
+    many = f" ({found.count})" if found.kind == "ignored" else ""
+    return Finding(found.kind, found.where, found.message + many,
+                   found.severity)
 
 # %% ../nbs/02b_check.ipynb #4c5153c5
 def _read_file(path: Path, format: str | None = None, encoding: str = "utf-8",
                scheme: str | None = None, **options) -> _File:
     "Read a file leniently, with what the reader says about it."
-    format, messages = format or detect_format(path, encoding), []
-    examples = read_examples_any(path, format, encoding, scheme, "warn",
-                                 messages, **options)
-    if format != "columns" or not any(item.spans for item in examples):
-        scheme = None
-    elif scheme is None:
-        reading = Reading(path, encoding, **options)
-        sentences, _ = _parse_columns(
-            path, _drop_comments(reading, reading.text()),
-            reading.token_column, reading.tag_column)
-        scheme = detect_scheme(
-            run for sentence in sentences for _, run in sentence.runs)
-    found = [_read_finding(message, path) for message in messages
-             if " overlaps " not in message]
-    return _File(path, format, scheme and get_scheme(scheme).name, examples,
-                 found)
+    read = examine(path, format or "auto", encoding, scheme=scheme, **options)
+    if not any(example.spans for example in read.examples):
+        read = read._replace(scheme=None)
+    return _File(path, read.format, read.scheme, read.examples,
+                 [_own_finding(found) for found in read.findings
+                  if found.kind != "overlap"])
 
 # %% ../nbs/02b_check.ipynb #8b503310
 def _overlaps(spans: Sequence[Span]) -> Iterator[tuple[str, Span, Span]]:
@@ -819,7 +783,7 @@ def _find_files(paths: Sequence[Path]) -> dict[str, list[tuple[str, Path]]]:
     for path in single:
         if path.suffix == ".txt" and path.with_suffix(".ann") in single:
             continue  # brat's pair is read through its .ann
-        split = _split_of(path.name.removesuffix(".gz").replace(".fixed", ""))
+        split = split_of(path.name.removesuffix(".gz").replace(".fixed", ""))
         name = split[0] if split else "data"
         title = str(path) if len(single) == 1 else "files"
         found.setdefault(title, []).append((name, path))
@@ -833,7 +797,7 @@ def _folder_files(folder: Path) -> list[tuple[str, Path]]:
     listing = folder / "dataset_dict.json"
     if listing.exists():
         names = json.loads(listing.read_text(encoding="utf-8"))["splits"]
-        return [((_split_of(name) or (name,))[0], folder / name)
+        return [((split_of(name) or (name,))[0], folder / name)
                 for name in names]
     if (folder / "dataset_info.json").exists():
         return [("data", folder)]
@@ -943,7 +907,7 @@ def check_paths(
     tokenizer: object | None = None,  # counts word pieces where it is given
     max_seq_length: int = 128,  # pieces in a window, special tokens included
     scheme: str | None = None,  # of tags; None: found from the tags
-    **options,  # as for `read_examples_any`: format, encoding, by, ...
+    **options,  # as for `read_examples`: format, encoding, by, ...
 ) -> CheckReport:  # statistics and findings
     """Check labelled files by themselves and against each other.
 
@@ -1165,13 +1129,12 @@ def _dump_like(line: str, before: object, after: object) -> str:
 def _repair_json(file: _File, lines: list[str], options: dict
                  ) -> list[Change]:
     "Mend JSON lines in place."
-    reading = Reading(file.path, options.get("encoding", "utf-8"),
-                      end=options.get("end", "auto"))
-    shift = int(reading.end == "inclusive")
+    end = options.get("end", "auto")
+    shift = int(end == "inclusive")
     if file.format == "jsonl":
-        shift = _end_shift(reading, [
-            _span_record(reading, where, record, 0) for where, record
-            in _json_lines(file.path, reading.text())])
+        text = read_text(file.path, options.get("encoding", "utf-8"))
+        survey = survey_text(text, "jsonl", file.path, end=end)
+        shift = survey.offsets(end)[1]
     changes = []
     for index, line in enumerate(lines):
         if not line.strip():
@@ -1300,7 +1263,7 @@ def fix_file(
     path: str | Path,  # a labelled file; it stays as it is
     output: str | Path | None = None,  # folder of the copy; None: beside it
     scheme: str | None = None,  # of tags; None: found from the tags
-    **options,  # as for `read_examples_any`: format, encoding, by, ...
+    **options,  # as for `read_examples`: format, encoding, by, ...
 ) -> Repair:  # what has changed, and what has not
     """Write a copy of a file in which is mended what needs no guess.
 
@@ -1367,7 +1330,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     "Flags on how files are read."
     add = parser.add_argument
     add("--format", choices=[name for name, kind in FORMATS.items()
-                             if kind.parse is not None],
+                             if kind.prepare is not None],
         help="format of the files (default: found from their content)")
     add("--encoding", help="encoding of the files (default: utf-8)")
     add("--scheme", help=f"scheme of tags, one of {', '.join(SCHEMES)}")

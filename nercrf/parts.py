@@ -12,25 +12,31 @@ import json
 import logging
 import os
 import queue
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-import nercrf.data
 from nercrf.columns import (
     ColumnSource, is_row_column, load_features, save_features,
 )
-from .data import DataError, Example, file_digest
+from .corpus import unseen_tags
+from nercrf.data import (
+    ColumnSentence, DataError, Example, Finding, check_tag_names, check_tags,
+    file_digest, label_sentences, merge_findings, parse_columns, read_text,
+    report_findings,
+)
 from .features import convert_examples_to_features
+from .formats import Survey as TextSurvey
+from .formats import detect_text, prepare_text
 from .labels import Span, find_ill_formed, label_list, tags_to_spans
 
 # %% auto #0
@@ -92,26 +98,38 @@ def find_first_line(
     path: str | Path,  # a column file
 ) -> tuple[str, int]:  # the line and its number; "" and 0 if there is none
     "The first line of a file that has columns."
+    comment = None
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             line = line.removesuffix("\n")
-            if line.strip(" \t") and not line.startswith("-DOCSTART-"):
-                return line, number
-    return "", 0
+            if not line.strip(" \t") or line.startswith("-DOCSTART-"):
+                continue
+            if not line.startswith("#") or "\t" in line:
+                return (line, number) if "\t" in line else (
+                    comment or (line, number))
+            comment = comment or (line, number)
+    return comment or ("", 0)
 
 
 def resolve_format(
     path: str | Path,  # a data file
     format: str,  # "auto", or a format's name
 ) -> str:  # a format's name
-    "The format in which the reader reads a file."
+    "The format in which the reader reads a file; auto if only it can tell."
+    if Path(path).is_dir() or ".ann" in Path(path).suffixes:
+        return "auto"
+    with open(path, "rb") as file:
+        data = file.read(1 << 16)
+    if data.startswith(b"\x1f\x8b"):  # gzipped: no part stands by itself
+        return "auto"
     if format != "auto":
         return format
-    with open(path, "rb") as file:
-        text = file.read(1 << 16).decode("utf-8-sig", errors="replace")
-    is_json = (Path(path).suffix.lower() in (".json", ".jsonl")
-               or re.match(r'\s*\{\s*"\w+"\s*:', text))
-    return "cluener" if is_json else "columns"
+    text = data.decode("utf-8-sig", errors="replace")
+    whole = text.rpartition("\n")[0] or text
+    try:
+        return detect_text(path, whole)
+    except DataError:
+        return "auto"  # for the reader of whole files to say
 
 
 def _read_part(part: Part) -> str:
@@ -122,40 +140,35 @@ def _read_part(part: Part) -> str:
     try:
         text = data.decode("utf-8" if part.start else "utf-8-sig")
     except UnicodeDecodeError:
-        nercrf.data._read_text(Path(part.path))
+        read_text(part.path)
         raise
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 # %% ../nbs/03c_parts.ipynb #b069b44d
-def _parse_columns(part: Part, text: str, reader: Mapping[str, Any]
-                   ) -> tuple[list[nercrf.data._Sentence], bool]:
-    "Sentences of a part of a column file, and whether it has tags."
-    line, number = reader["first_line"]
-    known = line and number < part.line
-    before = "\n" * (part.line - 1)
-    if known:  # it says how many columns there are, and stands by itself
-        before = "\n" * (number - 1) + line + "\n" * (part.line - number)
-    sentences, labelled = nercrf.data._parse_columns(
-        Path(part.path), before + text, reader["token_column"],
-        reader["tag_column"])
-    return sentences[1:] if known else sentences, labelled
+@dataclass
+class _Parsed:
+    "A part as parsed, before its tags are read under a scheme."
+    path: Path
+    sentences: list[ColumnSentence] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    labelled: bool = False
+    findings: list[Finding] = field(default_factory=list)
 
 
-def _parse_part(part: Part, reader: Mapping[str, Any]) -> nercrf.data._Parsed:
+def _parse_part(part: Part, reader: Mapping[str, Any]) -> _Parsed:
     "Parse a part like a whole file, only that it may be empty."
-    parsed = nercrf.data._Parsed(Path(part.path))
-    text = _read_part(part)
-    before = "\n" * (part.line - 1)
-    if reader["format"] == "columns":
-        parsed.sentences, parsed.labelled = _parse_columns(part, text, reader)
-        parsed.problems, parsed.notes = nercrf.data._check_tokens(
-            parsed.path, parsed.sentences)
-    elif reader["format"] == "cluener":
-        parsed.examples, parsed.problems = nercrf.data._parse_cluener(
-            parsed.path, before + text)
-    else:
-        parsed.examples = nercrf.data._parse_text(parsed.path, before + text)
-    return parsed
+    (line, number), path = reader["first_line"], Path(part.path)
+    columns = {name: reader[name] for name in ("token_column", "tag_column")}
+    count = 0
+    if number:
+        count = parse_columns(path, line, **columns, first_line=number)[1]
+    prepared = prepare_text(
+        _read_part(part), reader["format"], path, first_line=part.line,
+        columns=count, columns_line=number, **columns)
+    examples, findings = prepared.finish(TextSurvey(columns=1))
+    if reader["format"] != "columns":
+        return _Parsed(path, [], examples, False, findings)
+    return _Parsed(path, prepared.content, [], count > 1, findings)
 
 # %% ../nbs/03c_parts.ipynb #970cccb2
 def _scan_part(part: Part, reader: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,13 +185,12 @@ def _scan_part(part: Part, reader: Mapping[str, Any]) -> dict[str, Any]:
             "labelled": parsed.labelled,
             "runs": [[run, *lines] for run, lines in runs.items()],
             "spans": [[*key, source] for key, source in spans.items()],
-            "problems": parsed.problems, "notes": parsed.notes,
-            "overlaps": nercrf.data._check_overlaps(parsed.examples)}
+            "findings": parsed.findings}
 
 # %% ../nbs/03c_parts.ipynb #36ddae6d
 class _Likeness(NamedTuple):
     "A file in small: all that is distinct in its scans, each once."
-    parsed: nercrf.data._Parsed  # a sentence for each run of tags
+    parsed: _Parsed  # a sentence for each run of tags
     sources: list[str]  # where the sentence of each run begins
 
 
@@ -192,15 +204,14 @@ def _likeness(path: Path, scans: Sequence[dict]) -> _Likeness:
             runs.setdefault(tuple(run), (sentence, line))
         for label, length, source in scan["spans"]:
             spans.setdefault((label, length), source)
-    parsed = nercrf.data._Parsed(
+    parsed = _Parsed(
         path, labelled=any(scan["labelled"] for scan in scans),
-        sentences=[nercrf.data._Sentence(line, list(run), list(run))
+        sentences=[ColumnSentence(line, list(run), list(run))
                    for run, (_, line) in runs.items()],
         examples=[Example("", [], [Span(label, 0, length)], source)
                   for (label, length), source in spans.items()],
-        problems=[line for kind in ("problems", "overlaps")
-                  for scan in scans for line in scan[kind]],
-        notes=[line for scan in scans for line in scan["notes"]])
+        findings=[Finding(*finding) for scan in scans
+                  for finding in scan["findings"]])
     return _Likeness(parsed, [f"{path}:{sentence}"
                               for sentence, _ in runs.values()])
 
@@ -296,10 +307,9 @@ class PartReader:
     def _scan(self, part: list, reader: dict) -> dict:
         return _scan_part(Part(*part), reader)
 
-    def _tag_problems(self, part: list, reader: dict, scheme: str) -> list[str]:
+    def _tag_problems(self, part: list, reader: dict, scheme: str) -> list:
         parsed = _parse_part(Part(*part), reader)
-        return nercrf.data._check_tags(
-            parsed.path, parsed.sentences, scheme)
+        return check_tags(parsed.path, parsed.sentences, scheme)
 
     def _load(self, folder: str) -> dict:
         self.tokenizer = _load_tokenizer(folder)
@@ -309,8 +319,9 @@ class PartReader:
         examples = []
         for part in parts:
             parsed = _parse_part(Part(*part), reader)
-            examples += parsed.examples or nercrf.data._label_sentences(
-                parsed.path, parsed.sentences, parsed.labelled, scheme)
+            examples += parsed.examples or label_sentences(
+                parsed.path, parsed.sentences,
+                scheme if parsed.labelled else None)
         return examples
 
     def _convert(self, part: list, around: list, reader: dict,
@@ -464,11 +475,11 @@ class Survey(NamedTuple):
 # %% ../nbs/03c_parts.ipynb #bf0e58ad
 def _tag_problems(workers: Workers, likeness: _Likeness,
                   parts: Sequence[Part], reader: Mapping[str, Any],
-                  scheme: str) -> list[str]:
+                  scheme: str) -> list[Finding]:
     "Every ill-formed tag of a file, after a check that there is one."
     if not likeness.parsed.labelled:
         return []
-    nercrf.data._check_tag_names(
+    check_tag_names(
         likeness.parsed.path, likeness.parsed.sentences,
         lambda tag: tags_to_spans([tag], scheme, mode="lenient"),
         "pass the scheme that the file follows (scheme)")
@@ -477,7 +488,7 @@ def _tag_problems(workers: Workers, likeness: _Likeness,
         return []
     found = workers.map({"do": "tag_problems", "part": part, "reader": reader,
                          "scheme": scheme} for part in parts)
-    return [problem for problems in found for problem in problems]
+    return [Finding(*problem) for problems in found for problem in problems]
 
 # %% ../nbs/03c_parts.ipynb #f85233b7
 def survey_corpus(
@@ -494,12 +505,20 @@ def survey_corpus(
         scans = list(_progress(scans, f"{pieces[0].path} read", len(pieces)))
         counts[split] = [scan["sentences"] for scan in scans]
         likenesses[split] = _likeness(Path(pieces[0].path), scans)
-    scheme = nercrf.data._detect(item.parsed for item in likenesses.values())
+    runs = TextSurvey()
+    for likeness in likenesses.values():
+        if likeness.parsed.labelled:
+            check_tag_names(likeness.parsed.path, likeness.parsed.sentences)
+            runs = runs.merge(TextSurvey(runs=dict.fromkeys(
+                tuple(sentence.tags)
+                for sentence in likeness.parsed.sentences)))
+    scheme = runs.scheme(next(iter(likenesses.values())).parsed.path.parent)
     for split, likeness in likenesses.items():
         parsed = likeness.parsed
-        problems = parsed.problems + _tag_problems(
+        findings = parsed.findings + _tag_problems(
             workers, likeness, parts[split], readers[split], scheme)
-        nercrf.data._report(problems, parsed.notes, on_bad, warnings)
+        findings.sort(key=lambda finding: finding.line)
+        report_findings(merge_findings(findings), on_bad, warnings)
         examples[split] = parsed.examples + [
             Example("", sentence.tokens,
                     tags_to_spans(sentence.tags, scheme, mode="lenient"), source)
@@ -507,7 +526,7 @@ def survey_corpus(
                                         strict=True)]
     types = {span.label for items in examples.values()
              for example in items for span in example.spans}
-    warnings += nercrf.data._unseen_tags(examples, scheme)
+    warnings += unseen_tags(examples, scheme)
     return Survey(sorted(types), scheme, warnings, counts)
 
 

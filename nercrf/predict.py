@@ -18,7 +18,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nercrf.data import (
     Example,
-    read_examples,
     split_words,
     write_cluener,
     write_columns,
@@ -26,6 +25,7 @@ from nercrf.data import (
 )
 from .evaluate import evaluation_batches, run_batches
 from .features import FeatureDataset, convert_examples_to_features
+from .formats import read_examples
 from .labels import Span, ids_to_spans
 from .model import NerCrfConfig, NerCrfForTokenClassification
 

@@ -29,7 +29,8 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from .cache import load_and_cache_examples, reader_options
-from .data import Corpus, Example, read_corpus, write_sample
+from .corpus import Corpus, read_corpus
+from .data import Example
 from nercrf.distributed import (
     ProcessInfo,
     barrier,
@@ -50,6 +51,7 @@ from nercrf.model import (
 )
 from .predict import Tagged, Tagger, find_model, tag_file, write_tagged
 from .reporting import config_words, read_config_file
+from .sample import write_sample
 from nercrf.trainer import (
     TrainingConfig,
     TrainingInterrupted,

@@ -42,7 +42,8 @@ from nercrf.cache import (
     save_features,
 )
 from nercrf.columns import read_header
-from nercrf.data import DataError, Example, file_digest, read_corpus, write_columns
+from nercrf.corpus import read_corpus
+from nercrf.data import DataError, Example, file_digest, write_columns
 from nercrf.features import convert_examples_to_features
 from nercrf.labels import Span
 

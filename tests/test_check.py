@@ -17,7 +17,7 @@ from training import CORPUS, TOKENIZER
 from nercrf.check import KINDS, CheckReport, check_main, check_paths, fix_file
 from nercrf.data import DataError, Example, is_visible, write_columns
 from nercrf.features import convert_examples_to_features
-from nercrf.formats import read_examples_any, write_examples_any
+from nercrf.formats import read_examples, write_examples
 from nercrf.labels import Span, tags_to_spans
 
 in_folder = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -263,7 +263,7 @@ def test_pieces_and_windows_are_those_of_the_features(tmp_path):
     whole = convert_examples_to_features(CORPUS.train, CORPUS.labels, 512, TOKENIZER, scheme=CORPUS.scheme)
     assert lengths.longest == whole.piece_lengths.max() - 2
     index = int(whole.piece_lengths.argmax())
-    assert lengths.longest_at == read_examples_any(path)[index].source
+    assert lengths.longest_at == read_examples(path)[index].source
     assert sum(lengths.histogram.values()) == len(CORPUS.train)
 
 
@@ -422,7 +422,7 @@ FIXABLE = {kind for kind, (_, fixable) in KINDS.items() if fixable}
 def lenient_spans(path, **options):
     """Type and visible tokens of every entity, sentence by sentence where something can be seen."""
     found = []
-    for example in read_examples_any(path, on_bad="warn", **options):
+    for example in read_examples(path, on_bad="warn", **options):
         visible = [token for token in example.tokens if is_visible(token)]
         entities = [
             (span.label, tuple(t for t in example.tokens[span.start : span.end] if is_visible(t)))
@@ -506,10 +506,10 @@ def test_repaired_json_lines(tmp_path, texts, format, compact):
     for old in tmp_path.glob("*.fixed.jsonl"):
         old.unlink()
     options = {"format": format, "by": "characters"}
-    before = read_examples_any(path, on_bad="warn", **options)
+    before = read_examples(path, on_bad="warn", **options)
     repair = fix_file(path, **options)
     copy = repair.output or path
-    after = read_examples_any(copy, on_bad="warn", **options)
+    after = read_examples(copy, on_bad="warn", **options)
 
     def meaning(examples):
         found = []
@@ -568,7 +568,7 @@ def test_an_invisible_token_takes_no_neighbour_with_it(tmp_path):
         "\u200b/B-X Bel/I-X",
     )
     copy = fix_file(path).output
-    assert [[*map(str, example.spans)] for example in read_examples_any(copy)] == [
+    assert [[*map(str, example.spans)] for example in read_examples(copy)] == [
         [*map(str, spans)] for spans in ([], [Span("X", 0, 2)], [Span("X", 0, 1), Span("X", 1, 2)], [Span("X", 0, 1)])
     ]
 
@@ -681,7 +681,7 @@ def test_repair_of_a_pair_of_brat(tmp_path):
 
 def test_a_format_without_lines_is_copied_as_it_is(tmp_path):
     path = tmp_path / "a.json"
-    write_examples_any([Example("1", ["Mara", "left"], [Span("PER", 0, 1)])], path, "label_studio")
+    write_examples([Example("1", ["Mara", "left"], [Span("PER", 0, 1)])], path, "label_studio")
     content = path.read_text().replace('"end": 4', '"end": 5').replace('"text": "Mara"', '"text": "Mara "')
     path.write_text(content)
     report = check_paths(path)

@@ -13,22 +13,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nercrf.corpus import find_split_files, read_corpus
 from nercrf.data import (
     DataError,
     Example,
     file_digest,
-    find_split_files,
     is_visible,
     outermost_spans,
-    read_corpus,
-    read_examples,
-    sample_corpus,
     split_words,
     write_cluener,
     write_columns,
-    write_sample,
 )
+from nercrf.formats import read_examples
 from nercrf.labels import SCHEMES, Span, spans_to_tags
+from nercrf.sample import sample_corpus, write_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"))
@@ -127,7 +125,7 @@ def test_columns_are_selectable(tmp_path):
         ("a O\nb\n", r"train.txt:2: expected 2 columns as in line 1, found 1"),
         ("a O\nb\t\n", r"train.txt:2: expected 2 columns as in line 1, found 1"),
         ("a O\n  O\n", r"train.txt:2: .*a blank as token needs a TAB"),
-        ("one\ntwo words\n", r"train.txt:2: .*format='text'"),
+        ("one\ntwo words\n", r"cannot tell the format .*--format"),
         ("a O\n\nb PER\n", r"train.txt:3: .*'PER'.*tag_column"),
         ("a O\nb B-\n", r"train.txt:2: .*'B-'"),
         ("a B-X\nb L-X\n\nc S-X\n", r"train.txt: no tag scheme has the prefixes"),
@@ -169,7 +167,7 @@ def test_one_column_is_unlabelled(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-16", "gb18030", "latin-1"])
 def test_other_encodings_are_named(tmp_path, encoding):
     text = "naïve O\n" if encoding == "latin-1" else "林 O\n"
-    with pytest.raises(DataError, match="expected UTF-8, found"):
+    with pytest.raises(DataError, match=r"expected (utf|UTF)-8, found byte"):
         read_text(tmp_path, ("a O\n" + text).encode(encoding))
 
 
@@ -288,7 +286,6 @@ def test_blanks_within_tokens_survive(tmp_path):
         ({"name": {"林": [[0, 9]]}}, r"lies outside the text of 4 characters"),
         ({"name": {"林": [[-1, 0]]}}, r"lies outside the text of 4 characters"),
         ({"name": {"林": [[1, 0]]}}, r"lies outside the text of 4 characters"),
-        ({"name": {"林晓": [[0, 1]]}, "org": {"晓": [[1, 1]]}}, r"org '晓' overlaps name '林晓'"),
     ],
 )
 def test_spans_that_do_not_fit_are_problems(tmp_path, label, message):
@@ -467,8 +464,8 @@ def test_real_corpora_read_without_leniency_where_they_are_clean():
     assert "creative-work" in read_corpus(DATA / "wnut17").types
     with pytest.raises(DataError, match=r"train.char.bmes:62390: 'M-ORG'"):
         read_corpus(DATA / "resume")
-    with pytest.raises(DataError, match=r"train.json:1507: company '招商银行' overlaps book"):
-        read_corpus(DATA / "cluener")
+    nested = read_corpus(DATA / "cluener").warnings
+    assert [warning.split(" ")[0].rpartition("/")[2] for warning in nested] == ["train.json:1507:"] * 2
 
 
 @needs_data
@@ -501,7 +498,7 @@ def test_the_sample_is_the_same_everywhere(tmp_path):
 
 
 def test_the_sample_does_not_depend_on_hash_seeds(tmp_path):
-    code = "import sys; from nercrf.data import write_sample; write_sample(sys.argv[1])"
+    code = "import sys; from nercrf.sample import write_sample; write_sample(sys.argv[1])"
     for seed in ("1", "2"):
         subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / seed)],
@@ -545,6 +542,6 @@ def test_a_brace_as_first_token_is_no_json(tmp_path):
 
 
 def test_reading_needs_no_torch():
-    code = "import sys, nercrf.data; raise SystemExit('torch' in sys.modules)"
+    code = "import sys, nercrf.convert, nercrf.sample; raise SystemExit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert importlib.util.find_spec("nercrf.data")

@@ -19,7 +19,8 @@ from transformers import (
     XLNetTokenizer,
 )
 
-from nercrf.data import DataError, Example, outermost_spans, read_corpus
+from nercrf.corpus import read_corpus
+from nercrf.data import DataError, Example, outermost_spans
 from nercrf.features import (
     NESTED,
     FeatureDataset,

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import CORPUS, TOKENIZER, make_model, train_in
 
-from nercrf.data import read_examples, split_words
+from nercrf.data import split_words
+from nercrf.formats import read_examples
 from nercrf.predict import Tagger, find_model, tag_file, tag_stream
 
 

@@ -10,7 +10,8 @@ import pytest
 from training import CORPUS, ROOT, TOKENIZER, write_corpus, write_encoder
 
 from nercrf import cli
-from nercrf.data import read_examples, write_cluener
+from nercrf.data import write_cluener
+from nercrf.formats import read_examples
 from nercrf.predict import Tagger, find_model
 from nercrf.run_ner_crf import main, parse_args
 from nercrf.trainer import TrainingConfig, check_config

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
-from nercrf.data import Example, sample_corpus, write_columns
+from nercrf.data import Example, write_columns
 from nercrf.distributed import BatchDataParallel
 from nercrf.features import FeatureDataset, convert_examples_to_features
 from nercrf.labels import Span
 from nercrf.model import NerCrfConfig, NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
+from nercrf.sample import sample_corpus
 from nercrf.trainer import TrainingConfig, log_progress, resolve_config, set_seed, start_run, train, training_update
 
 ROOT = Path(__file__).resolve().parent.parent
