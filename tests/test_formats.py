@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -15,11 +16,14 @@ from nercrf.convert import convert
 from nercrf.data import DataError, Example, split_words
 from nercrf.formats import (
     FORMATS,
+    Survey,
     detect_format,
     format_inline,
     from_dataset,
     parse_inline,
+    parse_text,
     read_examples,
+    survey_text,
     write_examples,
 )
 from nercrf.labels import SCHEMES, Span
@@ -478,3 +482,39 @@ def test_real_sets_are_detected_read_and_converted(tmp_path, name):
     report = convert(path, tmp_path / "a.jsonl.gz", on_bad="warn")
     assert report.losses == []
     assert report.examples == len(ours)
+
+
+# Parts of a file.
+
+
+@pytest.mark.parametrize("format", ["columns", "cluener", "jsonl", "doccano", "inline", "text"])
+@given(data=st.data())
+@in_folder
+def test_parts_give_what_the_whole_gives(tmp_path, format, data):
+    path = tmp_path / "p.x"
+    examples = data.draw(text_examples(nested=format != "columns"))
+    write_examples(examples, path, format, "BIOES")
+    text = path.read_bytes().decode()
+    border = "\n\n" if format == "columns" else "\n"
+    ends = [place.end() for place in re.finditer(border, text)]
+    cuts = sorted({0, len(text), *data.draw(st.lists(st.sampled_from(ends), max_size=3))})
+    parts, survey = [text[start:end] for start, end in pairwise(cuts)], Survey()
+    for part in parts:
+        survey = survey.merge(survey_text(part, format, path))
+    read, findings, line, number = [], [], 1, 0
+    for part in parts:
+        options = {"first_line": line, "first_number": number, "columns": survey.columns}
+        found = parse_text(part, format, path, survey, **options)
+        number += survey_text(part, format, path).sentences
+        line += part.count("\n")
+        read, findings = read + found[0], findings + found[1]
+    assert (read, findings) == parse_text(text, format, path)
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_utf16_units_are_found_from_the_surface(tmp_path, end):
+    record = {"text": "😀 Mara left", "spans": [{"start": 3, "end": 7 - end, "label": "PER", "text": "Mara"}]}
+    (example,) = read(tmp_path, record)
+    assert example.surface(example.spans[0]) == "Mara"
+    record["spans"] = [[3, 7, "PER"]]
+    assert read(tmp_path, record, units="utf16")[0].spans == [Span("PER", 1, 2)]
