@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from dataclasses import fields
 from functools import cache
 
 import numpy as np
@@ -38,25 +39,27 @@ def make_features(sentences=7, words=3, seed=0):
     pieces = np.full((sentences, words + 2), 2)
     pieces[:, 1:-1] = dice.integers(3, 9000, (sentences, words))
     spans = sentences // 2
-    return Features(
-        input_ids=pieces.reshape(-1).astype(np.int32),
-        token_type_ids=np.zeros(pieces.size, np.int16),
-        window_offsets=np.arange(sentences + 1) * (words + 2),
-        sentence_windows=np.arange(sentences + 1),
-        word_offsets=np.arange(sentences + 1) * words,
-        word_pieces=np.tile(np.arange(1, words + 1, dtype=np.int32), sentences),
-        labels=dice.integers(0, 3, count).astype(np.int32),
-        span_offsets=(np.arange(sentences + 1)) // 2,
-        span_labels=np.zeros(spans, np.int32),
-        span_starts=np.zeros(spans, np.int32),
-        span_ends=np.full(spans, words, np.int32),
-        options={
-            "pad_token_id": 0,
-            "pad_token_type_id": 0,
-            "pad_on_left": False,
-            "mask_padding_with_zero": True,
-        },
-    )
+    others = {item.name: np.ones(spans, bool) for item in fields(Features) if item.name.startswith("span_")}
+    columns = {
+        "input_ids": pieces.reshape(-1).astype(np.int32),
+        "token_type_ids": np.zeros(pieces.size, np.int16),
+        "window_offsets": np.arange(sentences + 1) * (words + 2),
+        "sentence_windows": np.arange(sentences + 1),
+        "word_offsets": np.arange(sentences + 1) * words,
+        "word_pieces": np.tile(np.arange(1, words + 1, dtype=np.int32), sentences),
+        "labels": dice.integers(0, 3, count).astype(np.int32),
+        "span_offsets": (np.arange(sentences + 1)) // 2,
+        "span_labels": np.zeros(spans, np.int32),
+        "span_starts": np.zeros(spans, np.int32),
+        "span_ends": np.full(spans, words, np.int32),
+    }
+    options = {
+        "pad_token_id": 0,
+        "pad_token_type_id": 0,
+        "pad_on_left": False,
+        "mask_padding_with_zero": True,
+    }
+    return Features(**others | columns, options=options)
 
 
 def assert_same(found, expected):
@@ -114,7 +117,7 @@ def test_other_programs_read_it(large):
         for name, array in LARGE.arrays.items():
             np.testing.assert_array_equal(file.get_tensor(name), array)
     header = read_header(large)
-    widths = {"I64": 8, "I32": 4, "I16": 2}
+    widths = {"I64": 8, "I32": 4, "I16": 2, "BOOL": 1}
     for entry in header.table.values():
         assert (header.start + entry["data_offsets"][0]) % widths[entry["dtype"]] == 0
 

@@ -16,7 +16,7 @@ from transformers import BertTokenizer, ByT5Tokenizer
 
 import nercrf.cache
 import nercrf.parts
-from nercrf.cache import load_and_cache_examples
+from nercrf.cache import CONVERSION_OPTIONS, load_and_cache_examples
 from nercrf.data import DataError
 from nercrf.labels import Span, spans_to_tags
 from nercrf.parts import PartReader, Workers, convert_in_parts, cut_file, open_workers
@@ -296,3 +296,22 @@ def test_files_in_between_are_in_the_given_folder(corpus, tmp_path, monkeypatch)
     assert converted.sentences == 3000
     count = len(cut_file(files["train"], "columns", 20_000))
     assert sorted(os.listdir(tmp_path)) == [f"{index:06d}.safetensors" for index in range(count)]
+
+
+# Windows, and sentences around.
+
+WINDOWS = [{"cls_token_at_end": True}, {"stride": 2}, {"context": 1}, {"context": 5, "stride": 1}]
+
+
+@pytest.mark.parametrize("options", [each for each in WINDOWS if set(each) <= set(CONVERSION_OPTIONS)], ids=str)
+def test_windows_and_context_reach_over_the_borders_of_parts(tmp_path, options):
+    dice = np.random.default_rng(1)
+    sentences = [
+        " ".join(dice.choice(["Ada", "met", "Bobby", "in", "Paris"], size)) for size in dice.integers(1, 9, 60)
+    ]
+    lines = ["".join(f"{word} O\n" for word in sentence.split()) + "\n" * dice.integers(1, 9) for sentence in sentences]
+    write(tmp_path, "".join(lines), "Ada B-X\n")
+    whole = build(tmp_path, False, **options)
+    assert build(tmp_path, False) != whole
+    for part in (1, 40, 200):
+        assert build(tmp_path, True, part, **options) == whole
