@@ -253,8 +253,8 @@ def _in_parts(args, description):
     "Whether a corpus is large, and can be cut."
     files = find_split_files(args.data_dir)
     size = sum(path.stat().st_size for path in files.values())
-    if size < LARGE or description["conversion"].get("context"):
-        return False  # a part does not see the sentences around it
+    if size < LARGE:
+        return False
     formats = {format for _, format in description["data"].values()}
     whole = sorted(formats.difference(LINE_FORMATS))
     if whole:

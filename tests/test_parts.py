@@ -16,7 +16,7 @@ from transformers import BertTokenizer, ByT5Tokenizer
 
 import nercrf.cache
 import nercrf.parts
-from nercrf.cache import CONVERSION_OPTIONS, load_and_cache_examples
+from nercrf.cache import load_and_cache_examples
 from nercrf.data import DataError
 from nercrf.labels import Span, spans_to_tags
 from nercrf.parts import PartReader, Workers, convert_in_parts, cut_file, open_workers
@@ -303,7 +303,7 @@ def test_files_in_between_are_in_the_given_folder(corpus, tmp_path, monkeypatch)
 WINDOWS = [{"cls_token_at_end": True}, {"stride": 2}, {"context": 1}, {"context": 5, "stride": 1}]
 
 
-@pytest.mark.parametrize("options", [each for each in WINDOWS if set(each) <= set(CONVERSION_OPTIONS)], ids=str)
+@pytest.mark.parametrize("options", WINDOWS, ids=str)
 def test_windows_and_context_reach_over_the_borders_of_parts(tmp_path, options):
     dice = np.random.default_rng(1)
     sentences = [
