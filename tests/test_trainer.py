@@ -125,7 +125,7 @@ def some_disturbance(total):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(data=st.data())
 def test_a_resumed_training_ends_in_the_same_bits(tmp_path_factory, name, data):
     """Stopped or killed anywhere, twice, and resumed: whole checkpoint, log and best model are those of one go."""

@@ -67,7 +67,7 @@ def test_two_processes_make_the_training_of_one(inputs, tmp_path):
     assert finished.stderr.count("training on 50 sentences, 12 an update, 10 updates, 2 process(es)") == 1
     assert "\r" not in finished.stderr  # no progress bar without a terminal
     assert finished.stdout.count("unseen surfaces") == 2
-    assert finished.stderr.count("sentences written to") == 3  # train, dev and test, each by the main process alone
+    assert finished.stderr.count("features written to") == 3  # train, dev and test, each by the main process alone
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 3
 
 
@@ -107,7 +107,7 @@ def test_accumulation_and_replicas_make_the_training_of_one_batch(trainings_of_o
         assert_same_training(updates_in_float64(tmp_path, ["cpu", "cpu"], **whole, **changes), expected)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_any_number_of_processes_makes_the_training_of_one(trainings_of_one, processes):
     """Of four processes two have no share of an update of two sentences; every process ends with the same weights."""
     accumulation = {"gradient_accumulation_steps": 3} if processes == 2 else {}
