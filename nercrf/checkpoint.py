@@ -19,7 +19,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -578,26 +578,22 @@ class BackgroundWriter:
                            name, self._pending[0][0])
             return False
         while len(self._pending) > self.waiting:
-            self._finish_first()
+            self._pending.popleft()[1].result()
         task = self._executor.submit(_run_logged, name, write)
         self._pending.append((name, task))
         return True
 
-    def _finish_first(self) -> None:
-        "Wait for the oldest write; raise what it raised."
-        self._pending.popleft()[1].result()
-
     def check(self) -> None:
         "Raise the error of a write that is over; does not wait."
         while self._pending and self._pending[0][1].done():
-            self._finish_first()
+            self._pending.popleft()[1].result()
 
     def wait(self) -> None:
         "Return when all is written; raises the first error after the last."
         errors = []
         while self._pending:
             try:
-                self._finish_first()
+                self._pending.popleft()[1].result()
             except Exception as error:
                 errors.append(error)
         if errors:
@@ -613,11 +609,9 @@ class BackgroundWriter:
     def __enter__(self) -> BackgroundWriter:
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        if raised[0] is None:
-            self.close()
-            return
-        with suppress(Exception):  # logged; the error of the block counts
+    def __exit__(self, kind: object, *rest: object) -> None:
+        # what is logged only gives way to the error of the block
+        with suppress(Exception) if kind else nullcontext():
             self.close()
 
 # %% ../nbs/10_checkpoint.ipynb #25b99837

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import nn
 
 from nercrf.distributed import (
     BatchDataParallel,
+    all_reduce_sum,
     gather_json,
     get_rank,
     get_world_size,
@@ -26,7 +27,8 @@ from .labels import Span, ids_to_spans
 from .metrics import EntityScores, score_spans
 
 # %% auto #0
-__all__ = ['autocast_dtype', 'autocast', 'evaluation_batches', 'move_batch', 'run_batches', 'Evaluation', 'evaluate']
+__all__ = ['autocast_dtype', 'autocast', 'evaluation_batches', 'move_batch', 'run_batches', 'Evaluation', 'EvaluationInterrupted',
+           'evaluate']
 
 # %% ../nbs/11_evaluate.ipynb #5b75c90d
 def autocast_dtype(
@@ -180,14 +182,34 @@ class Evaluation:
         }
 
 # %% ../nbs/11_evaluate.ipynb #bc6b5d66
+class EvaluationInterrupted(RuntimeError):
+    "An evaluation was broken off because someone asked for it."
+
+
+def _leave_if_stopped(
+    should_stop: Callable[[], bool] | None, prefix: str
+) -> None:
+    "Raise EvaluationInterrupted where any process was asked to stop."
+    if should_stop is None:
+        return
+    if all_reduce_sum(torch.tensor(int(should_stop()))) > 0:
+        raise EvaluationInterrupted(f"evaluation on {prefix} was broken off")
+
+# %% ../nbs/11_evaluate.ipynb #7509654f
 def evaluate(
     # flags; `per_gpu_eval_batch_size`, `fp16` and `bf16` are read
     args: object,
     model: nn.Module,  # the model, bare or wrapped for several devices
     dataset: FeatureDataset,  # labelled sentences
     prefix: str = "dev",  # name of the data, for titles
+    # asked after each batch: should the evaluation be broken off? Where it
+    # is given, every process has to give it
+    should_stop: Callable[[], bool] | None = None,
 ) -> Evaluation:  # the same on every process
-    "Evaluate a model on a data set; every process of the group must call it."
+    """Evaluate a model on a data set; every process of the group must call it.
+
+    EvaluationInterrupted on every process when any was asked to stop.
+    """
     if not len(dataset):
         raise ValueError(
             f"nothing to evaluate: the data set {prefix!r} has no sentence"
@@ -196,7 +218,13 @@ def evaluate(
     batches = evaluation_batches(
         dataset, batch_size, get_rank(), get_world_size()
     )
-    own = list(run_batches(args, model, dataset, batches))
+    own = []
+    with closing(run_batches(args, model, dataset, batches)) as rows:
+        for row in rows:
+            own.append(row)
+            if should_stop is not None and should_stop():
+                break
+    _leave_if_stopped(should_stop, prefix)
     results = sorted(row for rank in gather_json(own) for row in rank)
     if [index for index, _, _ in results] != list(range(len(dataset))):
         raise RuntimeError(

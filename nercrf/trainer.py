@@ -17,10 +17,10 @@ import random
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,9 @@ from torch import nn
 from .callbacks import Callbacks, TrainingCallback
 from nercrf.checkpoint import (
     MANIFEST,
+    BackgroundWriter,
+    DiskFullError,
+    StateSnapshot,
     discard_later_checkpoints,
     latest_checkpoint,
     load_state,
@@ -39,7 +42,9 @@ from nercrf.checkpoint import (
     restore_folders,
     save_state,
     set_random_state,
+    take_snapshot,
     verify_folder,
+    write_evaluation,
     write_folder,
 )
 from .data import write_lines
@@ -58,6 +63,7 @@ from nercrf.distributed import (
 )
 from nercrf.evaluate import (
     Evaluation,
+    EvaluationInterrupted,
     autocast,
     autocast_dtype,
     evaluate,
@@ -237,6 +243,16 @@ class RunConfig:
     save_steps: float = -1
     # checkpoints that stay; the best model is kept beside them
     save_total_limit: int = 2
+    # checkpoints with the best metric_for_best_model that stay beside them
+    keep_best: int = 0
+    # checkpoints of multiples of so many updates stay, too; 0: none
+    keep_every: int = 0
+    # a thread writes checkpoints from a copy in memory; the training goes on
+    background_save: bool = True
+    # no room for a checkpoint: stop, or continue without it
+    on_disk_full: str = "stop"
+    # a loss or gradient that is not finite: stop, or skip the update
+    on_nonfinite: str = "stop"
     # figure on dev that says which model is best: f1, precision, recall,
     # loss, or what a callback adds
     metric_for_best_model: str = "f1"
@@ -297,6 +313,8 @@ _CHOICES = {
     "schedule": ("linear", "cosine", "constant"),
     "on_bad": ("error", "warn"),
     "nested": ("outermost", "innermost"),
+    "on_disk_full": ("stop", "continue"),
+    "on_nonfinite": ("stop", "skip"),
     "input_format": ("text", "columns", "cluener"),
     "output_format": ("jsonl", "cluener", "columns"),
 }
@@ -323,7 +341,9 @@ def _check_values(args: TrainingConfig) -> None:
             raise ValueError(
                 f"--{name} must be one of {', '.join(choices)}, got {value!r}"
             )
-    for name in ("context", "weight_decay", "max_grad_norm", "patience"):
+    for name in (
+        "context", "weight_decay", "max_grad_norm", "patience", "keep_best", "keep_every",
+    ):
         if getattr(args, name) < 0:
             raise ValueError(
                 f"--{name} must not be negative, got {getattr(args, name)}"
@@ -580,6 +600,9 @@ class Progress:
 
     step: int = 0  # updates done
     skipped: int = 0  # updates that the scaler left out because of an overflow
+    nonfinite: int = 0  # updates that `on_nonfinite` left out
+    # an evaluation after the last update was broken off by a signal
+    evaluation_due: bool = False
     loss_sum: float = 0.0  # loss of all sentences up to the last log line, nats
     sentences: int = 0  # how many they were
     window_sentences: int = 0  # sentences since the last log line
@@ -616,6 +639,16 @@ class TrainingRun:
     identity: dict[str, object] = field(default_factory=dict)
     # what is called at the moments of the training
     callbacks: Callbacks = field(default_factory=Callbacks)
+    # updates since the losses were looked at: number, sentences, loss
+    recent: list[tuple[int, np.ndarray, torch.Tensor]] = field(
+        default_factory=list
+    )
+    loss: torch.Tensor | None = None  # this process's part of this update's
+    # norm of the last gradient; None where gradients are not clipped
+    norm: torch.Tensor | None = None
+    figures: dict[str, object] = field(default_factory=dict)  # last on dev
+    # writes in a thread; None: what is written is written at once
+    writer: BackgroundWriter | None = None
     # set by a signal
     stop: threading.Event = field(default_factory=threading.Event)
     # why the training ends early, in words; set by a callback
@@ -719,17 +752,19 @@ def training_update(
     run.callbacks.call("on_update_begin", run, update)
     run.add_gradients(update, counted=True)
     run.callbacks.call("on_gradients", run, update)
+    run.loss = run.window_loss - before
     stepped = _optimizer_step(run)
     run.progress.step += 1
     if stepped:
         run.progress.window_sentences += len(update)
     else:
         run.window_loss.copy_(before)
+    _remember_loss(run, update, run.window_loss - before)
     run.callbacks.call("on_update_end", run, update)
 
 # %% ../nbs/12_trainer.ipynb #59d0b66d
 def _optimizer_step(run: TrainingRun) -> bool:
-    "Clip, step and move the schedule; False where the scaler skipped the step."
+    "Clip, step and move the schedule; False where the step was skipped."
     norm = None
     if run.args.max_grad_norm > 0:
         run.scaler.unscale_(run.optimizer)
@@ -738,18 +773,92 @@ def _optimizer_step(run: TrainingRun) -> bool:
             [p for group in groups for p in group["params"]],
             run.args.max_grad_norm,
         )
+    run.norm = norm
     run.callbacks.call("on_before_step", run, norm)
-    scale = run.scaler.get_scale()
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    stepped = run.scaler.get_scale() >= scale
+    if _must_skip(run):
+        run.progress.nonfinite += 1
+        stepped = False
+    else:
+        scale = run.scaler.get_scale()
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        stepped = run.scaler.get_scale() >= scale
+        run.progress.skipped += not stepped
     if stepped:
         run.schedule.step()
     else:
-        run.progress.skipped += 1
+        run.norm = None
     run.callbacks.call("on_step", run, stepped)
     run.optimizer.zero_grad(set_to_none=True)
     return stepped
+
+# %% ../nbs/12_trainer.ipynb #c33b96d9
+_LONGEST_WINDOW = 1000  # updates
+
+
+def _remember_loss(
+    run: TrainingRun, update: np.ndarray, loss: torch.Tensor
+) -> None:
+    "Keep the loss of an update on the device until it is looked at."
+    if run.norm is not None:
+        loss = loss + 0 * run.norm.to(loss.device)
+    run.recent.append((run.progress.step, update, loss))
+    if len(run.recent) >= _LONGEST_WINDOW:
+        _check_losses(run)
+
+
+def _must_skip(run: TrainingRun) -> bool:
+    "Does this update have to be left out? The same on every process."
+    if run.args.on_nonfinite != "skip" or run.scaler.is_enabled():
+        return False
+    loss = run.loss
+    if run.norm is not None:
+        loss = loss + 0 * run.norm.to(loss.device)
+    total = float(all_reduce_sum(loss))
+    if not math.isfinite(total):
+        logger.warning(
+            "update %d is skipped: its loss or gradient is not finite",
+            run.progress.step + 1,
+        )
+    return not math.isfinite(total)
+
+# %% ../nbs/12_trainer.ipynb #e5f05005
+def _check_losses(run: TrainingRun) -> None:
+    """Look at the losses since the last look: FloatingPointError with update,
+    sentences and the last good checkpoint."""
+    if not run.recent:
+        return
+    losses = all_reduce_sum(torch.stack([loss for *_, loss in run.recent]))
+    bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
+    if not bad:
+        run.recent.clear()
+        return
+    good = broadcast_json(_last_good(run))
+    raise _not_finite(*run.recent[bad[0]][:2], good)
+
+
+def _last_good(run: TrainingRun) -> str | None:
+    "The newest whole checkpoint, looked up by the main process alone."
+    if not run.info.is_main:
+        return None
+    if run.writer is not None:
+        run.writer.wait()
+    found = latest_checkpoint(run.args.output_dir)
+    return str(found) if found else None
+
+
+def _not_finite(
+    step: int, update: np.ndarray, checkpoint: str | None
+) -> FloatingPointError:
+    "The error that names update, sentences and checkpoint."
+    return FloatingPointError(
+        f"the loss or the gradient of update {step} is not finite; its "
+        "sentences, counted from 0 in the training data: "
+        f"{', '.join(map(str, update.tolist()))}; the last good checkpoint: "
+        f"{checkpoint or 'none'}. Look at the sentences, lower --learning_rate "
+        "or, with --fp16, try --bf16; --on_nonfinite skip leaves such updates "
+        "out"
+    )
 
 # %% ../nbs/12_trainer.ipynb #5c52240f
 # flags that change what an update does, beside the batches
@@ -844,14 +953,8 @@ def start_run(
 def _finite_loss(run: TrainingRun) -> float:
     """The loss since the last log line, over all processes; an error if not
     finite."""
-    total = float(all_reduce_sum(run.window_loss))
-    if not math.isfinite(total):
-        raise FloatingPointError(
-            f"the loss is {total} at or before update {run.progress.step}: "
-            "lower --learning_rate or, with --fp16, try --bf16; checkpoints "
-            "from before stand"
-        )
-    return total
+    _check_losses(run)
+    return float(all_reduce_sum(run.window_loss))
 
 # %% ../nbs/12_trainer.ipynb #42c825ae
 def _close_window(run: TrainingRun) -> float:
@@ -884,18 +987,61 @@ def log_progress(
             "scale": run.scaler.get_scale(),
             "skipped": run.progress.skipped,
         }
+    if run.progress.nonfinite:
+        record["nonfinite"] = run.progress.nonfinite
     run.callbacks.call("on_log", run, record)
     return record
 
 # %% ../nbs/12_trainer.ipynb #2c1a7273
-def _save_model(run: TrainingRun, folder: Path) -> None:
+def _copy_weights(run: TrainingRun) -> dict[str, torch.Tensor]:
+    "The weights as they are now, in host memory."
+    weights = unwrap_model(run.model).state_dict()
+    return {
+        name: tensor.detach().to("cpu", copy=True)
+        for name, tensor in weights.items()
+    }
+
+
+def _save_model(
+    run: TrainingRun, folder: Path, weights: dict[str, torch.Tensor]
+) -> None:
     "Model, tokenizer and flags, as a folder that loads by itself."
-    unwrap_model(run.model).save_pretrained(folder)
+    bare = unwrap_model(run.model)
+    bare.save_pretrained(folder, state_dict=weights)
     run.tokenizer.save_pretrained(folder)
     text = json.dumps(asdict(run.args), indent=1, sort_keys=True)
     (folder / "training_config.json").write_text(text + "\n", encoding="utf-8")
 
 # %% ../nbs/12_trainer.ipynb #57240967
+def _write(run: TrainingRun, name: str, write: Callable[[], object]) -> None:
+    "Write now, or soon in the thread; a full disk may be survived."
+
+    def guarded():
+        try:
+            write()
+        except DiskFullError as error:
+            if run.args.on_disk_full == "stop":
+                raise
+            logger.error("%s: %s; the training goes on without it", name, error)
+
+    if run.writer is None:
+        guarded()
+    else:
+        run.writer.submit(name, guarded)
+
+
+@contextmanager
+def _background_writes(run: TrainingRun) -> Iterator[None]:
+    "A thread for what the main process writes; the end waits for it."
+    if run.info.is_main and run.args.background_save:
+        with BackgroundWriter() as run.writer:
+            yield
+        run.writer = None
+    else:
+        yield
+    barrier()
+
+# %% ../nbs/12_trainer.ipynb #33f27b0a
 BEST = "best.json"  # beside the best model: its update and figure on dev
 
 
@@ -907,19 +1053,29 @@ def save_best_model(
     if run.info.is_main:
         metric = f"dev_{run.args.metric_for_best_model}"
         best = {"step": run.progress.step, metric: run.progress.best_score}
-        with (
-            run.callbacks.evaluation_weights(run),
-            write_folder(Path(run.args.output_dir) / "model") as folder,
-        ):
-            _save_model(run, folder)
-            (folder / BEST).write_text(json.dumps(best) + "\n")
+        with run.callbacks.evaluation_weights(run):
+            weights = _copy_weights(run)
+        _write(run, "model", partial(_write_best, run, weights, best))
     barrier()
 
-# %% ../nbs/12_trainer.ipynb #33f27b0a
+
+def _write_best(
+    run: TrainingRun, weights: dict[str, torch.Tensor], best: dict
+) -> None:
+    "Write the best model from a copy of its weights."
+    with write_folder(Path(run.args.output_dir) / "model") as folder:
+        _save_model(run, folder, weights)
+        (folder / BEST).write_text(json.dumps(best) + "\n")
+
+# %% ../nbs/12_trainer.ipynb #9c6291b8
 def save_checkpoint(
     run: TrainingRun,  # the training
+    wait: bool = False,  # return when it is on the disk
 ) -> Path:  # the checkpoint's folder
-    "Write a checkpoint and remove the oldest ones; every process must call it."
+    """Write a checkpoint and remove the oldest ones; every process must call it.
+
+    In the background it is on the disk when `run.writer.wait()` returns.
+    """
     _finite_loss(run)
     output_dir = Path(run.args.output_dir)
     target = output_dir / f"checkpoint-{run.progress.step}"
@@ -929,21 +1085,54 @@ def save_checkpoint(
     }
     processes = gather_json(own)
     if run.info.is_main:
-        with write_folder(target) as folder:
-            _save_model(run, folder)
-            save_state(folder, {
-                "progress": asdict(run.progress),
-                "optimizer": run.optimizer.state_dict(),
-                "schedule": run.schedule.state_dict(),
-                "scaler": run.scaler.state_dict(),
-                "callbacks": run.callbacks.state_dict(),
-                "processes": processes,
-                "identity": run.identity,
-            })  # fmt: skip
-        prune_checkpoints(output_dir, keep_last=run.args.save_total_limit)
+        state = take_snapshot({
+            "progress": asdict(run.progress),
+            "optimizer": run.optimizer.state_dict(),
+            "schedule": run.schedule.state_dict(),
+            "scaler": run.scaler.state_dict(),
+            "callbacks": run.callbacks.state_dict(),
+            "processes": processes,
+            "identity": run.identity,
+        })  # fmt: skip
+        _write(run, target.name, partial(
+            _write_checkpoint, run, target, _copy_weights(run), state,
+            _figures_now(run),
+        ))  # fmt: skip
+        if wait and run.writer is not None:
+            run.writer.wait()
     barrier()
     run.callbacks.call("on_save", run, target)
     return target
+
+# %% ../nbs/12_trainer.ipynb #484bd427
+def _figures_now(run: TrainingRun) -> dict[str, float]:
+    "The figures on dev that belong to this update, by their plain names."
+    if run.figures.get("step") != run.progress.step:
+        return {}
+    return {
+        name.removeprefix("dev_"): float(value)
+        for name, value in run.figures.items()
+        if isinstance(value, (int, float)) and name != "step"
+    }
+
+
+def _write_checkpoint(
+    run: TrainingRun, target: Path, weights: dict[str, torch.Tensor],
+    state: StateSnapshot, figures: dict[str, float],
+) -> None:  # fmt: skip
+    "Write a checkpoint from copies; then remove those that need not stay."
+    with write_folder(target) as folder:
+        _save_model(run, folder, weights)
+        save_state(folder, state)
+        if figures:
+            write_evaluation(folder, figures)
+    metric = run.args.metric_for_best_model
+    prune_checkpoints(
+        target.parent, run.args.save_total_limit,
+        keep_best=run.args.keep_best, metric=metric,
+        higher_is_better=greater_is_better(metric),
+        keep_every=run.args.keep_every,
+    )  # fmt: skip
 
 # %% ../nbs/12_trainer.ipynb #d9ebea69
 def _packed(value):
@@ -1107,8 +1296,8 @@ class TrainingInterrupted(RuntimeError):
 def catch_signals(
     stop: threading.Event,  # set when a signal arrives
 ) -> Iterator[None]:
-    """Take note of SIGINT and SIGTERM inside the block; a second one has its
-    usual effect."""
+    """Take note of SIGINT, SIGTERM and SIGUSR1 inside the block; a second one
+    has its usual effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -1119,7 +1308,10 @@ def catch_signals(
         signal.signal(number, previous[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            number = getattr(signal, name, None)
+            if number is None:  # Windows has no SIGUSR1
+                continue
             previous[number] = signal.signal(number, note)
         yield
     finally:
@@ -1130,7 +1322,7 @@ def catch_signals(
 _UPDATES_BETWEEN_AGREEMENTS = 10
 
 
-def _agree_to_stop(run: TrainingRun) -> bool:
+def _agree_to_stop(run: TrainingRun, last: bool = False) -> bool:
     """Has any process been asked to stop? On GPUs asked only now and then,
     since asking makes them wait."""
     if run.info.world_size == 1:
@@ -1138,6 +1330,7 @@ def _agree_to_stop(run: TrainingRun) -> bool:
     if (
         run.info.backend != "gloo"
         and run.progress.step % _UPDATES_BETWEEN_AGREEMENTS
+        and not last
     ):
         return False
     return bool(all_reduce_sum(torch.tensor(int(run.stop.is_set()))))
@@ -1194,11 +1387,15 @@ def evaluate_run(
     run: TrainingRun,  # the training
 ) -> Evaluation:  # on the dev set, with averaged weights if there are any
     "Evaluate on dev and tell the callbacks; every process must call it."
+    _check_losses(run)  # weights that are not finite cannot be decoded with
     with run.callbacks.evaluation_weights(run):
-        result = evaluate(run.args, run.model, run.dev_dataset, "dev")
+        result = evaluate(
+            run.args, run.model, run.dev_dataset, "dev", run.stop.is_set
+        )
     figures = {f"dev_{name}": x for name, x in result.to_dict().items()}
     record = {"step": run.progress.step, **figures}
     run.callbacks.call("on_evaluate", run, result, record)
+    run.figures = record
     return result
 
 # %% ../nbs/12_trainer.ipynb #cbdebb1c
@@ -1229,7 +1426,12 @@ def _after_update(run: TrainingRun) -> None:
     if run.dev_dataset is not None and (
         evaluation_due or (last and args.eval_steps)
     ):
-        scores = evaluate_run(run).scores
+        run.progress.evaluation_due = True
+        try:
+            scores = evaluate_run(run).scores
+        except EvaluationInterrupted:
+            return
+        run.progress.evaluation_due = False
         logger.info(
             "update %d: dev F1 %.4f (best %s %s)", step, scores.micro.f1,
             args.metric_for_best_model, run.progress.best_score,
@@ -1239,9 +1441,23 @@ def _after_update(run: TrainingRun) -> None:
         save_checkpoint(run)
 
 # %% ../nbs/12_trainer.ipynb #7201f282
+def _stop_if_asked(run: TrainingRun) -> None:
+    "Leave with a checkpoint when a signal has arrived at any process."
+    if run.writer is not None:
+        run.writer.check()  # an error of the thread ends the training now
+    last = run.progress.step == run.plan.total or run.stop_reason is not None
+    if run.progress.evaluation_due or _agree_to_stop(run, last):
+        checkpoint = save_checkpoint(run, wait=True)
+        run.callbacks.call("on_interrupt", run, checkpoint)
+        raise TrainingInterrupted(checkpoint, run.progress.step)
+
+# %% ../nbs/12_trainer.ipynb #bbd6e736
 def _run_updates(run: TrainingRun) -> None:
     "Make all updates that are left."
     plan, progress, call = run.plan, run.progress, run.callbacks.call
+    if progress.evaluation_due:  # a signal broke it off
+        _after_update(run)
+        _stop_if_asked(run)
     while progress.step < plan.total and run.stop_reason is None:
         epoch, done = plan.epoch_of(progress.step)
         if not done:
@@ -1251,12 +1467,9 @@ def _run_updates(run: TrainingRun) -> None:
             _after_update(run)
             if plan.epoch_of(progress.step)[1] == 0:
                 call("on_epoch_end", run, epoch)
+            _stop_if_asked(run)
             if progress.step == plan.total or run.stop_reason is not None:
                 break
-            if _agree_to_stop(run):
-                checkpoint = save_checkpoint(run)
-                call("on_interrupt", run, checkpoint)
-                raise TrainingInterrupted(checkpoint, progress.step)
     if run.stop_reason is not None:
         logger.info("%s: the training ends", run.stop_reason)
 
@@ -1296,9 +1509,10 @@ def train(
     )  # fmt: skip
     with catch_signals(run.stop):
         try:
-            run.callbacks.call("on_train_begin", run)
-            _run_updates(run)
-            run.callbacks.call("on_train_end", run)
+            with _background_writes(run):
+                run.callbacks.call("on_train_begin", run)
+                _run_updates(run)
+                run.callbacks.call("on_train_end", run)
         finally:
             run.callbacks.call("on_close", run)
     return run.progress.step, run.progress.average_loss

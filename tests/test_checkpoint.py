@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -727,7 +728,7 @@ def test_the_moment_of_the_call_is_what_is_written(tmp_path):
             save_state(tmp_path, state, name=f"now-{step}")
             expected[step] = load_state(tmp_path, name=f"now-{step}")
             path = tmp_path / f"checkpoint-{step}"
-            assert writer.submit(path.name, lambda path=path, s=take_snapshot(state): held_up(path, s))
+            assert writer.submit(path.name, partial(held_up, path, take_snapshot(state)))
             update()
         assert latest_checkpoint(tmp_path) is None
         gate.set()
@@ -765,9 +766,14 @@ def test_errors_come_to_light_once(caplog):
         writer.close()
     assert done == [3]
     assert "writing two failed: second" in caplog.text
-    with pytest.raises(KeyError, match="mine"), BackgroundWriter() as writer:  # the block's error counts
-        writer.submit("four", lambda: fail("third"))
-        raise KeyError("mine")
+
+    def fail_in_the_block():
+        with BackgroundWriter() as writer:
+            writer.submit("four", lambda: fail("third"))
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):  # the block's error counts
+        fail_in_the_block()
     assert "writing four failed: third" in caplog.text
 
 
