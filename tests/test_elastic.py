@@ -24,6 +24,7 @@ def launch(arguments, prefix=(), **environment):
     """Start torchrun with the paced trainer; its output is collected in one pipe."""
     command = [*prefix, sys.executable, "-m", "torch.distributed.run", *arguments]
     values = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)} | environment
+    values["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # with one store a host that comes back waits for ever
     return subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=values
     )
@@ -139,6 +140,6 @@ def test_a_host_that_dies_and_comes_back(tmp_path):
     first, second = map(process_counts, outputs)  # the process of rank 0 logs, and it can be on either host
     assert first[0] == 2
     assert 1 in first
-    assert second == [2] or first[-1] == 2
+    assert second == [2] or first[-1] == 2, outputs[0][-3000:] + outputs[1][-3000:]
     assert [host.returncode for host in hosts] == [0, 0]
     assert_same_training(out, expected)
