@@ -18,29 +18,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from .corpus import SPLIT_NAMES, find_split_files, split_of
+from .corpus import SPLIT_NAMES, split_of, find_split_files
 from nercrf.data import (
-    DataError, Example, is_visible, read_bytes, read_text, write_bytes,
+    DataError, Example, Finding, is_visible, read_bytes, read_text,
+    write_bytes,
 )
-from .data import Finding as ReaderFinding
 from nercrf.formats import (
     _BRAT_SPAN, _END, _SPANS, _START, _SURFACE, FORMATS, _brat_paths,
-    _first_of, _mention, examine, format_inline, parse_inline, survey_text,
+    _first_of, _in_characters, _mention, _utf16_offsets, examine,
+    format_inline, parse_inline, prepare_file,
 )
 from .labels import SCHEMES, Span, spans_to_tags
 
 # %% auto #0
-__all__ = ['KINDS', 'SEVERITIES', 'REPAIRED', 'MOST_TYPES', 'MOST_FINDINGS', 'Finding', 'Kind', 'Lengths', 'Overlap',
-           'SplitStatistics', 'DataSet', 'CheckReport', 'check_paths', 'Change', 'Repair', 'fix_file', 'check_main']
-
-# %% ../nbs/02b_check.ipynb #83b6d816
-@dataclass(frozen=True)
-class Finding:
-    "Something odd in a file."
-    kind: str  # a key of `KINDS`
-    where: str  # "file:line", or "file" where it concerns the whole
-    message: str  # what was found, and what to do
-    severity: str = "problem"  # "error", "problem" or "note"
+__all__ = ['KINDS', 'SEVERITIES', 'REPAIRED', 'MOST_TYPES', 'MOST_FINDINGS', 'Kind', 'Lengths', 'Overlap', 'SplitStatistics',
+           'DataSet', 'CheckReport', 'check_paths', 'Change', 'Repair', 'fix_file', 'check_main']
 
 # %% ../nbs/02b_check.ipynb #a63e773b
 class Kind(NamedTuple):
@@ -54,7 +46,8 @@ KINDS = {
     "ill-formed-tag": Kind("tags that break the scheme", True),
     "cut-entity": Kind("entities that a sentence border cuts"),
     "invisible-token": Kind("tokens that nobody sees", True),
-    "span-outside": Kind("spans without a word of their text"),
+    "span-outside": Kind("spans outside of their text"),
+    "no-token": Kind("spans without a word"),
     "surface-mismatch": Kind("spans whose text is another"),
     "discontinuous": Kind("spans in several pieces"),
     "crosses-line": Kind("spans that go on in the next line"),
@@ -117,23 +110,20 @@ class _Split:
             for example in file.examples:
                 yield file, example
 
-# %% ../nbs/02b_check.ipynb #4673fe81
-def _own_finding(found: ReaderFinding) -> Finding:
-    "A finding of the reader as one of the check."
-    many = f" ({found.count})" if found.kind == "ignored" else ""
-    return Finding(found.kind, found.where, found.message + many,
-                   found.severity)
-
-# %% ../nbs/02b_check.ipynb #4c5153c5
-def _read_file(path: Path, format: str | None = None, encoding: str = "utf-8",
-               scheme: str | None = None, **options) -> _File:
-    "Read a file leniently, with what the reader says about it."
-    read = examine(path, format or "auto", encoding, scheme=scheme, **options)
-    if not any(example.spans for example in read.examples):
-        read = read._replace(scheme=None)
-    return _File(path, read.format, read.scheme, read.examples,
-                 [_own_finding(found) for found in read.findings
-                  if found.kind != "overlap"])
+# %% ../nbs/02b_check.ipynb #14fabab0
+def _read_file(path: Path, **options) -> _File:
+    "Read a file leniently, with what reading it has found."
+    examples, found, format, scheme = examine(path, **options)
+    if not any(example.spans for example in examples):
+        scheme = None
+    findings = []
+    for finding in found:
+        if finding.kind == "ignored":
+            findings.append(finding._replace(
+                message=f"{finding.message} ({finding.count:,})"))
+        elif finding.kind != "overlap":  # told apart by `_overlaps`
+            findings.append(finding)
+    return _File(path, format, scheme, examples, findings)
 
 # %% ../nbs/02b_check.ipynb #8b503310
 def _overlaps(spans: Sequence[Span]) -> Iterator[tuple[str, Span, Span]]:
@@ -783,7 +773,7 @@ def _find_files(paths: Sequence[Path]) -> dict[str, list[tuple[str, Path]]]:
     for path in single:
         if path.suffix == ".txt" and path.with_suffix(".ann") in single:
             continue  # brat's pair is read through its .ann
-        split = split_of(path.name.removesuffix(".gz").replace(".fixed", ""))
+        split = split_of(path.name.replace(".fixed", ""))
         name = split[0] if split else "data"
         title = str(path) if len(single) == 1 else "files"
         found.setdefault(title, []).append((name, path))
@@ -907,7 +897,7 @@ def check_paths(
     tokenizer: object | None = None,  # counts word pieces where it is given
     max_seq_length: int = 128,  # pieces in a window, special tokens included
     scheme: str | None = None,  # of tags; None: found from the tags
-    **options,  # as for `read_examples`: format, encoding, by, ...
+    **options,  # as for `examine`: format, encoding, by, tag_column, ...
 ) -> CheckReport:  # statistics and findings
     """Check labelled files by themselves and against each other.
 
@@ -1038,8 +1028,11 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
 class _Mentions:
     "Trims the mentions of one text and remembers those that it has had."
 
-    def __init__(self, where: str, text: str):
+    def __init__(self, where: str, text: str, units: str = "characters",
+                 shift: int = 0):
         self.where, self.text, self.seen = where, text, set()
+        self.shift = shift  # from the ends in the file to exclusive ones
+        self.table = _utf16_offsets(text) if units == "utf16" else None
         self.changes: list[Change] = []
 
     def mend(self, label: str, start: int, end: int, surface: str | None
@@ -1062,6 +1055,21 @@ class _Mentions:
                 f"{text[slice(*place)]!r} at [{place[0]}, {place[1]})"))
         return place
 
+# %% ../nbs/02b_check.ipynb #e2ef1468
+def _to_characters(mentions: _Mentions, start: int, end: int
+                   ) -> tuple[int, int]:
+    "A place in the file as characters, the end exclusive."
+    return (_in_characters(mentions.table, start),
+            _in_characters(mentions.table, end + mentions.shift))
+
+
+def _from_characters(mentions: _Mentions, start: int, end: int
+                     ) -> tuple[int, int]:
+    "A place in characters as the file counts."
+    if mentions.table is not None:
+        start, end = (mentions.table.index(place) for place in (start, end))
+    return start, end - mentions.shift
+
 # %% ../nbs/02b_check.ipynb #0aa87a42
 def _mend_cluener(record: dict, mentions: _Mentions) -> None:
     "Mend the mentions of an object of CLUENER's."
@@ -1080,8 +1088,8 @@ def _mend_cluener(record: dict, mentions: _Mentions) -> None:
     if mentions.changes:
         record["label"] = labels
 
-# %% ../nbs/02b_check.ipynb #8ccddce5
-def _mend_entries(record: dict, mentions: _Mentions, shift: int) -> None:
+# %% ../nbs/02b_check.ipynb #d2d0caae
+def _mend_entries(record: dict, mentions: _Mentions) -> None:
     "Mend the mentions of an object with a list of spans."
     for name in _SPANS:
         if not record.get(name):
@@ -1089,22 +1097,23 @@ def _mend_entries(record: dict, mentions: _Mentions, shift: int) -> None:
         kept = []
         for entry in record[name]:
             mention = _mention(entry, mentions.where)
-            before = mention.start, mention.end + shift
+            before = _to_characters(mentions, mention.start, mention.end)
             place = mentions.mend(mention.label, *before, mention.surface)
             if place == before:
                 kept.append(entry)
             elif place is not None:
-                kept.append(_moved_entry(entry, place, shift, mentions.text))
+                kept.append(_moved_entry(entry, place, mentions))
         record[name] = kept
 
-# %% ../nbs/02b_check.ipynb #d2d0caae
-def _moved_entry(entry: list | dict, place: tuple[int, int], shift: int,
-                 text: str) -> list | dict:
+
+def _moved_entry(entry: list | dict, place: tuple[int, int],
+                 mentions: _Mentions) -> list | dict:
     "A span as it stands in the file, at another place."
-    start, end = place[0], place[1] - shift
+    start, end = _from_characters(mentions, *place)
     if not isinstance(entry, dict):
         return [start, end, *entry[2:]]
-    values = {_START: start, _END: end, _SURFACE: text[slice(*place)]}
+    values = {_START: start, _END: end,
+              _SURFACE: mentions.text[slice(*place)]}
     entry = dict(entry)
     for names, value in values.items():
         key = next((name for name in names if entry.get(name) is not None),
@@ -1129,12 +1138,9 @@ def _dump_like(line: str, before: object, after: object) -> str:
 def _repair_json(file: _File, lines: list[str], options: dict
                  ) -> list[Change]:
     "Mend JSON lines in place."
-    end = options.get("end", "auto")
-    shift = int(end == "inclusive")
-    if file.format == "jsonl":
-        text = read_text(file.path, options.get("encoding", "utf-8"))
-        survey = survey_text(text, "jsonl", file.path, end=end)
-        shift = survey.offsets(end)[1]
+    prepared = prepare_file(file.path, **{**options, "format": file.format})
+    units, shift = prepared.survey().offsets(
+        prepared.reading.end, prepared.reading.units)
     changes = []
     for index, line in enumerate(lines):
         if not line.strip():
@@ -1142,7 +1148,7 @@ def _repair_json(file: _File, lines: list[str], options: dict
         where, record = f"{file.path}:{index + 1}", json.loads(line)
         mended = json.loads(line)
         text = _first_of(record, ("text", "data"))
-        mentions = _Mentions(where, text)
+        mentions = _Mentions(where, text, units, shift)
         if _BLANK.fullmatch(text) and not any(
                 record.get(name) for name in _SPANS):
             mentions.changes.append(Change("blank-text", where,
@@ -1151,7 +1157,7 @@ def _repair_json(file: _File, lines: list[str], options: dict
         elif file.format == "cluener":
             _mend_cluener(mended, mentions)
         else:
-            _mend_entries(mended, mentions, shift)
+            _mend_entries(mended, mentions)
         if lines[index] and mentions.changes:
             lines[index] = _dump_like(line, record, mended)
         changes += mentions.changes
@@ -1263,7 +1269,7 @@ def fix_file(
     path: str | Path,  # a labelled file; it stays as it is
     output: str | Path | None = None,  # folder of the copy; None: beside it
     scheme: str | None = None,  # of tags; None: found from the tags
-    **options,  # as for `read_examples`: format, encoding, by, ...
+    **options,  # as for `examine`: format, encoding, by, tag_column, ...
 ) -> Repair:  # what has changed, and what has not
     """Write a copy of a file in which is mended what needs no guess.
 
@@ -1340,11 +1346,13 @@ def _add_reading(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="how running text is cut into tokens")
     add("--end", choices=("auto", "exclusive", "inclusive"),
         help="what the end of a span means, where the file does not tell")
+    add("--units", choices=("auto", "characters", "utf16"),
+        help="what offsets count, where the file does not tell")
     return parser
 
 # %% ../nbs/02b_check.ipynb #73305131
 _READING = ("format", "encoding", "scheme", "token_column", "tag_column",
-            "by", "end")
+            "by", "end", "units")
 
 
 def _run_check(args: argparse.Namespace) -> int:

@@ -638,6 +638,15 @@ def test_repairs_of_inclusive_ends_and_surfaces(tmp_path):
     assert left[1].startswith("not repaired: PER 'gone'")
 
 
+def test_repairs_where_offsets_count_utf16_units(tmp_path):
+    record = {"text": "😀 Ada  left", "spans": [{"start": 3, "end": 7, "label": "PER", "text": "Ada "}]}
+    path = json_lines(tmp_path / "a.jsonl", record)
+    repair = fix_file(path)
+    (written,) = map(json.loads, repair.output.read_text("utf-8").splitlines())
+    assert written["spans"] == [{"start": 3, "end": 6, "label": "PER", "text": "Ada"}]
+    assert found(check_paths(repair.output)) == []
+
+
 def test_what_would_be_a_guess_is_left_and_said(tmp_path):
     path = json_lines(
         tmp_path / "a.json",
