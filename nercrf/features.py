@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -375,7 +375,7 @@ def cut_windows(
 def _nearby_sentences(examples, context: int):
     "First and behind the last sentence that may surround each sentence."
     files = [example.source.rpartition(":")[0] for example in examples]
-    change = [a != b for a, b in zip(files, files[1:], strict=False)]
+    change = [one != other for one, other in pairwise(files)]
     begins = np.concatenate([[0], np.flatnonzero(change) + 1])
     ends = np.concatenate([begins[1:], [len(files)]])
     place = np.arange(len(files))

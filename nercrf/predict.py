@@ -159,9 +159,7 @@ class Tagger:
         self,
         # sentences of known words; their own spans are not looked at
         examples: Sequence[Example],
-        # are they shown together with their neighbours of the same file, if
-        # the model was trained so?
-        with_context: bool = True,
+        with_context: bool = True,  # with those around, if trained so
     ) -> list[list[Span]]:  # the entities of each, in words
         "Tag sentences of words."
         if not examples:
@@ -179,9 +177,7 @@ class Tagger:
         self,
         # a text, texts, or sentences of words
         inputs: str | Sequence[str] | Sequence[Sequence[str]],
-        # do the elements follow each other in one document? Only then does a
-        # model that was trained with context see their neighbours
-        connected: bool = False,
+        connected: bool = False,  # of one document: `context` crosses elements
     ) -> list[Entity] | list[list[Entity]]:  # of the text, or of each element
         "Tag a text, a list of texts, or a list of sentences of words."
         if isinstance(inputs, str):

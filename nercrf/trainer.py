@@ -495,27 +495,6 @@ class UpdatePlan:
             self._counted.append(len(self.epoch(len(self._counted))))
         return self._counted[number]
 
-    def epoch_of(
-        self,
-        step: int,  # updates done
-    ) -> tuple[int, int]:  # the epoch of the next one, and those done in it
-        "Where a training stands."
-        epoch = 0
-        if self.update_pieces is None:
-            return divmod(step, self.updates_per_epoch)
-        while step >= self._epoch_updates(epoch):
-            step -= self._epoch_updates(epoch)
-            epoch += 1
-        return epoch, step
-
-    def passes(
-        self,
-        step: int,  # updates done
-    ) -> float:  # epochs, with a fraction
-        "How often the data have been seen."
-        epoch, done = self.epoch_of(step)
-        return epoch + done / self._epoch_updates(epoch)
-
     @property
     def total(self) -> int:  # updates
         "The number of updates of the whole training."
@@ -528,41 +507,70 @@ class UpdatePlan:
             return count_steps(self.max_steps, whole)
         return whole
 
-    def epoch(
-        self,
-        number: int,  # which pass, from 0
-    ) -> list[np.ndarray]:  # sentence indices of each update
-        "The updates of one pass over the data, each sentence in exactly one."
-        by_pieces = self.update_pieces is not None
-        return plan_batches(
-            self.lengths,
-            None if by_pieces else self.update_size,
-            seed=self.seed,
-            epoch=number,
-            max_pieces=self.update_pieces,
-            windows=self.windows,
-        )
+# %% ../nbs/12_trainer.ipynb #fce5925c
+@patch
+def epoch(
+    self: UpdatePlan,
+    number: int,  # which pass, from 0
+) -> list[np.ndarray]:  # sentence indices of each update
+    "The updates of one pass over the data, each sentence in exactly one."
+    by_pieces = self.update_pieces is not None
+    return plan_batches(
+        self.lengths,
+        None if by_pieces else self.update_size,
+        seed=self.seed,
+        epoch=number,
+        max_pieces=self.update_pieces,
+        windows=self.windows,
+    )
 
-    def micro_batches(
-        self,
-        update: np.ndarray,  # sentence indices of one update
-    ) -> list[np.ndarray]:  # at most `micro_size` sentences, or pieces, each
-        """Cut an update into forward passes, sentences of similar length
-        together."""
-        if self.micro_pieces is not None:
-            windows = self.windows
-            passes = plan_batches(
-                self.lengths[update],
-                shuffle=False,
-                max_pieces=self.micro_pieces,
-                windows=None if windows is None else windows[update],
-            )
-            return [update[places] for places in passes]
-        ordered = update[np.argsort(-self.lengths[update], kind="stable")]
-        return [
-            ordered[first : first + self.micro_size]
-            for first in range(0, len(ordered), self.micro_size)
-        ]
+# %% ../nbs/12_trainer.ipynb #082d3fab
+@patch
+def micro_batches(
+    self: UpdatePlan,
+    update: np.ndarray,  # sentence indices of one update
+) -> list[np.ndarray]:  # at most `micro_size` sentences, or pieces, each
+    """Cut an update into forward passes, sentences of similar length
+    together."""
+    if self.micro_pieces is not None:
+        windows = self.windows
+        passes = plan_batches(
+            self.lengths[update],
+            shuffle=False,
+            max_pieces=self.micro_pieces,
+            windows=None if windows is None else windows[update],
+        )
+        return [update[places] for places in passes]
+    ordered = update[np.argsort(-self.lengths[update], kind="stable")]
+    return [
+        ordered[first : first + self.micro_size]
+        for first in range(0, len(ordered), self.micro_size)
+    ]
+
+# %% ../nbs/12_trainer.ipynb #de274be2
+@patch
+def epoch_of(
+    self: UpdatePlan,
+    step: int,  # updates done
+) -> tuple[int, int]:  # the epoch of the next one, and those done in it
+    "Where a training stands."
+    epoch = 0
+    if self.update_pieces is None:
+        return divmod(step, self.updates_per_epoch)
+    while step >= self._epoch_updates(epoch):
+        step -= self._epoch_updates(epoch)
+        epoch += 1
+    return epoch, step
+
+
+@patch
+def passes(
+    self: UpdatePlan,
+    step: int,  # updates done
+) -> float:  # epochs, with a fraction
+    "How often the data have been seen."
+    epoch, done = self.epoch_of(step)
+    return epoch + done / self._epoch_updates(epoch)
 
 # %% ../nbs/12_trainer.ipynb #34cb70fe
 def build_plan(
