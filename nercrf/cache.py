@@ -29,7 +29,9 @@ from nercrf.columns import (
     verify_file, write_column_file,
 )
 from .corpus import find_split_files, read_corpus
-from .data import DataError, complete_file, file_digest
+from nercrf.data import (
+    DataError, complete_file, data_files, file_digest,
+)
 from .distributed import main_process_first
 from .features import FeatureDataset, convert_examples_to_features
 from .labels import get_scheme, label_list
@@ -46,7 +48,7 @@ __all__ = ['READER_OPTIONS', 'TASKS', 'DATA_TYPES', 'CONVERSION_OPTIONS', 'REMEM
 
 # %% ../nbs/04_cache.ipynb #8added0a
 READER_OPTIONS = {"format": "auto", "token_column": 0, "tag_column": -1,
-                  "on_bad": "error"}
+                  "on_bad": "error", "encoding": "utf-8"}
 TASKS = {
     "cner": {"format": "columns", "on_bad": "warn"},
     "cluener": {"format": "cluener", "on_bad": "warn"},
@@ -121,7 +123,7 @@ def remember_digest(
 ) -> str:  # SHA-256 of its bytes
     "The digest of a file, read again only if the file may have changed."
     state = os.stat(path)
-    if state.st_size < REMEMBERED:
+    if state.st_size < REMEMBERED or data_files(path) != [Path(path)]:
         return file_digest(path)
     name = " ".join(map(str, (state.st_dev, state.st_ino, state.st_size,
                               state.st_mtime_ns, state.st_ctime_ns)))
@@ -174,7 +176,8 @@ def describe_request(
         "unicode": unicodedata.unidata_version,
         "data_type": data_type,
         "data": {split: [remember_digest(path, folders),
-                         resolve_format(path, reader["format"])]
+                         resolve_format(path, reader["format"],
+                                        reader["encoding"])]
                  for split, path in files.items()},
         "reader": reader,
         "labels": list(labels) if labels else None,
@@ -252,7 +255,8 @@ def _convert_parts(path, args, description, tokenizer):
 def _in_parts(args, description):
     "Whether a corpus is large, and can be cut."
     files = find_split_files(args.data_dir)
-    size = sum(path.stat().st_size for path in files.values())
+    size = sum(part.stat().st_size for path in files.values()
+               for part in data_files(path))
     if size < LARGE:
         return False
     formats = {format for _, format in description["data"].values()}

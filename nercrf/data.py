@@ -29,7 +29,7 @@ __all__ = ['FINDINGS', 'POLICIES', 'DataError', 'Example', 'Finding', 'merge_fin
            'check_tags', 'separators_of', 'only_characters', 'label_sentences', 'file_stem', 'span_order',
            'parse_cluener', 'flatten_spans', 'outermost_spans', 'check_overlaps', 'split_words', 'complete_file',
            'write_bytes', 'write_lines', 'example_name', 'column_lines', 'all_labelled', 'write_columns', 'json_id',
-           'cluener_line', 'write_cluener', 'file_digest']
+           'cluener_line', 'write_cluener', 'data_files', 'file_digest']
 
 # %% ../nbs/01_data.ipynb #2f397106
 class DataError(ValueError):
@@ -763,12 +763,31 @@ def write_cluener(
     return write_lines(path, map(cluener_line, examples))
 
 # %% ../nbs/01_data.ipynb #e35ce4df
+def data_files(
+    path: str | Path,  # a file of examples, or a folder of `datasets`
+) -> list[Path]:  # every file that the examples depend on, in a fixed order
+    "The files behind a data file: brat keeps a pair, `datasets` a folder."
+    path = Path(path)
+    if path.is_dir():
+        return sorted(each for each in path.rglob("*") if each.is_file())
+    name, packed = path.name.removesuffix(".gz"), ""
+    if name != path.name:
+        packed = ".gz"
+    pair = [path.with_name(f"{name[:-4]}{ending}{packed}")
+            for ending in (".txt", ".ann")]
+    both = path in pair and all(each.is_file() for each in pair)
+    return pair if both else [path]
+
+
 def file_digest(
-    path: str | Path,  # any file
+    path: str | Path,  # a data file, or a folder of `datasets`
 ) -> str:  # 64 hexadecimal digits
-    "SHA-256 of the bytes of a file."
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    "SHA-256 of the bytes of a data file; names do not count."
+    digest, files = hashlib.sha256(), data_files(path)
+    for part in files:
+        if len(files) > 1:  # or bytes could move from one file to the next
+            digest.update(f"{part.stat().st_size} ".encode("ascii"))
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from fastcore.basics import patch
+
 from nercrf.data import (
     ColumnSentence, DataError, Example, Finding, all_labelled,
     check_overlaps, check_tag_names, check_tags, check_tokens, cluener_line,
@@ -137,14 +139,16 @@ class Reading:
                       key=lambda finding: (
                           finding.where.rpartition(":")[0], finding.line))
 
-    def lines(
-        self,
-        text: str,  # of the file, or of a part of it
-    ) -> Iterator[tuple[int, str, str]]:  # number, place, line
-        "Number, place and text of the lines that are not blank."
-        for number, line in enumerate(text.split("\n"), self.first_line):
-            if line.strip():
-                yield number, f"{self.path}:{number}", line
+# %% ../nbs/01b_formats.ipynb #7f21b8d5
+@patch
+def lines(
+    self: Reading,
+    text: str,  # of the file, or of a part of it
+) -> Iterator[tuple[int, str, str]]:  # number, place, line
+    "Number, place and text of the lines that are not blank."
+    for number, line in enumerate(text.split("\n"), self.first_line):
+        if line.strip():
+            yield number, f"{self.path}:{number}", line
 
 # %% ../nbs/01b_formats.ipynb #2668b31c
 @dataclass

@@ -114,10 +114,13 @@ def find_first_line(
 def resolve_format(
     path: str | Path,  # a data file
     format: str,  # "auto", or a format's name
+    encoding: str = "utf-8",  # of the file
 ) -> str:  # a format's name
     "The format in which the reader reads a file; auto if only it can tell."
     if Path(path).is_dir() or ".ann" in Path(path).suffixes:
         return "auto"
+    if encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
+        return "auto"  # borders of lines are not those of bytes
     with open(path, "rb") as file:
         data = file.read(1 << 16)
     if data.startswith(b"\x1f\x8b"):  # gzipped: no part stands by itself
@@ -614,7 +617,8 @@ def _share_tokenizer(workers: Workers, tokenizer: PreTrainedTokenizerBase,
 # %% ../nbs/03c_parts.ipynb #ffbcc915
 def _part_reader(path: Path, reader: Mapping[str, Any]) -> dict[str, Any]:
     "How the parts of a file are read."
-    format = resolve_format(path, reader["format"])
+    format = resolve_format(path, reader["format"],
+                            reader.get("encoding", "utf-8"))
     first = find_first_line(path) if format == "columns" else ("", 0)
     return {**reader, "format": format, "first_line": first}
 

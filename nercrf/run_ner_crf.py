@@ -276,7 +276,7 @@ def _model_from_scratch(
     )  # fmt: skip
     return LoadedModel(model, tokenizer, args)
 
-
+# %% ../nbs/15_run_ner_crf.ipynb #c2d90e64
 def _trained_model(
     args: TrainingConfig, config: NerCrfConfig, labels: list[str]
 ) -> LoadedModel:

@@ -45,6 +45,7 @@ from nercrf.columns import read_header
 from nercrf.corpus import read_corpus
 from nercrf.data import DataError, Example, file_digest, write_columns
 from nercrf.features import convert_examples_to_features
+from nercrf.formats import write_examples
 from nercrf.labels import Span
 
 torch.set_num_threads(1)
@@ -99,6 +100,38 @@ def same(left, right):
 def cached_file(args):
     (path,) = Path(args.feature_cache_dir).glob("*.safetensors")
     return path
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "encoding"),
+    [
+        ("columns", "{}.conll.gz", None),
+        ("columns", "{}.txt", "utf-16"),
+        ("jsonl", "{}.jsonl", None),
+        ("doccano", "{}.jsonl.gz", None),
+        ("label_studio", "{}.json", None),
+        ("inline", "{}.txt", None),
+        ("brat", "{}.txt", None),
+    ],
+)
+def test_every_format_trains_alike(args, tokenizer, tmp_path, format, name, encoding):
+    """The same sentences in any format and encoding have the same features; other annotations have others."""
+    expected = load_and_cache_examples(args, "ner", tokenizer)
+    folder = tmp_path / "other"
+    for split, examples in {"train": SENTENCES, "dev": SENTENCES[:2]}.items():
+        path = folder / name.format(split)
+        write_examples(examples, path, format)
+        if encoding:
+            path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    other = SimpleNamespace(**{**vars(args), "data_dir": str(folder), "encoding": encoding})
+    same(load_and_cache_examples(other, "ner", tokenizer), expected)
+    changed = [Example("1", SENTENCES[0].tokens, [Span("PER", 0, 1)]), *SENTENCES[1:]]
+    path = folder / name.format("train")
+    write_examples(changed, path, format)
+    if encoding:
+        path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    anew = load_and_cache_examples(other, "ner", tokenizer)
+    assert not np.array_equal(anew.features.labels, expected.features.labels)
 
 
 def test_second_call_reads_what_the_first_wrote(args, tokenizer, builds):
@@ -176,7 +209,8 @@ def test_no_option_of_reader_or_conversion_is_missing():
     data = {"examples", "label_list", "max_seq_length", "tokenizer", "scheme", "neighbours"}
     assert set(CONVERSION_OPTIONS) == parameters - data
     assert set(OPTIONS) >= set(CONVERSION_OPTIONS)
-    assert set(READER_OPTIONS) == set(inspect.signature(read_corpus).parameters) - {"folder", "scheme"}
+    named = set(inspect.signature(read_corpus).parameters) - {"folder", "scheme", "options"}
+    assert set(READER_OPTIONS) == named | {"token_column", "tag_column"}
 
 
 @pytest.mark.parametrize("name", CONVERSION_OPTIONS)
