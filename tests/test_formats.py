@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nercrf.convert import convert
+from nercrf.convert import convert, convert_main
+from nercrf.corpus import read_corpus
 from nercrf.data import DataError, Example, split_words
 from nercrf.formats import (
     FORMATS,
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}; set NERCRF_DATA to their folder")
 in_folder = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+from nercrf.sample import write_sample
 
 
 def read(tmp_path, content, name="a.jsonl", **options):
@@ -518,3 +520,35 @@ def test_utf16_units_are_found_from_the_surface(tmp_path, end):
     assert example.surface(example.spans[0]) == "Mara"
     record["spans"] = [[3, 7, "PER"]]
     assert read(tmp_path, record, units="utf16")[0].spans == [Span("PER", 1, 2)]
+
+
+def test_ids_that_a_reader_made_up_are_nothing_to_lose(tmp_path, capsys):
+    """A column file has no ids: under another name and in another scheme it is still the same."""
+    path = tmp_path / "devel.tsv"
+    path.write_text("Mara\tB-PER\nTobin\tI-PER\nleft\tO\n\nKelford\tB-LOC\n", encoding="utf-8")
+    assert convert_main([str(path), str(tmp_path / "dev.conll"), "--to_scheme", "BIOES", "--strict"]) == 0
+    assert (tmp_path / "dev.conll").read_text() == "Mara\tB-PER\nTobin\tE-PER\nleft\tO\n\nKelford\tS-LOC\n\n"
+    assert "nothing was lost" in capsys.readouterr().out
+
+
+def test_ids_that_are_there_are_lost_by_a_format_without_them(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 70, "text": "Mara left", "spans": [[0, 4, "PER"]]}\n', encoding="utf-8")
+    assert convert_main([str(path), str(tmp_path / "b.conll"), "--strict"]) == 1
+    assert "the ids" in capsys.readouterr().out
+
+
+def test_a_folder_of_splits_becomes_a_folder(tmp_path):
+    write_sample(tmp_path / "from")
+    assert convert_main([str(tmp_path / "from"), str(tmp_path / "to"), "--to", "jsonl"]) == 0
+    before, after = read_corpus(tmp_path / "from"), read_corpus(tmp_path / "to")
+    for split, examples in before.splits.items():
+        assert [(e.tokens, e.spans) for e in after.splits[split]] == [(e.tokens, e.spans) for e in examples]
+
+
+def test_what_cannot_be_converted_is_one_line_and_writes_nothing(tmp_path, capsys):
+    path = tmp_path / "a.txt"
+    path.write_text("Mara\tX-PER-\n\nleft\n", encoding="utf-8")
+    assert convert_main([str(path), str(tmp_path / "b.jsonl")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "b.jsonl").exists()
