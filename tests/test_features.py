@@ -9,21 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
     BertTokenizer,
     ByT5Tokenizer,
+    PreTrainedTokenizer,
     PreTrainedTokenizerFast,
     XLNetTokenizer,
 )
 
 from nercrf.corpus import read_corpus
-from nercrf.data import DataError, Example, outermost_spans
+from nercrf.data import POLICIES, DataError, Example, flatten_spans, outermost_spans
 from nercrf.features import (
-    NESTED,
     FeatureDataset,
+    _note_once,
     concatenate_features,
     convert_examples_to_features,
     cut_windows,
@@ -224,6 +225,169 @@ def test_equals_the_tokenizer_on_random_words(sentences):
                 expected = tokenizer(words, is_split_into_words=True)["input_ids"]
                 assert dataset[index]["input_ids"].tolist() == expected
             assert len(dataset[index]["word_pieces"]) == len(words)
+
+
+# Tokenizers that are trained here, on text of our own.
+
+TEXT = [
+    "Yesterday Ada Lovelace didn't meet Charles Babbage in London, or so the 1842 letters say.",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich; l'été fut très chaud.",
+    "昨天高勇在北京大学见到了三位老师，他们谈了很久。",
+    "東京タワーは333メートルです。 मुंबई में बारिश हुई। 🙂 👍🏽 👩\u200d🚀",
+    "e\u0301tude nai\u0308ve co\u00adoperate zero\u200bwidth 3.14 1,200 #tag @name http://a.b/c?d=e",
+]
+ODD = [
+    *("Ada", "didn't", "l'été", "1842", "3.14", "#tag", "北京", "高", "タワー", "मुंबई", "🙂", "👍🏽", "'", "’s", "▁"),
+    *("##ada", "<s>x", "ﬁ", "Ⅷ", "👩\u200d🚀", "e\u0301", "nai\u0308ve", "a\u200bb", "\u200d", "\ufeffAda", "\u00ad"),
+    *("x y", " Ada"),
+]
+
+
+def word_piece():
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.train_from_iterator(TEXT, trainers.WordPieceTrainer(vocab_size=220, special_tokens=["[UNK]", "[CLS]"]))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", cls_token="[CLS]")
+
+
+def byte_level(prefix):
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    backend.train_from_iterator(
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    backend.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0), add_prefix_space=prefix)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<s>", cls_token="<s>", sep_token="</s>")
+
+
+def unigram(scheme):
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.train_from_iterator(
+        TEXT, trainers.UnigramTrainer(vocab_size=160, special_tokens=["<unk>", "</s>"], unk_token="<unk>")
+    )
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+
+
+TRAINED = {
+    "word piece": word_piece,
+    "byte-level with a space": lambda: byte_level(True),
+    "byte-level without": lambda: byte_level(False),
+    "unigram always": lambda: unigram("always"),
+    "unigram first": lambda: unigram("first"),
+    "unigram never": lambda: unigram("never"),
+}
+odd_words = st.one_of(
+    st.sampled_from(ODD),
+    st.text(st.sampled_from(sorted(set("".join(TEXT + ODD)))), min_size=1, max_size=5),
+    st.text(min_size=1, max_size=4),
+)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@settings(max_examples=60, deadline=None)
+@given(sentences=st.lists(st.lists(odd_words, min_size=1, max_size=8), min_size=1, max_size=4))
+def test_trained_tokenizers_are_equalled_id_for_id(name, sentences):
+    tokenizer = _made.setdefault(name, None) or TRAINED[name]()
+    _made[name] = tokenizer
+    dataset = FeatureDataset(convert(sentences, tokenizer, 2048), LABELS)
+    for index, words in enumerate(sentences):
+        encoded = tokenizer(words, is_split_into_words=True)
+        item, owners = dataset[index], encoded.word_ids()
+        bare = [word for word in range(len(words)) if word not in owners]
+        ids, places = item["input_ids"].tolist(), item["word_pieces"].tolist()
+        for word in reversed(bare):  # the stated difference
+            assert ids.pop(places[word]) == tokenizer.unk_token_id
+        assert ids == encoded["input_ids"]
+        for word in set(range(len(words))).difference(bare):
+            assert places[word] == owners.index(word) + sum(other < word for other in bare)
+
+
+class Characters(PreTrainedTokenizer):
+    "A tokenizer in Python: a piece a character, none for what is not visible."
+
+    def __init__(self, first_is_special=False, **options):
+        self.table = {piece: at for at, piece in enumerate(["<unk>", "<first>", *sorted(set(ALPHABET))])}
+        self.first_is_special = first_is_special
+        super().__init__(unk_token="<unk>", **options)
+
+    @property
+    def vocab_size(self):
+        return len(self.table)
+
+    def get_vocab(self):
+        return dict(self.table)
+
+    def _tokenize(self, text, **_):
+        return [character for character in text if character.isprintable()]
+
+    def _convert_token_to_id(self, token):
+        return self.table.get(token, 0)
+
+    def _convert_id_to_token(self, index):
+        return list(self.table)[index]
+
+    def prepare_for_model(self, ids, *arguments, **options):
+        marked = [1, *ids] if self.first_is_special else ids
+        return super().prepare_for_model(marked, *arguments, **options)
+
+
+class FirstIsLower(PreTrainedTokenizerFast):
+    "A fast tokenizer that lowers the first word of a sentence."
+
+    def _encode_plus(self, text, **options):
+        def lower(row):
+            return [row[0].lower(), *row[1:]]
+
+        rows = lower(text) if isinstance(text[0], str) else [lower(row) if row else row for row in text]
+        return super()._encode_plus(rows, **options)
+
+
+@pytest.fixture
+def log(caplog):
+    _note_once.cache_clear()
+    return caplog
+
+
+def test_a_tokenizer_in_python_works_and_says_that_it_is_slower(log):
+    tokenizer = Characters()
+    for _ in range(2):
+        dataset = FeatureDataset(convert([["ab", "\u200b", "高"], ["A"]], tokenizer), LABELS)
+    assert dataset[0]["input_ids"].tolist() == tokenizer.convert_tokens_to_ids(["a", "b", "<unk>", "高"])
+    assert dataset[0]["word_pieces"].tolist() == [0, 2, 3]
+    assert [record.getMessage() for record in log.records] == [
+        "Characters has no fast version: words are tokenised in Python, which takes longer"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (lambda: FirstIsLower(tokenizer_object=bert().backend_tokenizer, unk_token="[UNK]"), "FirstIsLower tokenises"),
+        (lambda: Characters(first_is_special=True), "Characters tokenises"),
+    ],
+)
+def test_a_word_that_depends_on_its_place_is_noticed(tokenizer, message, log):
+    tokenizer = tokenizer()
+    sentences = [["A", "bA", "A"], ["bb", "Ab", "高"]]
+    dataset = FeatureDataset(convert(sentences, tokenizer), LABELS)
+    for index, words in enumerate(sentences):
+        expected = tokenizer(words, is_split_into_words=True)
+        assert dataset[index]["input_ids"].tolist() == expected["input_ids"]
+        places = dataset[index]["word_pieces"].tolist()
+        assert places == sorted(set(places))
+        if tokenizer.is_fast:
+            owners = expected.word_ids()
+            assert places == [owners.index(word) for word in range(len(words))]
+    lines = [record.getMessage() for record in log.records if "otherwise" in record.getMessage()]
+    assert len(lines) == 1
+    assert message in lines[0]
 
 
 def test_padding_option_of_xlnet_kind():
@@ -649,7 +813,7 @@ def test_window_options_are_checked(options, message, small):
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(labelled(), max_size=5), st.sampled_from(sorted(NESTED)))
+@given(st.lists(labelled(), max_size=5), st.sampled_from(sorted(POLICIES)))
 def test_labels_hold_the_learnable_spans_and_the_columns_hold_all(pairs, nested):
     tokenizer = _made.setdefault("bert", bert())
     examples = make_examples(pairs)
@@ -660,9 +824,9 @@ def test_labels_hold_the_learnable_spans_and_the_columns_hold_all(pairs, nested)
         gold, rows = dataset.gold_spans(index), slice(*features.span_offsets[index : index + 2])
         assert gold == example.spans
         held = [span for span, kept in zip(gold, features.span_learnable[rows], strict=True) if kept]
-        assert sorted(held, key=lambda span: span.start) == NESTED[nested](example.spans)
+        assert sorted(held, key=lambda span: span.start) == flatten_spans(example.spans, nested)
         labels = dataset[index]["labels"].tolist()
-        assert ids_to_spans(labels, LABELS, "BIO") == NESTED[nested](example.spans)
+        assert ids_to_spans(labels, LABELS, "BIO") == flatten_spans(example.spans, nested)
         lost += len(gold) - len(held)
     assert features.unlearnable == lost
 
@@ -854,6 +1018,33 @@ def test_plan_has_each_index_once_and_is_deterministic(lengths, size, seed, epoc
             shards = [shard_batch(item, rank, world) for rank in range(world)]
             assert sorted(np.concatenate(shards)) == sorted(item)
             assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(1, 4)), max_size=150),
+    st.integers(10, 300),
+    st.one_of(st.none(), st.integers(1, 9)),
+    st.booleans(),
+    st.integers(0, 3),
+)
+def test_plan_by_word_pieces_keeps_to_its_budget(sizes, budget, count, shuffle, epoch):
+    lengths = np.array([length for length, _ in sizes], np.int64)
+    windows = np.array([number for _, number in sizes], np.int64)
+    options = {"max_pieces": budget, "windows": windows, "shuffle": shuffle, "epoch": epoch, "pool_batches": 3}
+    plan = plan_batches(lengths, count, **options)
+    again = plan_batches(lengths, count, **options)
+    assert [item.tolist() for item in plan] == [item.tolist() for item in again]
+    assert sorted(at for item in plan for at in item) == list(range(len(sizes)))
+    for item in plan:
+        assert len(item) == 1 or lengths[item].max() * windows[item].sum() <= budget
+        assert count is None or len(item) <= count
+        for world in (1, 2, 3, 8):
+            pieces = lengths[item] * windows[item]
+            shares = [shard_batch(item, rank, world, pieces) for rank in range(world)]
+            assert sorted(np.concatenate(shares)) == sorted(item)
+            loads = [(lengths * windows)[share].sum() for share in shares]
+            assert max(loads) - min(loads) <= pieces.max()
 
 
 def test_plan_depends_on_seed_and_epoch_and_order_of_evaluation():
