@@ -9,8 +9,8 @@ Every ratio compares two ways of the same work in one process, run in turns, and
 
     classic    the algorithm of the BERT-CRF scripts, written anew from its description: each token of each sentence is
                tokenised by itself and appended to Python lists, [CLS] and [SEP] are added, pieces become ids, four
-               lists are padded to the maximum length, an object for each sentence; with the tokenizer in pure Python that
-               those scripts used, which is faster at single characters than the one of `tokenizers`
+               lists are padded to the maximum length, an object for each sentence; with the tokenizer in pure Python
+               that those scripts used, which is faster at single characters than the one of `tokenizers`
     map        `datasets.map` in batches, the tokenizer called with words, labels aligned by `word_ids()`
     file       the same as classic, with the file read line by line before it
 

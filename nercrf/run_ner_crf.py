@@ -357,6 +357,11 @@ def evaluate_splits(
                 f"{result.loss:.4f}"
             )
             print(report(result.scores))
+            if result.unlearnable:
+                print(
+                    f"{result.unlearnable} gold entities overlap others: one "
+                    "tag a word cannot hold them, they count as missed"
+                )
             print(
                 f"unseen surfaces: F1 {figures[split]['unseen_f1']:.4f} "
                 f"({figures[split]['unseen_gold']} of "
