@@ -186,9 +186,10 @@ def map_way(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Callable | No
     datasets.disable_caching()
     datasets.disable_progress_bars()
     ids = {label: index for index, label in enumerate(corpus.labels)}
-    table = datasets.Dataset.from_list(
-        [{"tokens": words, "tags": [ids[tag] for tag in tags]} for words, tags in as_tags(corpus.train, corpus.scheme)]
-    )
+    rows = as_tags(corpus.train, corpus.scheme)
+    columns = {"tokens": [words for words, _ in rows], "tags": [[ids[tag] for tag in tags] for _, tags in rows]}
+    # names for both tables, since hashing their content is no part of the work
+    table = datasets.Dataset(datasets.table.InMemoryTable.from_pydict(columns), fingerprint="words")
 
     def align(batch):
         encoded = tokenizer(batch["tokens"], truncation=True, max_length=LENGTH, is_split_into_words=True)
@@ -202,7 +203,7 @@ def map_way(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Callable | No
         encoded["labels"] = rows
         return encoded
 
-    return lambda: table.map(align, batched=True, keep_in_memory=True, load_from_cache_file=False)
+    return lambda: table.map(align, batched=True, keep_in_memory=True, new_fingerprint="aligned")
 
 
 def show_padding(dataset: FeatureDataset, rows: list[dict]) -> None:
@@ -235,9 +236,9 @@ def show_collation(dataset: FeatureDataset, runs: int, rows: list[dict]) -> None
 
     def loader(workers: int) -> Callable:
         made = DataLoader(
-            dataset,
-            batch_sampler=[batch.tolist() for batch in plan],
-            collate_fn=dataset.collate_fn,
+            plan,
+            batch_size=None,
+            collate_fn=dataset.collate,
             num_workers=workers,
             persistent_workers=bool(workers),
         )
