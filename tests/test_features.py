@@ -567,8 +567,31 @@ def test_windows_fit_cover_overlap_and_go_on(case):
     for (begin, end), (after, later) in pairwise(bounds):
         assert begin < after <= end < later
         assert sum(counts[after:end]) <= stride
-        # one word more on the left would be beyond the stride, or leave no room for the next word
-        assert sum(counts[after - 1 : end]) > stride or sum(counts[after - 1 : end + 1]) > capacity - stride
+
+
+def fill_by_definition(counts, size, stride):
+    "Windows filled word by word; each begins as early as stride and its next word allow."
+    bounds, begin = [], 0
+    while True:
+        end = begin
+        while end < len(counts) and sum(counts[begin : end + 1]) <= size:
+            end += 1
+        bounds.append((begin, end))
+        if end == len(counts):
+            return bounds
+        begin = end
+        while sum(counts[begin - 1 : end]) <= stride and sum(counts[begin - 1 : end + 1]) <= size:
+            begin -= 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(cut_cases())
+def test_windows_are_those_of_the_definition_and_no_more_than_needed(case):
+    counts, capacity, stride = case
+    bounds = cut_windows(counts, capacity, stride)
+    sizes = range(max(counts, default=1), capacity + 1)
+    assert bounds in [fill_by_definition(counts, size, stride) for size in sizes]
+    assert len(bounds) == len(fill_by_definition(counts, capacity, stride))
 
 
 @settings(max_examples=200, deadline=None)
