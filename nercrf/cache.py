@@ -28,7 +28,7 @@ from nercrf.columns import (
     RESIDENT, CacheError, load_features, read_header, save_features,
     verify_file, write_column_file,
 )
-from .corpus import find_split_files, read_corpus
+from .corpus import find_split_files, read_corpus, split_formats
 from nercrf.data import (
     DataError, complete_file, data_files, file_digest,
 )
@@ -169,6 +169,7 @@ def describe_request(
     labels = getattr(args, "labels", None)
     scheme = getattr(args, "scheme", None) or getattr(args, "markup", None)
     reader, folders = reader_options(args, task), cache_folders(args)
+    formats = split_formats(files, reader["format"], reader["encoding"])
     return {
         "format": CACHE_FORMAT,
         "versions": {"nercrf": nercrf.__version__} | {
@@ -176,7 +177,7 @@ def describe_request(
         "unicode": unicodedata.unidata_version,
         "data_type": data_type,
         "data": {split: [remember_digest(path, folders),
-                         resolve_format(path, reader["format"],
+                         resolve_format(path, formats[split],
                                         reader["encoding"])]
                  for split, path in files.items()},
         "reader": reader,

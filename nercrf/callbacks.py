@@ -127,9 +127,9 @@ class StepMoments:
     def on_step(
         self,
         run: Any,  # the training
-        stepped: bool,  # False: an overflow, the scaler skipped the step
+        stepped: bool,  # False: left out, since something is not finite
     ) -> None:
-        "The optimiser has made its step."
+        "The optimiser has made its step, or left it out."
 
     def on_update_end(
         self,
@@ -160,9 +160,13 @@ class OutputMoments:
     def on_save(
         self,
         run: Any,  # the training
-        checkpoint: Path,  # its folder, complete
+        checkpoint: Path,  # its folder; wait for it with `run.writer`
     ) -> None:
-        "A checkpoint was written."
+        """A checkpoint was written, or handed to the thread that writes.
+
+        Where there is a `run.writer`, the folder is complete when its `wait`
+        returns.
+        """
 
 # %% ../nbs/11b_callbacks.ipynb #b33ab167
 class TrainingCallback(RunMoments, UpdateMoments, StepMoments, OutputMoments):

@@ -5,16 +5,19 @@
 # %% ../nbs/01c_corpus.ipynb #919af2c5
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .data import DataError, Example, file_stem, report_findings
-from .formats import Survey, prepare_file
+from .formats import Survey, detect_text, prepare_file
 from .labels import Span, get_scheme, label_list, spans_to_tags
 
 # %% auto #0
-__all__ = ['SPLIT_NAMES', 'SUFFIXES', 'split_of', 'find_split_files', 'Corpus', 'unseen_tags', 'read_corpus']
+__all__ = ['SPLIT_NAMES', 'SUFFIXES', 'split_of', 'find_split_files', 'Corpus', 'unseen_tags', 'split_formats', 'read_corpus']
 
 # %% ../nbs/01c_corpus.ipynb #d2502e5e
 SPLIT_NAMES = {
@@ -150,6 +153,40 @@ def unseen_tags(
             for tag, source in _first_tags(examples, scheme).items()
             if tag not in known]
 
+# %% ../nbs/01c_corpus.ipynb #5b8e4f27
+_HEAD = 1 << 20  # characters that show a format
+
+
+def _shown_format(path: Path, encoding: str) -> str:
+    "The format that the beginning of a JSON file shows, else `auto`."
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    try:
+        with (gzip.open if packed else open)(
+                path, "rt", encoding=encoding, errors="replace") as file:
+            text = file.read(_HEAD).removeprefix("\ufeff")
+        if len(text) == _HEAD:
+            text = text.rpartition("\n")[0] or text
+        return detect_text(path, text)
+    except (ValueError, LookupError, OSError, EOFError, zlib.error):
+        return "auto"  # for the reader of the whole file to say
+
+# %% ../nbs/01c_corpus.ipynb #e06a91d4
+def split_formats(
+    files: Mapping[str, Path],  # of the splits, as `find_split_files` says
+    format: str = "auto",  # as for `read_examples`
+    encoding: str = "utf-8",  # of the files
+) -> dict[str, str]:  # by split; "auto" where the file itself has to show it
+    "The format of each file; JSON files with one ending share that of the first."
+    formats, known = {}, {}
+    for split, path in files.items():
+        ending = Path(path.name.removesuffix(".gz")).suffix.lower()
+        is_json = ending in (".json", ".jsonl") and path.is_file()
+        if format == "auto" and is_json and ending not in known:
+            known[ending] = _shown_format(path, encoding)
+        formats[split] = known.get(ending, format)
+    return formats
+
 # %% ../nbs/01c_corpus.ipynb #d230e855
 def read_corpus(
     folder: str | Path,  # a folder with the files of a data set
@@ -160,9 +197,11 @@ def read_corpus(
     **options,  # further fields of `Reading`: token_column, by, end, ...
 ) -> Corpus:  # the splits that are there
     "Read the files of a folder as train, dev and test."
-    files = {split: prepare_file(path, format, encoding, scheme=scheme,
-                                 **options)
-             for split, path in find_split_files(folder).items()}
+    paths = find_split_files(folder)
+    formats = split_formats(paths, format, encoding)
+    files = {split: prepare_file(path, formats[split], encoding,
+                                 scheme=scheme, **options)
+             for split, path in paths.items()}
     surveys = {split: prepared.survey() for split, prepared in files.items()}
     if scheme is None:
         tags = Survey()

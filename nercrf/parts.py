@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from nercrf.columns import (
     ColumnSource, is_row_column, load_features, save_features,
 )
-from .corpus import unseen_tags
+from .corpus import split_formats, unseen_tags
 from nercrf.data import (
     ColumnSentence, DataError, Example, Finding, check_tag_names, check_tags,
     file_digest, label_sentences, merge_findings, parse_columns, read_text,
@@ -615,10 +615,10 @@ def _share_tokenizer(workers: Workers, tokenizer: PreTrainedTokenizerBase,
     return all(answer == describe_tokenizer(tokenizer) for answer in answers)
 
 # %% ../nbs/03c_parts.ipynb #ffbcc915
-def _part_reader(path: Path, reader: Mapping[str, Any]) -> dict[str, Any]:
+def _part_reader(path: Path, format: str,
+                 reader: Mapping[str, Any]) -> dict[str, Any]:
     "How the parts of a file are read."
-    format = resolve_format(path, reader["format"],
-                            reader.get("encoding", "utf-8"))
+    format = resolve_format(path, format, reader.get("encoding", "utf-8"))
     first = find_first_line(path) if format == "columns" else ("", 0)
     return {**reader, "format": format, "first_line": first}
 
@@ -633,7 +633,7 @@ class Converted(NamedTuple):
     warnings: list[str]  # what is odd in the data
     sentences: int  # number of sentences in the split
 
-
+# %% ../nbs/03c_parts.ipynb #0a7f3e58
 def convert_in_parts(
     files: Mapping[str, Path],  # the file of each split
     split: str,  # the one to convert
@@ -646,7 +646,9 @@ def convert_in_parts(
     processes: int | None = None,  # None: see `count_processes`
 ) -> Converted:  # columns that read those files
     "Read all splits and convert one of them, part by part."
-    readers = {name: _part_reader(path, reader)
+    formats = split_formats(files, reader["format"],
+                            reader.get("encoding", "utf-8"))
+    readers = {name: _part_reader(path, formats[name], reader)
                for name, path in files.items()}
     parts = {name: cut_file(path, readers[name]["format"], PART)
              for name, path in files.items()}

@@ -72,8 +72,8 @@ from nercrf.evaluate import (
 )
 
 # %% ../nbs/12_trainer.ipynb #39129fcd
-from .formats import FORMATS
 from .features import FeatureDataset, plan_batches, shard_batch
+from .formats import FORMATS
 from .labels import get_scheme
 from .optim import build_optimizer, build_schedule
 from nercrf.recipes import (

@@ -1,5 +1,6 @@
 """The cache: its key, its file, and many processes that ask for it at once."""
 
+import gzip
 import inspect
 import json
 import logging
@@ -132,6 +133,21 @@ def test_every_format_trains_alike(args, tokenizer, tmp_path, format, name, enco
         path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
     anew = load_and_cache_examples(other, "ner", tokenizer)
     assert not np.array_equal(anew.features.labels, expected.features.labels)
+
+
+@pytest.mark.parametrize("large", [0, 1 << 40], ids=["in parts", "whole"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_json_without_labels_is_read_like_the_training_file(args, tokenizer, tmp_path, monkeypatch, large, packed):
+    """An unlabelled line of CLUENER looks like one of character spans; it has to be read by characters all the same."""
+    monkeypatch.setattr(nercrf.cache, "LARGE", large)
+    folder, ending = tmp_path / "cluener", ".jsonl.gz" if packed else ".jsonl"
+    lines = {"train": '{"text": "ab", "label": {"X": {"a": [[0, 0]]}}}\n', "test": '{"text": "abc"}\n'}
+    folder.mkdir()
+    for split, line in lines.items():
+        data = line.encode()
+        (folder / f"{split}{ending}").write_bytes(gzip.compress(data) if packed else data)
+    args.data_dir = str(folder)
+    assert load_and_cache_examples(args, "ner", tokenizer, "test").features.word_lengths.tolist() == [3]
 
 
 def test_second_call_reads_what_the_first_wrote(args, tokenizer, builds):
