@@ -75,7 +75,7 @@ def assert_same_training(folder, expected):
 
     A change of the number of processes changes the order in which a gradient is added up; AdamW's step is at most the
     learning rate, 2e-3 here, whatever the gradient's size, so a difference in the last bit of a gradient near zero
-    can show as a fraction of that. 2e-4 is a tenth of one step, after 210 of them.
+    can show as a fraction of that, and it grows from update to update. 2e-4 is a tenth of one step, after 98 of them.
     """
     log, weights = expected
     assert [line["step"] for line in read_history(folder)] == [line["step"] for line in log]
@@ -124,18 +124,18 @@ def test_a_process_that_fails_ends_all_with_its_traceback_first(tmp_path):
 @pytest.mark.slow
 def test_a_host_that_dies_and_comes_back(tmp_path):
     """Killed in mid-epoch: the other goes on alone; when it comes back, both go on."""
-    data, out, epochs = write_corpus(tmp_path / "data"), tmp_path / "out", 90
+    data, out, epochs = write_corpus(tmp_path / "data"), tmp_path / "out", 14
     expected = undisturbed(tmp_path / "expected", data, epochs)
     address = f"127.0.0.1:{free_port()}"
     flags = training_flags(out, data, epochs)
     with ExitStack() as stack:
-        hosts = [stack.enter_context(launch([*rendezvous(address, i == 0), *flags], PACE="0.1")) for i in range(2)]
+        hosts = [stack.enter_context(launch([*rendezvous(address, i == 0), *flags], PACE="0.8")) for i in range(2)]
         stack.callback(lambda: [host.poll() is None and kill_host(host) for host in hosts])
         wait_until(lambda: max(steps(out), default=0) >= 12, "update 12", hosts)
         kill_host(hosts[1])
         reached = max(steps(out))
         wait_until(lambda: max(steps(out)) > reached + 3, "progress of the host that is left", hosts[:1])
-        hosts[1] = stack.enter_context(launch([*rendezvous(address, False), *flags], PACE="0.1"))
+        hosts[1] = stack.enter_context(launch([*rendezvous(address, False), *flags], PACE="0.8"))
         outputs = [host.communicate(timeout=240)[0] for host in hosts]
     first, second = map(process_counts, outputs)  # the process of rank 0 logs, and it can be on either host
     assert first[0] == 2
