@@ -32,8 +32,9 @@ from safetensors.torch import load_file, save_file
 # %% auto #0
 __all__ = ['logger', 'MANIFEST', 'EVALUATION', 'MODEL_WEIGHTS', 'CheckpointError', 'DiskFullError', 'StateSnapshot',
            'take_snapshot', 'save_state', 'load_state', 'random_state', 'set_random_state', 'verify_folder',
-           'restore_folders', 'write_folder', 'latest_checkpoint', 'choose_removals', 'write_evaluation', 'read_scores',
-           'prune_checkpoints', 'discard_later_checkpoints', 'BackgroundWriter', 'average_checkpoints']
+           'restore_folders', 'is_disk_full', 'write_folder', 'latest_checkpoint', 'choose_removals',
+           'write_evaluation', 'read_scores', 'prune_checkpoints', 'discard_later_checkpoints', 'BackgroundWriter',
+           'average_checkpoints']
 
 # %% ../nbs/10_checkpoint.ipynb #2528f4dd
 logger = logging.getLogger(__name__)
@@ -377,8 +378,10 @@ def restore_folders(
     return restored
 
 # %% ../nbs/10_checkpoint.ipynb #a6b63922
-def _is_disk_full(error: Exception) -> bool:
-    "Did this error arise from a full disk or an exhausted quota?"
+def is_disk_full(
+    error: Exception,  # of the system, or of safetensors
+) -> bool:  # True also for an exhausted quota
+    "Did this error arise because there is no room?"
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     text = str(error).lower()
@@ -402,7 +405,7 @@ def write_folder(
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         restore_folders(path.parent)
-        if isinstance(error, Exception) and _is_disk_full(error):
+        if isinstance(error, Exception) and is_disk_full(error):
             raise DiskFullError(
                 errno.ENOSPC,
                 "the disk is full: this checkpoint was not written, earlier "

@@ -5,9 +5,12 @@
 # %% ../nbs/11d_reporting.ipynb #7bcb8e41
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -25,29 +28,72 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .callbacks import TrainingCallback
+from .checkpoint import is_disk_full
 
 # %% auto #0
-__all__ = ['HISTORY', 'RUN_RECORD', 'REPORTERS', 'History', 'read_history', 'plot_history', 'greater_is_better', 'LearningCurve',
-           'data_fingerprint', 'package_versions', 'git_state', 'RunRecord', 'ProgressBar', 'TensorBoard',
-           'WeightsAndBiases', 'report_callbacks', 'read_config_file', 'config_words']
+__all__ = ['logger', 'HISTORY', 'RUN_RECORD', 'REPORTERS', 'append_text', 'History', 'read_history', 'plot_history',
+           'greater_is_better', 'LearningCurve', 'data_fingerprint', 'package_versions', 'git_state', 'RunRecord',
+           'ProgressBar', 'TensorBoard', 'WeightsAndBiases', 'report_callbacks', 'read_config_file', 'config_words']
 
 # %% ../nbs/11d_reporting.ipynb #6b39ee28
+logger = logging.getLogger(__name__)
+
+
+def append_text(
+    path: str | Path,  # made if it is not there
+    text: str,  # written as UTF-8 at the end
+) -> None:
+    "Append all of a text or nothing: OSError where the disk takes a part."
+    data = text.encode()
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            if file.write(data) < len(data):
+                raise OSError(
+                    errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(size)
+            raise
+
+# %% ../nbs/11d_reporting.ipynb #6b39ee29
 HISTORY = "history.jsonl"  # the log's name in the output folder
 
 
 class History(TrainingCallback):
     "Appends each log line and each evaluation to `history.jsonl`."
 
+    def __init__(self):
+        self.waiting = ""  # lines that a full disk has not taken
+
     def on_log(self, run, record):
-        "Append a line."
+        "Append a line, behind those that wait."
         if run.info.is_main:
-            path = Path(run.args.output_dir) / HISTORY
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            first = not self.waiting
+            self.waiting += json.dumps(record) + "\n"
+            if not self._append(run) and first:
+                logger.error("%s: the disk is full; the training goes on, and "
+                             "its log waits until there is room", HISTORY)
 
     def on_evaluate(self, run, result, record):
         "Append a line."
         self.on_log(run, record)
+
+    def on_train_end(self, run):
+        "Say what the disk never took."
+        if self.waiting and not self._append(run):
+            logger.error("%s: the disk is full; these lines are missing:\n%s",
+                         HISTORY, self.waiting)
+
+    def _append(self, run) -> bool:
+        "Was there room for what waits?"
+        try:
+            append_text(Path(run.args.output_dir) / HISTORY, self.waiting)
+        except OSError as error:
+            if not is_disk_full(error) or run.args.on_disk_full == "stop":
+                raise
+            return False
+        self.waiting = ""
+        return True
 
 
 def read_history(

@@ -1,6 +1,8 @@
 """What all tests share: one thread a process, no network, and where the real data sets are."""
 
 import os
+import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,24 @@ def data_folder():
     if not folder.is_dir():
         pytest.skip(f"no real data sets at {folder}: set NERCRF_DATA to the folder that holds them")
     return folder
+
+
+@pytest.fixture
+def mount_disk(tmp_path):
+    """Makes small file systems in memory; a test that asks for one is skipped where the machine lets us mount none."""
+    with ExitStack() as stack:
+
+        def mount(size: str) -> Path:
+            folder = tmp_path / f"disk-{size}"
+            folder.mkdir()
+            command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+            try:
+                mounted = subprocess.run(command, capture_output=True).returncode == 0
+            except FileNotFoundError:
+                mounted = False
+            if not mounted:
+                pytest.skip("cannot mount a small file system here (needs root)")
+            stack.callback(subprocess.run, ["umount", folder], check=True)
+            return folder
+
+        yield mount

@@ -551,26 +551,16 @@ def test_without_a_place_in_the_data_folder_the_users_cache_is_used(
 
 
 @pytest.fixture(params=["full", "read-only"])
-def bad_disk(args, request):
-    """The data on a file system that is full or read-only, where the machine lets us mount one."""
-    folder = Path(args.data_dir).with_name("disk")
-    folder.mkdir()
-    try:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
-    except FileNotFoundError:
-        mounted = None
-    if mounted is None or mounted.returncode:
-        pytest.skip("cannot mount a small file system here (needs root)")
-    try:
-        shutil.copytree(args.data_dir, folder, dirs_exist_ok=True)
-        if request.param == "full":
-            with pytest.raises(OSError, match="No space left"):
-                (folder / "filler").write_bytes(b"x" * (1 << 21))
-        else:
-            subprocess.run(["mount", "-o", "remount,size=1m,ro", folder], check=True)
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
+def bad_disk(args, request, mount_disk):
+    """The data on a file system that is full or read-only."""
+    folder = mount_disk("1m")
+    shutil.copytree(args.data_dir, folder, dirs_exist_ok=True)
+    if request.param == "full":
+        with pytest.raises(OSError, match="No space left"):
+            (folder / "filler").write_bytes(b"x" * (1 << 21))
+    else:
+        subprocess.run(["mount", "-o", "remount,size=1m,ro", folder], check=True)
+    return folder
 
 
 @pytest.mark.parametrize("large", [0, 1 << 30], ids=["in parts", "whole"])

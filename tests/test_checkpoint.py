@@ -463,19 +463,9 @@ def test_ctrl_c_leaves_the_old_one(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 kB, where the machine lets us mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("cannot mount a small file system here (needs root)")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def small_disk(mount_disk):
+    """A file system of 256 kB."""
+    return mount_disk("256k")
 
 
 def test_a_disk_that_is_really_full(small_disk):

@@ -31,6 +31,7 @@ from nercrf import checkpoint, trainer
 from nercrf.callbacks import TrainingCallback
 from nercrf.checkpoint import DiskFullError, average_checkpoints, latest_checkpoint, load_state, verify_folder
 from nercrf.model import NerCrfForTokenClassification
+from nercrf.reporting import append_text
 from nercrf.trainer import TrainingInterrupted, train
 
 # Saved after every second update, so that most of the time something is being written; evaluated and averaged as well.
@@ -187,6 +188,64 @@ def test_a_full_disk(tmp_path, monkeypatch, caplog, call, policy):
         assert "the training goes on without it" in caplog.text
     assert not list(tmp_path.glob(".checkpoint-4*"))
     assert verify_folder(tmp_path / "checkpoint-2") == []
+
+
+class FillDisk(TrainingCallback):
+    """The disk has no room left from one update on, and has it again from another one on."""
+
+    def __init__(self, folder, full, free):
+        self.path, self.full, self.free = folder / "filler", full, free
+
+    def on_update_begin(self, run, update):
+        step = run.progress.step + 1
+        if step == self.full:
+            with pytest.raises(OSError, match="No space left"):
+                self.path.write_bytes(bytes(1 << 21))
+        elif step == self.free:
+            self.path.unlink()
+
+
+FULL = {"logging_steps": 1, "eval_steps": 1, "save_steps": 8, "max_steps": 8, "learning_curve": False}
+
+
+def test_the_log_outlives_a_full_disk(mount_disk, tmp_path, caplog):
+    """Lines that find no room wait for it: the log is that of an undisturbed training, none twice, none torn."""
+    train_in(tmp_path / "free", **FULL)
+    disk = mount_disk("1m")
+    train_in(disk, on_disk_full="continue", callbacks=[FillDisk(disk, 1, 6)], **FULL | {"eval_steps": 0})
+    wanted = [row for row in read_history(tmp_path / "free") if "loss" in row]
+    assert read_history(disk) == wanted
+    assert caplog.text.count("history.jsonl: the disk is full; the training goes on") == 1
+    assert "lines are missing" not in caplog.text
+
+
+def test_a_line_is_appended_whole_or_not_at_all(mount_disk):
+    """There is room for a page of memory: the half that was taken is taken back."""
+    disk = mount_disk("64k")
+    append_text(disk / "log", "first\n")
+    (disk / "filler").write_bytes(bytes(48 * 1024))
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            append_text(disk / "log", "x" * 100_000)
+        assert (disk / "log").read_text() == "first\n"
+    append_text(disk / "log", "second\n")
+    assert (disk / "log").read_text() == "first\nsecond\n"
+
+
+def test_what_the_disk_never_took_is_said(mount_disk, caplog):
+    disk = mount_disk("1m")
+    flags = FULL | {"eval_steps": 0, "save_steps": 0}
+    assert train_in(disk, on_disk_full="continue", callbacks=[FillDisk(disk, 1, 0)], **flags)[0] == 8
+    lines = caplog.text.partition("these lines are missing:\n")[2].splitlines()
+    missing = [json.loads(line)["step"] for line in lines if line.startswith("{")]
+    assert missing == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert read_history(disk) == []
+
+
+def test_a_full_disk_ends_the_training_where_it_is_to(mount_disk):
+    disk = mount_disk("1m")
+    with pytest.raises(OSError, match="No space left"):
+        train_in(disk, callbacks=[FillDisk(disk, 1, 0)], **FULL | {"eval_steps": 0})
 
 
 # --- signals ----------------------------------------------------------------------------------------------------
