@@ -44,10 +44,12 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 from transformers.utils import logging as transformers_logging
 
 from .crf import CRF
+from .dropout import attention_with_dropout
 from .labels import get_scheme
 
 # %% ../nbs/07_model.ipynb #6e29b0cb
@@ -181,7 +183,7 @@ class SmallEmbeddings(nn.Module):
         return self.mix(self.dropout(vectors))
 
 # %% ../nbs/07_model.ipynb #f3f5b953
-class SmallConvolution(nn.Module):
+class SmallConvolution(GradientCheckpointingLayer):
     "A pre-norm convolution over neighbouring pieces."
 
     def __init__(
@@ -242,6 +244,7 @@ class SmallAttention(nn.Module):
         super().__init__()
         size, self.heads = config.hidden_size, config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
+        self.cheap_dropout = False  # see `use_cheap_dropout`
         self.query_key_value = nn.Linear(size, 3 * size)
         self.output = nn.Linear(size, size)
         distances = 2 * config.max_distance + 1
@@ -258,13 +261,14 @@ class SmallAttention(nn.Module):
         query, key, value = split.permute(2, 0, 3, 1, 4)
         bias = attention_bias(self.distance_worth.to(query.dtype), mask)
         dropout = self.dropout if self.training else 0.0
-        context = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=dropout
-        )
+        attend = functional.scaled_dot_product_attention
+        if self.cheap_dropout:
+            attend = attention_with_dropout
+        context = attend(query, key, value, bias, dropout)
         return self.output(context.transpose(1, 2).flatten(2))
 
 # %% ../nbs/07_model.ipynb #8c3edf0c
-class SmallLayer(nn.Module):
+class SmallLayer(GradientCheckpointingLayer):
     "One pre-norm transformer layer."
 
     def __init__(
@@ -297,6 +301,7 @@ class SmallEncoder(PreTrainedModel):
     config_class = SmallEncoderConfig
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
 
     def __init__(
@@ -769,30 +774,34 @@ def _quiet_loading(name_or_path: str | Path):
 # %% ../nbs/07_model.ipynb #41943bb6
 def set_dropout(
     config: PreTrainedConfig,  # an encoder's configuration, left as it is
-    value: float,  # the new probability, from 0 to below 1
+    value: float | None,  # the new probability, from 0 to below 1; None: as is
+    attention: float | None = None,  # that of the attention; None: as `value`
 ) -> PreTrainedConfig:  # a copy in which every dropout is `value`
     "Set every field that holds a number and has dropout in its name."
-    if not 0 <= value < 1:
-        raise ValueError(f"dropout must be from 0 to below 1, got {value}")
+    for chosen in (value, attention):
+        if chosen is not None and not 0 <= chosen < 1:
+            raise ValueError(f"dropout must be from 0 to below 1, got {chosen}")
     config = copy.deepcopy(config)
     for name, old in list(vars(config).items()):
         if "dropout" in name and type(old) in (float, int):
-            setattr(config, name, float(value))
+            chosen = value
+            if "attention" in name and attention is not None:
+                chosen = attention
+            if chosen is not None:
+                setattr(config, name, float(chosen))
     return config
 
 # %% ../nbs/07_model.ipynb #7cd05f8e
-def _load_config(source, dropout: float | None, options: dict):
+def _load_config(source, dropouts: tuple, options: dict):
     if isinstance(source, PreTrainedConfig):
         config = copy.deepcopy(source)
     else:
         with _quiet_loading(source):
             config = AutoConfig.from_pretrained(source, **options)
-    if dropout is None:
-        return config
     if isinstance(config, NerCrfConfig):
-        config.encoder = set_dropout(config.encoder, dropout)
+        config.encoder = set_dropout(config.encoder, *dropouts)
         return config
-    return set_dropout(config, dropout)
+    return set_dropout(config, *dropouts)
 
 # %% ../nbs/07_model.ipynb #df120606
 def _load_weights(name_or_path, config: PreTrainedConfig, options: dict):
@@ -823,10 +832,12 @@ def load_encoder(
     cache_dir: str | Path | None = None,  # where fetched models are kept
     config_name: str | Path | None = None,  # where the configuration is
     dropout: float | None = None,  # one value for every dropout in the encoder
+    attention_dropout: float | None = None,  # that of the attention
 ) -> PreTrainedModel:  # in float32
     "Load the encoder of any checkpoint, whatever head it was saved with."
     options = {"local_files_only": local_files_only, "cache_dir": cache_dir}
-    config = _load_config(config_name or name_or_path, dropout, options)
+    dropouts = dropout, attention_dropout
+    config = _load_config(config_name or name_or_path, dropouts, options)
     if not isinstance(name_or_path, PreTrainedConfig):
         return _load_weights(name_or_path, config, options)
     if isinstance(config, NerCrfConfig):
@@ -844,12 +855,14 @@ def from_encoder(
     cache_dir: str | Path | None = None,  # where fetched models are kept
     config_name: str | Path | None = None,  # where the configuration is
     dropout: float | None = None,  # one value for every dropout in the encoder
+    attention_dropout: float | None = None,  # that of the attention
     **config_options: Any,  # more fields of `NerCrfConfig`
 ) -> NerCrfForTokenClassification:  # linear layer and CRF are untrained
     "Put a new linear layer and a new CRF on an encoder."
     encoder = load_encoder(
-        name_or_path, local_files_only, cache_dir, config_name, dropout
-    )
+        name_or_path, local_files_only, cache_dir, config_name, dropout,
+        attention_dropout,
+    )  # fmt: skip
     id2label = dict(enumerate(labels))
     config = NerCrfConfig(
         encoder.config, scheme=scheme, id2label=id2label, **config_options
