@@ -83,7 +83,7 @@ def attention_with_dropout(
     scaling: float | None = None,  # of the scores; None: 1 / sqrt(size)
 ) -> torch.Tensor:  # (batch, heads, pieces, size)
     "Attention as `scaled_dot_product_attention`, with cheaper dropout."
-    if not dropout or not _is_ours(query):
+    if not (dropout or _is_half(query)) or not _is_ours(query):
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
         )
@@ -98,8 +98,14 @@ def attention_with_dropout(
     weights = cheap_dropout(scores.softmax(-1), dropout)
     return torch.matmul(weights.to(value.dtype), value)
 
+
+def _is_half(tensor: torch.Tensor) -> bool:
+    "Has it numbers of 16 bits?"
+    return tensor.dtype in (torch.bfloat16, torch.float16)
+
 # %% ../nbs/06b_dropout.ipynb #87306115
 ATTENTION = "nercrf"  # its name in the tables of transformers
+_SPECIAL = ("position_bias", "softcap", "cache")  # left to transformers
 
 
 def _attention_layer(
@@ -107,8 +113,10 @@ def _attention_layer(
     scaling=None, **options: Any,
 ):  # fmt: skip
     "Attention in the form that transformers calls it in."
-    special = options.get("position_bias") is not None or query.shape[1] != key.shape[1]
-    if special or getattr(module, "is_causal", False) or not dropout:
+    causal = options.get("is_causal", getattr(module, "is_causal", True))
+    shared_keys = query.shape[1] != key.shape[1]
+    special = any(options.get(name) is not None for name in _SPECIAL)
+    if causal or shared_keys or special:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout,
             scaling=scaling, **options,
