@@ -9,7 +9,7 @@ import gc
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 # %% auto #0
 __all__ = ['logger', 'ProcessInfo', 'init_distributed', 'close_distributed', 'get_rank', 'get_world_size', 'is_main_process',
            'barrier', 'gather_json', 'broadcast_json', 'all_reduce_sum', 'main_process_first', 'BatchDataParallel',
-           'wrap_model', 'unwrap_model']
+           'unwrap_model', 'is_sharded', 'shard_modules', 'exchange_gradients', 'clip_gradients', 'whole_weights',
+           'load_whole_weights', 'whole_tensors', 'share_state', 'whole_parameters', 'wrap_model']
 
 # %% ../nbs/03_distributed.ipynb #e2da2dfb
 logger = logging.getLogger(__name__)
@@ -319,24 +320,6 @@ class BatchDataParallel(nn.DataParallel):
                                          strict=True)]
             return [future.result() for future in running]
 
-# %% ../nbs/03_distributed.ipynb #0f9a30c3
-def wrap_model(
-    model: nn.Module,  # the model, already on `info.device`
-    info: ProcessInfo,  # what `init_distributed` returned
-    find_unused_parameters: bool = False,  # DDP: some weights get no gradient
-) -> nn.Module:  # DDP, BatchDataParallel or the model itself
-    "Make the model work on all devices of the run."
-    if info.world_size > 1:
-        on_gpu = info.device.type == "cuda"
-        return DistributedDataParallel(
-            model, device_ids=[info.device] if on_gpu else None,
-            find_unused_parameters=find_unused_parameters,
-            gradient_as_bucket_view=True,
-        )
-    if info.n_gpu > 1:
-        return BatchDataParallel(model, list(range(info.n_gpu)))
-    return model
-
 # %% ../nbs/03_distributed.ipynb #2d3d5263
 def unwrap_model(
     model: nn.Module,  # a model, wrapped any number of times or not at all
@@ -349,3 +332,210 @@ def unwrap_model(
             model = model._orig_mod
         else:
             return model
+
+# %% ../nbs/03_distributed.ipynb #eff8d98c
+# What torch has for this is imported where it is used: that takes a second,
+# which a tagger should not wait for.
+def _shards(model: nn.Module) -> list[nn.Module]:
+    "The modules whose weights are shared out, outer ones first."
+    return [module for module in model.modules()
+            if hasattr(module, "set_requires_gradient_sync")]
+
+
+def _is_share(tensor: torch.Tensor | None) -> bool:
+    "Is this a part of a tensor that is shared out?"
+    return hasattr(tensor, "full_tensor")
+
+
+def is_sharded(
+    model: nn.Module,  # any model
+) -> bool:  # True: `shard_modules` was applied to it or to a part of it
+    "Are the weights shared out among the processes?"
+    return bool(_shards(model))
+
+# %% ../nbs/03_distributed.ipynb #cb2b21db
+def shard_modules(
+    modules: Sequence[nn.Module],  # parts of a model, inner ones first
+    info: ProcessInfo,  # what `init_distributed` returned
+) -> None:
+    "Share out the weights of each module among all processes, in place."
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if not modules:
+        raise ValueError("expected the modules whose weights are shared out, "
+                         "got none: give the layers, then the encoder")
+    mesh = init_device_mesh(info.device.type, (info.world_size,))
+    for module in modules:
+        fully_shard(module, mesh=mesh)
+
+# %% ../nbs/03_distributed.ipynb #ca5a4f7d
+def _average_whole_gradients(model: nn.Module) -> None:
+    "Take the mean over the processes of gradients that are no shares."
+    found = [parameter.grad for parameter in model.parameters()
+             if parameter.grad is not None and not _is_share(parameter.grad)]
+    if not found:
+        return
+    together = torch.cat([gradient.flatten() for gradient in found])
+    dist.all_reduce(together)
+    together /= get_world_size()
+    parts = together.split([gradient.numel() for gradient in found])
+    for gradient, part in zip(found, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+@contextmanager
+def exchange_gradients(
+    model: nn.Module,  # as `wrap_model` returned it
+    now: bool = True,  # False: gradients are only added up on each process
+) -> Iterator[None]:
+    "Backward passes inside exchange gradients between processes, or do not."
+    shards = _shards(model)
+    if shards:
+        for module in shards:
+            module.set_requires_gradient_sync(now, recurse=False)
+        yield
+        if now:
+            _average_whole_gradients(model)
+    elif now or not hasattr(model, "no_sync"):
+        yield
+    else:
+        with model.no_sync():
+            yield
+
+# %% ../nbs/03_distributed.ipynb #13b94280
+def clip_gradients(
+    parameters: Sequence[nn.Parameter],  # whole or shares
+    max_norm: float,  # longer gradients are scaled down to this
+) -> torch.Tensor:  # () the norm before, the same on every process
+    "Scale all gradients down together where their norm is too large."
+    owned = [each for each in parameters if each.grad is not None]
+    kinds = [[each for each in owned if _is_share(each.grad) == share]
+             for share in (False, True)]
+    if not kinds[1]:
+        return nn.utils.clip_grad_norm_(owned, max_norm)
+    norms = [nn.utils.get_total_norm([each.grad for each in kind])
+             for kind in kinds if kind]
+    norm = torch.linalg.vector_norm(torch.stack(
+        [each.full_tensor() if _is_share(each) else each for each in norms]))
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, max_norm, norm)
+    return norm
+
+# %% ../nbs/03_distributed.ipynb #42a29ed0
+def whole_weights(
+    model: nn.Module,  # wrapped or not
+) -> dict[str, torch.Tensor]:  # copies in host memory; sharded: main process only
+    "All weights by name; with FSDP every process must call it."
+    bare = unwrap_model(model)
+    if is_sharded(bare):
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            get_model_state_dict,
+        )
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_model_state_dict(bare, options=options)
+    return {name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in bare.state_dict().items()}
+
+
+def load_whole_weights(
+    model: nn.Module,  # wrapped or not
+    weights: dict[str, torch.Tensor],  # all of them, on every process
+) -> None:
+    "Give a model its weights; with FSDP each process keeps its share."
+    bare = unwrap_model(model)
+    if is_sharded(bare):
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            set_model_state_dict,
+        )
+
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(bare, weights, options=options)
+    else:
+        bare.load_state_dict(weights)
+
+# %% ../nbs/03_distributed.ipynb #e0d407c3
+def _share_like(value: Any, parameter: nn.Parameter) -> Any:
+    "This process's share of a tensor that is shaped like a shared parameter."
+    is_tensor = isinstance(value, torch.Tensor)
+    if (not is_tensor or not _is_share(parameter)
+            or value.shape != parameter.shape):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    value = value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh,
+                             parameter.placements)
+
+# %% ../nbs/03_distributed.ipynb #87a1ae6d
+def whole_tensors(
+    value: Any,  # tensors in dictionaries, lists and tuples
+) -> Any:  # the same with whole tensors; None in place of them where not main
+    "Put shares together; every process must call it with the same structure."
+    if isinstance(value, dict):
+        return {key: whole_tensors(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(whole_tensors(each) for each in value)
+    if not _is_share(value):
+        return value
+    whole = value.full_tensor()
+    return whole.cpu() if is_main_process() else None
+
+
+def share_state(
+    state: dict[str, Any],  # `state_dict` of an optimiser, with whole tensors
+    optimizer: torch.optim.Optimizer,  # over the parameters of this process
+) -> dict[str, Any]:  # what its `load_state_dict` takes
+    "Cut the state of an optimiser as its parameters are cut."
+    parameters = [parameter for group in optimizer.param_groups
+                  for parameter in group["params"]]
+    shared = {number: {name: _share_like(value, parameters[number])
+                       for name, value in entry.items()}
+              for number, entry in state["state"].items()}
+    return {**state, "state": shared}
+
+# %% ../nbs/03_distributed.ipynb #0a98616b
+@contextmanager
+def whole_parameters(
+    model: nn.Module,  # wrapped or not
+) -> Iterator[None]:
+    "Inside, forward passes need no other process; every process must enter."
+    shards = _shards(model)
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for place, module in enumerate(shards):
+            module.reshard()
+            # the outermost one comes first and keeps its weights for backward
+            module.set_reshard_after_forward(place > 0, recurse=False)
+
+# %% ../nbs/03_distributed.ipynb #ba02863d
+def wrap_model(
+    model: nn.Module,  # the model, already on `info.device`
+    info: ProcessInfo,  # what `init_distributed` returned
+    find_unused_parameters: bool = False,  # DDP: some weights get no gradient
+    strategy: str = "ddp",  # of several processes: ddp or fsdp
+    shards: Sequence[nn.Module] = (),  # fsdp: modules to share out, inner first
+) -> nn.Module:  # DDP, BatchDataParallel or the model itself
+    "Make the model work on all devices of the run."
+    if strategy not in ("ddp", "fsdp"):
+        raise ValueError(f"strategy: expected ddp or fsdp, got {strategy!r}")
+    if info.world_size > 1 and strategy == "fsdp":
+        shard_modules(shards, info)
+        return model
+    if info.world_size > 1:
+        on_gpu = info.device.type == "cuda"
+        return DistributedDataParallel(
+            model, device_ids=[info.device] if on_gpu else None,
+            find_unused_parameters=find_unused_parameters,
+            gradient_as_bucket_view=True,
+        )
+    if info.n_gpu > 1:
+        return BatchDataParallel(model, list(range(info.n_gpu)))
+    return model

@@ -21,6 +21,7 @@ from nercrf.distributed import (
     get_rank,
     get_world_size,
     unwrap_model,
+    whole_parameters,
 )
 from .features import FeatureDataset, plan_batches
 from .labels import Span, ids_to_spans
@@ -107,15 +108,16 @@ def run_batches(
     was_training = bare.training
     model.eval()
     try:
-        for first in range(0, len(batches), devices):
-            yield from _run_together(
-                args,
-                model,
-                bare,
-                dataset,
-                batches[first : first + devices],
-                device,
-            )
+        with whole_parameters(bare):
+            for first in range(0, len(batches), devices):
+                yield from _run_together(
+                    args,
+                    model,
+                    bare,
+                    dataset,
+                    batches[first : first + devices],
+                    device,
+                )
     finally:
         model.train(was_training)
 

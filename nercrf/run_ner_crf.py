@@ -211,6 +211,7 @@ def load_model(
         args.model_name_or_path, labels, scheme,
         local_files_only=not args.download, cache_dir=args.cache_dir,
         config_name=args.config_name, dropout=args.encoder_dropout,
+        attention_dropout=args.attention_dropout,
         **_model_options(args, corpus),
     )  # fmt: skip
     check_lengths(args, model.traits.max_pieces)
@@ -272,7 +273,8 @@ def _model_from_scratch(
     tokenizer = build_tokenizer(corpus.train, lowercase=args.do_lower_case)
     model = NerCrfForTokenClassification.from_encoder(
         SmallEncoderConfig(vocab_size=len(tokenizer)), labels, scheme,
-        dropout=args.encoder_dropout, **_model_options(args, corpus),
+        dropout=args.encoder_dropout, attention_dropout=args.attention_dropout,
+        **_model_options(args, corpus),
     )  # fmt: skip
     return LoadedModel(model, tokenizer, args)
 
@@ -290,8 +292,9 @@ def _trained_model(
             "data with the same types and scheme"
         )
     check_model_type(args, config.encoder.model_type)
-    if args.encoder_dropout is not None:
-        config.encoder = set_dropout(config.encoder, args.encoder_dropout)
+    config.encoder = set_dropout(
+        config.encoder, args.encoder_dropout, args.attention_dropout
+    )
     if args.dropout is not None:
         config.classifier_dropout = args.dropout
     config.constrain = args.constrain

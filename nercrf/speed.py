@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from torch import nn
 from transformers import PreTrainedModel
 
 from .chain import ALGORITHMS, choose_algorithm

@@ -19,7 +19,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -59,7 +59,14 @@ from nercrf.distributed import (
     get_world_size,
     init_distributed,
     is_main_process,
+    clip_gradients,
+    exchange_gradients,
+    is_sharded,
+    load_whole_weights,
+    share_state,
     unwrap_model,
+    whole_tensors,
+    whole_weights,
     wrap_model,
 )
 from nercrf.evaluate import (
@@ -75,7 +82,7 @@ from nercrf.evaluate import (
 from .features import FeatureDataset, plan_batches, shard_batch
 from .formats import FORMATS
 from .labels import get_scheme
-from .optim import build_optimizer, build_schedule
+from .optim import build_optimizer, build_schedule, encoder_layers
 from nercrf.recipes import (
     RecipeConfig,
     check_recipes,
@@ -93,6 +100,12 @@ from nercrf.reporting import (
     data_fingerprint,
     greater_is_better,
     report_callbacks,
+)
+from nercrf.speed import (
+    SpeedConfig,
+    check_speed,
+    leave_out_full_mask,
+    slow_precision,
 )
 
 # %% ../nbs/12_trainer.ipynb #ec9deb92
@@ -277,8 +290,9 @@ class RunConfig:
 # %% ../nbs/12_trainer.ipynb #167c3940
 @dataclass
 class TrainingConfig(
-    DataConfig, EncoderConfig, OptimizationConfig, RecipeConfig, RunConfig
-):
+    DataConfig, EncoderConfig, OptimizationConfig, SpeedConfig, RecipeConfig,
+    RunConfig,
+):  # fmt: skip
     "All flags of a run."
 
 # %% ../nbs/12_trainer.ipynb #cc37a3cb
@@ -385,6 +399,25 @@ def _check_steps(args: TrainingConfig) -> None:
             )
 
 # %% ../nbs/12_trainer.ipynb #81e953c0
+def _check_speed(args: TrainingConfig) -> None:
+    "Refuse flags of speed that contradict others."
+    check_speed(args)
+    if args.max_pieces and not args.group_by_length:
+        raise ValueError(
+            "--max_pieces makes batches of similar length: leave out "
+            "--no_group_by_length, or give --per_gpu_train_batch_size instead"
+        )
+    if args.strategy != "fsdp":
+        return
+    for name in ("fp16", "compile", "average_decay", "do_adv", "awp_gamma"):
+        if getattr(args, name):
+            raise ValueError(
+                f"--{name} does not know weights that are shared out "
+                "(--strategy fsdp): leave one of them out"
+                + ("; --bf16 works" if name == "fp16" else "")
+            )
+
+# %% ../nbs/12_trainer.ipynb #5ae394a0
 def check_config(
     args: TrainingConfig,  # flags as the user gave them
 ) -> None:
@@ -393,6 +426,7 @@ def check_config(
     _check_values(args)
     _check_steps(args)
     check_recipes(args)
+    _check_speed(args)
     if args.fp16_opt_level not in (None, "O0", "O1"):
         raise ValueError(
             f"--fp16_opt_level {args.fp16_opt_level}: apex is gone; --fp16 "
@@ -437,6 +471,10 @@ def resolve_config(
 ) -> TrainingConfig:  # a copy in which every value is set
     "Fill in the defaults that depend on the encoder."
     defaults = _PRETRAINED if pretrained else _FROM_SCRATCH
+    on_cpu = args.no_cuda or not torch.cuda.is_available()
+    if not pretrained and on_cpu and args.encoder_dropout is None:
+        # with dropout there is no fast attention on the processor
+        defaults = defaults | {"attention_dropout": 0.0}
     return replace(
         args,
         **{
@@ -482,6 +520,7 @@ class UpdatePlan:
     micro_pieces: int | None = None
     # and in one update; the two sizes in sentences are then not limits
     update_pieces: int | None = None
+    by_length: bool = True  # sentences of similar length share an update
 
     @property
     def updates_per_epoch(self) -> int:  # at least 1
@@ -524,7 +563,7 @@ def epoch(
     "The updates of one pass over the data, each sentence in exactly one."
     by_pieces = self.update_pieces is not None
     return plan_batches(
-        self.lengths,
+        self.lengths if self.by_length else np.ones_like(self.lengths),
         None if by_pieces else self.update_size,
         seed=self.seed,
         epoch=number,
@@ -606,6 +645,7 @@ def build_plan(
         update_pieces=micro_pieces * args.gradient_accumulation_steps
         if by_pieces
         else None,
+        by_length=args.group_by_length,
     )
 
 # %% ../nbs/12_trainer.ipynb #ff899127
@@ -692,6 +732,11 @@ def freeze_unused_parameters(
     return unused
 
 # %% ../nbs/12_trainer.ipynb #3edcecd4
+def _collate(run: TrainingRun, share: np.ndarray) -> dict[str, torch.Tensor]:
+    "A padded batch on the host, without a mask that hides nothing."
+    return leave_out_full_mask(run.dataset.collate(share))
+
+
 def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
     """The summed loss of this process's part of a micro-batch, on the model's
     device."""
@@ -713,7 +758,7 @@ def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
         shares, weight = [micro_batch[:1]], 0.0
     batches = [
         run.callbacks.change_batch(
-            run, move_batch(run.dataset.collate(share), run.info.device), share
+            run, move_batch(_collate(run, share), run.info.device), share
         )
         for share in shares
     ]
@@ -730,14 +775,6 @@ def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
     ]
     return torch.stack(losses).sum() * weight
 
-# %% ../nbs/12_trainer.ipynb #5e7441c0
-def _exchange_gradients(model: nn.Module, now: bool):
-    """A context in which backward exchanges gradients between processes only
-    when `now`."""
-    if now or not hasattr(model, "no_sync"):
-        return nullcontext()
-    return model.no_sync()
-
 # %% ../nbs/12_trainer.ipynb #dd058894
 @patch
 def add_gradients(
@@ -748,7 +785,7 @@ def add_gradients(
     "Forward and backward over an update; its gradient is added to what is there."
     micro_batches = self.plan.micro_batches(update)
     for number, micro_batch in enumerate(micro_batches, start=1):
-        with _exchange_gradients(self.model, now=number == len(micro_batches)):
+        with exchange_gradients(self.model, now=number == len(micro_batches)):
             loss = _share_losses(self, micro_batch)
             share = loss * (self.info.world_size / len(update))
             self.scaler.scale(share).backward()
@@ -785,7 +822,7 @@ def _optimizer_step(run: TrainingRun) -> bool:
     if run.args.max_grad_norm > 0:
         run.scaler.unscale_(run.optimizer)
         groups = run.optimizer.param_groups
-        norm = nn.utils.clip_grad_norm_(
+        norm = clip_gradients(
             [p for group in groups for p in group["params"]],
             run.args.max_grad_norm,
         )
@@ -805,7 +842,7 @@ def _optimizer_step(run: TrainingRun) -> bool:
     else:
         run.norm = None
     run.callbacks.call("on_step", run, stepped)
-    run.optimizer.zero_grad(set_to_none=True)
+    run.optimizer.zero_grad(set_to_none=run.args.grads_to_none)
     return stepped
 
 # %% ../nbs/12_trainer.ipynb #c33b96d9
@@ -890,6 +927,9 @@ _FLAGS = (
     "bf16",
     "dropout",
     "encoder_dropout",
+    "attention_dropout",
+    "cheap_dropout",
+    "group_by_length",
 )
 
 
@@ -911,6 +951,20 @@ def training_identity(
     }
 
 # %% ../nbs/12_trainer.ipynb #0af187e3
+def _prepare_devices(
+    args: TrainingConfig, model: nn.Module, info: ProcessInfo
+) -> nn.Module:
+    "Do to the model what makes it fast, and wrap it for the devices."
+    args.set_up(model)
+    warning = slow_precision(autocast_dtype(args), info.device)
+    if warning:
+        logger.warning("--%s: %s", "bf16" if args.bf16 else "fp16", warning)
+    shards = []
+    if args.strategy == "fsdp":
+        shards = [*encoder_layers(model)[1], model.encoder]
+    return wrap_model(model, info, strategy=args.strategy, shards=shards)
+
+# %% ../nbs/12_trainer.ipynb #0ce01f4a
 def start_run(
     args: TrainingConfig,  # resolved flags
     train_dataset: FeatureDataset,  # labelled sentences
@@ -944,6 +998,7 @@ def start_run(
             ", ".join(unused),
         )
     prepare_model(args, model, args.seed)
+    wrapped = _prepare_devices(args, model, info)
     optimizer = build_optimizer(
         model,
         args.learning_rate,
@@ -951,10 +1006,11 @@ def start_run(
         args.weight_decay,
         args.adam_epsilon,
         args.layer_decay,
+        fused=None if args.fused_optimizer else False,
     )
     warmup_steps = math.ceil(args.warmup_proportion * plan.total)
     run = TrainingRun(
-        args, info, wrap_model(model, info), tokenizer,
+        args, info, wrapped, tokenizer,
         train_dataset, dev_dataset, plan, optimizer,
         build_schedule(optimizer, args.schedule, warmup_steps, plan.total),
         torch.amp.GradScaler(info.device.type, enabled=args.fp16),
@@ -1009,13 +1065,11 @@ def log_progress(
     return record
 
 # %% ../nbs/12_trainer.ipynb #2c1a7273
-def _copy_weights(run: TrainingRun) -> dict[str, torch.Tensor]:
-    "The weights as they are now, in host memory."
-    weights = unwrap_model(run.model).state_dict()
-    return {
-        name: tensor.detach().to("cpu", copy=True)
-        for name, tensor in weights.items()
-    }
+def _weights_to_write(run: TrainingRun) -> dict[str, torch.Tensor]:
+    "A copy of all weights on the main process; every process must call it."
+    if run.info.is_main or is_sharded(run.model):
+        return whole_weights(run.model)
+    return {}
 
 
 def _save_model(
@@ -1066,11 +1120,11 @@ def save_best_model(
 ) -> None:
     "Write the present (averaged) model to the folder `model` of the run."
     _finite_loss(run)
+    with run.callbacks.evaluation_weights(run):
+        weights = _weights_to_write(run)
     if run.info.is_main:
         metric = f"dev_{run.args.metric_for_best_model}"
         best = {"step": run.progress.step, metric: run.progress.best_score}
-        with run.callbacks.evaluation_weights(run):
-            weights = _copy_weights(run)
         _write(run, "model", partial(_write_best, run, weights, best))
     barrier()
 
@@ -1100,10 +1154,12 @@ def save_checkpoint(
         "window_loss": float(run.window_loss),
     }
     processes = gather_json(own)
+    optimizer = whole_tensors(run.optimizer.state_dict())
+    weights = _weights_to_write(run)
     if run.info.is_main:
         state = take_snapshot({
             "progress": asdict(run.progress),
-            "optimizer": run.optimizer.state_dict(),
+            "optimizer": optimizer,
             "schedule": run.schedule.state_dict(),
             "scaler": run.scaler.state_dict(),
             "callbacks": run.callbacks.state_dict(),
@@ -1111,7 +1167,7 @@ def save_checkpoint(
             "identity": run.identity,
         })  # fmt: skip
         _write(run, target.name, partial(
-            _write_checkpoint, run, target, _copy_weights(run), state,
+            _write_checkpoint, run, target, weights, state,
             _figures_now(run),
         ))  # fmt: skip
         if wait and run.writer is not None:
@@ -1204,8 +1260,11 @@ def load_checkpoint(
                 "--model_name_or_path"
             )
     bare = unwrap_model(run.model)
-    bare.load_state_dict(type(bare).from_pretrained(folder).state_dict())
-    run.optimizer.load_state_dict(state["optimizer"])
+    loaded = type(bare).from_pretrained(folder)
+    load_whole_weights(run.model, loaded.state_dict())
+    run.optimizer.load_state_dict(
+        share_state(state["optimizer"], run.optimizer)
+    )
     run.schedule.load_state_dict(state["schedule"])
     run.scaler.load_state_dict(state["scaler"])
     run.progress = Progress(**state["progress"])

@@ -12,6 +12,7 @@ from training import DEV, TOKENIZER, TRAIN, UNEVEN, make_args, make_model, train
 from nercrf import trainer
 from nercrf.crf import CRF
 from nercrf.distributed import BatchDataParallel
+from nercrf.dropout import use_cheap_dropout
 from nercrf.model import NerCrfForTokenClassification
 from nercrf.optim import build_optimizer, encoder_layers, layer_depths
 from nercrf.recipes import (
@@ -165,6 +166,7 @@ def test_r_drop_adds_what_pulls_two_passes_together(tmp_path, monkeypatch):
     torch.manual_seed(9)
     found = update_gradients(monkeypatch, run)
     model = make_model(0.3).double().train()
+    use_cheap_dropout(model)  # as in the training: the same masks
     torch.manual_seed(9)
     (indices,) = run.plan.micro_batches(UPDATE)
     batch = repeat_batch(TRAIN.collate(indices))

@@ -175,6 +175,89 @@ def failing_main(folder):
     return "unreachable"
 
 
+def sharding(folder):
+    """A tiny BERT with its encoder shared out, against the same model in one process."""
+    import numpy as np
+    from test_model import SENTENCES, make_batch, make_model
+
+    from nercrf.optim import build_optimizer, encoder_layers
+
+    info = distributed.init_distributed(no_cuda=True)
+    whole, model = make_model("bert").train(), make_model("bert").train()
+    for module in [*whole.modules(), *model.modules()]:
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+    def backward(each, sentences, factor):
+        batch = make_batch(each, sentences)
+        loss = each(**batch, labels=torch.zeros_like(batch["word_index"]), reduction="sum").loss
+        (loss * factor).backward()
+
+    def difference(name):
+        """The largest one between the tensors of both models."""
+        pairs = zip(whole.parameters(), model.parameters(), strict=True)
+        found = [[getattr(x, name) if name else x.detach() for x in pair] for pair in pairs]
+        return max(float((one - (other.full_tensor() if hasattr(other, "full_tensor") else other)).abs().max())
+                   for one, other in found)  # fmt: skip
+
+    def held():
+        return sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in model.parameters())
+
+    batches = [SENTENCES, SENTENCES[1:]]  # two micro-batches: two sentences here, one there; one each
+    shares = [[SENTENCES[:2], SENTENCES[1:2]], [SENTENCES[2:], SENTENCES[2:]]][info.rank]
+    for sentences in batches:
+        backward(whole, sentences, 1 / 5)
+    shards = [*encoder_layers(model)[1], model.encoder]
+    assert distributed.wrap_model(model, info, strategy="fsdp", shards=shards) is model
+    optimizers = [build_optimizer(each, 1e-2, 1e-2) for each in (whole, model)]
+    for number, sentences in enumerate(shares):
+        with distributed.exchange_gradients(model, now=number == 1):
+            backward(model, sentences, info.world_size / 5)
+    result = {"gradient": difference("grad")}
+    norms = [distributed.clip_gradients(list(each.parameters()), 0.5) for each in (whole, model)]
+    assert norms[0] > 0.5
+    result["norm"] = abs(float(norms[0]) - float(norms[1]))
+    result["clipped"] = difference("grad")
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    result["weights"] = difference("")
+    result["held"], result["whole"] = held(), sum(p.numel() for p in whole.parameters())
+    result["kinds"] = [type(model.encoder).__name__.removeprefix("FSDP"), type(model.crf).__name__]
+    passes, logits = 0, []
+    with torch.no_grad(), distributed.whole_parameters(model):
+        for _ in range(2 - 2 * info.rank):
+            batch = make_batch(model, SENTENCES)
+            logits.append(model(**batch).logits)
+            model.decode(logits[-1], batch["word_mask"])
+            passes += 1
+    result["passes"], result["held_after"] = passes, held()
+    expected = whole(**make_batch(whole, SENTENCES)).logits
+    result["logits"] = max([float((expected - each).abs().max()) for each in logits], default=0.0)
+    weights = distributed.whole_weights(model)
+    state = distributed.whole_tensors(optimizers[1].state_dict())
+    moments = [value for entry in state["state"].values() for value in entry.values()]
+    result["state_on"] = bool(weights) and all(isinstance(value, torch.Tensor) for value in moments)
+    names = list(whole.state_dict())
+    rows = {name: weights[name].numpy() for name in names} if info.is_main else {}
+    if info.is_main:
+        np.savez(Path(folder, "weights.npz"), **rows)
+        torch.save(state, Path(folder, "state.pt"))
+    distributed.barrier()
+    before = distributed.whole_tensors([p.detach() for p in model.parameters()])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    with np.load(Path(folder, "weights.npz")) as file:
+        distributed.load_whole_weights(model, {name: torch.from_numpy(file[name]) for name in names})
+    state = torch.load(Path(folder, "state.pt"), weights_only=True)
+    optimizers[1].load_state_dict(distributed.share_state(state, optimizers[1]))
+    again = distributed.whole_tensors([p.detach() for p in model.parameters()])
+    result["same_after"] = all(x is None or torch.equal(x, y) for x, y in zip(before, again, strict=True))
+    optimizers[1].step()  # without gradients: nothing moves, but the state has to fit
+    return result
+
+
 if __name__ == "__main__":
     worker, folder, *rest = sys.argv[1:]
     result = globals()[worker](folder, *rest)
