@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 # %% auto #0
-__all__ = ['ATTENTION', 'keep_mask', 'cheap_dropout', 'CheapDropout', 'attention_with_dropout', 'use_cheap_dropout']
+__all__ = ['LONG_ROW', 'ATTENTION', 'keep_mask', 'cheap_dropout', 'CheapDropout', 'cheap_attention', 'use_cheap_dropout']
 
 # %% ../nbs/06b_dropout.ipynb #1f4473cb
 _LEVELS = 1 << 16  # of a random number of 16 bits
@@ -74,7 +74,21 @@ class CheapDropout(nn.Dropout):
         return cheap_dropout(input, self.p, self.training, self.inplace)
 
 # %% ../nbs/06b_dropout.ipynb #579202fc
-def attention_with_dropout(
+LONG_ROW = 96  # pieces from which torch's kernel is the faster one
+
+
+def _is_written_out(query: torch.Tensor, dropout: float) -> bool:
+    "Is attention in small steps the cheaper way here?"
+    if not _is_ours(query):
+        return False
+    short = torch.is_grad_enabled() and query.shape[-2] < LONG_ROW
+    return bool(dropout) or short or query.dtype in _HALF
+
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def cheap_attention(
     query: torch.Tensor,  # (batch, heads, pieces, size)
     key: torch.Tensor,  # (batch, heads, pieces, size)
     value: torch.Tensor,  # (batch, heads, pieces, size)
@@ -82,26 +96,36 @@ def attention_with_dropout(
     dropout: float = 0.0,  # probability of leaving out a weight
     scaling: float | None = None,  # of the scores; None: 1 / sqrt(size)
 ) -> torch.Tensor:  # (batch, heads, pieces, size)
-    "Attention as `scaled_dot_product_attention`, with cheaper dropout."
-    if not (dropout or _is_half(query)) or not _is_ours(query):
+    "Attention as `scaled_dot_product_attention`, for training on a processor."
+    if not _is_written_out(query, dropout):
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
         )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    # (batch, heads, pieces, pieces)
-    scores = torch.matmul(query * scaling, key.transpose(-2, -1))
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores = scores + mask
+    shape = query.shape
+    # (batch * heads, pieces, size)
+    query, key, value = (each.flatten(0, 1) for each in (query, key, value))
+    bias, beta = _score_bias(mask, shape, query), 0 if mask is None else 1
+    # (batch * heads, pieces, pieces)
+    scores = torch.baddbmm(
+        bias, query, key.transpose(1, 2), beta=beta, alpha=scaling)
     weights = cheap_dropout(scores.softmax(-1), dropout)
-    return torch.matmul(weights.to(value.dtype), value)
+    return torch.bmm(weights.to(value.dtype), value).view(shape)
 
 
-def _is_half(tensor: torch.Tensor) -> bool:
-    "Has it numbers of 16 bits?"
-    return tensor.dtype in (torch.bfloat16, torch.float16)
+def _score_bias(
+    mask: torch.Tensor | None, shape: torch.Size, like: torch.Tensor
+) -> torch.Tensor:
+    "What is added to the scores: of (batch * heads, pieces or 1, pieces)."
+    if mask is None:
+        return like.new_zeros(1)
+    if mask.dtype == torch.bool:
+        nearly_infinite = torch.finfo(like.dtype).min / 2
+        bias = like.new_zeros(mask.shape).masked_fill_(~mask, nearly_infinite)
+    else:
+        bias = mask.to(like.dtype)
+    return bias.expand(*shape[:2], *bias.shape[2:]).flatten(0, 1)
 
 # %% ../nbs/06b_dropout.ipynb #87306115
 ATTENTION = "nercrf"  # its name in the tables of transformers
@@ -121,7 +145,7 @@ def _attention_layer(
             module, query, key, value, attention_mask, dropout=dropout,
             scaling=scaling, **options,
         )  # fmt: skip
-    context = attention_with_dropout(
+    context = cheap_attention(
         query, key, value, attention_mask, dropout, scaling
     )
     return context.transpose(1, 2).contiguous(), None
@@ -129,6 +153,10 @@ def _attention_layer(
 
 def _attention_mask(*sizes: Any, attention_mask=None, **options: Any):
     "The mask of `sdpa`, without a look at its numbers."
+    everywhere = options.get("mask_function") is bidirectional_mask_function
+    if attention_mask is not None and everywhere:
+        # (batch, 1, 1, pieces): the same for all heads and all queries
+        return attention_mask[:, None, None, :]
     options["allow_is_bidirectional_skip"] = attention_mask is None
     return sdpa_mask(*sizes, attention_mask=attention_mask, **options)
 

@@ -49,7 +49,7 @@ from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 from transformers.utils import logging as transformers_logging
 
 from .crf import CRF
-from .dropout import attention_with_dropout
+from .dropout import cheap_attention
 from .labels import get_scheme
 
 # %% ../nbs/07_model.ipynb #6e29b0cb
@@ -263,7 +263,7 @@ class SmallAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         attend = functional.scaled_dot_product_attention
         if self.cheap_dropout:
-            attend = attention_with_dropout
+            attend = cheap_attention
         context = attend(query, key, value, bias, dropout)
         return self.output(context.transpose(1, 2).flatten(2))
 

@@ -555,6 +555,9 @@ class UpdatePlan:
         return whole
 
 # %% ../nbs/12_trainer.ipynb #fce5925c
+_POOL = 200  # updates whose sentences are sorted together
+
+
 @patch
 def epoch(
     self: UpdatePlan,
@@ -567,6 +570,7 @@ def epoch(
         None if by_pieces else self.update_size,
         seed=self.seed,
         epoch=number,
+        pool_batches=_POOL,
         max_pieces=self.update_pieces,
         windows=self.windows,
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_model import ENCODERS, SENTENCES, emissions, make_batch, make_model
 from torch.nn import functional
 
-from nercrf.dropout import CheapDropout, attention_with_dropout, cheap_dropout, keep_mask, use_cheap_dropout
+from nercrf.dropout import CheapDropout, cheap_attention, cheap_dropout, keep_mask, use_cheap_dropout
 from nercrf.model import NerCrfForTokenClassification
 
 COUNT = 1 << 20
@@ -92,8 +92,8 @@ def test_attention_and_its_gradient_are_those_of_torch(kind, dtype):
     seen = (torch.arange(7) < torch.tensor([7, 4])[:, None])[:, None, None, :]
     mask = {"none": None, "bool": seen, "added": torch.where(seen, 0.0, -1e4).to(dtype)}[kind]
     results = []
-    for attend in (attention_with_dropout, functional.scaled_dot_product_attention):
-        out = attend(*inputs, mask, *([1e-9] if attend is attention_with_dropout else []))
+    for attend in (cheap_attention, functional.scaled_dot_product_attention):
+        out = attend(*inputs, mask, *([1e-9] if attend is cheap_attention else []))
         (gradient,) = torch.autograd.grad(out.float().square().sum(), inputs)
         results.append((out, gradient))
     tolerance = {"atol": 0.03, "rtol": 0.03} if dtype == torch.bfloat16 else {}
@@ -103,7 +103,7 @@ def test_attention_and_its_gradient_are_those_of_torch(kind, dtype):
 
 def test_a_row_that_sees_nothing_stays_finite():
     query = torch.randn(1, 2, 3, 4, requires_grad=True)
-    out = attention_with_dropout(query, query, query, torch.zeros(1, 1, 1, 3, dtype=torch.bool), 0.1)
+    out = cheap_attention(query, query, query, torch.zeros(1, 1, 1, 3, dtype=torch.bool), 0.1)
     out.sum().backward()
     assert out.isfinite().all()
     assert query.grad.isfinite().all()
