@@ -88,8 +88,8 @@ def exchange_seconds(
 class StepCost:
     "Where the time of a step goes, in seconds."
 
-    forward: float
-    backward: float
+    forward: float  # passes of the step
+    backward: float  # passes of the step
     exchange: float  # how long gradients are on their way
     exposed: float  # how long the devices wait for them
 

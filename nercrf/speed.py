@@ -5,7 +5,6 @@
 # %% ../nbs/07b_speed.ipynb #45004413
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +78,6 @@ _HALF_FEATURES = {  # as the Linux kernel names them
 }
 
 
-@functools.cache
 def processor_features(
     path: str = "/proc/cpuinfo",  # where Linux tells them
 ) -> frozenset[str]:  # empty where nobody tells

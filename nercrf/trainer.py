@@ -55,12 +55,12 @@ from nercrf.distributed import (
     all_reduce_sum,
     barrier,
     broadcast_json,
+    clip_gradients,
+    exchange_gradients,
     gather_json,
     get_world_size,
     init_distributed,
     is_main_process,
-    clip_gradients,
-    exchange_gradients,
     is_sharded,
     load_whole_weights,
     share_state,
@@ -69,6 +69,8 @@ from nercrf.distributed import (
     whole_weights,
     wrap_model,
 )
+
+# %% ../nbs/12_trainer.ipynb #39129fcd
 from nercrf.evaluate import (
     Evaluation,
     EvaluationInterrupted,
@@ -77,8 +79,6 @@ from nercrf.evaluate import (
     evaluate,
     move_batch,
 )
-
-# %% ../nbs/12_trainer.ipynb #39129fcd
 from .features import FeatureDataset, plan_batches, shard_batch
 from .formats import FORMATS
 from .labels import get_scheme
