@@ -280,8 +280,12 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
         order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
         return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
+    def in_pools(pool_batches):
+        return lambda *args, **options: plan_batches(*args, **options | {"pool_batches": pool_batches})
+
     rows = []
-    for name, plan in {"at random": at_random, "by length": plan_batches}.items():
+    plans = {"at random": at_random} | {f"by length, pools of {size}": in_pools(size) for size in (20, 50, 200)}
+    for name, plan in plans.items():
         for seed in seeds:
             set_seed(seed)
             with tempfile.TemporaryDirectory() as folder, mock.patch.object(nercrf.trainer, "plan_batches", plan):
@@ -304,11 +308,11 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
                 scores = {split: evaluate(args, best, sets[split], split).scores.micro.f1 for split in ("dev", "test")}
             rows.append({"batches": name, "seed": seed, "cpu_seconds": seconds} | scores)
             print(
-                f"{name:12} seed {seed}  dev {scores['dev']:.4f}  test {scores['test']:.4f}  {seconds:.0f} s cpu",
+                f"{name:24} seed {seed}  dev {scores['dev']:.4f}  test {scores['test']:.4f}  {seconds:.0f} s cpu",
                 flush=True,
             )
         means = [statistics.mean(row[split] for row in rows if row["batches"] == name) for split in ("dev", "test")]
-        print(f"{name:12} mean    dev {means[0]:.4f}  test {means[1]:.4f}")
+        print(f"{name:24} mean    dev {means[0]:.4f}  test {means[1]:.4f}")
     return rows
 
 
