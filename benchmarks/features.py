@@ -250,69 +250,54 @@ def show_collation(dataset: FeatureDataset, runs: int, rows: list[dict]) -> None
         print(f"  {name:34}{1000 * seconds / len(plan):8.3f}")
 
 
-def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
-    """F1 of the small encoder on the résumés, trained with batches at random and by length."""
-    from unittest import mock
+PLANS = {
+    "at random": {"group_by_length": False},
+    "by length": {},
+    "by length, 3 groups": {"length_groups": 3},
+}
 
+
+def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
+    """F1 of the small encoder on the résumés, trained with batches at random and by length, 24 sentences an update."""
     from transformers.utils import logging as transformers_logging
 
-    import nercrf.trainer
     from nercrf.cache import reader_options
     from nercrf.evaluate import evaluate
-    from nercrf.model import NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
     from nercrf.predict import Tagger
-    from nercrf.trainer import TrainingConfig, resolve_config, set_seed, train
+    from nercrf.run_ner_crf import load_model
+    from nercrf.trainer import TrainingConfig, train
 
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
     corpus = read_corpus(data / "resume", **reader_options(argparse.Namespace(), "cner"))
-    tokenizer = build_tokenizer(corpus.train)
-    sets = {
-        split: FeatureDataset(
-            convert_examples_to_features(examples, corpus.labels, 256, tokenizer, corpus.scheme),
-            corpus.labels,
-            corpus.scheme,
-        )
-        for split, examples in corpus.splits.items()
-    }
-
-    def at_random(lengths, batch_size, seed=0, epoch=0, **_):
-        order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-        return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-
-    def in_pools(pool_batches):
-        return lambda *args, **options: plan_batches(*args, **options | {"pool_batches": pool_batches})
-
-    rows = []
-    plans = {"at random": at_random} | {f"by length, pools of {size}": in_pools(size) for size in (20, 50, 200)}
-    for name, plan in plans.items():
+    sets, rows = {}, []
+    for name, flags in PLANS.items():
         for seed in seeds:
-            set_seed(seed)
-            with tempfile.TemporaryDirectory() as folder, mock.patch.object(nercrf.trainer, "plan_batches", plan):
-                args = resolve_config(
-                    TrainingConfig(
-                        output_dir=folder, seed=seed, no_cuda=True, num_train_epochs=epochs, max_grad_norm=1.0
-                    ),
-                    pretrained=False,
-                )
-                model = NerCrfForTokenClassification.from_encoder(
-                    SmallEncoderConfig(vocab_size=len(tokenizer)),
-                    corpus.labels,
-                    corpus.scheme,
-                    classifier_dropout=args.dropout,
-                )
+            with tempfile.TemporaryDirectory() as folder:
+                args = TrainingConfig(
+                    output_dir=folder, seed=seed, no_cuda=True, num_train_epochs=epochs, save_steps=0,
+                    per_gpu_train_batch_size=24, **flags,
+                )  # fmt: skip
+                loaded = load_model(args, corpus)
+                for split, examples in corpus.splits.items() if not sets else ():
+                    features = convert_examples_to_features(
+                        examples, corpus.labels, 256, loaded.tokenizer, corpus.scheme
+                    )
+                    sets[split] = FeatureDataset(features, corpus.labels, corpus.scheme)
                 began = time.process_time()
-                train(args, sets["train"], model, tokenizer, sets["dev"])
+                train(loaded.args, sets["train"], loaded.model, loaded.tokenizer, sets["dev"])
                 seconds = time.process_time() - began
                 best = Tagger.from_pretrained(folder, device="cpu").model
-                scores = {split: evaluate(args, best, sets[split], split).scores.micro.f1 for split in ("dev", "test")}
+                scores = {
+                    split: evaluate(loaded.args, best, sets[split], split).scores.micro.f1 for split in ("dev", "test")
+                }
             rows.append({"batches": name, "seed": seed, "cpu_seconds": seconds} | scores)
             print(
-                f"{name:24} seed {seed}  dev {scores['dev']:.4f}  test {scores['test']:.4f}  {seconds:.0f} s cpu",
+                f"{name:20} seed {seed}  dev {scores['dev']:.4f}  test {scores['test']:.4f}  {seconds:.0f} s cpu",
                 flush=True,
             )
         means = [statistics.mean(row[split] for row in rows if row["batches"] == name) for split in ("dev", "test")]
-        print(f"{name:24} mean    dev {means[0]:.4f}  test {means[1]:.4f}")
+        print(f"{name:20} mean    dev {means[0]:.4f}  test {means[1]:.4f}", flush=True)
     return rows
 
 

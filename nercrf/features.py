@@ -868,6 +868,18 @@ def _cut_batches(order, lengths, windows, batch_size, max_pieces):
         end = begin
     return batches
 
+# %% ../nbs/02_features.ipynb #7c1fe0a2
+def _mix_groups(parts, groups, generator):
+    "Join parts, sorted by length, one of each of several groups of lengths."
+    if groups == 1:
+        return parts
+    count = -(-len(parts) // groups)
+    drawn = [begin + generator.permutation(min(count, len(parts) - begin))
+             for begin in range(0, len(parts), count)]
+    return [np.concatenate([parts[group[place]] for group in drawn
+                            if place < len(group)])
+            for place in range(count)]
+
 # %% ../nbs/02_features.ipynb #b2f0c9f2
 def plan_batches(
     lengths: Sequence[int],  # width of each sentence, in pieces
@@ -878,6 +890,7 @@ def plan_batches(
     pool_batches: int = 50,  # batches that are sorted together
     max_pieces: int | None = None,  # padded pieces in a global batch, at most
     windows: Sequence[int] | None = None,  # of each sentence; None: one
+    groups: int = 1,  # lengths that a batch mixes: as many equal parts
 ) -> list[np.ndarray]:  # sentence indices of each batch, shortest first
     "Cut sentences into batches of similar length, each exactly once."
     limits = [limit for limit in (batch_size, max_pieces) if limit is not None]
@@ -885,6 +898,11 @@ def plan_batches(
         raise ValueError("batch_size or max_pieces, pool_batches: expected at "
                          f"least 1, found {batch_size} or {max_pieces}, "
                          f"{pool_batches}")
+    if groups != 1 and (batch_size is None or groups < 1
+                        or batch_size % groups or max_pieces is not None):
+        raise ValueError("groups: expected a divisor of batch_size and no "
+                         f"max_pieces, found {groups} for {batch_size} and "
+                         f"{max_pieces}")
     lengths = np.asarray(lengths, dtype=np.int64)
     windows = np.ones_like(lengths) if windows is None else np.asarray(windows)
     if not shuffle:
@@ -901,8 +919,9 @@ def plan_batches(
     for start in range(0, len(order), pool):
         part = order[start:start + pool]
         part = part[np.argsort(lengths[part], kind="stable")]
-        batches += reversed(_cut_batches(
-            part, lengths, windows, batch_size, max_pieces))
+        cut = _cut_batches(part, lengths, windows,
+                           batch_size and batch_size // groups, max_pieces)
+        batches += _mix_groups(cut[::-1], groups, generator)
     return [batches[index] for index in generator.permutation(len(batches))]
 
 # %% ../nbs/02_features.ipynb #598ae361

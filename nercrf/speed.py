@@ -27,6 +27,8 @@ class SpeedConfig:
 
     # sentences of similar length share a batch
     group_by_length: bool = True
+    # lengths that an update mixes, each in forward passes of its own
+    length_groups: int = 1
     # one kernel for the whole optimiser, where torch has one
     fused_optimizer: bool = True
     # of the CRF: auto, kernels, scaled, scan or log
@@ -64,6 +66,10 @@ def check_speed(
     if args.strategy not in ("ddp", "fsdp"):
         raise ValueError(
             f"--strategy must be ddp or fsdp, got {args.strategy!r}"
+        )
+    if args.length_groups < 1:
+        raise ValueError(
+            f"--length_groups must be at least 1, got {args.length_groups}"
         )
     value = args.attention_dropout
     if value is not None and not 0 <= value < 1:

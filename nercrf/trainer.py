@@ -407,6 +407,13 @@ def _check_speed(args: TrainingConfig) -> None:
             "--max_pieces makes batches of similar length: leave out "
             "--no_group_by_length, or give --per_gpu_train_batch_size instead"
         )
+    if args.length_groups > 1 and (
+        args.max_pieces or not args.group_by_length
+    ):
+        raise ValueError(
+            "--length_groups mixes lengths in batches of so many sentences: "
+            "leave out --max_pieces and --no_group_by_length, or this flag"
+        )
     if args.strategy != "fsdp":
         return
     for name in ("fp16", "compile", "average_decay", "do_adv", "awp_gamma"):
@@ -520,7 +527,8 @@ class UpdatePlan:
     micro_pieces: int | None = None
     # and in one update; the two sizes in sentences are then not limits
     update_pieces: int | None = None
-    by_length: bool = True  # sentences of similar length share an update
+    by_length: bool = True  # sentences of similar length share a pass
+    groups: int = 1  # lengths that an update mixes, in passes of their own
 
     @property
     def updates_per_epoch(self) -> int:  # at least 1
@@ -573,6 +581,7 @@ def epoch(
         pool_batches=_POOL,
         max_pieces=self.update_pieces,
         windows=self.windows,
+        groups=self.groups,
     )
 
 # %% ../nbs/12_trainer.ipynb #082d3fab
@@ -593,9 +602,10 @@ def micro_batches(
         )
         return [update[places] for places in passes]
     ordered = update[np.argsort(-self.lengths[update], kind="stable")]
+    # a pass holds sentences of one group of lengths
+    size = min(self.micro_size, self.update_size // self.groups)
     return [
-        ordered[first : first + self.micro_size]
-        for first in range(0, len(ordered), self.micro_size)
+        ordered[first : first + size] for first in range(0, len(ordered), size)
     ]
 
 # %% ../nbs/12_trainer.ipynb #de274be2
@@ -635,12 +645,18 @@ def build_plan(
     devices = max(1, info.n_gpu) * info.world_size
     micro_size = args.per_gpu_train_batch_size * devices
     accumulated = micro_size * args.gradient_accumulation_steps
+    update_size = args.train_batch_size or accumulated
+    if update_size % args.length_groups:
+        raise ValueError(
+            f"--length_groups {args.length_groups}: expected a divisor of the "
+            f"{update_size} sentences of an update"
+        )
     micro_pieces = args.max_pieces and args.max_pieces * devices
     by_pieces = micro_pieces and not args.train_batch_size
     return UpdatePlan(
         lengths=np.asarray(dataset.lengths),
         micro_size=micro_size,
-        update_size=args.train_batch_size or accumulated,
+        update_size=update_size,
         seed=args.seed if args.data_seed is None else args.data_seed,
         max_steps=args.max_steps,
         epochs=args.num_train_epochs,
@@ -650,6 +666,7 @@ def build_plan(
         if by_pieces
         else None,
         by_length=args.group_by_length,
+        groups=args.length_groups,
     )
 
 # %% ../nbs/12_trainer.ipynb #ff899127
@@ -934,6 +951,7 @@ _FLAGS = (
     "attention_dropout",
     "cheap_dropout",
     "group_by_length",
+    "length_groups",
 )
 
 

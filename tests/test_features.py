@@ -1070,6 +1070,31 @@ def test_plan_by_word_pieces_keeps_to_its_budget(sizes, budget, count, shuffle, 
             assert max(loads) - min(loads) <= pieces.max()
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=200), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3))
+def test_plan_of_groups_has_each_sentence_once(lengths, part, groups, epoch):
+    """Each sentence once, and as many batches as without groups."""
+    lengths, size, pool = np.array(lengths, np.int64), part * groups, 3
+    plan = plan_batches(lengths, size, epoch=epoch, pool_batches=pool, groups=groups)
+    assert sorted(at for item in plan for at in item) == list(range(len(lengths)))
+    assert len(plan) == -(-len(lengths) // size) == len(plan_batches(lengths, size, epoch=epoch, pool_batches=pool))
+    assert all(len(item) <= size for item in plan)
+    assert all((np.diff(lengths[item]) >= 0).all() for item in plan)
+    if groups == 1:
+        same = plan_batches(lengths, size, epoch=epoch, pool_batches=pool)
+        assert [item.tolist() for item in plan] == [item.tolist() for item in same]
+
+
+@given(st.lists(st.integers(1, 50), min_size=24, max_size=24), st.sampled_from([1, 2, 4, 8]))
+def test_a_full_pool_has_a_part_of_each_group_in_each_batch(lengths, groups):
+    lengths = np.array(lengths)
+    bounds = np.sort(lengths).reshape(groups, -1)
+    for item in plan_batches(lengths, 8, pool_batches=3, groups=groups):
+        for group, part in zip(bounds, lengths[item].reshape(groups, -1), strict=True):
+            assert group.min() <= part.min()
+            assert part.max() <= group.max()
+
+
 def test_plan_depends_on_seed_and_epoch_and_order_of_evaluation():
     plans = {(seed, epoch): str(plan_batches(LENGTHS, 16, seed, epoch)) for seed in range(3) for epoch in range(3)}
     assert len(set(plans.values())) == 9
@@ -1085,6 +1110,12 @@ def test_shares_are_balanced_by_length():
         if len(item) == 16:
             # neighbours in a sorted batch differ by its range in all
             assert abs(work[0] - work[1]) <= np.ptp(LENGTHS[item])
+
+
+@pytest.mark.parametrize("options", [{"groups": 0}, {"groups": 3}, {"groups": 2, "max_pieces": 8}])
+def test_groups_that_do_not_divide_are_refused(options):
+    with pytest.raises(ValueError, match="expected a divisor of batch_size and no max_pieces, found"):
+        plan_batches([1, 2], 4, **options)
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 2, "pool_batches": 0}])

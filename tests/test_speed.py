@@ -100,6 +100,29 @@ def test_batches_by_length_can_be_left_out(tmp_path):
     assert padding[0] < 1.15 < 1.25 < padding[1]
 
 
+def test_lengths_may_be_mixed_without_padding(tmp_path):
+    """Updates hold short and long sentences; forward passes do not, and how many a pass may hold changes no update."""
+    plans = [
+        start(tmp_path, length_groups=groups, per_gpu_train_batch_size=size, train_batch_size=8).plan
+        for groups, size in ((1, 8), (4, 8), (4, 2), (4, 1))
+    ]
+    updates = [[update.tolist() for update in plan.epoch(0)] for plan in plans]
+    assert updates[1] == updates[2] == updates[3] != updates[0]
+    spread = [np.mean([np.ptp(plan.lengths[x]) for x in plan.epoch(0)]) for plan in plans]
+    assert spread[1] > 2 * spread[0]
+    for plan in plans:
+        passes = [part for update in plan.epoch(0) for part in plan.micro_batches(update)]
+        assert sorted(np.concatenate(passes)) == list(range(len(TRAIN)))
+        padded = sum(len(part) * plan.lengths[part].max() for part in passes)
+        assert padded / plan.lengths.sum() < 1.15
+    assert [len(plan.micro_batches(plan.epoch(0)[0])) for plan in plans] == [1, 4, 4, 8]
+
+
+def test_groups_must_divide_an_update(tmp_path):
+    with pytest.raises(ValueError, match="--length_groups 3: expected a divisor of the 8 sentences of an update"):
+        start(tmp_path, length_groups=3)
+
+
 def test_flags_reach_the_model(tmp_path):
     run = start(tmp_path, 0.3, gradient_checkpointing=True, crf_algorithm="log")
     model = run.model
@@ -217,6 +240,11 @@ def test_flags_that_contradict_others_are_refused():
         check_config(TrainingConfig(max_pieces=100, group_by_length=False))
     with pytest.raises(ValueError, match="--crf_algorithm must be one of"):
         check_config(TrainingConfig(crf_algorithm="viterbi"))
+    with pytest.raises(ValueError, match="--length_groups must be at least 1, got 0"):
+        check_config(TrainingConfig(length_groups=0))
+    for flags in ({"max_pieces": 100}, {"group_by_length": False}):
+        with pytest.raises(ValueError, match="--length_groups mixes lengths in batches of so many sentences"):
+            check_config(TrainingConfig(length_groups=2, **flags))
 
 
 @pytest.mark.parametrize(
