@@ -1,6 +1,7 @@
 """Hosts that fail: a process that raises, a host that dies and comes back, a host that is cut off.
 
-A host is an agent of torchrun with its processes. Where a network is needed hosts are network namespaces of Linux.
+A host is an agent of torchrun with its processes. Where a network is needed hosts are network namespaces of Linux, see
+`hosts`; these tests need root.
 """
 
 import os
@@ -8,11 +9,13 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from hosts import Network
 from safetensors.torch import load_file
 from training import read_history, write_corpus
 
@@ -62,6 +65,14 @@ def kill_host(process):
     process.communicate()
 
 
+def is_over(process):
+    """Has a process ended, whether its parent has noticed or not?"""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def undisturbed(folder, data, epochs):
     """The log and the weights of the same training in one process that nothing disturbs."""
     command = [sys.executable, *training_flags(folder, data, epochs)]
@@ -90,12 +101,13 @@ def process_counts(output):
     return [int(line.split()[-2]) for line in output.splitlines() if "training on" in line]
 
 
-def rendezvous(address, is_host):
+def rendezvous(address, is_host, own_address=None):
     """One or two hosts, one process each, three restarts; the first host keeps the list of hosts."""
+    own_address = own_address or address.split(":")[0]
     conf = f"is_host={int(is_host)},join_timeout=60,last_call_timeout=2"
     return [
         "--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_backend=c10d", "--rdzv_id=test",
-        f"--rdzv_endpoint={address}", f"--rdzv_conf={conf}", f"--local_addr={address.split(':')[0]}",
+        f"--rdzv_endpoint={address}", f"--rdzv_conf={conf}", f"--local_addr={own_address}",
     ]  # fmt: skip
 
 
@@ -143,3 +155,118 @@ def test_a_host_that_dies_and_comes_back(tmp_path):
     assert second == [2] or first[-1] == 2, outputs[0][-3000:] + outputs[1][-3000:]
     assert [host.returncode for host in hosts] == [0, 0]
     assert_same_training(out, expected)
+
+
+# --- with networks ------------------------------------------------------------------------------------------------
+
+EPOCHS = 14  # about a minute and a half on two hosts, without what befalls them
+
+
+@pytest.fixture(scope="module")
+def long_training(tmp_path_factory):
+    """The data, and what a training on it gives that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    data = write_corpus(folder / "data")
+    return data, undisturbed(folder / "expected", data, EPOCHS)
+
+
+@pytest.fixture
+def network(request):
+    """Two hosts; torchrun numbers processes by address, and the lower one can be that of either host."""
+    ends = {"kept": 1 + (request.param == 0), "lost": 1 + (request.param == 1)}
+    with Network(**{name: f"10.77.0.{end}" for name, end in ends.items()}) as network:
+        yield network
+
+
+lost_has_rank = partial(pytest.mark.parametrize, "network", indirect=True, ids="the lost host has rank {}".format)
+
+
+def join(network, name, flags):
+    """Start the training on a host; the one that is kept has the list of hosts."""
+    address = f"{network.addresses['kept']}:29400"
+    arguments = [*rendezvous(address, name == "kept", network.addresses[name]), *flags]
+    return launch(arguments, network.run_on(name), PACE="0.8", GLOO_SOCKET_IFNAME="eth0")
+
+
+def start_both(network, flags, out):
+    """Both hosts, when they have made 12 updates and are in the midst of an epoch."""
+    hosts = [join(network, name, flags) for name in ("kept", "lost")]
+    wait_until(lambda: max(steps(out), default=0) >= 12, "update 12", hosts)
+    return hosts
+
+
+def wait_for_progress(host, out):
+    """The host goes on without the other one; it has to notice first that the other is lost."""
+    reached = max(steps(out))
+    wait_until(lambda: max(steps(out)) > reached + 3, "progress of the host that is left", [host])
+
+
+def assert_both_came_to_the_end(hosts, out, expected):
+    """The first attempt had both processes, a later one had one, the last one had both again."""
+    outputs = [host.communicate(timeout=240)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
+    assert_same_training(out, expected)
+    return "".join(outputs)
+
+
+@pytest.mark.slow
+@lost_has_rank([0, 1])
+def test_a_host_that_is_cut_off_ends_and_is_started_again(network, long_training, tmp_path):
+    """Its process gives up after --ddp_timeout, its agent when its kernel gives up; the other host goes on alone."""
+    (data, expected), out = long_training, tmp_path / "out"
+    network.set_kernel("lost", "net.ipv4.tcp_retries2=6")  # with the usual 15 it takes a quarter of an hour
+    flags = training_flags(out, data, EPOCHS)
+    kept, lost = start_both(network, flags, out)
+    processes = psutil.Process(lost.pid).children(recursive=True)
+    network.cut("lost")
+    wait_until(lambda: all(map(is_over, processes)), "end of the process that is cut off", [kept], 12 + 30)
+    output, _ = lost.communicate(timeout=90)
+    assert lost.returncode == 1
+    rank = sorted(network.addresses.values()).index(network.addresses["lost"])
+    assert f"[rank{rank}]: RuntimeError" in output
+    assert "Timed out waiting 12000ms" in output
+    wait_for_progress(kept, out)
+    network.plug_in("lost")
+    again = join(network, "lost", flags)
+    output += assert_both_came_to_the_end([kept, again], out, expected)
+    counts = process_counts(output)
+    assert sorted(counts) == [1, 2, 2], counts
+
+
+@pytest.mark.slow
+@lost_has_rank([0])
+def test_a_host_whose_network_returns_joins_again_by_itself(network, long_training, tmp_path):
+    """Its agent is still there and asks for the list of hosts; nobody has to start anything."""
+    (data, expected), out = long_training, tmp_path / "out"
+    hosts = start_both(network, training_flags(out, data, EPOCHS), out)
+    network.cut("lost")
+    wait_for_progress(hosts[0], out)
+    network.plug_in("lost")
+    counts = process_counts(assert_both_came_to_the_end(hosts, out, expected))
+    assert sorted(counts) == [1, 2, 2], counts
+
+
+@pytest.mark.slow
+@lost_has_rank([1])
+def test_a_host_that_is_killed_while_its_network_lives(network, long_training, tmp_path):
+    """The other host is told by its kernel and need not wait for --ddp_timeout."""
+    (data, expected), out = long_training, tmp_path / "out"
+    flags = training_flags(out, data, EPOCHS)
+    kept, lost = start_both(network, flags, out)
+    kill_host(lost)
+    wait_for_progress(kept, out)
+    counts = process_counts(assert_both_came_to_the_end([kept, join(network, "lost", flags)], out, expected))
+    assert 1 in counts, counts
+
+
+@pytest.mark.slow
+@lost_has_rank([1])
+def test_a_cut_shorter_than_the_timeout_is_only_a_pause(network, tmp_path):
+    """What was sent meanwhile is sent again; no process ends."""
+    data, out = write_corpus(tmp_path / "data"), tmp_path / "out"
+    expected = undisturbed(tmp_path / "expected", data, 4)
+    hosts = start_both(network, training_flags(out, data, 4), out)
+    network.cut("lost")
+    time.sleep(4)
+    network.plug_in("lost")
+    assert process_counts(assert_both_came_to_the_end(hosts, out, expected)) == [2]
