@@ -25,11 +25,11 @@ from nercrf.distributed import (
 )
 from .features import FeatureDataset, plan_batches
 from .labels import Span, ids_to_spans
-from .metrics import EntityScores, score_spans
+from .metrics import EntityScores, leave_out, score_spans
 
 # %% auto #0
-__all__ = ['autocast_dtype', 'autocast', 'evaluation_batches', 'move_batch', 'run_batches', 'Evaluation', 'EvaluationInterrupted',
-           'evaluate']
+__all__ = ['UNLEARNABLE', 'autocast_dtype', 'autocast', 'evaluation_batches', 'move_batch', 'run_batches', 'Evaluation',
+           'unlearnable_spans', 'EvaluationInterrupted', 'evaluate']
 
 # %% ../nbs/11_evaluate.ipynb #5b75c90d
 def autocast_dtype(
@@ -163,8 +163,23 @@ class Evaluation:
     sentences: int  # how many sentences were evaluated
     name: str = field(default="dev")  # what was evaluated, for titles and files
     # gold entities that share a word with another and are in no label: the
-    # model can't find all of them, and each that it misses counts as missed
+    # model can't find all of them
     unlearnable: int = 0
+    # those of each sentence that were left out of the scores; empty: none
+    left_out: list[list[Span]] = field(default_factory=list)
+
+    @property
+    def ignored_gold(self) -> int:  # 0 unless they were left out
+        "Gold entities that are not in the scores."
+        return sum(map(len, self.left_out))
+
+    @property
+    def ignored_predicted(self) -> int:  # 0 unless they were left out
+        "Predictions that are not in the scores: they match such a one."
+        return sum(
+            len(set(out) & set(spans))
+            for out, spans in zip(self.left_out, self.predicted, strict=False)
+        )
 
     def to_dict(
         self,
@@ -181,7 +196,28 @@ class Evaluation:
             "correct": micro.correct,
             "sentences": self.sentences,
             "unlearnable": self.unlearnable,
+            "ignored_gold": self.ignored_gold,
+            "ignored_predicted": self.ignored_predicted,
         }
+
+# %% ../nbs/11_evaluate.ipynb #0b472671
+UNLEARNABLE = ("missed", "ignored")
+
+
+def unlearnable_spans(
+    dataset: FeatureDataset,  # labelled sentences
+) -> list[list[Span]]:  # of each sentence
+    "The gold entities that the labels do not hold, each once."
+    columns, spans = dataset.features, []
+    for index in range(len(dataset)):
+        rows = slice(*columns.span_offsets[index : index + 2])
+        held = columns.span_learnable[rows]
+        gold = list(zip(dataset.gold_spans(index), held, strict=True))
+        known = {span for span, is_held in gold if is_held}
+        lost = [span for span, is_held in gold if not is_held]
+        # a span that is annotated twice is held all the same
+        spans.append([x for x in dict.fromkeys(lost) if x not in known])
+    return spans
 
 # %% ../nbs/11_evaluate.ipynb #bc6b5d66
 class EvaluationInterrupted(RuntimeError):
@@ -198,24 +234,8 @@ def _leave_if_stopped(
         raise EvaluationInterrupted(f"evaluation on {prefix} was broken off")
 
 # %% ../nbs/11_evaluate.ipynb #7509654f
-def evaluate(
-    # flags; `per_gpu_eval_batch_size`, `fp16` and `bf16` are read
-    args: object,
-    model: nn.Module,  # the model, bare or wrapped for several devices
-    dataset: FeatureDataset,  # labelled sentences
-    prefix: str = "dev",  # name of the data, for titles
-    # asked after each batch: should the evaluation be broken off? Where it
-    # is given, every process has to give it
-    should_stop: Callable[[], bool] | None = None,
-) -> Evaluation:  # the same on every process
-    """Evaluate a model on a data set; every process of the group must call it.
-
-    EvaluationInterrupted on every process when any was asked to stop.
-    """
-    if not len(dataset):
-        raise ValueError(
-            f"nothing to evaluate: the data set {prefix!r} has no sentence"
-        )
+def _gather_rows(args, model, dataset, prefix, should_stop):
+    "Run the model; (sentence, tag ids, loss) of all processes, in order."
     batch_size = getattr(args, "per_gpu_eval_batch_size", 8)
     batches = evaluation_batches(
         dataset, batch_size, get_rank(), get_world_size()
@@ -231,23 +251,53 @@ def evaluate(
     if [index for index, _, _ in results] != list(range(len(dataset))):
         raise RuntimeError(
             f"{len(results)} results for {len(dataset)} sentences: the "
-            "processes "
-            "do not hold the same data set"
+            "processes do not hold the same data set"
         )
-    gold = [dataset.gold_spans(index) for index in range(len(dataset))]
-    labels, scheme = (
-        unwrap_model(model).config.labels,
-        unwrap_model(model).config.scheme,
-    )
+    return results
+
+# %% ../nbs/11_evaluate.ipynb #019d4fa2
+def evaluate(
+    # flags; `per_gpu_eval_batch_size`, `fp16` and `bf16` are read
+    args: object,
+    model: nn.Module,  # the model, bare or wrapped for several devices
+    dataset: FeatureDataset,  # labelled sentences
+    prefix: str = "dev",  # name of the data, for titles
+    # asked after each batch: should the evaluation be broken off? Where it
+    # is given, every process has to give it
+    should_stop: Callable[[], bool] | None = None,
+    # gold entities that no label holds: missed, or ignored
+    unlearnable: str = "missed",
+) -> Evaluation:  # the same on every process
+    """Evaluate a model on a data set; every process of the group must call it.
+
+    EvaluationInterrupted on every process when any was asked to stop.
+    """
+    if unlearnable not in UNLEARNABLE:
+        raise ValueError(
+            f"unlearnable: expected {' or '.join(UNLEARNABLE)}, found "
+            f"{unlearnable!r}"
+        )
+    if not len(dataset):
+        raise ValueError(
+            f"nothing to evaluate: the data set {prefix!r} has no sentence"
+        )
+    results = _gather_rows(args, model, dataset, prefix, should_stop)
+    config = unwrap_model(model).config
     predicted = [
-        ids_to_spans(tags, labels, scheme, "lenient") for _, tags, _ in results
+        ids_to_spans(tags, config.labels, config.scheme, "lenient")
+        for _, tags, _ in results
     ]
     losses = [loss for _, _, loss in results if loss is not None]
+    lost = unlearnable_spans(dataset)
+    left_out = lost if unlearnable == "ignored" else []
+    gold = [dataset.gold_spans(index) for index in range(len(dataset))]
+    counted = leave_out(gold, predicted, left_out or [()] * len(gold))
     return Evaluation(
-        scores=score_spans(gold, predicted),
+        scores=score_spans(*counted),
         predicted=predicted,
         loss=math.fsum(losses) / len(losses) if losses else math.nan,
         sentences=len(dataset),
         name=prefix,
-        unlearnable=dataset.features.unlearnable,
+        unlearnable=sum(map(len, lost)),
+        left_out=left_out,
     )

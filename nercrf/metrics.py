@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Score', 'score_counts', 'EntityScores', 'score_spans', 'score_tags', 'report', 'surface', 'surfaces', 'score_unseen']
+__all__ = ['Score', 'score_counts', 'EntityScores', 'score_spans', 'leave_out', 'score_tags', 'report', 'surface', 'surfaces',
+           'score_unseen']
 
 # %% ../nbs/09_metrics.ipynb #104d500f
 from collections import Counter
@@ -130,6 +131,22 @@ def score_spans(
     for gold_spans, predicted_spans in zip(gold, predicted, strict=True):
         scores.add(gold_spans, predicted_spans)
     return scores
+
+# %% ../nbs/09_metrics.ipynb #ff857b43
+def leave_out(
+    gold: Sequence[Iterable[Span]],  # gold entities by sentence
+    predicted: Sequence[Iterable[Span]],  # predictions, in the same order
+    ignored: Sequence[Iterable[Span]],  # entities that count neither way
+) -> tuple[list[list[Span]], list[list[Span]]]:  # gold, predicted
+    "Take entities that count neither way out of both sides."
+    _check_lengths("predicted sentences", gold, predicted)
+    _check_lengths("sentences of ignored entities", gold, ignored)
+    taken = [set(spans) for spans in ignored]
+    gold, predicted = (
+        [[span for span in spans if span not in out]
+         for spans, out in zip(side, taken, strict=True)]
+        for side in (gold, predicted))
+    return gold, predicted
 
 # %% ../nbs/09_metrics.ipynb #db251608
 def score_tags(

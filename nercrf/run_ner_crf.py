@@ -41,7 +41,7 @@ from nercrf.distributed import (
 from .dry_run import estimate_training
 from .evaluate import Evaluation, evaluate
 from .labels import label_list
-from .metrics import report, score_unseen, surfaces
+from .metrics import leave_out, report, score_unseen, surfaces
 from nercrf.model import (
     NerCrfConfig,
     NerCrfForTokenClassification,
@@ -327,13 +327,45 @@ def unseen_f1(
 ) -> dict[str, float]:  # f1 and the number of gold entities
     "F1 over entities whose surface does not occur in the training data."
     gold = [example.spans or [] for example in examples]
+    left_out = result.left_out or [()] * len(gold)
+    counted = leave_out(gold, result.predicted, left_out)
     texts = [example.tokens for example in examples]
-    scores = score_unseen(
-        gold, result.predicted, texts, surfaces(train_examples)
-    )
+    scores = score_unseen(*counted, texts, surfaces(train_examples))
     return {"unseen_f1": scores.micro.f1, "unseen_gold": scores.micro.gold}
 
 # %% ../nbs/15_run_ner_crf.ipynb #d636332c
+def _describe_unlearnable(result: Evaluation) -> str:
+    "What became of the gold entities that no tag can hold; empty without any."
+    if not result.unlearnable:
+        return ""
+    found = f"{result.unlearnable} gold entities overlap others: one tag a "
+    if not result.left_out:
+        return found + (
+            "word cannot hold them, they count as missed unless the model "
+            "predicts them (--unlearnable ignored leaves them out)"
+        )
+    return found + (
+        "word cannot hold them, they are left out, and so are "
+        f"{result.ignored_predicted} predictions of exactly them "
+        "(--unlearnable ignored)"
+    )
+
+
+def _print_result(result: Evaluation, figures: dict[str, float]) -> None:
+    "The table of a split and what has to be said beside it."
+    heading = f"{result.name}: {result.sentences} sentences"
+    print(f"\n{heading}, loss {result.loss:.4f}")
+    print(report(result.scores))
+    remark = _describe_unlearnable(result)
+    if remark:
+        print(remark)
+    print(
+        f"unseen surfaces: F1 {figures['unseen_f1']:.4f} "
+        f"({figures['unseen_gold']} of {result.scores.micro.gold} gold "
+        "entities)"
+    )
+
+# %% ../nbs/15_run_ner_crf.ipynb #b7de80ff
 def evaluate_splits(
     args: TrainingConfig,  # resolved flags, with a data folder
     loaded: LoadedModel,  # the model to evaluate, on its device
@@ -350,26 +382,14 @@ def evaluate_splits(
         dataset = load_and_cache_examples(
             _cache_args(args, loaded), args.task_name, loaded.tokenizer, split
         )
-        result = evaluate(args, loaded.model, dataset, split)
+        result = evaluate(
+            args, loaded.model, dataset, split, unlearnable=args.unlearnable
+        )
         figures[split] = result.to_dict() | unseen_f1(
             result, examples, corpus.splits.get("train", [])
         )
         if info.is_main:
-            print(
-                f"\n{split}: {result.sentences} sentences, loss "
-                f"{result.loss:.4f}"
-            )
-            print(report(result.scores))
-            if result.unlearnable:
-                print(
-                    f"{result.unlearnable} gold entities overlap others: one "
-                    "tag a word cannot hold them, they count as missed"
-                )
-            print(
-                f"unseen surfaces: F1 {figures[split]['unseen_f1']:.4f} "
-                f"({figures[split]['unseen_gold']} of "
-                f"{result.scores.micro.gold} gold entities)"
-            )
+            _print_result(result, figures[split])
     return figures
 
 # %% ../nbs/15_run_ner_crf.ipynb #9e7ae380

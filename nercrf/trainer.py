@@ -72,6 +72,7 @@ from nercrf.distributed import (
 
 # %% ../nbs/12_trainer.ipynb #39129fcd
 from nercrf.evaluate import (
+    UNLEARNABLE,
     Evaluation,
     EvaluationInterrupted,
     autocast,
@@ -144,6 +145,9 @@ class DataConfig:
     # of gold spans that share a word the labels hold the outermost or the
     # innermost
     nested: str = "outermost"
+    # the other ones of them, in an evaluation: missed, they count like any;
+    # or ignored, they and predictions of exactly them are left out
+    unlearnable: str = "missed"
     # word pieces of a device's batch, padding included, in place of
     # --per_gpu_train_batch_size
     max_pieces: int | None = None
@@ -334,6 +338,7 @@ _CHOICES = {
     "schedule": ("linear", "cosine", "constant"),
     "on_bad": ("error", "warn"),
     "nested": ("outermost", "innermost"),
+    "unlearnable": UNLEARNABLE,
     "on_disk_full": ("stop", "continue"),
     "on_nonfinite": ("stop", "skip"),
     "format": READABLE,
@@ -1487,8 +1492,9 @@ def evaluate_run(
     _check_losses(run)  # weights that are not finite cannot be decoded with
     with run.callbacks.evaluation_weights(run):
         result = evaluate(
-            run.args, run.model, run.dev_dataset, "dev", run.stop.is_set
-        )
+            run.args, run.model, run.dev_dataset, "dev", run.stop.is_set,
+            run.args.unlearnable,
+        )  # fmt: skip
     figures = {f"dev_{name}": x for name, x in result.to_dict().items()}
     record = {"step": run.progress.step, **figures}
     run.callbacks.call("on_evaluate", run, result, record)

@@ -5,11 +5,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from training import CORPUS, DEV, make_dataset, make_model
+from hypothesis import given
+from hypothesis import strategies as st
+from training import CORPUS, DEV, NESTED, WordTagger, make_dataset, make_model
 from workers import run_workers
 
 from nercrf.distributed import BatchDataParallel
-from nercrf.evaluate import evaluate, evaluation_batches
+from nercrf.evaluate import UNLEARNABLE, evaluate, evaluation_batches, unlearnable_spans
+from nercrf.labels import Span
+from nercrf.metrics import leave_out, score_spans
 from nercrf.trainer import TrainingConfig
 
 GOLD = sum(len(example.spans) for example in CORPUS.dev)
@@ -78,3 +82,57 @@ def test_the_mode_of_the_model_is_left_as_it_was():
     training = make_model().train()
     evaluate(flags(), training, DEV)
     assert training.training
+
+
+# Gold are 8 distinct entities, of which the labels hold 5: the places in the bank and in the minster, and the company
+# that crosses the sea, are in none. Predicted are 6: England (a place in a bank, so in no label), Ada Lovelace, York
+# Minster, Quilby (wrong), North Sea Ltd as one company (wrong: it only overlaps the crossing pair), and Oslo.
+COUNTED = {
+    "missed": {"gold": 8, "predicted": 6, "correct": 4, "precision": 4 / 6, "recall": 4 / 8, "f1": 8 / 14,
+               "ignored_gold": 0, "ignored_predicted": 0},
+    "ignored": {"gold": 5, "predicted": 5, "correct": 3, "precision": 3 / 5, "recall": 3 / 5, "f1": 6 / 10,
+                "ignored_gold": 3, "ignored_predicted": 1},
+}  # fmt: skip
+COUNTED = {way: figures | {"unlearnable": 3, "sentences": 5, "loss": 0.0} for way, figures in COUNTED.items()}
+
+
+def test_entities_that_no_tag_can_hold_count_as_asked():
+    lost = [[("LOC", 2, 3)], [("LOC", 3, 4)], [], [("ORG", 1, 3)], []]
+    assert unlearnable_spans(NESTED) == lost
+    for way, figures in COUNTED.items():
+        result = evaluate(flags(), WordTagger(), NESTED, unlearnable=way)
+        assert result.to_dict() == figures
+        assert result.left_out == (lost if way == "ignored" else [])
+        assert sum(map(len, result.predicted)) == 6  # what was predicted is told whole
+    assert evaluate(flags(), WordTagger(), NESTED).to_dict() == COUNTED["missed"]
+    with pytest.raises(ValueError, match="expected missed or ignored, found 'dropped'"):
+        evaluate(flags(), WordTagger(), NESTED, unlearnable="dropped")
+
+
+def test_two_processes_count_them_alike():
+    results, _ = run_workers("evaluation_of_nested", processes=2)
+    assert results == [COUNTED, COUNTED]
+
+
+def test_without_overlap_there_is_nothing_to_ignore(model):
+    results = [evaluate(flags(), model, DEV, unlearnable=way) for way in UNLEARNABLE]
+    assert results[0].to_dict() == results[1].to_dict()
+    assert results[1].unlearnable == results[1].ignored_predicted == 0
+
+
+_SPANS = st.lists(st.builds(lambda label, start, size: Span(label, start, start + size), st.sampled_from("AB"),
+                            st.integers(0, 3), st.integers(1, 3)), max_size=5)  # fmt: skip
+
+
+@given(st.lists(st.tuples(_SPANS, _SPANS, st.integers(0, 5)), max_size=4))
+def test_correct_missed_and_left_out_make_all_gold(sentences):
+    """The same for predictions: correct, wrong and left out make all; the rest of the counts does not change."""
+    gold, predicted = [g for g, _, _ in sentences], [p for _, p, _ in sentences]
+    ignored = [g[:some] for g, _, some in sentences]
+    scores = score_spans(*leave_out(gold, predicted, ignored)).micro
+    triples = [tuple(map(set, three)) for three in zip(gold, predicted, ignored, strict=True)]
+    missed = sum(len(g - i - p) for g, p, i in triples)
+    wrong = sum(len(p - g) for g, p, _ in triples)
+    assert scores.correct + missed + sum(len(i) for *_, i in triples) == sum(len(g) for g, *_ in triples)
+    assert scores.correct + wrong + sum(len(p & i) for _, p, i in triples) == sum(len(p) for _, p, _ in triples)
+    assert (scores.gold, scores.predicted) == (scores.correct + missed, scores.correct + wrong)

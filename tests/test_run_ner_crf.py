@@ -10,8 +10,9 @@ import pytest
 from training import CORPUS, ROOT, TOKENIZER, write_corpus, write_encoder
 
 from nercrf import cli
-from nercrf.data import write_cluener
+from nercrf.data import Example, write_cluener
 from nercrf.formats import read_examples
+from nercrf.labels import Span
 from nercrf.predict import Tagger, find_model
 from nercrf.run_ner_crf import main, parse_args
 from nercrf.trainer import TrainingConfig, check_config
@@ -285,6 +286,26 @@ def test_evaluation_takes_the_finished_model_and_not_the_encoder(trained, capsys
     assert "unseen surfaces" in capsys.readouterr().out
     assert main([*map(str, flags), "--output_dir", str(output.parent / "none")]) == 2
     assert "holds a bert model, not a trained tagger" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("way", "gold", "remark"), [
+    ("missed", 3, "they count as missed unless the model predicts them"), ("ignored", 2, "they are left out")
+])  # fmt: skip
+def test_nested_entities_count_as_asked_and_the_report_says_so(trained, tmp_path, capsys, way, gold, remark):
+    """Of `Bank of England` and `England` the labels hold the first; neither name is known from training."""
+    _, output, _ = trained
+    spans = [Span("ORG", 0, 3), Span("LOC", 2, 3)]
+    sentences = [Example("1", ["Bank", "of", "England"], spans), Example("2", ["Oslo"], [Span("LOC", 0, 1)])]
+    write_cluener(tmp_path / "dev.json", sentences)
+    flags = ["--data_dir", tmp_path, "--model_name_or_path", output, "--output_dir", tmp_path / "out", "--no_cuda"]
+    assert cli.main(["evaluate", *map(str, flags), "--unlearnable", way]) == 0
+    figures = json.loads((tmp_path / "out" / "eval_results.json").read_text())["model"]["dev"]
+    assert figures["gold"] == figures["unseen_gold"] == gold
+    assert (figures["unlearnable"], figures["ignored_gold"]) == (1, 3 - gold)
+    printed = capsys.readouterr().out
+    assert "1 gold entities overlap others: one tag a word cannot hold them" in printed
+    assert remark in printed
+    assert f"({gold} of {gold} gold entities)" in printed
 
 
 def test_columns_of_the_input_are_chosen_by_flags(trained, tmp_path, capsys):

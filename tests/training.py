@@ -1,11 +1,13 @@
 """A tiny training that the tests of trainer, script and processes share."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from subprocess import PIPE
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from transformers import BertConfig, BertModel
 from nercrf.data import Example, write_columns
 from nercrf.distributed import BatchDataParallel
 from nercrf.features import FeatureDataset, convert_examples_to_features
-from nercrf.labels import Span
+from nercrf.labels import Span, label_list
 from nercrf.model import NerCrfConfig, NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
 from nercrf.sample import sample_corpus
 from nercrf.trainer import TrainingConfig, log_progress, resolve_config, set_seed, start_run, train, training_update
@@ -46,6 +48,50 @@ TRAIN, DEV = make_dataset(CORPUS.train), make_dataset(CORPUS.dev)
 UNEVEN = make_dataset(
     [join_examples(CORPUS.train[:9], "long"), Example("short", ["Quilby"], [Span("PER", 0, 1)]), *CORPUS.train[9:45]]
 )
+
+
+# Sentences whose gold entities overlap: two tags in one, two that cross, and one that is annotated twice. The tag that
+# `WordTagger` gives a word is written behind it.
+_NESTED = [
+    ("Bank/O of/O England/B-LOC said/O", [("ORG", 0, 3), ("LOC", 2, 3)]),
+    ("Ada/B-PER Lovelace/I-PER left/O York/B-ORG Minster/I-ORG", [("PER", 0, 2), ("ORG", 3, 5), ("LOC", 3, 4)]),
+    ("Quilby/B-PER", []),
+    ("North/B-ORG Sea/I-ORG Ltd/I-ORG", [("LOC", 0, 2), ("ORG", 1, 3)]),
+    ("Oslo/B-LOC", [("LOC", 0, 1), ("LOC", 0, 1)]),
+]
+_TAGGED = [[word.split("/") for word in text.split()] for text, _ in _NESTED]
+_NESTED_LABELS = label_list(["LOC", "ORG", "PER"], "BIO")
+_NESTED_EXAMPLES = [
+    Example(str(number), [word for word, _ in words], [Span(*span) for span in spans])
+    for number, (words, (_, spans)) in enumerate(zip(_TAGGED, _NESTED, strict=True))
+]
+_NESTED_TOKENIZER = build_tokenizer(_NESTED_EXAMPLES, min_count=1)
+NESTED = FeatureDataset(
+    convert_examples_to_features(_NESTED_EXAMPLES, _NESTED_LABELS, 16, _NESTED_TOKENIZER, scheme="BIO"),
+    _NESTED_LABELS,
+    "BIO",
+)
+
+
+class WordTagger(torch.nn.Module):
+    """A model that gives each word of `NESTED` the tag that is written there: what it predicts is known beforehand."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(labels=_NESTED_LABELS, scheme="BIO")
+        tags = torch.zeros(len(_NESTED_TOKENIZER), len(_NESTED_LABELS))
+        for word, tag in itertools.chain.from_iterable(_TAGGED):
+            (piece,) = _NESTED_TOKENIZER(word, add_special_tokens=False)["input_ids"]
+            tags[piece, _NESTED_LABELS.index(tag)] = 1.0
+        assert tags.sum(1).max() == 1  # no word has two tags
+        self.tags = torch.nn.Parameter(tags)
+
+    def forward(self, input_ids, word_index, reduction, **batch):
+        logits = self.tags[input_ids.flatten()[word_index]]  # (sentences, words, labels)
+        return SimpleNamespace(logits=logits, loss=torch.zeros(len(logits)))
+
+    def decode(self, logits, mask):
+        return [row[known].argmax(-1).tolist() for row, known in zip(logits, mask, strict=True)]
 
 
 def make_model(dropout=0.1):

@@ -122,6 +122,18 @@ def evaluation(folder, batch_size):
     return {"figures": result.to_dict(), "predicted": result.predicted}
 
 
+def evaluation_of_nested(folder):
+    """A tagger that knows its words by heart, over sentences whose gold entities overlap; both ways to count."""
+    from training import NESTED, WordTagger
+
+    from nercrf.evaluate import UNLEARNABLE, evaluate
+    from nercrf.trainer import TrainingConfig
+
+    distributed.init_distributed(no_cuda=True)
+    args = TrainingConfig(per_gpu_eval_batch_size=1, no_cuda=True)
+    return {way: evaluate(args, WordTagger(), NESTED, unlearnable=way).to_dict() for way in UNLEARNABLE}
+
+
 def same_updates(folder, settings):
     """The trainings of `test_training_distributed`, each with its share of a global batch of twelve sentences."""
     from training import updates_in_float64
