@@ -228,11 +228,19 @@ def tag_stream(
     tagger: Tagger,  # the tagger
     texts: Iterable[str],  # any number of texts
     chunk: int = 1024,  # texts that are tagged together
+    connected: bool = False,  # of one document: `context` crosses texts
 ) -> Iterator[tuple[str, list[Entity]]]:  # each text with its entities
     "Tag texts as they come, without holding them all."
-    iterator = iter(texts)
-    while batch := list(islice(iterator, chunk)):
-        yield from zip(batch, tagger(batch), strict=True)
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1, found {chunk}")
+    iterator, before, held = iter(texts), [], []
+    reach = tagger.model.config.context if connected else 0
+    while held := [*held, *islice(iterator, chunk + reach - len(held))]:
+        batch, first = held[:chunk], len(before)
+        found = tagger([*before, *held], connected)
+        yield from zip(batch, found[first : first + len(batch)], strict=True)
+        before = [*before, *batch][-reach:] if reach else []
+        held = held[chunk:]
 
 # %% ../nbs/13_predict.ipynb #6f35aa44
 OUTPUT_FORMATS = ("jsonl", "cluener", "columns")

@@ -2,15 +2,21 @@
 
 import itertools
 import json
+import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import CORPUS, TOKENIZER, make_model, train_in
 
-from nercrf.data import split_words
+from nercrf.data import Example, split_words, write_columns
+from nercrf.evaluate import evaluate
+from nercrf.features import FeatureDataset, convert_examples_to_features
 from nercrf.formats import read_examples
+from nercrf.labels import Span
 from nercrf.predict import Tagger, find_model, tag_file, tag_stream
+from nercrf.run_ner_crf import main
+from nercrf.trainer import TrainingConfig
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +121,71 @@ def test_lines_of_a_text_file_keep_their_spaces(tagger, tmp_path):
     tag_file(tagger, source, target, format="text")
     lines = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     assert [(line["id"], line["text"]) for line in lines] == [("1", "  two  spaces "), ("4", "last")]
+
+
+def cues_and_names(count, seed):
+    """Sentences of one document: a name is a place or a person, and only the sentence before it says which."""
+    chance, sentences = random.Random(seed), []
+    for number in range(count):
+        label = chance.choice(["LOC", "PER"])
+        cue = ["we", "went", "to"] if label == "LOC" else ["we", "talked", "with"]
+        sentences.append(Example(f"{number}a", cue, []))
+        sentences.append(Example(f"{number}b", [chance.choice(["Alma", "Ross", "Lund"])], [Span(label, 0, 1)]))
+    return sentences
+
+
+@pytest.fixture(scope="module")
+def contextual(tmp_path_factory):
+    """The output folder of a training with a sentence on either side as context, and its development set."""
+    folder = tmp_path_factory.mktemp("contextual")
+    for split, count in (("train", 60), ("dev", 20)):
+        write_columns(folder / f"{split}.bio", cues_and_names(count, split), "BIO")
+    flags = {"data_dir": folder, "output_dir": folder / "out", "context": 1, "num_train_epochs": 6,
+             "per_gpu_train_batch_size": 8, "eval_steps": 0, "save_steps": 0, "seed": 3}  # fmt: skip
+    words = itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in flags.items())
+    assert main([*words, "--no_cuda", "--do_train", "--do_eval", "--no_learning_curve"]) == 0
+    return folder / "out", cues_and_names(20, "dev")
+
+
+def test_a_label_that_only_the_neighbour_tells_takes_connected_sentences(contextual, tmp_path):
+    """Of a call, a stream and a file; and they agree with the evaluation. Unconnected, the name says nothing."""
+    folder, examples = contextual
+    gold, texts = [example.spans for example in examples], [example.text for example in examples]
+    tagger = Tagger.from_pretrained(folder, device="cpu", batch_size=4)
+
+    def spans(results):
+        return [[Span(e.label, e.word_start, e.word_end) for e in entities] for entities in results]
+
+    assert spans(tagger(texts, connected=True)) == gold
+    assert spans(tagger([example.tokens for example in examples], connected=True)) == gold
+    assert tagger.tag_examples(examples) == gold
+    for chunk in (1, 3, 1024):
+        stream = list(tag_stream(tagger, iter(texts), chunk, connected=True))
+        assert [text for text, _ in stream] == texts
+        assert spans(entities for _, entities in stream) == gold
+    (tmp_path / "in.txt").write_text("\n".join(texts), encoding="utf-8")
+    assert [
+        found.spans for found in tag_file(tagger, tmp_path / "in.txt", tmp_path / "out.jsonl", format="text")
+    ] == gold
+    figures = json.loads((folder / "eval_results.json").read_text())["model"]["dev"]
+    assert (figures["gold"], figures["predicted"], figures["correct"]) == (20, 20, 20)
+
+    alone = tagger(texts)
+    assert alone == [tagger(text) for text in texts] == [entities for _, entities in tag_stream(tagger, texts, chunk=3)]
+    answers = {}
+    for text, entities in zip(texts, spans(alone), strict=True):
+        assert answers.setdefault(text, entities) == entities  # the same name, the same answer: right at most by chance
+    assert spans(alone) != gold
+
+
+def test_evaluation_and_tagger_agree_with_and_without_context(contextual):
+    folder, examples = contextual
+    tagger = Tagger.from_pretrained(folder, device="cpu", batch_size=4)
+    config, args = tagger.model.config, TrainingConfig(no_cuda=True, per_gpu_eval_batch_size=4)
+    for context in (0, 1):
+        features = convert_examples_to_features(
+            examples, config.labels, config.max_seq_length, tagger.tokenizer, scheme=config.scheme, context=context
+        )
+        dataset = FeatureDataset(features, config.labels, config.scheme)
+        found = tagger.tag_examples(examples, with_context=bool(context))
+        assert evaluate(args, tagger.model, dataset).predicted == found
