@@ -24,7 +24,7 @@ from .labels import Span, entity_types, parse_tag, spans_to_tags
 # %% auto #0
 __all__ = ['logger', 'Features', 'concatenate_features', 'Layout', 'read_layout', 'PieceTable', 'tokenize_words', 'cut_windows',
            'Windows', 'convert_examples_to_features', 'sentence_tensors', 'collate_sentences', 'padded_windows',
-           'FeatureDataset', 'plan_batches', 'shard_batch']
+           'FeatureDataset', 'plan_batches', 'deal_batch', 'shard_batch']
 
 # %% ../nbs/02_features.ipynb #42b0989f
 def _offsets(lengths: Sequence[int]) -> np.ndarray:
@@ -925,6 +925,23 @@ def plan_batches(
     return [batches[index] for index in generator.permutation(len(batches))]
 
 # %% ../nbs/02_features.ipynb #598ae361
+def deal_batch(
+    indices: np.ndarray,  # a global batch of a plan
+    world_size: int,  # number of processes
+    pieces: Sequence[int] | None = None,  # of each of them; None: all equal
+) -> list[np.ndarray]:  # the share of each process, may be empty
+    "The sentences of a global batch that each process takes."
+    if pieces is None or world_size == 1:
+        return [indices[rank::world_size] for rank in range(world_size)]
+    loads = [(0, rank) for rank in range(world_size)]
+    takers = np.empty(len(indices), dtype=np.int64)
+    for place in np.argsort(-np.asarray(pieces), kind="stable"):
+        load, takers[place] = loads[0]
+        heapq.heapreplace(
+            loads, (load + int(pieces[place]), int(takers[place])))
+    return [indices[takers == rank] for rank in range(world_size)]
+
+
 def shard_batch(
     indices: np.ndarray,  # a global batch of a plan
     rank: int,  # this process
@@ -934,12 +951,4 @@ def shard_batch(
     "The sentences of a global batch that one process takes."
     if not 0 <= rank < world_size:
         raise ValueError(f"rank: expected 0 to {world_size - 1}, found {rank}")
-    if pieces is None or world_size == 1:
-        return indices[rank::world_size]
-    loads, share = [(0, other) for other in range(world_size)], []
-    for place in np.argsort(-np.asarray(pieces), kind="stable"):
-        load, taker = loads[0]
-        heapq.heapreplace(loads, (load + int(pieces[place]), taker))
-        if taker == rank:
-            share.append(place)
-    return indices[np.sort(np.array(share, dtype=np.int64))]
+    return deal_batch(indices, world_size, pieces)[rank]

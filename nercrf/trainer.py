@@ -80,7 +80,7 @@ from nercrf.evaluate import (
     evaluate,
     move_batch,
 )
-from .features import FeatureDataset, plan_batches, shard_batch
+from .features import FeatureDataset, deal_batch, plan_batches
 from .formats import FORMATS
 from .labels import get_scheme
 from .optim import build_optimizer, build_schedule, encoder_layers
@@ -149,7 +149,7 @@ class DataConfig:
     # or ignored, they and predictions of exactly them are left out
     unlearnable: str = "missed"
     # word pieces of a device's batch, padding included, in place of
-    # --per_gpu_train_batch_size
+    # --per_gpu_train_batch_size; with several devices up to a tenth more
     max_pieces: int | None = None
     # where features are cached; left out: beside the data
     feature_cache_dir: str | None = None
@@ -534,6 +534,7 @@ class UpdatePlan:
     update_pieces: int | None = None
     by_length: bool = True  # sentences of similar length share a pass
     groups: int = 1  # lengths that an update mixes, in passes of their own
+    devices: int = 1  # that share each forward pass
 
     @property
     def updates_per_epoch(self) -> int:  # at least 1
@@ -591,6 +592,35 @@ def epoch(
 
 # %% ../nbs/12_trainer.ipynb #082d3fab
 @patch
+def shares(
+    self: UpdatePlan,
+    part: np.ndarray,  # sentence indices of one pass
+    devices: int,  # how many share it
+) -> list[np.ndarray]:  # for each device, possibly none
+    "Deal the sentences of a pass to devices that get equally many pieces."
+    pieces = self.lengths[part]
+    if self.windows is not None:
+        pieces = pieces * self.windows[part]
+    return deal_batch(part, devices, pieces)
+
+
+_SLACK = 1.1  # what an uneven deal may add to a device's budget
+
+
+def _fitting_parts(plan: UpdatePlan, part: np.ndarray) -> list[np.ndarray]:
+    "Halve a pass until each device's share is about within its pieces."
+    limit = _SLACK * plan.micro_pieces
+    for share in plan.shares(part, plan.devices):
+        rows = len(share) if plan.windows is None else plan.windows[share].sum()
+        padded = rows * plan.lengths[share].max(initial=0)
+        if len(share) > 1 and padded * plan.devices > limit:
+            half = len(part) // 2
+            return [*_fitting_parts(plan, part[:half]),
+                    *_fitting_parts(plan, part[half:])]
+    return [part]
+
+# %% ../nbs/12_trainer.ipynb #20d0c097
+@patch
 def micro_batches(
     self: UpdatePlan,
     update: np.ndarray,  # sentence indices of one update
@@ -605,7 +635,8 @@ def micro_batches(
             max_pieces=self.micro_pieces,
             windows=None if windows is None else windows[update],
         )
-        return [update[places] for places in passes]
+        return [part for places in passes
+                for part in _fitting_parts(self, update[places])]
     ordered = update[np.argsort(-self.lengths[update], kind="stable")]
     # a pass holds sentences of one group of lengths
     size = min(self.micro_size, self.update_size // self.groups)
@@ -638,7 +669,7 @@ def passes(
     epoch, done = self.epoch_of(step)
     return epoch + done / self._epoch_updates(epoch)
 
-# %% ../nbs/12_trainer.ipynb #34cb70fe
+# %% ../nbs/12_trainer.ipynb #3162099d
 def build_plan(
     args: TrainingConfig,  # resolved flags
     dataset: FeatureDataset,  # the sentences to train on
@@ -672,6 +703,7 @@ def build_plan(
         else None,
         by_length=args.group_by_length,
         groups=args.length_groups,
+        devices=devices,
     )
 
 # %% ../nbs/12_trainer.ipynb #ff899127
@@ -773,11 +805,7 @@ def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
     )
     parts = run.info.world_size * devices
     first = run.info.rank * devices
-    pieces = run.dataset.features.piece_lengths[micro_batch]
-    shares = [
-        shard_batch(micro_batch, first + device, parts, pieces)
-        for device in range(devices)
-    ]
+    shares = run.plan.shares(micro_batch, parts)[first : first + devices]
     weight = 1.0
     shares = [share for share in shares if len(share)]
     if not shares:

@@ -32,7 +32,7 @@ from nercrf.checkpoint import load_state
 from nercrf.distributed import BatchDataParallel, ProcessInfo
 from nercrf.model import NerCrfForTokenClassification
 from nercrf.recipes import WeightAverage
-from nercrf.trainer import TrainingInterrupted, build_plan, check_config, start_run, train, training_update
+from nercrf.trainer import TrainingInterrupted, UpdatePlan, build_plan, check_config, start_run, train, training_update
 
 
 class SignalAt(TrainingCallback):
@@ -87,10 +87,11 @@ SETTINGS = {
         "patience": 9,
         "metric_for_best_model": "loss",
     },
+    "by pieces": {"max_pieces": 160, "gradient_accumulation_steps": 2},
     "awp, frozen": {"awp_gamma": 0.01, "fp16": True, "freeze_layers": 1, "reinit_layers": 1, "data_seed": 3},
 }
 EVERY = {"eval_steps": 3, "save_steps": 4, "logging_steps": 3}
-TOTALS = {"plain": 14, "accumulation": 12, "bf16": 14, "fp16": 12, "recipes": 14, "awp, frozen": 14}
+TOTALS = {"plain": 14, "accumulation": 12, "bf16": 14, "fp16": 12, "recipes": 14, "by pieces": 12, "awp, frozen": 14}
 WHOLE = {}
 
 
@@ -151,6 +152,28 @@ def test_after_every_update_and_every_moment_training_goes_on_in_the_same_bits(t
             assert differences(whole, folder) == [], (step, vars(type(disturbance)))
 
 
+def test_training_by_pieces_goes_on_in_an_epoch_with_another_number_of_updates(tmp_path):
+    """The pools of 150 sentences are cut anew each epoch; the place in the second one is found by counting."""
+    dataset = make_dataset(CORPUS.train * 3)
+    flags = {"max_pieces": 48, "eval_steps": 0, "save_steps": 0}
+    plan = build_plan(make_args(tmp_path, **flags), dataset, ProcessInfo())
+    counts = [len(plan.epoch(number)) for number in (0, 1)]
+    assert counts[0] != counts[1]
+    assert plan.total == sum(counts)
+
+    def run(name, resume=None, callbacks=()):
+        args = make_args(tmp_path / name, resume=resume, **flags)
+        return train(args, dataset, make_model(), TOKENIZER, None, callbacks=callbacks)[0]
+
+    assert run("whole") == plan.total
+    with pytest.raises(TrainingInterrupted):
+        run("parts", callbacks=[SignalAt(counts[0] + 5)])
+    assert run("parts", resume="auto") == plan.total
+    last = f"checkpoint-{plan.total}"
+    assert_same_tensors(tmp_path / "whole" / last, tmp_path / "parts" / last)
+    assert read_history(tmp_path / "whole") == read_history(tmp_path / "parts")
+
+
 def test_stopping_twice_is_as_good_as_once(tmp_path):
     train_in(tmp_path / "whole")
     for step in (3, 9):
@@ -199,6 +222,32 @@ def test_the_size_of_an_update_can_be_fixed(tmp_path):
             assert all(len(part) == 3 * world_size for part in parts[:-1])
     with pytest.raises(ValueError, match="--train_batch_size and --gradient_accumulation_steps"):
         check_config(make_args(tmp_path, train_batch_size=8, gradient_accumulation_steps=2))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.sampled_from([1, 1, 1, 3])), min_size=1, max_size=60),
+    st.integers(1, 8),
+    st.integers(20, 120),
+    st.sampled_from([None, 12]),
+)
+def test_no_device_takes_more_than_its_budget_of_pieces(sizes, devices, budget, update_size):
+    """Padding included; a tenth more where several devices share; a sentence larger than the budget goes alone."""
+    lengths, windows = (np.array(column) for column in zip(*sizes, strict=True))
+    by_pieces = None if update_size else devices * budget
+    plan = UpdatePlan(lengths, 1, update_size or 1, 0, -1, 1.0, windows, devices * budget, by_pieces, devices=devices)
+    updates = plan.epoch(0)
+    assert sorted(np.concatenate(updates)) == list(range(len(sizes)))  # every sentence, once
+    for update in updates:
+        passes = plan.micro_batches(update)
+        assert sorted(np.concatenate(passes)) == sorted(update)
+        for part in passes:
+            shares = plan.shares(part, devices)
+            assert len(shares) == devices
+            assert sorted(np.concatenate(shares)) == sorted(part)
+            for share in shares:
+                padded = lengths[share].max(initial=0) * windows[share].sum()
+                assert len(share) < 2 or padded <= (budget if devices == 1 else 1.1 * budget)
 
 
 def test_data_parallel_gives_the_same_gradient(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training import (
+    UNEVEN,
     assert_same_tensors,
     last_step,
     read_history,
@@ -82,10 +83,10 @@ EPSILON = {"adam_epsilon": 1e-4}
 RECIPES = {"do_adv": True, "adv_epsilon": 0.1, "word_dropout": 0.3, "layer_decay": 0.9, "rdrop_alpha": 1.0}
 
 
-def assert_same_training(result, expected):
+def assert_same_training(result, expected, updates=8):
     """Losses and weights agree to the bounds above."""
     (losses, weights), (expected_losses, expected_weights) = result, expected
-    assert len(losses) == 8
+    assert len(losses) == updates
     assert losses == pytest.approx(expected_losses, rel=SAME_LOSSES)
     torch.testing.assert_close(torch.tensor(weights), torch.tensor(expected_weights), rtol=0, atol=SAME_WEIGHTS)
 
@@ -117,6 +118,39 @@ def test_any_number_of_processes_makes_the_training_of_one(trainings_of_one, pro
         for result, expected in zip(of_rank, trainings_of_one, strict=True):
             assert_same_training(result, expected)
     assert all(of_rank == results[0] for of_rank in results)
+
+
+# Budgets of all processes together: one batch an update; two batches an update; updates of 12 sentences, whatever the
+# budget. The longest sentence takes 413 pieces, so it is alone in its pass, and the other processes wait.
+BY_PIECES = [{"max_pieces": 512}, {"max_pieces": 256, "gradient_accumulation_steps": 2},
+             {"max_pieces": 384, "train_batch_size": 12}]  # fmt: skip
+
+
+def test_a_budget_of_pieces_makes_the_same_training_on_any_number_of_processes():
+    """Each process has its share of the budget; every sentence is trained on once an epoch by one of them."""
+    settings = json.dumps([EPSILON | changes for changes in BY_PIECES])
+    runs = {processes: run_workers("updates_by_pieces", processes, [settings])[0] for processes in (1, 2)}
+    for number, changes in enumerate(BY_PIECES):
+        one = runs[1][0][number]
+        for processes, ranks in runs.items():
+            found = [ranks[rank][number] for rank in range(processes)]
+            for each in found:
+                assert_same_training((each["losses"], each["weights"]), (one["losses"], one["weights"]))
+                assert each["weights"] == found[0]["weights"]
+            batches = [batch for each in found for batch in each["batches"]]
+            for epoch in (0, 1):
+                seen = [index for at, indices, _ in batches for index in indices if at == epoch]
+                assert sorted(seen) == list(range(len(UNEVEN)))
+            limit = changes["max_pieces"] / processes * (1.1 if processes > 1 else 1)
+            assert all(pieces <= limit for _, indices, pieces in batches if len(indices) > 1)
+            assert any(len(indices) > 2 for _, indices, _ in batches)
+
+
+def test_two_processes_stop_together_and_go_on_in_the_same_bits_by_pieces():
+    """In mid-epoch."""
+    changes = json.dumps({"max_pieces": 80})
+    results, _ = run_workers("interrupted_training", 2, [json.dumps([2, 9]), changes])
+    assert results == [{"2": [], "9": []}] * 2
 
 
 def test_two_processes_stop_together_and_go_on_in_the_same_bits():

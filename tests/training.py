@@ -138,10 +138,10 @@ def train_in(folder, dropout=0.1, dev=True, callbacks=(), **changes):
     return train(args, TRAIN, make_model(dropout), TOKENIZER, DEV if dev else None, callbacks=callbacks)
 
 
-def updates_in_float64(folder, devices=None, **changes):
+def updates_in_float64(folder, devices=None, callbacks=(), **changes):
     """Two epochs over uneven sentences in float64, without dropout: the loss of each update, and the final weights."""
     args = make_args(folder, **changes)
-    run = start_run(args, UNEVEN, make_model(0.0).double(), TOKENIZER)
+    run = start_run(args, UNEVEN, make_model(0.0).double(), TOKENIZER, callbacks=callbacks)
     if devices is not None:
         run.model = BatchDataParallel(run.model, devices)
     losses = []

@@ -146,7 +146,36 @@ def same_updates(folder, settings):
     return results
 
 
-def interrupted_training(folder, stops):
+def updates_by_pieces(folder, settings):
+    """Trainings whose batches go by word pieces, each with its share of the budget: losses, weights, and of each batch
+    of this process the epoch, the sentences and the padded pieces."""
+    from training import updates_in_float64
+
+    from nercrf.callbacks import TrainingCallback
+
+    class Seen(TrainingCallback):
+        def __init__(self):
+            self.batches = []
+
+        def on_batch(self, run, batch, sentences):
+            epoch, _ = run.plan.epoch_of(run.progress.step)
+            self.batches.append([epoch, sentences.tolist(), batch["input_ids"].numel()])
+
+        def on_backward(self, run, loss):
+            if float(loss) == 0.0:  # nothing to do in this pass: a stand-in kept the processes together
+                self.batches.pop()
+
+    info = distributed.init_distributed(no_cuda=True)
+    results = []
+    for number, changes in enumerate(json.loads(settings)):
+        budget, seen = changes.pop("max_pieces") // info.world_size, Seen()
+        path = Path(folder, str(number))
+        losses, weights = updates_in_float64(path, callbacks=[seen], max_pieces=budget, **changes)
+        results.append({"losses": losses, "weights": weights, "batches": seen.batches})
+    return results
+
+
+def interrupted_training(folder, stops, changes="{}"):
     """Trainings of a group that stop after some update and go on, beside one that was left alone: what differs."""
     from training import differences, train_in
 
@@ -162,7 +191,7 @@ def interrupted_training(folder, stops):
                 run.stop.set()  # what a signal to one process does
 
     flags = {"per_gpu_train_batch_size": 2, "gradient_accumulation_steps": 2, "eval_steps": 3, "patience": 9,
-             "do_adv": True, "word_dropout": 0.2, "fp16": True, "save_steps": 5}  # fmt: skip
+             "do_adv": True, "word_dropout": 0.2, "fp16": True, "save_steps": 5, **json.loads(changes)}  # fmt: skip
     info = distributed.init_distributed(no_cuda=True)
     parent = distributed.broadcast_json(str(folder))
     whole = Path(parent, "whole")
