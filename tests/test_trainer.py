@@ -152,8 +152,9 @@ def test_after_every_update_and_every_moment_training_goes_on_in_the_same_bits(t
             assert differences(whole, folder) == [], (step, vars(type(disturbance)))
 
 
-def test_training_by_pieces_goes_on_in_an_epoch_with_another_number_of_updates(tmp_path):
+def test_training_by_pieces_goes_on_in_an_epoch_with_another_number_of_updates(tmp_path, monkeypatch):
     """The pools of 150 sentences are cut anew each epoch; the place in the second one is found by counting."""
+    monkeypatch.setattr(trainer, "_POOL", 50)
     dataset = make_dataset(CORPUS.train * 3)
     flags = {"max_pieces": 48, "eval_steps": 0, "save_steps": 0}
     plan = build_plan(make_args(tmp_path, **flags), dataset, ProcessInfo())
