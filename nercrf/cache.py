@@ -209,7 +209,7 @@ def _read_first(paths, key, level=logging.WARNING):
     return None
 
 # %% ../nbs/04_cache.ipynb #7cc1cf90
-LARGE = 8 << 20  # bytes of data files from which they are converted in parts
+LARGE = 20 << 20  # bytes of data files from which they are converted in parts
 KEPT_WARNINGS = 1000
 
 
