@@ -24,9 +24,9 @@ from nercrf.data import (
     write_bytes,
 )
 from nercrf.formats import (
-    _BRAT_SPAN, _END, _SPANS, _START, _SURFACE, FORMATS, _brat_paths,
-    _first_of, _in_characters, _mention, _utf16_offsets, examine,
-    format_inline, parse_inline, prepare_file,
+    BRAT_SPAN, END_KEYS, FORMATS, SPAN_KEYS, START_KEYS, SURFACE_KEYS,
+    brat_paths, examine, first_of, format_inline, in_characters, parse_inline,
+    prepare_file, read_mention, utf16_offsets,
 )
 from .labels import SCHEMES, Span, spans_to_tags
 
@@ -1032,7 +1032,7 @@ class _Mentions:
                  shift: int = 0):
         self.where, self.text, self.seen = where, text, set()
         self.shift = shift  # from the ends in the file to exclusive ones
-        self.table = _utf16_offsets(text) if units == "utf16" else None
+        self.table = utf16_offsets(text) if units == "utf16" else None
         self.changes: list[Change] = []
 
     def mend(self, label: str, start: int, end: int, surface: str | None
@@ -1059,8 +1059,8 @@ class _Mentions:
 def _to_characters(mentions: _Mentions, start: int, end: int
                    ) -> tuple[int, int]:
     "A place in the file as characters, the end exclusive."
-    return (_in_characters(mentions.table, start),
-            _in_characters(mentions.table, end + mentions.shift))
+    return (in_characters(mentions.table, start),
+            in_characters(mentions.table, end + mentions.shift))
 
 
 def _from_characters(mentions: _Mentions, start: int, end: int
@@ -1091,12 +1091,12 @@ def _mend_cluener(record: dict, mentions: _Mentions) -> None:
 # %% ../nbs/02b_check.ipynb #d2d0caae
 def _mend_entries(record: dict, mentions: _Mentions) -> None:
     "Mend the mentions of an object with a list of spans."
-    for name in _SPANS:
+    for name in SPAN_KEYS:
         if not record.get(name):
             continue
         kept = []
         for entry in record[name]:
-            mention = _mention(entry, mentions.where)
+            mention = read_mention(entry, mentions.where)
             before = _to_characters(mentions, mention.start, mention.end)
             place = mentions.mend(mention.label, *before, mention.surface)
             if place == before:
@@ -1112,8 +1112,8 @@ def _moved_entry(entry: list | dict, place: tuple[int, int],
     start, end = _from_characters(mentions, *place)
     if not isinstance(entry, dict):
         return [start, end, *entry[2:]]
-    values = {_START: start, _END: end,
-              _SURFACE: mentions.text[slice(*place)]}
+    values = {START_KEYS: start, END_KEYS: end,
+              SURFACE_KEYS: mentions.text[slice(*place)]}
     entry = dict(entry)
     for names, value in values.items():
         key = next((name for name in names if entry.get(name) is not None),
@@ -1147,10 +1147,10 @@ def _repair_json(file: _File, lines: list[str], options: dict
             continue
         where, record = f"{file.path}:{index + 1}", json.loads(line)
         mended = json.loads(line)
-        text = _first_of(record, ("text", "data"))
+        text = first_of(record, ("text", "data"))
         mentions = _Mentions(where, text, units, shift)
         if _BLANK.fullmatch(text) and not any(
-                record.get(name) for name in _SPANS):
+                record.get(name) for name in SPAN_KEYS):
             mentions.changes.append(Change("blank-text", where,
                                            line.strip(), None))
             lines[index] = ""
@@ -1191,14 +1191,14 @@ def _repair_inline(file: _File, lines: list[str], options: dict
 def _repair_brat(file: _File, lines: list[str], options: dict
                  ) -> list[Change]:
     "Mend the lines of an annotation file in place."
-    text_path, _ = _brat_paths(file.path)
+    text_path, _ = brat_paths(file.path)
     text = read_text(text_path, options.get("encoding", "utf-8"), True)
     used = {name for line in lines if not line.startswith("T")
             for name in re.findall(r"\bT\d+\b", line)}
     mentions, changes = _Mentions("", text), []
     for index, line in enumerate(lines):
         body = line.rstrip("\r\n")
-        match = _BRAT_SPAN.fullmatch(body)
+        match = BRAT_SPAN.fullmatch(body)
         name = body.partition("\t")[0]
         if match is None or match[4]:
             continue
@@ -1281,8 +1281,8 @@ def fix_file(
     """
     _check_is_file(Path(path))
     file = _read_file(Path(path), scheme=scheme, **options)
-    if file.format == "brat" and _brat_paths(file.path)[1].exists():
-        file.path = _brat_paths(file.path)[1]
+    if file.format == "brat" and brat_paths(file.path)[1].exists():
+        file.path = brat_paths(file.path)[1]
     changes, data = _repair(file, options)
     written = None
     if changes or output is not None:
@@ -1305,7 +1305,7 @@ def _write_copy(file: _File, folder: Path | None, data: bytes) -> Path:
     "Write the repaired bytes, and the text that belongs to brat's spans."
     written = _fixed_path(file.path, folder)
     if file.format == "brat":
-        text_path, _ = _brat_paths(file.path)
+        text_path, _ = brat_paths(file.path)
         write_bytes(_fixed_path(text_path, folder), read_bytes(text_path))
     return write_bytes(written, data)
 

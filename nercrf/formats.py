@@ -34,10 +34,11 @@ from nercrf.labels import (
 )
 
 # %% auto #0
-__all__ = ['READINGS', 'FORMATS', 'align_spans', 'Reading', 'Survey', 'character_spans', 'parse_inline', 'format_inline',
-           'from_dataset', 'to_dataset', 'Format', 'find_format', 'detect_text', 'detect_format', 'Prepared',
-           'prepare_file', 'Examined', 'examine', 'read_examples', 'prepare_text', 'survey_text', 'parse_text',
-           'write_examples']
+__all__ = ['READINGS', 'START_KEYS', 'END_KEYS', 'LABEL_KEYS', 'SURFACE_KEYS', 'SPAN_KEYS', 'BRAT_SPAN', 'FORMATS', 'align_spans',
+           'Reading', 'Mention', 'utf16_offsets', 'in_characters', 'Survey', 'first_of', 'read_mention',
+           'character_spans', 'brat_paths', 'parse_inline', 'format_inline', 'from_dataset', 'to_dataset', 'Format',
+           'find_format', 'detect_text', 'detect_format', 'Prepared', 'prepare_file', 'Examined', 'examine',
+           'read_examples', 'prepare_text', 'survey_text', 'parse_text', 'write_examples']
 
 # %% ../nbs/01b_formats.ipynb #7852cf5d
 def align_spans(
@@ -152,12 +153,12 @@ def lines(
 
 # %% ../nbs/01b_formats.ipynb #2668b31c
 @dataclass
-class _Mention:
+class Mention:
     "A label over characters, and the text that it claims to cover."
-    label: str
-    start: int
-    end: int
-    surface: str | None = None
+    label: str  # its type
+    start: int  # as it stands in the file
+    end: int  # likewise, perhaps inclusive
+    surface: str | None = None  # None where the file does not say
 
 
 @dataclass
@@ -166,14 +167,16 @@ class _Record:
     where: str
     id: str
     text: str
-    mentions: list[_Mention] | None
+    mentions: list[Mention] | None
     tokens: list[tuple[int, int]] | None = None
 
 # %% ../nbs/01b_formats.ipynb #c13ac817
 READINGS = (("characters", 0), ("characters", 1), ("utf16", 0), ("utf16", 1))
 
 
-def _utf16_offsets(text: str) -> list[int] | None:
+def utf16_offsets(
+    text: str,  # any text
+) -> list[int] | None:  # by code unit; the length of the text at the end
     "The character at each UTF-16 code unit; None where they are the same."
     if text.isascii() or max(text) <= "\uffff":
         return None
@@ -183,22 +186,25 @@ def _utf16_offsets(text: str) -> list[int] | None:
     return [*table, len(text)]
 
 
-def _in_characters(table: list[int] | None, offset: int) -> int:
+def in_characters(
+    table: list[int] | None,  # what `utf16_offsets` says; None: nothing to do
+    offset: int,  # in UTF-16 code units
+) -> int:  # in characters; beyond the text where the offset is
     "An offset in UTF-16 code units as one in characters."
     if table is None or offset < 0:
         return offset
     return table[offset] if offset < len(table) else table[-1] + 1
 
 
-def _fitting(text: str, mention: _Mention, table: list[int] | None
+def _fitting(text: str, mention: Mention, table: list[int] | None
              ) -> frozenset[tuple[str, int]]:
     "The readings under which the surface of a mention is in its place."
     fits = []
     for units, shift in READINGS:
         start, end = mention.start, mention.end + shift
         if units == "utf16":
-            start, end = (_in_characters(table, start),
-                          _in_characters(table, end))
+            start, end = (in_characters(table, start),
+                          in_characters(table, end))
         if (0 <= start < end <= len(text)
                 and text[start:end] == mention.surface):
             fits.append((units, shift))
@@ -287,7 +293,7 @@ def _survey(reading: Reading, content: Sequence) -> Survey:
         if not record.mentions:
             continue
         survey.mentions = True
-        table = _utf16_offsets(record.text)
+        table = utf16_offsets(record.text)
         for mention in record.mentions:
             if mention.surface:
                 fit = _fitting(record.text, mention, table)
@@ -308,10 +314,10 @@ def _record_spans(reading: Reading, record: _Record,
                   ) -> list[Span]:
     "The spans of a record in tokens; problems go to the reading."
     text, spans = record.text, []
-    table = _utf16_offsets(text) if units == "utf16" else None
+    table = utf16_offsets(text) if units == "utf16" else None
     for mention in record.mentions:
-        span = Span(mention.label, _in_characters(table, mention.start),
-                    _in_characters(table, mention.end + shift))
+        span = Span(mention.label, in_characters(table, mention.start),
+                    in_characters(table, mention.end + shift))
         found = text[max(span.start, 0):span.end]
         if mention.surface is not None and mention.surface != found:
             reading.add("surface-mismatch", record.where, f"{span.label} "
@@ -407,13 +413,16 @@ def _json_records(reading: Reading, text: str) -> Iterator[tuple[str, dict]]:
         yield where, value
 
 # %% ../nbs/01b_formats.ipynb #adac822f
-_START = ("start", "start_offset", "begin")
-_END = ("end", "end_offset", "stop")
-_LABEL = ("label", "type", "tag", "entity_group", "entity", "entity_type")
-_SURFACE = ("text", "surface", "word", "mention")
+START_KEYS = ("start", "start_offset", "begin")
+END_KEYS = ("end", "end_offset", "stop")
+LABEL_KEYS = ("label", "type", "tag", "entity_group", "entity", "entity_type")
+SURFACE_KEYS = ("text", "surface", "word", "mention")
 
 
-def _first_of(record: Mapping, names: Iterable[str]) -> object:
+def first_of(
+    record: Mapping,  # a JSON object
+    names: Iterable[str],  # keys, the preferred one first
+) -> object:  # its value; None where there is none
     "The value of the first key that is there and not null."
     for name in names:
         if record.get(name) is not None:
@@ -421,12 +430,15 @@ def _first_of(record: Mapping, names: Iterable[str]) -> object:
     return None
 
 
-def _mention(entry: object, where: str) -> _Mention:
+def read_mention(
+    entry: object,  # of a JSON file
+    where: str,  # file and line, for a message
+) -> Mention:  # DataError where it is none
     "A mention from a triple or an object."
     values = [None] * 4
     if isinstance(entry, Mapping):
-        values = [_first_of(entry, names)
-                  for names in (_START, _END, _LABEL, _SURFACE)]
+        values = [first_of(entry, names)
+                  for names in (START_KEYS, END_KEYS, LABEL_KEYS, SURFACE_KEYS)]
     elif isinstance(entry, (list, tuple)) and len(entry) == 3:
         values = [*entry, None]
     start, end, label, surface = values
@@ -437,11 +449,11 @@ def _mention(entry: object, where: str) -> _Mention:
         raise DataError(
             f"{where}: expected a span like [0, 4, \"PER\"] or {{\"start\": 0,"
             f" \"end\": 4, \"label\": \"PER\"}}, found {found}; correct it")
-    return _Mention(label, start, end, surface)
+    return Mention(label, start, end, surface)
 
 # %% ../nbs/01b_formats.ipynb #7d8bf1f0
-_SPANS = ("spans", "entities", "labels", "label")
-_KNOWN = {"id", "text", "data", "tokens", *_SPANS}
+SPAN_KEYS = ("spans", "entities", "labels", "label")
+_KNOWN = {"id", "text", "data", "tokens", *SPAN_KEYS}
 
 
 def _token_offsets(record: dict, text: str, where: str
@@ -472,11 +484,11 @@ def _token_offsets(record: dict, text: str, where: str
 def _span_record(reading: Reading, where: str, record: dict, number: int
                  ) -> _Record:
     "The record of one object with `text` and spans."
-    text = _first_of(record, ("text", "data"))
+    text = first_of(record, ("text", "data"))
     if not isinstance(text, str):
         raise DataError(f"{where}: expected a string 'text', found the "
                         f"fields {', '.join(record) or 'none'}")
-    keys = [key for key in _SPANS if record.get(key) is not None]
+    keys = [key for key in SPAN_KEYS if record.get(key) is not None]
     filled = [key for key in keys if record[key]]
     if len(filled) > 1:
         raise DataError(f"{where}: expected spans in one field, found "
@@ -487,7 +499,7 @@ def _span_record(reading: Reading, where: str, record: dict, number: int
         if not isinstance(entries, (list, tuple)):
             raise DataError(f"{where}: expected {keys[0]!r} as a list, found "
                             f"{str(entries)[:40]}; is the format 'cluener'?")
-        mentions = [_mention(entry, where) for entry in entries]
+        mentions = [read_mention(entry, where) for entry in entries]
     for key in record:
         if key not in _KNOWN and record[key] not in (None, [], {}, ""):
             reading.ignore(f"the field {key!r}", where)
@@ -576,15 +588,15 @@ def _studio_regions(reading: Reading, task: dict, where: str
 
 # %% ../nbs/01b_formats.ipynb #0f92223b
 def _studio_mentions(reading: Reading, region: dict, where: str
-                     ) -> list[_Mention]:
+                     ) -> list[Mention]:
     "The mentions of one region, one for each of its labels."
     value = region.get("value", region)
     kind = region.get("type", "labels")
-    labels = _first_of(value, (kind, "labels", "hypertextlabels"))
+    labels = first_of(value, (kind, "labels", "hypertextlabels"))
     if not isinstance(value, dict) or "start" not in value or not labels:
         reading.ignore(f"results of the type {kind!r}", where)
         return []
-    return [_mention({**value, "label": label}, where) for label in labels]
+    return [read_mention({**value, "label": label}, where) for label in labels]
 
 
 def _prepare_studio(reading: Reading, text: str) -> list[_Record]:
@@ -629,7 +641,9 @@ def _studio_lines(examples: Sequence[Example]) -> Iterator[str]:
     yield "]"
 
 # %% ../nbs/01b_formats.ipynb #0230ac93
-def _brat_paths(path: Path) -> tuple[Path, Path]:
+def brat_paths(
+    path: Path,  # one of the two
+) -> tuple[Path, Path]:  # .txt and .ann; DataError for another ending
     "The text file and the annotation file, from either of them."
     name, packed = path.name, ""
     if name.endswith(".gz"):
@@ -644,11 +658,11 @@ def _brat_paths(path: Path) -> tuple[Path, Path]:
 _BRAT_KINDS = {"R": "relations", "E": "events", "A": "attributes",
                "M": "modifications", "N": "normalisations", "#": "notes",
                "*": "equivalences"}
-_BRAT_SPAN = re.compile(r"T\S*\t(\S+) (\d+) (\d+)((?:;\d+ \d+)*)(?:\t(.*))?")
+BRAT_SPAN = re.compile(r"T\S*\t(\S+) (\d+) (\d+)((?:;\d+ \d+)*)(?:\t(.*))?")
 
 
 def _brat_mentions(reading: Reading, path: Path
-                   ) -> list[tuple[str, _Mention]] | None:
+                   ) -> list[tuple[str, Mention]] | None:
     "The text-bound annotations with file and line; None without a file."
     if not path.exists():
         reading.add("no-annotations", str(path), "there is no such file, so "
@@ -656,7 +670,7 @@ def _brat_mentions(reading: Reading, path: Path
         return None
     mentions, text = [], read_text(path, reading.encoding)
     for number, line in enumerate(text.split("\n"), 1):
-        where, match = f"{path}:{number}", _BRAT_SPAN.fullmatch(line)
+        where, match = f"{path}:{number}", BRAT_SPAN.fullmatch(line)
         if match is None and line.startswith("T"):
             raise DataError(f"{where}: expected 'T1<TAB>TYPE START END<TAB>"
                             f"text', found {line[:40]!r}; correct the line")
@@ -671,7 +685,7 @@ def _brat_mentions(reading: Reading, path: Path
                         f"{match[3]}{match[4]} is in several pieces; left out "
                         "(annotate one piece)")
         elif match is not None:
-            mentions.append((where, _Mention(
+            mentions.append((where, Mention(
                 match[1], int(match[2]), int(match[3]), match[5])))
     return mentions
 
@@ -688,7 +702,7 @@ def _brat_lines(text: str) -> list[tuple[int, int]]:
 def _prepare_brat(reading: Reading, text: str) -> list[_Record]:
     "Records of a pair of files, one a line of the text."
     reading.end, reading.units = "exclusive", "characters"
-    text_path, ann_path = _brat_paths(reading.path)
+    text_path, ann_path = brat_paths(reading.path)
     text = read_text(text_path, reading.encoding, keep_returns=True)
     mentions, borders = _brat_mentions(reading, ann_path), _brat_lines(text)
     stem = file_stem(reading.path)
@@ -705,7 +719,7 @@ def _prepare_brat(reading: Reading, text: str) -> list[_Record]:
                 f"{mention.end} goes beyond line {line + 1} of "
                 f"{text_path.name}; left out (put the sentence on one line)")
             continue
-        records[line].mentions.append(_Mention(
+        records[line].mentions.append(Mention(
             mention.label, mention.start - start, mention.end - start,
             mention.surface))
     filled = [record for record in records if split_words(record.text)
@@ -728,7 +742,7 @@ def _one_line(example: Example) -> str:
 
 def _write_brat(examples: Sequence[Example], path: Path) -> None:
     "Write the pair; without an .ann file if nothing is labelled."
-    text_path, ann_path = _brat_paths(path)
+    text_path, ann_path = brat_paths(path)
     labelled = all_labelled(examples, path)
     texts, lines, start = [], [], 0
     for example in examples:
@@ -829,7 +843,7 @@ def _prepare_inline(reading: Reading, text: str) -> list[_Record]:
             raise DataError(f"{where}: {error}") from error
         number = reading.first_number + len(records)
         records.append(_Record(where, f"{stem}-{number}", plain,
-                               [_Mention(*span) for span in spans]))
+                               [Mention(*span) for span in spans]))
     return records
 
 
@@ -1132,6 +1146,7 @@ class Format:
     render: Callable[[Sequence[Example], Path, str], object]  # the writer
     flat: bool = False  # holds no overlapping spans
     by_lines: bool = False  # may be cut between lines and read in parts
+    by_surfaces: bool = False  # surfaces of the whole say what offsets count
     reads_path: bool = False  # a folder or a pair of files, not one text
 
 
@@ -1157,9 +1172,9 @@ FORMATS = {kind.name: kind for kind in (
     Format("cluener", (".json", ".jsonl"), _prepare_cluener,
            _finish_examples, _by_line(cluener_line), by_lines=True),
     Format("jsonl", (".jsonl", ".json"), _prepare_jsonl, _finish_records,
-           _by_line(_jsonl_line), by_lines=True),
+           _by_line(_jsonl_line), by_lines=True, by_surfaces=True),
     Format("doccano", (".jsonl",), _prepare_doccano, _finish_records,
-           _by_line(_doccano_line), by_lines=True),
+           _by_line(_doccano_line), by_lines=True, by_surfaces=True),
     Format("label_studio", (".json",), _prepare_studio, _finish_records,
            lambda examples, path, scheme: write_lines(
                path, _studio_lines(examples))),
@@ -1251,7 +1266,7 @@ def _detect_path(path: Path) -> str | None:
         return "datasets"
     if plain.endswith(".spacy"):
         return "docbin"
-    if plain.endswith((".ann", ".txt")) and _brat_paths(path)[1].exists():
+    if plain.endswith((".ann", ".txt")) and brat_paths(path)[1].exists():
         return "brat"
     return None
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import re
 import subprocess
 import sys
 import time
@@ -36,7 +37,9 @@ from nercrf.data import (
 )
 from .features import convert_examples_to_features
 from .formats import Survey as TextSurvey
-from .formats import detect_text, prepare_text
+from nercrf.formats import (
+    FORMATS, Prepared, detect_text, find_format, prepare_text,
+)
 from .labels import Span, find_ill_formed, label_list, tags_to_spans
 
 # %% auto #0
@@ -47,7 +50,8 @@ __all__ = ['logger', 'PART', 'LINE_FORMATS', 'Part', 'cut_file', 'find_first_lin
 # %% ../nbs/03c_parts.ipynb #c8ec9213
 logger = logging.getLogger(__name__)
 PART = 4 << 20  # bytes of text that are converted at a time
-LINE_FORMATS = ("columns", "cluener", "text")  # those that can be cut
+LINE_FORMATS = tuple(  # those that can be cut
+    kind.name for kind in FORMATS.values() if kind.by_lines)
 
 
 class Part(NamedTuple):
@@ -111,6 +115,9 @@ def find_first_line(
     return comment or ("", 0)
 
 
+_OF_TEXT = ("columns", "inline", "text")  # formats where [ is a token
+
+
 def resolve_format(
     path: str | Path,  # a data file
     format: str,  # "auto", or a format's name
@@ -125,9 +132,12 @@ def resolve_format(
         data = file.read(1 << 16)
     if data.startswith(b"\x1f\x8b"):  # gzipped: no part stands by itself
         return "auto"
-    if format != "auto":
-        return format
     text = data.decode("utf-8-sig", errors="replace")
+    if format != "auto":  # of a JSON array no line stands by itself
+        is_array = text.lstrip().startswith("[")
+        return "auto" if is_array and format not in _OF_TEXT else format
+    if re.match(r"\s*\[\s*[{\]]", text):
+        return "auto"
     whole = text.rpartition("\n")[0] or text
     try:
         return detect_text(path, whole)
@@ -156,22 +166,54 @@ class _Parsed:
     examples: list[Example] = field(default_factory=list)
     labelled: bool = False
     findings: list[Finding] = field(default_factory=list)
+    read: int = 0  # sentences, also those that were left out
+    error: DataError | None = None  # met in reading offsets
 
 
-def _parse_part(part: Part, reader: Mapping[str, Any]) -> _Parsed:
-    "Parse a part like a whole file, only that it may be empty."
+def _prepare_part(part: Part, reader: Mapping[str, Any]) -> Prepared:
+    "Take a part apart like a whole file, only that it may be empty."
     (line, number), path = reader["first_line"], Path(part.path)
     columns = {name: reader[name] for name in ("token_column", "tag_column")}
     count = 0
     if number:
         count = parse_columns(path, line, **columns, first_line=number)[1]
-    prepared = prepare_text(
+    return prepare_text(
         _read_part(part), reader["format"], path, first_line=part.line,
         columns=count, columns_line=number, **columns)
-    examples, findings = prepared.finish(TextSurvey(columns=1))
+
+
+def _parse_part(part: Part, reader: Mapping[str, Any]) -> _Parsed:
+    "Parse a part, with what `_find_surfaces` found in all of them."
+    prepared, path = _prepare_part(part, reader), Path(part.path)
+    whole = _surface_survey(reader.get("surfaces", (False, [])))
+    examples, findings = prepared.finish(whole)
     if reader["format"] != "columns":
-        return _Parsed(path, [], examples, False, findings)
-    return _Parsed(path, prepared.content, [], count > 1, findings)
+        return _Parsed(path, [], examples, False, findings,
+                       len(prepared.content))
+    labelled, sentences = prepared.reading.columns > 1, prepared.content
+    return _Parsed(path, sentences, [], labelled, findings, len(sentences))
+
+# %% ../nbs/03c_parts.ipynb #8ec820e7
+def _part_surfaces(part: Part, reader: Mapping[str, Any]) -> tuple[bool, list]:
+    "What the surfaces of a part tell, as JSON."
+    survey = _prepare_part(part, reader).survey()
+    return survey.mentions, [
+        [sorted(fit), where] for fit, where in survey.fits.items()]
+
+
+def _surface_survey(told: tuple[bool, list]) -> TextSurvey:
+    "What was told, as the reader of texts takes it."
+    mentions, fits = told
+    return TextSurvey(columns=1, mentions=mentions, fits={
+        frozenset(map(tuple, fit)): where for fit, where in fits})
+
+
+def _whole_findings(path: Path, reader: Mapping[str, Any]) -> list[Finding]:
+    "What is odd in a file as a whole, not in a part of it."
+    if "surfaces" not in reader:
+        return []
+    return prepare_text("", reader["format"], path).finish_file(
+        _surface_survey(reader["surfaces"]))[1]
 
 # %% ../nbs/03c_parts.ipynb #970cccb2
 def _scan_part(part: Part, reader: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,6 +227,7 @@ def _scan_part(part: Part, reader: Mapping[str, Any]) -> dict[str, Any]:
         for label, start, end in example.spans or []:
             spans.setdefault((label, min(end - start, 3)), example.source)
     return {"sentences": len(parsed.sentences) + len(parsed.examples),
+            "read": parsed.read,
             "labelled": parsed.labelled,
             "runs": [[run, *lines] for run, lines in runs.items()],
             "spans": [[*key, source] for key, source in spans.items()],
@@ -199,7 +242,7 @@ class _Likeness(NamedTuple):
 
 def _likeness(path: Path, scans: Sequence[dict]) -> _Likeness:
     "Join the scans of a file."
-    if not any(scan["sentences"] for scan in scans):
+    if not any(scan["read"] for scan in scans):
         raise DataError(f"{path}: expected at least one sentence, found none")
     runs, spans = {}, {}
     for scan in scans:
@@ -309,6 +352,9 @@ class PartReader:
 
     def _scan(self, part: list, reader: dict) -> dict:
         return _scan_part(Part(*part), reader)
+
+    def _surfaces(self, part: list, reader: dict) -> tuple:
+        return _part_surfaces(Part(*part), reader)
 
     def _tag_problems(self, part: list, reader: dict, scheme: str) -> list:
         parsed = _parse_part(Part(*part), reader)
@@ -494,43 +540,17 @@ def _tag_problems(workers: Workers, likeness: _Likeness,
     return [Finding(*problem) for problems in found for problem in problems]
 
 # %% ../nbs/03c_parts.ipynb #f85233b7
-def survey_corpus(
-    workers: Workers,  # who read the parts
-    parts: Mapping[str, Sequence[Part]],  # of the file of each split
-    readers: Mapping[str, Mapping[str, Any]],  # how each file is read
-    on_bad: str,  # "error" or "warn", as for `read_corpus`
-) -> Survey:  # what `read_corpus` would have found
-    "First pass over all files of a corpus."
-    likenesses, warnings, examples, counts = {}, [], {}, {}
-    for split, pieces in parts.items():
-        scans = workers.map({"do": "scan", "part": part,
-                             "reader": readers[split]} for part in pieces)
-        scans = list(_progress(scans, f"{pieces[0].path} read", len(pieces)))
-        counts[split] = [scan["sentences"] for scan in scans]
-        likenesses[split] = _likeness(Path(pieces[0].path), scans)
-    runs = TextSurvey()
-    for likeness in likenesses.values():
-        if likeness.parsed.labelled:
-            check_tag_names(likeness.parsed.path, likeness.parsed.sentences)
-            runs = runs.merge(TextSurvey(runs=dict.fromkeys(
-                tuple(sentence.tags)
-                for sentence in likeness.parsed.sentences)))
-    scheme = runs.scheme(next(iter(likenesses.values())).parsed.path.parent)
-    for split, likeness in likenesses.items():
-        parsed = likeness.parsed
-        findings = parsed.findings + _tag_problems(
-            workers, likeness, parts[split], readers[split], scheme)
-        findings.sort(key=lambda finding: finding.line)
-        report_findings(merge_findings(findings), on_bad, warnings)
-        examples[split] = parsed.examples + [
-            Example("", sentence.tokens,
-                    tags_to_spans(sentence.tags, scheme, mode="lenient"), source)
-            for sentence, source in zip(parsed.sentences, likeness.sources,
-                                        strict=True)]
-    types = {span.label for items in examples.values()
-             for example in items for span in example.spans}
-    warnings += unseen_tags(examples, scheme)
-    return Survey(sorted(types), scheme, warnings, counts)
+def _find_surfaces(workers: Workers, parts: Sequence[Part],
+                   reader: Mapping[str, Any]) -> dict[str, Any]:
+    "The options of a file's reader, with what all its surfaces tell."
+    if not find_format(reader["format"]).by_surfaces:
+        return dict(reader)
+    whole = TextSurvey()
+    for told in workers.map({"do": "surfaces", "part": part, "reader": reader}
+                            for part in parts):
+        whole = whole.merge(_surface_survey(told))
+    fits = [[sorted(fit), where] for fit, where in whole.fits.items()]
+    return {**reader, "surfaces": (whole.mentions, fits)}
 
 
 def _progress(answers: Iterable[Any], what: str, total: int) -> Iterator[Any]:
@@ -543,6 +563,61 @@ def _progress(answers: Iterable[Any], what: str, total: int) -> Iterator[Any]:
             said = now
             logger.info("%s: %d of %d parts, %.0f s", what, done, total,
                         now - begin)
+
+
+def _scan_file(workers: Workers, parts: Sequence[Part],
+               reader: Mapping[str, Any]) -> tuple[_Likeness, list[int]]:
+    "The likeness of a file, and the sentences of each part."
+    path = Path(parts[0].path)
+    scans = workers.map({"do": "scan", "part": part, "reader": reader}
+                        for part in parts)
+    try:
+        scans = list(_progress(scans, f"{path} read", len(parts)))
+    except DataError as error:
+        if "surfaces" not in reader:
+            raise
+        # what is odd in the files before this one is told first
+        return _Likeness(_Parsed(path, error=error), []), []
+    return _likeness(path, scans), [scan["sentences"] for scan in scans]
+
+# %% ../nbs/03c_parts.ipynb #967735b5
+def survey_corpus(
+    workers: Workers,  # who read the parts
+    parts: Mapping[str, Sequence[Part]],  # of the file of each split
+    readers: Mapping[str, Mapping[str, Any]],  # how each file is read
+    on_bad: str,  # "error" or "warn", as for `read_corpus`
+) -> Survey:  # what `read_corpus` would have found
+    "First pass over all files of a corpus."
+    likenesses, warnings, examples, counts = {}, [], {}, {}
+    for split, pieces in parts.items():
+        likenesses[split], counts[split] = _scan_file(
+            workers, pieces, readers[split])
+    runs = TextSurvey()
+    for likeness in likenesses.values():
+        if likeness.parsed.labelled:
+            check_tag_names(likeness.parsed.path, likeness.parsed.sentences)
+            runs = runs.merge(TextSurvey(runs=dict.fromkeys(
+                tuple(sentence.tags)
+                for sentence in likeness.parsed.sentences)))
+    scheme = runs.scheme(next(iter(likenesses.values())).parsed.path.parent)
+    for split, likeness in likenesses.items():
+        parsed = likeness.parsed
+        if parsed.error is not None:
+            raise parsed.error
+        findings = parsed.findings + _tag_problems(
+            workers, likeness, parts[split], readers[split], scheme)
+        findings.sort(key=lambda finding: finding.line)
+        findings[:0] = _whole_findings(parsed.path, readers[split])
+        report_findings(merge_findings(findings), on_bad, warnings)
+        examples[split] = parsed.examples + [
+            Example("", sentence.tokens,
+                    tags_to_spans(sentence.tags, scheme, mode="lenient"), source)
+            for sentence, source in zip(parsed.sentences, likeness.sources,
+                                        strict=True)]
+    types = {span.label for items in examples.values()
+             for example in items for span in example.spans}
+    warnings += unseen_tags(examples, scheme)
+    return Survey(sorted(types), scheme, warnings, counts)
 
 # %% ../nbs/03c_parts.ipynb #5132dfc4
 def join_columns(
@@ -654,6 +729,8 @@ def convert_in_parts(
              for name, path in files.items()}
     count = count_processes(sum(map(len, parts.values())), processes)
     with open_workers(count, PartReader(tokenizer)) as workers:
+        readers = {name: _find_surfaces(workers, parts[name], options)
+                   for name, options in readers.items()}
         survey = survey_corpus(workers, parts, readers, reader["on_bad"])
         scheme = scheme or survey.scheme
         labels = list(labels or label_list(survey.types, scheme))

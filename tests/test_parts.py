@@ -1,5 +1,6 @@
 """A corpus converted in parts equals the corpus converted in one piece: columns, labels, warnings and errors."""
 
+import gzip
 import json
 import os
 import shutil
@@ -18,8 +19,9 @@ import nercrf.cache
 import nercrf.parts
 from nercrf.cache import load_and_cache_examples
 from nercrf.data import DataError
+from nercrf.formats import FORMATS
 from nercrf.labels import Span, spans_to_tags
-from nercrf.parts import PartReader, Workers, convert_in_parts, cut_file, open_workers
+from nercrf.parts import LINE_FORMATS, PartReader, Workers, convert_in_parts, cut_file, open_workers
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ada", "met", "bob", "##by", "Ada", "in", "paris", "的"]
 
@@ -125,16 +127,93 @@ def test_columns_in_parts_equal_the_whole(folder, train, dev, part, on_bad):
     assert build(folder, True, part, on_bad=on_bad, format="columns") == whole
 
 
-@settings(max_examples=120, deadline=None)
-@given(cluener_files(), cluener_files(), st.integers(1, 90), st.sampled_from(["warn", "error"]))
-def test_json_lines_in_parts_equal_the_whole(folder, train, dev, part, on_bad):
-    write(folder, train, dev)
-    whole = build(folder, False, on_bad=on_bad, format="cluener")
-    assert build(folder, True, part, on_bad=on_bad, format="cluener") == whole
+@st.composite
+def span_files(draw):
+    """Records with spans of characters, their ends and units told by surfaces alone, and sometimes by none."""
+    shift, units = draw(st.sampled_from([0, 1])), draw(st.sampled_from(["characters", "utf16"]))
+    surfaces, lines = draw(st.booleans()), []
+    for text in draw(st.lists(st.text("的x7 😀", max_size=9), min_size=1, max_size=8)):
+        record = {"text": text}
+        if draw(st.integers(0, 3)):
+            record["spans"] = []
+            for label in draw(st.sets(st.sampled_from(["a", "b-c"]))):
+                start = draw(st.integers(0, 8))
+                end = draw(st.integers(start + 1, 10))
+                span = {"label": label, "text": text[start:end]} if surfaces else {"label": label}
+                wide = units == "utf16" and draw(st.integers(0, 5))
+                places = [len(text[:at].encode("utf-16-le")) // 2 if wide else at for at in (start, end)]
+                record["spans"].append(span | {"start": places[0], "end": places[1] - shift})
+        lines += [json.dumps(record, ensure_ascii=False), *[""] * draw(st.integers(0, 1))]
+    return draw(ENDS).join(lines)
+
+
+TEXTS = st.lists(st.text("的x7 \u200b", max_size=9), min_size=1, max_size=8)
+MARKED = st.lists(st.sampled_from(["Ada met", "{{x: Ada}} met", "in {{y: Paris}}", "", "{{x: Ada", "{{a-b: 7}} 的"]),
+                  min_size=1, max_size=8)  # fmt: skip
+ANY_FILE = {
+    "columns": column_files(),
+    "cluener": cluener_files(),
+    "jsonl": span_files(),
+    "doccano": span_files(),
+    "inline": MARKED.map("\n".join),
+    "text": TEXTS.map("\n".join),
+}
+
+
+@pytest.mark.parametrize("format", LINE_FORMATS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), part=st.integers(1, 90), on_bad=st.sampled_from(["warn", "error"]))
+def test_every_format_of_lines_in_parts_equals_the_whole(folder, format, data, part, on_bad):
+    """Columns, warnings and errors; dev has a convention of its own."""
+    write(folder, data.draw(ANY_FILE[format]), data.draw(ANY_FILE[format]))
+    whole = build(folder, False, on_bad=on_bad, format=format)
+    assert build(folder, True, part, on_bad=on_bad, format=format) == whole
+
+
+def test_the_formats_that_can_be_cut_are_those_of_lines():
+    assert set(LINE_FORMATS) == {name for name, kind in FORMATS.items() if kind.by_lines} == set(ANY_FILE)
+
+
+ARRAY = """[{"text": "Ada met", "spans": [{"start": 0, "end": 3, "label": "x"}]},
+  {"text": "Bobby", "spans": []}]
+"""
+
+
+@pytest.mark.parametrize("form", ["auto", "jsonl"])
+@pytest.mark.parametrize("start", ["", " \n", "\ufeff"])
+def test_a_json_array_is_read_whole(tmp_path, form, start):
+    """It has lines, but none of them stands by itself."""
+    write(tmp_path, start + ARRAY, ARRAY, "json")
+    whole = build(tmp_path, False, format=form)
+    assert isinstance(whole, bytes)
+    assert build(tmp_path, True, 1, format=form) == whole
+
+
+def test_a_gzipped_file_is_read_whole(tmp_path):
+    content = '{"text": "Ada met", "spans": [{"start": 0, "end": 3, "label": "x"}]}\n' * 3
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(content.encode()))
+    whole = build(tmp_path, False)
+    assert isinstance(whole, bytes)
+    assert build(tmp_path, True, 1) == whole
+
+
+def test_one_surface_in_a_far_part_says_what_offsets_count(tmp_path):
+    """Ends are inclusive, which only the last of fifty records shows."""
+    record = {"text": "Ada met Bobby", "spans": [{"start": 0, "end": 2, "label": "x"}]}
+    shown = {"text": "Ada met Bobby", "spans": [{"start": 8, "end": 12, "label": "x", "text": "Bobby"}]}
+    lines = [json.dumps(record)] * 50 + [json.dumps(shown)]
+    write(tmp_path, "\n".join(lines), None, "jsonl")
+    whole = build(tmp_path, False)
+    assert isinstance(whole, bytes)
+    assert build(tmp_path, True, 200, processes=2) == whole
+    write(tmp_path, "\n".join(lines[:-1]), None, "jsonl")  # nothing says so, and Ad is no word
+    message = build(tmp_path, False)
+    assert "x 'Ad' at [0, 2) cuts a token" in message
+    assert build(tmp_path, True, 200) == message
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=200), st.integers(1, 50), st.sampled_from(["columns", "cluener", "text"]))
+@given(st.binary(max_size=200), st.integers(1, 50), st.sampled_from(LINE_FORMATS))
 def test_parts_are_the_file(folder, content, size, format):
     path = folder / "any"
     path.write_bytes(content)
