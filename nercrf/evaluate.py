@@ -233,7 +233,7 @@ def _leave_if_stopped(
     if all_reduce_sum(torch.tensor(int(should_stop()))) > 0:
         raise EvaluationInterrupted(f"evaluation on {prefix} was broken off")
 
-# %% ../nbs/11_evaluate.ipynb #7509654f
+# %% ../nbs/11_evaluate.ipynb #34e70f18
 def _gather_rows(args, model, dataset, prefix, should_stop):
     "Run the model; (sentence, tag ids, loss) of all processes, in order."
     batch_size = getattr(args, "per_gpu_eval_batch_size", 8)
@@ -255,7 +255,7 @@ def _gather_rows(args, model, dataset, prefix, should_stop):
         )
     return results
 
-# %% ../nbs/11_evaluate.ipynb #019d4fa2
+# %% ../nbs/11_evaluate.ipynb #7509654f
 def evaluate(
     # flags; `per_gpu_eval_batch_size`, `fp16` and `bf16` are read
     args: object,

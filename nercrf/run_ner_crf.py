@@ -333,7 +333,7 @@ def unseen_f1(
     scores = score_unseen(*counted, texts, surfaces(train_examples))
     return {"unseen_f1": scores.micro.f1, "unseen_gold": scores.micro.gold}
 
-# %% ../nbs/15_run_ner_crf.ipynb #d636332c
+# %% ../nbs/15_run_ner_crf.ipynb #696af53f
 def _describe_unlearnable(result: Evaluation) -> str:
     "What became of the gold entities that no tag can hold; empty without any."
     if not result.unlearnable:
@@ -365,7 +365,7 @@ def _print_result(result: Evaluation, figures: dict[str, float]) -> None:
         "entities)"
     )
 
-# %% ../nbs/15_run_ner_crf.ipynb #b7de80ff
+# %% ../nbs/15_run_ner_crf.ipynb #d636332c
 def evaluate_splits(
     args: TrainingConfig,  # resolved flags, with a data folder
     loaded: LoadedModel,  # the model to evaluate, on its device

@@ -590,7 +590,7 @@ def epoch(
         groups=self.groups,
     )
 
-# %% ../nbs/12_trainer.ipynb #082d3fab
+# %% ../nbs/12_trainer.ipynb #7d2318c9
 @patch
 def shares(
     self: UpdatePlan,
@@ -619,7 +619,7 @@ def _fitting_parts(plan: UpdatePlan, part: np.ndarray) -> list[np.ndarray]:
                     *_fitting_parts(plan, part[half:])]
     return [part]
 
-# %% ../nbs/12_trainer.ipynb #20d0c097
+# %% ../nbs/12_trainer.ipynb #082d3fab
 @patch
 def micro_batches(
     self: UpdatePlan,
@@ -669,7 +669,7 @@ def passes(
     epoch, done = self.epoch_of(step)
     return epoch + done / self._epoch_updates(epoch)
 
-# %% ../nbs/12_trainer.ipynb #3162099d
+# %% ../nbs/12_trainer.ipynb #34cb70fe
 def build_plan(
     args: TrainingConfig,  # resolved flags
     dataset: FeatureDataset,  # the sentences to train on
