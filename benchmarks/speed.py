@@ -630,6 +630,7 @@ def draw_parts(results: dict[str, dict[str, float]], path: Path) -> None:
 PIECES = {  # name: flags that switch it off, or on where it is off by default
     "as it comes": {},
     "without batches by length": {"group_by_length": False},
+    "lengths mixed, 4 groups": {"length_groups": 4},
     "without fused optimiser": {"fused_optimizer": False},
     "CRF: scaled, plain torch": {"crf_algorithm": "scaled"},
     "CRF: log domain, plain torch": {"crf_algorithm": "log"},
