@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import tqdm.auto
+import tqdm.std
 from test_checkpoint import Malicious
 from training import (
     DEV,
@@ -52,6 +54,8 @@ class Steps(TrainingCallback):
 def train_on(folder, steps):
     """Train or go on, in a forked child: everything is imported and converted already."""
     logging.disable()
+    for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):
+        bar.set_lock(threading.RLock())  # forks share the usual one, which a killed process would leave locked
     args = make_args(folder, resume="auto", **KILLED)
     train(args, TRAIN, make_model(), TOKENIZER, DEV, callbacks=[Steps(steps)])
     os._exit(0)
