@@ -8,6 +8,7 @@
     python benchmarks/speed.py --pieces               nercrf with one of its parts switched off at a time
     python benchmarks/speed.py --memory               peak memory of an update of 32 sentences of 128 word pieces
     python benchmarks/speed.py --processes            one and two processes, beside what the cost model predicts
+    python benchmarks/speed.py --layers --threads 1   dropout and attention by themselves, beside those of torch
 
 The first form compares. The systems train the same encoder on the same sentences with the same number of sentences
 an update; each makes one whole epoch. They take turns in one process, a block of updates each, in an order that
@@ -60,6 +61,7 @@ import torch
 import torchcrf
 from inputs import data_folder, find_encoder
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
     AutoModel,
@@ -84,6 +86,7 @@ from nercrf.cache import reader_options
 from nercrf.callbacks import TrainingCallback
 from nercrf.corpus import Corpus, read_corpus
 from nercrf.distributed import barrier, close_distributed, init_distributed
+from nercrf.dropout import CheapDropout, cheap_attention
 from nercrf.features import FeatureDataset, convert_examples_to_features
 from nercrf.model import NerCrfForTokenClassification
 from nercrf.scaling import Cluster, Link, Workload, ring_bytes, step_cost
@@ -787,6 +790,47 @@ def measure_processes(options: argparse.Namespace, task: Task) -> dict:
     return figures
 
 
+def measure_layers(options: argparse.Namespace, task: Task) -> dict:
+    """Dropout and attention, forward and backward, beside those of torch: medians of CPU seconds, in turns."""
+
+    def dropout(layer: Callable, *shape: int) -> Callable:
+        tensor, gradient = torch.randn(shape, requires_grad=True), torch.ones(shape)
+        return lambda: layer(tensor).backward(gradient)
+
+    def attention(layer: Callable, pieces: int, p: float) -> Callable:
+        tensors = [torch.randn(32, 12, pieces, 26, requires_grad=True) for _ in range(3)]
+        mask = torch.ones(32, 1, 1, pieces, dtype=torch.bool)
+        mask[0, ..., -3:] = False
+        return lambda: layer(*tensors, mask, p).sum().backward()
+
+    cases = {
+        f"dropout 0.1 of {' x '.join(map(str, shape))}": [
+            dropout(kind(0.1), *shape) for kind in (CheapDropout, nn.Dropout)
+        ]
+        for shape in ((32, 35, 312), (32, 35, 1200), (32, 12, 35, 35), (32, 12, 128, 128))
+    } | {
+        f"attention over {pieces} pieces, dropout {p}": [
+            attention(layer, pieces, p) for layer in (cheap_attention, functional.scaled_dot_product_attention)
+        ]
+        for pieces in (30, 128, 256)
+        for p in (0.0, 0.1)
+    }
+    rows = {}
+    print("milliseconds of CPU".ljust(42) + "nercrf    torch    ratio")
+    for name, pair in cases.items():
+        seconds = [[], []]
+        for turn in range(16):
+            for run, kept in zip(pair, seconds, strict=True):
+                began = time.process_time()
+                run()
+                if turn:
+                    kept.append(time.process_time() - began)
+        ours, theirs = (1000 * statistics.median(kept) for kept in seconds)
+        rows[name] = {"nercrf": ours, "torch": theirs}
+        print(f"{name:38}{ours:10.2f}{theirs:9.2f}{theirs / ours:9.2f}")
+    return rows
+
+
 def read_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -802,6 +846,7 @@ def read_options() -> argparse.Namespace:
     action.add_argument("--pieces", action="store_true", help="one part of nercrf off at a time")
     action.add_argument("--memory", action="store_true", help="peak memory of an update")
     action.add_argument("--processes", action="store_true", help="one and two processes and the cost model")
+    action.add_argument("--layers", action="store_true", help="dropout and attention beside those of torch")
     action.add_argument("--memory_of", help=argparse.SUPPRESS)
     action.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--compile", action="store_true", help="--pieces: torch.compile as well, a minute or more")
@@ -834,7 +879,7 @@ def main() -> None:
             f"{', '.join(f'{name} {number}' for name, number in versions.items())}\n"
         )
         actions = {"parts": show_parts, "pieces": measure_pieces, "memory": measure_memory,
-                   "processes": measure_processes}  # fmt: skip
+                   "processes": measure_processes, "layers": measure_layers}  # fmt: skip
         chosen = [action for name, action in actions.items() if getattr(options, name)]
         figures = (chosen[0] if chosen else compare)(options, task)
     if options.json is not None:

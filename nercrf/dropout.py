@@ -75,6 +75,7 @@ class CheapDropout(nn.Dropout):
 
 # %% ../nbs/06b_dropout.ipynb #579202fc
 LONG_ROW = 96  # pieces from which torch's kernel is the faster one
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def _is_written_out(query: torch.Tensor, dropout: float) -> bool:
@@ -84,10 +85,21 @@ def _is_written_out(query: torch.Tensor, dropout: float) -> bool:
     short = torch.is_grad_enabled() and query.shape[-2] < LONG_ROW
     return bool(dropout) or short or query.dtype in _HALF
 
+# %% ../nbs/06b_dropout.ipynb #1b5c9e20
+def _score_bias(
+    mask: torch.Tensor | None, shape: torch.Size, like: torch.Tensor
+) -> torch.Tensor:
+    "What is added to the scores: of (batch * heads, pieces or 1, pieces)."
+    if mask is None:
+        return like.new_zeros(1)
+    if mask.dtype == torch.bool:
+        nearly_infinite = torch.finfo(like.dtype).min / 2
+        bias = like.new_zeros(mask.shape).masked_fill_(~mask, nearly_infinite)
+    else:
+        bias = mask.to(like.dtype)
+    return bias.expand(*shape[:2], *bias.shape[2:]).flatten(0, 1)
 
-_HALF = (torch.bfloat16, torch.float16)
-
-
+# %% ../nbs/06b_dropout.ipynb #8d3f7a64
 def cheap_attention(
     query: torch.Tensor,  # (batch, heads, pieces, size)
     key: torch.Tensor,  # (batch, heads, pieces, size)
@@ -112,20 +124,6 @@ def cheap_attention(
         bias, query, key.transpose(1, 2), beta=beta, alpha=scaling)
     weights = cheap_dropout(scores.softmax(-1), dropout)
     return torch.bmm(weights.to(value.dtype), value).view(shape)
-
-
-def _score_bias(
-    mask: torch.Tensor | None, shape: torch.Size, like: torch.Tensor
-) -> torch.Tensor:
-    "What is added to the scores: of (batch * heads, pieces or 1, pieces)."
-    if mask is None:
-        return like.new_zeros(1)
-    if mask.dtype == torch.bool:
-        nearly_infinite = torch.finfo(like.dtype).min / 2
-        bias = like.new_zeros(mask.shape).masked_fill_(~mask, nearly_infinite)
-    else:
-        bias = mask.to(like.dtype)
-    return bias.expand(*shape[:2], *bias.shape[2:]).flatten(0, 1)
 
 # %% ../nbs/06b_dropout.ipynb #87306115
 ATTENTION = "nercrf"  # its name in the tables of transformers

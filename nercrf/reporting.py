@@ -95,7 +95,7 @@ class History(TrainingCallback):
         self.waiting = ""
         return True
 
-
+# %% ../nbs/11d_reporting.ipynb #4f8e2d17
 def read_history(
     output_dir: str | Path,  # of a run
 ) -> list[dict[str, Any]]:  # log lines and evaluations in their order
