@@ -890,7 +890,7 @@ def plan_batches(
     pool_batches: int = 50,  # batches that are sorted together
     max_pieces: int | None = None,  # padded pieces in a global batch, at most
     windows: Sequence[int] | None = None,  # of each sentence; None: one
-    groups: int = 1,  # lengths that a batch mixes: as many equal parts
+    groups: int = 1,  # of lengths; a batch takes an equal part of each
 ) -> list[np.ndarray]:  # sentence indices of each batch, shortest first
     "Cut sentences into batches of similar length, each exactly once."
     limits = [limit for limit in (batch_size, max_pieces) if limit is not None]

@@ -27,7 +27,8 @@ class SpeedConfig:
 
     # sentences of similar length share a batch
     group_by_length: bool = True
-    # lengths that an update mixes, each in forward passes of its own
+    # short to long sentences in so many groups: an update takes an equal part
+    # of each, in forward passes of its own
     length_groups: int = 1
     # one kernel for the whole optimiser, where torch has one
     fused_optimizer: bool = True

@@ -533,7 +533,7 @@ class UpdatePlan:
     # and in one update; the two sizes in sentences are then not limits
     update_pieces: int | None = None
     by_length: bool = True  # sentences of similar length share a pass
-    groups: int = 1  # lengths that an update mixes, in passes of their own
+    groups: int = 1  # of lengths; an update takes an equal part of each
     devices: int = 1  # that share each forward pass
 
     @property
