@@ -568,7 +568,7 @@ def show_parts(options: argparse.Namespace, task: Task) -> dict:
     """Where the time of an epoch goes: as it comes, and with all that makes it fast switched off."""
     slow = {
         "group_by_length": False, "fused_optimizer": False, "crf_algorithm": "log", "cheap_dropout": False,
-        "attention_dropout": None, "attn_implementation": "eager",
+        "attention_dropout": None, "attn_implementation": "eager", "seen_embedding": False, "pass_pieces": 0,
     }  # fmt: skip
     results = {}
     for name, flags in {"nercrf": {}, "all parts off": slow}.items():
@@ -616,6 +616,8 @@ PIECES = {  # name: flags that switch it off, or on where it is off by default
     "as it comes": {},
     "without batches by length": {"group_by_length": False},
     "lengths mixed, 4 groups": {"length_groups": 4},
+    "with all rows of the embedding": {"seen_embedding": False},
+    "passes of any length": {"pass_pieces": 0},
     "without fused optimiser": {"fused_optimizer": False},
     "CRF: scaled, plain torch": {"crf_algorithm": "scaled"},
     "CRF: log domain, plain torch": {"crf_algorithm": "log"},
@@ -655,14 +657,19 @@ def measure_pieces(options: argparse.Namespace, task: Task) -> dict:
 
 # --- memory
 
+WHOLE = {"pass_pieces": 0}  # whatever its length
 MEMORY = {  # name: sentences a pass, flags
-    "32 sentences in one pass": (32, {}),
-    "with gradient checkpointing": (32, {"gradient_checkpointing": True}),
+    "as it comes: 2 passes of 16 sentences": (32, {}),
+    "32 sentences in one pass": (32, WHOLE),
+    "with gradient checkpointing": (32, WHOLE | {"gradient_checkpointing": True}),
     "4 passes of 8 sentences": (8, {"gradient_accumulation_steps": 4}),
     "both": (8, {"gradient_accumulation_steps": 4, "gradient_checkpointing": True}),
-    "with bfloat16": (32, {"bf16": True}),
-    "the Trainer's dropout and attention": (32, {"cheap_dropout": False, "attention_dropout": 0.1}),
-}
+    "with bfloat16": (32, WHOLE | {"bf16": True}),
+    "with all rows of the embedding": (32, WHOLE | {"seen_embedding": False}),
+    "the Trainer's dropout and attention": (
+        32, WHOLE | {"seen_embedding": False, "cheap_dropout": False, "attention_dropout": 0.1},
+    ),
+}  # fmt: skip
 
 
 def measure_memory(options: argparse.Namespace, task: Task) -> dict:

@@ -535,6 +535,8 @@ def wrap_model(
             model, device_ids=[info.device] if on_gpu else None,
             find_unused_parameters=find_unused_parameters,
             gradient_as_bucket_view=True,
+            # no layer changes one, and the rest of an embedding is large
+            broadcast_buffers=False,
         )
     if info.n_gpu > 1:
         return BatchDataParallel(model, list(range(info.n_gpu)))

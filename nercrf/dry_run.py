@@ -115,12 +115,14 @@ def estimate_training(
     _wait_for(run.info.device)
     a_piece = (time.perf_counter() - began) / pieces[widest]
     parameters = list(model.parameters())
+    embedding = run.embedding
+    left = 0 if embedding is None else embedding.rest.numel()
     return Estimate(
         updates=run.plan.total,
         updates_per_epoch=run.plan.updates_per_epoch,
         sentences=len(train_dataset),
         sentences_an_update=max(map(len, updates)),
-        parameters=sum(p.numel() for p in parameters),
+        parameters=left + sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         seconds_an_update=a_piece * float(np.mean(pieces)),
         seconds=a_piece * float(np.mean(pieces)) * run.plan.total,

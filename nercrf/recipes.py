@@ -17,6 +17,7 @@ from torch import nn
 from .callbacks import TrainingCallback
 from .crf import CRF
 from .distributed import unwrap_model
+from .embedding import weight_norm
 from .optim import encoder_layers, layer_depths
 
 # %% auto #0
@@ -182,12 +183,13 @@ class AWP(TrainingCallback):
 
     def on_gradients(self, run, update):
         "Over the update again, with the changed embedding; nothing else counts."
+        bare = unwrap_model(run.model)
         attacked = attacked_parameters(run.model, self.name)
         changes = [
-            _towards(p.grad, self.gamma * torch.linalg.vector_norm(p.detach()))
+            _towards(p.grad, self.gamma * weight_norm(bare, p))
             for p in attacked.values()
         ]
-        for parameter in unwrap_model(run.model).parameters():
+        for parameter in bare.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
         with changed_parameters(attacked, changes):

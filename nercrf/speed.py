@@ -30,6 +30,13 @@ class SpeedConfig:
     # short to long sentences in so many groups: an update takes an equal part
     # of each, in forward passes of its own
     length_groups: int = 1
+    # word pieces of a forward pass on each device, padding included; an
+    # update that has more is cut into several; left out: on the processor
+    # 3072; 0: as many as there are
+    pass_pieces: int | None = None
+    # train those rows of the piece embedding whose pieces the training set
+    # has; the others decay as in AdamW (not with fsdp)
+    seen_embedding: bool = True
     # one kernel for the whole optimiser, where torch has one
     fused_optimizer: bool = True
     # of the CRF: auto, kernels, scaled, scan or log
@@ -71,6 +78,10 @@ def check_speed(
     if args.length_groups < 1:
         raise ValueError(
             f"--length_groups must be at least 1, got {args.length_groups}"
+        )
+    if args.pass_pieces is not None and args.pass_pieces < 0:
+        raise ValueError(
+            f"--pass_pieces must not be negative, got {args.pass_pieces}"
         )
     value = args.attention_dropout
     if value is not None and not 0 <= value < 1:

@@ -71,6 +71,13 @@ from nercrf.distributed import (
 )
 
 # %% ../nbs/12_trainer.ipynb #39129fcd
+from nercrf.embedding import (
+    SeenEmbedding,
+    decay_rest,
+    fit_rows,
+    restore_embedding,
+    use_seen_embedding,
+)
 from nercrf.evaluate import (
     UNLEARNABLE,
     Evaluation,
@@ -475,6 +482,7 @@ _FROM_SCRATCH = {
     "num_train_epochs": 8.0,
     "dropout": 0.3,
 }
+_CACHED_PIECES = 3072  # of a pass on the processor, before its cache is full
 
 # %% ../nbs/12_trainer.ipynb #b485cadf
 def resolve_config(
@@ -487,11 +495,12 @@ def resolve_config(
     if not pretrained and on_cpu and args.encoder_dropout is None:
         # with dropout there is no fast attention on the processor
         defaults = defaults | {"attention_dropout": 0.0}
+    passes = {"pass_pieces": _CACHED_PIECES if on_cpu else 0}
     return replace(
         args,
         **{
             name: value
-            for name, value in defaults.items()
+            for name, value in (defaults | passes).items()
             if getattr(args, name) is None
         },
     )
@@ -535,6 +544,8 @@ class UpdatePlan:
     by_length: bool = True  # sentences of similar length share a pass
     groups: int = 1  # of lengths; an update takes an equal part of each
     devices: int = 1  # that share each forward pass
+    # word pieces of a forward pass on each device; 0: any number
+    pass_pieces: int = 0
 
     @property
     def updates_per_epoch(self) -> int:  # at least 1
@@ -619,6 +630,16 @@ def _fitting_parts(plan: UpdatePlan, part: np.ndarray) -> list[np.ndarray]:
                     *_fitting_parts(plan, part[half:])]
     return [part]
 
+
+def _equal_parts(plan: UpdatePlan, part: np.ndarray) -> list[np.ndarray]:
+    "Cut a pass into as few as keep to `pass_pieces`, equally long."
+    if not plan.pass_pieces:
+        return [part]
+    rows = len(part) if plan.windows is None else int(plan.windows[part].sum())
+    padded = rows * int(plan.lengths[part].max())
+    passes = math.ceil(padded / (plan.pass_pieces * plan.devices))
+    return np.array_split(part, min(passes, len(part)))
+
 # %% ../nbs/12_trainer.ipynb #082d3fab
 @patch
 def micro_batches(
@@ -641,7 +662,9 @@ def micro_batches(
     # a pass holds sentences of one group of lengths
     size = min(self.micro_size, self.update_size // self.groups)
     return [
-        ordered[first : first + size] for first in range(0, len(ordered), size)
+        part
+        for first in range(0, len(ordered), size)
+        for part in _equal_parts(self, ordered[first : first + size])
     ]
 
 # %% ../nbs/12_trainer.ipynb #de274be2
@@ -704,6 +727,7 @@ def build_plan(
         by_length=args.group_by_length,
         groups=args.length_groups,
         devices=devices,
+        pass_pieces=args.pass_pieces or 0,
     )
 
 # %% ../nbs/12_trainer.ipynb #ff899127
@@ -767,6 +791,8 @@ class TrainingRun:
     stop: threading.Event = field(default_factory=threading.Event)
     # why the training ends early, in words; set by a callback
     stop_reason: str | None = None
+    # the piece embedding, where not all of its rows are trained
+    embedding: SeenEmbedding | None = None
 
 # %% ../nbs/12_trainer.ipynb #e9241d80
 def freeze_unused_parameters(
@@ -892,6 +918,8 @@ def _optimizer_step(run: TrainingRun) -> bool:
         stepped = run.scaler.get_scale() >= scale
         run.progress.skipped += not stepped
     if stepped:
+        if run.embedding is not None:
+            decay_rest(run.embedding, run.optimizer)
         run.schedule.step()
     else:
         run.norm = None
@@ -1019,6 +1047,17 @@ def _prepare_devices(
         shards = [*encoder_layers(model)[1], model.encoder]
     return wrap_model(model, info, strategy=args.strategy, shards=shards)
 
+
+def _part_embedding(
+    args: TrainingConfig, model: nn.Module, dataset: FeatureDataset,
+    tokenizer: object, batch: dict[str, torch.Tensor],
+) -> SeenEmbedding | None:  # fmt: skip
+    "Leave rows out of the training that it cannot read."
+    if not args.seen_embedding or args.strategy == "fsdp":
+        return None
+    special = getattr(tokenizer, "all_special_ids", ())
+    return use_seen_embedding(model, dataset, special, batch)
+
 # %% ../nbs/12_trainer.ipynb #0ce01f4a
 def start_run(
     args: TrainingConfig,  # resolved flags
@@ -1041,6 +1080,7 @@ def start_run(
     steps = {name: count_steps(getattr(args, name), plan.total)
              for name in _STEPS}
     args = replace(args, **steps)
+    restore_embedding(model)  # an earlier run may have left it in parts
     model = model.to(info.device)
     batch = move_batch(
         train_dataset.collate(np.arange(min(2, len(train_dataset)))),
@@ -1053,6 +1093,7 @@ def start_run(
             ", ".join(unused),
         )
     prepare_model(args, model, args.seed)
+    embedding = _part_embedding(args, model, train_dataset, tokenizer, batch)
     wrapped = _prepare_devices(args, model, info)
     optimizer = build_optimizer(
         model,
@@ -1070,6 +1111,7 @@ def start_run(
         build_schedule(optimizer, args.schedule, warmup_steps, plan.total),
         torch.amp.GradScaler(info.device.type, enabled=args.fp16),
         torch.zeros((), dtype=torch.float64, device=info.device),
+        embedding=embedding,
     )  # fmt: skip
     run.identity = training_identity(args, train_dataset, plan)
     run.callbacks = Callbacks([*recipe_callbacks(args, plan.seed), *callbacks])
@@ -1220,6 +1262,7 @@ def save_checkpoint(
             "callbacks": run.callbacks.state_dict(),
             "processes": processes,
             "identity": run.identity,
+            "embedding_rows": run.embedding and run.embedding.seen,
         })  # fmt: skip
         _write(run, target.name, partial(
             _write_checkpoint, run, target, weights, state,
@@ -1292,6 +1335,38 @@ def _unpacked(value):
         else value
     )
 
+# %% ../nbs/12_trainer.ipynb #a6e72725
+def _fit_optimizer(run: TrainingRun, state: dict) -> dict:
+    """The saved state of the optimiser, with the rows of the embedding that
+    this run trains."""
+    held = state.get("embedding_rows")  # older checkpoints hold all
+    wanted = None if run.embedding is None else run.embedding.seen.cpu()
+    if held is wanted or (
+        held is not None and wanted is not None and held.equal(wanted)
+    ):
+        return state["optimizer"]
+    if run.args.average_decay:
+        raise ValueError(
+            "the checkpoint has the average of another part of the embedding: "
+            "resume with the --seen_embedding that it was made with"
+        )
+    embedding = unwrap_model(run.model).encoder.get_input_embeddings()
+    parameters = [
+        each for group in run.optimizer.param_groups for each in group["params"]
+    ]
+    number = next(
+        number
+        for number, each in enumerate(parameters)
+        if each is embedding.weight
+    )
+    entries = dict(state["optimizer"]["state"])
+    if number in entries:
+        entries[number] = {
+            name: fit_rows(value, held, wanted, embedding.num_embeddings)
+            for name, value in entries[number].items()
+        }
+    return {**state["optimizer"], "state": entries}
+
 # %% ../nbs/12_trainer.ipynb #766fbb03
 def load_checkpoint(
     run: TrainingRun,  # a training that was just set up
@@ -1317,9 +1392,8 @@ def load_checkpoint(
     bare = unwrap_model(run.model)
     loaded = type(bare).from_pretrained(folder)
     load_whole_weights(run.model, loaded.state_dict())
-    run.optimizer.load_state_dict(
-        share_state(state["optimizer"], run.optimizer)
-    )
+    fitted = _fit_optimizer(run, state)
+    run.optimizer.load_state_dict(share_state(fitted, run.optimizer))
     run.schedule.load_state_dict(state["schedule"])
     run.scaler.load_state_dict(state["scaler"])
     run.progress = Progress(**state["progress"])
@@ -1646,6 +1720,7 @@ def train(
                 run.callbacks.call("on_train_end", run)
         finally:
             run.callbacks.call("on_close", run)
+            restore_embedding(model)
     return run.progress.step, run.progress.average_loss
 
 # %% ../nbs/12_trainer.ipynb #0faed382

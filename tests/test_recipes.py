@@ -13,6 +13,7 @@ from nercrf import trainer
 from nercrf.crf import CRF
 from nercrf.distributed import BatchDataParallel
 from nercrf.dropout import use_cheap_dropout
+from nercrf.embedding import fit_rows
 from nercrf.model import NerCrfForTokenClassification
 from nercrf.optim import build_optimizer, encoder_layers, layer_depths
 from nercrf.recipes import (
@@ -42,6 +43,9 @@ def update_gradients(monkeypatch, run, update=UPDATE):
         patched.setattr(trainer, "_optimizer_step", lambda run: None)
         training_update(run, update)
     found = {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
+    for name, parameter in run.model.named_parameters():
+        if run.embedding is not None and parameter is run.embedding.weight:
+            found[name] = fit_rows(found[name], run.embedding.seen, None, run.embedding.num_embeddings)
     run.model.zero_grad()
     return found
 
@@ -251,8 +255,8 @@ def test_new_layers_are_drawn_from_the_seed_alone(tmp_path):
         model = make_model()
         torch.manual_seed(number)
         start_run(make_args(tmp_path, reinit_layers=1), TRAIN, model, TOKENIZER)
-        models.append(dict(model.named_parameters()))
-    old, top = dict(make_model().named_parameters()), f"{encoder_layers(make_model())[0]}.2."
+        models.append(model.state_dict())
+    old, top = make_model().state_dict(), f"{encoder_layers(make_model())[0]}.2."
     for name, parameter in models[0].items():
         assert torch.equal(parameter, models[1][name])
         is_matrix = parameter.ndim > 1 and "distance_worth" not in name

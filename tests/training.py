@@ -25,6 +25,7 @@ from nercrf.trainer import TrainingConfig, log_progress, resolve_config, set_see
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = sample_corpus(sizes=(50, 20, 5))
 TOKENIZER = build_tokenizer(CORPUS.train)
+UNREAD = 20  # rows of an embedding that no piece belongs to
 
 
 def make_dataset(examples, max_seq_length=64):
@@ -98,7 +99,7 @@ def make_model(dropout=0.1):
     """A tiny model with the same weights each time."""
     set_seed(0)
     encoder = SmallEncoderConfig(
-        vocab_size=len(TOKENIZER),
+        vocab_size=len(TOKENIZER) + UNREAD,
         hidden_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -199,7 +200,7 @@ def write_encoder(folder, dropout=0.0):
     """A BERT with random weights and its tokenizer, as a pretrained encoder is saved."""
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(TOKENIZER),
+        vocab_size=len(TOKENIZER) + UNREAD,
         hidden_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
