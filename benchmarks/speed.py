@@ -569,6 +569,7 @@ def show_parts(options: argparse.Namespace, task: Task) -> dict:
     slow = {
         "group_by_length": False, "fused_optimizer": False, "crf_algorithm": "log", "cheap_dropout": False,
         "attention_dropout": None, "attn_implementation": "eager", "seen_embedding": False, "pass_pieces": 0,
+        "lean_last_layer": False,
     }  # fmt: skip
     results = {}
     for name, flags in {"nercrf": {}, "all parts off": slow}.items():
@@ -618,6 +619,7 @@ PIECES = {  # name: flags that switch it off, or on where it is off by default
     "lengths mixed, 4 groups": {"length_groups": 4},
     "with all rows of the embedding": {"seen_embedding": False},
     "passes of any length": {"pass_pieces": 0},
+    "all pieces in the last layer": {"lean_last_layer": False},
     "without fused optimiser": {"fused_optimizer": False},
     "CRF: scaled, plain torch": {"crf_algorithm": "scaled"},
     "CRF: log domain, plain torch": {"crf_algorithm": "log"},

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from .features import FeatureDataset
 
 # %% auto #0
-__all__ = ['seen_pieces', 'SeenEmbedding', 'use_seen_embedding', 'restore_embedding', 'decay_rest', 'fit_rows', 'weight_norm']
+__all__ = ['seen_pieces', 'SeenEmbedding', 'probe_loss', 'use_seen_embedding', 'restore_embedding', 'decay_rest', 'fit_rows',
+           'weight_norm']
 
 # %% ../nbs/06c_embedding.ipynb #7839bac0
 def seen_pieces(
@@ -149,16 +150,19 @@ def _can_be_parted(model: nn.Module, embedding: nn.Module) -> bool:
              if parameter is embedding.weight]
     return not any(special) and len(users) == 1
 
-# %% ../nbs/06c_embedding.ipynb #00b68761
-def _loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> float:
-    "The loss of a batch without dropout."
+# %% ../nbs/06c_embedding.ipynb #ed3c092c
+def probe_loss(
+    model: nn.Module,  # as it is in the run, not wrapped
+    batch: dict[str, torch.Tensor],  # with labels, on the model's device
+) -> float:  # nats, summed over the sentences
+    "The loss without dropout, to see whether a change of the model is none."
     was_training = model.training
     model.eval()
     loss = float(model(**batch, reduction="sum").loss.detach())
     model.train(was_training)
     return loss
 
-
+# %% ../nbs/06c_embedding.ipynb #00b68761
 def use_seen_embedding(
     model: PreTrainedModel,  # with an `encoder`; changed in place
     dataset: FeatureDataset,  # the sentences to train on
@@ -180,10 +184,10 @@ def use_seen_embedding(
     seen = seen_pieces(dataset, embedding.num_embeddings, special | named)
     if seen.all():
         return None
-    before = _loss_of(model, batch)
+    before = probe_loss(model, batch)
     parted = SeenEmbedding(embedding, seen)
     _exchange(model, embedding, parted)
-    if not math.isclose(before, _loss_of(model, batch), rel_tol=1e-3):
+    if not math.isclose(before, probe_loss(model, batch), rel_tol=1e-3):
         _exchange(model, parted, embedding)
         return None
     return parted

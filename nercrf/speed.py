@@ -5,20 +5,24 @@
 # %% ../nbs/07b_speed.ipynb #45004413
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
+from torch import nn
 from transformers import PreTrainedModel
 
 from .chain import ALGORITHMS, choose_algorithm
 from .dropout import use_cheap_dropout
+from .embedding import probe_loss
 from .model import NerCrfForTokenClassification
+from .optim import encoder_layers
 
 # %% auto #0
-__all__ = ['SpeedConfig', 'check_speed', 'processor_features', 'slow_precision', 'leave_out_full_mask', 'set_attention',
-           'use_gradient_checkpointing', 'compile_encoder']
+__all__ = ['SpeedConfig', 'check_speed', 'processor_features', 'slow_precision', 'leave_out_full_mask', 'LeanLastLayer',
+           'use_lean_last_layer', 'whole_last_layer', 'set_attention', 'use_gradient_checkpointing', 'compile_encoder']
 
 # %% ../nbs/07b_speed.ipynb #903b6f03
 @dataclass
@@ -37,6 +41,9 @@ class SpeedConfig:
     # train those rows of the piece embedding whose pieces the training set
     # has; the others decay as in AdamW (not with fsdp)
     seen_embedding: bool = True
+    # of the last layer, compute what follows the attention only where a word
+    # begins (on the processor, in encoders built like BERT)
+    lean_last_layer: bool = True
     # one kernel for the whole optimiser, where torch has one
     fused_optimizer: bool = True
     # of the CRF: auto, kernels, scaled, scan or log
@@ -145,6 +152,83 @@ def leave_out_full_mask(
         return batch
     return {name: tensor for name, tensor in batch.items()
             if name != "attention_mask"}
+
+# %% ../nbs/07b_speed.ipynb #e6912fa3
+class LeanLastLayer:
+    "Hooks by which the last layer works on the first piece of each word."
+
+    def __init__(
+        self,
+        model: NerCrfForTokenClassification,  # gets a hook before and after
+        layer: nn.Module,  # its last one: attention.output, then output
+    ):
+        self.places: torch.Tensor | None = None  # (words,) into the pieces
+        self.shape: torch.Size | None = None  # (windows, pieces, size)
+        self.hooks = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            model.register_forward_hook(self._end, always_call=True),
+            layer.attention.output.register_forward_pre_hook(self._choose),
+            layer.output.register_forward_hook(self._put_back),
+        ]
+
+    def _begin(self, model, args, batch):
+        "Take note of what will be read."
+        index, mask = batch.get("word_index"), batch.get("word_mask")
+        if index is not None and mask is not None:
+            self.places = index[mask]
+
+    def _end(self, model, args, output):
+        "An encoder that is called by itself is an ordinary one."
+        self.places = self.shape = None
+
+    def _choose(self, module, inputs):
+        "Of what the attention found, and of what goes past it."
+        if self.places is None:
+            return None
+        self.shape = inputs[-1].shape
+        return tuple(x.flatten(0, 1).index_select(0, self.places) for x in inputs)
+
+    def _put_back(self, module, inputs, output):
+        "All pieces again; zeros where nobody looks."
+        if self.shape is None:
+            return None
+        whole = output.new_zeros(self.shape).flatten(0, 1)
+        return whole.index_copy(0, self.places, output).view(self.shape)
+
+    def remove(self) -> None:
+        "Take the hooks away."
+        for hook in self.hooks:
+            hook.remove()
+
+# %% ../nbs/07b_speed.ipynb #f0c2bf13
+def use_lean_last_layer(
+    model: NerCrfForTokenClassification,  # changed in place
+    batch: dict[str, torch.Tensor],  # with labels, on the model's device
+) -> LeanLastLayer | None:  # None: it stays as it is
+    "Let the last layer compute what is read."
+    try:
+        layer = encoder_layers(model)[1][-1]
+        parts = layer.attention.output, layer.intermediate, layer.output
+    except (AttributeError, ValueError):  # other parts, or no list of layers
+        return None
+    if not all(isinstance(part, nn.Module) for part in parts):
+        return None
+    before = probe_loss(model, batch)
+    lean = LeanLastLayer(model, layer)
+    if math.isclose(before, probe_loss(model, batch), rel_tol=1e-3):
+        return lean
+    lean.remove()
+    return None
+
+
+def whole_last_layer(
+    model: nn.Module,  # bare; changed in place
+) -> None:
+    "Take away what `use_lean_last_layer` did."
+    for hook in list(model._forward_pre_hooks.values()):
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, LeanLastLayer):
+            owner.remove()
 
 # %% ../nbs/07b_speed.ipynb #42006ddf
 def set_attention(

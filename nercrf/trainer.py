@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['logger', 'READABLE', 'BEST', 'DataConfig', 'EncoderConfig', 'OptimizationConfig', 'RunConfig', 'TrainingConfig',
            'check_config', 'resolve_config', 'count_steps', 'set_seed', 'UpdatePlan', 'build_plan', 'Progress',
-           'TrainingRun', 'freeze_unused_parameters', 'training_update', 'training_identity', 'start_run',
-           'log_progress', 'save_best_model', 'save_checkpoint', 'load_checkpoint', 'find_resume',
+           'TrainingRun', 'freeze_unused_parameters', 'training_update', 'training_identity', 'restore_model',
+           'start_run', 'log_progress', 'save_best_model', 'save_checkpoint', 'load_checkpoint', 'find_resume',
            'TrainingInterrupted', 'catch_signals', 'BestModel', 'EarlyStopping', 'evaluate_run', 'is_due', 'train',
            'own_callbacks']
 
@@ -114,6 +114,8 @@ from nercrf.speed import (
     check_speed,
     leave_out_full_mask,
     slow_precision,
+    use_lean_last_layer,
+    whole_last_layer,
 )
 
 # %% ../nbs/12_trainer.ipynb #ec9deb92
@@ -1035,10 +1037,15 @@ def training_identity(
 
 # %% ../nbs/12_trainer.ipynb #0af187e3
 def _prepare_devices(
-    args: TrainingConfig, model: nn.Module, info: ProcessInfo
-) -> nn.Module:
+    args: TrainingConfig, model: nn.Module, info: ProcessInfo,
+    batch: dict[str, torch.Tensor],
+) -> nn.Module:  # fmt: skip
     "Do to the model what makes it fast, and wrap it for the devices."
     args.set_up(model)
+    # what is computed twice, or compiled, must be the same each time
+    plain = args.gradient_checkpointing or args.compile
+    if args.lean_last_layer and info.device.type == "cpu" and not plain:
+        use_lean_last_layer(model, batch)
     warning = slow_precision(autocast_dtype(args), info.device)
     if warning:
         logger.warning("--%s: %s", "bf16" if args.bf16 else "fp16", warning)
@@ -1046,6 +1053,14 @@ def _prepare_devices(
     if args.strategy == "fsdp":
         shards = [*encoder_layers(model)[1], model.encoder]
     return wrap_model(model, info, strategy=args.strategy, shards=shards)
+
+
+def restore_model(
+    model: nn.Module,  # bare; changed in place
+) -> None:
+    "Take away what a run did to a model for its own speed."
+    restore_embedding(model)
+    whole_last_layer(model)
 
 
 def _part_embedding(
@@ -1080,7 +1095,7 @@ def start_run(
     steps = {name: count_steps(getattr(args, name), plan.total)
              for name in _STEPS}
     args = replace(args, **steps)
-    restore_embedding(model)  # an earlier run may have left it in parts
+    restore_model(model)  # an earlier run may have changed it
     model = model.to(info.device)
     batch = move_batch(
         train_dataset.collate(np.arange(min(2, len(train_dataset)))),
@@ -1094,7 +1109,7 @@ def start_run(
         )
     prepare_model(args, model, args.seed)
     embedding = _part_embedding(args, model, train_dataset, tokenizer, batch)
-    wrapped = _prepare_devices(args, model, info)
+    wrapped = _prepare_devices(args, model, info, batch)
     optimizer = build_optimizer(
         model,
         args.learning_rate,
@@ -1720,7 +1735,7 @@ def train(
                 run.callbacks.call("on_train_end", run)
         finally:
             run.callbacks.call("on_close", run)
-            restore_embedding(model)
+            restore_model(model)
     return run.progress.step, run.progress.average_loss
 
 # %% ../nbs/12_trainer.ipynb #0faed382

@@ -6,16 +6,18 @@ import platform
 import numpy as np
 import pytest
 import torch
-from training import TOKENIZER, TRAIN, make_args, make_model, read_history, train_in, write_encoder
+from training import DEV, TOKENIZER, TRAIN, UNEVEN, make_args, make_model, read_history, train_in, write_encoder
 
 from nercrf import trainer
+from nercrf.callbacks import TrainingCallback
 from nercrf.chain import _LogLikelihood
-from nercrf.distributed import BatchDataParallel
+from nercrf.distributed import BatchDataParallel, unwrap_model
 from nercrf.dropout import ATTENTION, CheapDropout
 from nercrf.features import FeatureDataset
 from nercrf.model import NerCrfForTokenClassification
+from nercrf.optim import encoder_layers
 from nercrf.speed import SpeedConfig, leave_out_full_mask, processor_features, slow_precision
-from nercrf.trainer import TrainingConfig, check_config, log_progress, resolve_config, start_run, training_update
+from nercrf.trainer import TrainingConfig, check_config, log_progress, resolve_config, start_run, train, training_update
 
 CPU = torch.device("cpu")
 
@@ -60,6 +62,8 @@ def assert_same(one, other, **tolerance):
         {"grads_to_none": False},
         {"gradient_checkpointing": True},
         {"attention_dropout": 0.1},
+        {"pass_pieces": 60},
+        {"pass_pieces": 60, "gradient_accumulation_steps": 2, "per_gpu_train_batch_size": 4},
     ],
     ids=str,
 )
@@ -307,3 +311,54 @@ def test_a_whole_training_with_everything_switched(tmp_path):
     losses = [line["loss"] for line in read_history(tmp_path) if "loss" in line]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
+
+
+class OtherInput(TrainingCallback):
+    """Notes how many pieces the last feed-forward part gets, and what the batch has."""
+
+    def __init__(self):
+        self.pieces, self.words = [], []
+
+    def on_train_begin(self, run):
+        """A hook of its own on the last layer."""
+        last = encoder_layers(unwrap_model(run.model))[1][-1]
+        last.intermediate.register_forward_pre_hook(
+            lambda module, inputs: self.pieces.append(inputs[0].shape[:-1].numel())
+        )
+
+    def on_batch(self, run, batch, sentences):
+        """Unchanged."""
+        self.words.append(int(batch["word_mask"].sum()))
+        return batch
+
+
+@pytest.mark.parametrize("flags", [{}, {"rdrop_alpha": 1.0}, {"do_adv": True, "word_dropout": 0.2}], ids=str)
+def test_the_last_layer_computes_what_is_read_and_the_training_is_the_same(tmp_path, flags):
+    """Losses, weights and figures on dev in float64, over long sentences in windows; the model is whole again."""
+    folder, results = write_encoder(tmp_path / "encoder"), []
+    for lean in (True, False):
+        watch, model = OtherInput(), pretrained(folder).double()
+        args = make_args(
+            tmp_path / str(lean), average_decay=0.0, lean_last_layer=lean, max_steps=4, eval_steps=4, **flags
+        )
+        train(args, UNEVEN, model, TOKENIZER, DEV, callbacks=[watch])
+        results.append((model.state_dict(), read_history(tmp_path / str(lean)), watch))
+        assert not model._forward_pre_hooks
+        assert not encoder_layers(model)[1][-1].output._forward_hooks
+    (weights, history, lean), (expected, log, whole) = results
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-8, atol=1e-9)
+    for key in ("dev_f1", "dev_loss"):
+        assert history[-1][key] == pytest.approx(log[-1][key], rel=1e-6)
+    assert lean.words[:4] == lean.pieces[:4]
+    assert sum(lean.pieces) < 0.8 * sum(whole.pieces)
+
+
+def test_a_layer_that_looks_at_other_pieces_stays_whole(tmp_path):
+    """The loss tells: here the feed-forward part adds the piece before."""
+    model = pretrained(write_encoder(tmp_path / "encoder"))
+    output = encoder_layers(model)[1][-1].output
+    plain = output.forward
+    output.forward = lambda hidden, residual: plain(hidden, residual + 5 * residual.roll(1, -2))
+    run = start_run(make_args(tmp_path), TRAIN, model, TOKENIZER)
+    assert not unwrap_model(run.model)._forward_pre_hooks
