@@ -5,7 +5,8 @@
     python benchmarks/speed.py --data_set wnut17      the same with MiniLM on WNUT-17
     python benchmarks/speed.py --share 8              an epoch over every 8th sentence, for a quick look
     python benchmarks/speed.py --parts parts.png      where the time of an epoch goes: a table and stacked bars
-    python benchmarks/speed.py --pieces               nercrf with one of its parts switched off at a time
+    python benchmarks/speed.py --pieces               nercrf with one of its parts switched off at a time, update by
+                                                      update beside it
     python benchmarks/speed.py --memory               peak memory of an update of 32 sentences of 128 word pieces
     python benchmarks/speed.py --processes            one and two processes, beside what the cost model predicts
     python benchmarks/speed.py --layers --threads 1   dropout and attention by themselves, beside those of torch
@@ -642,19 +643,33 @@ def measure_pieces(options: argparse.Namespace, task: Task) -> dict:
     if options.compile:
         chosen["with torch.compile"] = {"compile": True}
     systems = {name: partial(train_nercrf, task, **flags) for name, flags in chosen.items()}
-    results = take_turns(systems, options.block)
+    results = take_turns(systems, block=1)
     first = next(iter(results.values()))
     width = max(map(len, results)) + 2
     print("".ljust(width) + "updates  pieces/s  pieces/CPU s  time  CPU time")
     rows = {}
     for name, result in results.items():
-        times, cpu_times = first.rate() / result.rate(), first.rate(cpu=True) / result.rate(cpu=True)
+        times = relative_time(result.pieces, result.seconds, first.pieces, first.seconds)
+        cpu_times = relative_time(result.pieces, result.cpu_seconds, first.pieces, first.cpu_seconds)
         print(
             f"{name.ljust(width)}{result.updates:7}{result.rate():10,.0f}{result.rate(cpu=True):14,.0f}"
             f"{times:6.2f}{cpu_times:10.2f}"
         )
         rows[name] = {"pieces_per_second": result.rate(), "time": times, "cpu_time": cpu_times}
     return rows
+
+
+def relative_time(
+    pieces: list[int], seconds: list[float], first_pieces: list[int], first_seconds: list[float]
+) -> float:
+    """The time of a piece relative to that of the first system.
+
+    Where both made the same updates, each beside the other: the median over the updates, which one that the machine
+    disturbed does not move. Otherwise over all.
+    """
+    if pieces == first_pieces:
+        return statistics.median(one / other for one, other in zip(seconds, first_seconds, strict=True))
+    return sum(seconds) / sum(pieces) * sum(first_pieces) / sum(first_seconds)
 
 
 # --- memory
