@@ -1311,9 +1311,14 @@ def _write_checkpoint(
         save_state(folder, state)
         if figures:
             write_evaluation(folder, figures)
+    _prune(run)
+
+
+def _prune(run: TrainingRun) -> None:
+    "Remove the checkpoints that need not stay."
     metric = run.args.metric_for_best_model
     prune_checkpoints(
-        target.parent, run.args.save_total_limit,
+        run.args.output_dir, run.args.save_total_limit,
         keep_best=run.args.keep_best, metric=metric,
         higher_is_better=greater_is_better(metric),
         keep_every=run.args.keep_every,
@@ -1444,6 +1449,7 @@ def _give_up_later(run: TrainingRun) -> None:
     if run.info.is_main:
         folder, step = Path(run.args.output_dir), run.progress.step
         discard_later_checkpoints(folder, step)
+        _prune(run)  # it may have been killed between writing and pruning
         _cut_history(folder / HISTORY, step)
         kept_best = _step_of_best(folder / "model") == run.progress.best_step
     if not broadcast_json(kept_best):

@@ -129,6 +129,14 @@ def test_killed_at_200_random_moments(tmp_path):
     kill_again_and_again(tmp_path, trials=200, seed=1)
 
 
+def test_a_training_that_was_killed_before_it_pruned_prunes_when_it_goes_on(tmp_path):
+    """Even behind its last update, where no checkpoint is written any more."""
+    flags = {"save_steps": 2, "max_steps": 6}
+    train_in(tmp_path, save_total_limit=9, **flags)
+    train_in(tmp_path, save_total_limit=1, resume="auto", **flags)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+
+
 # --- background and foreground ----------------------------------------------------------------------------------
 
 
