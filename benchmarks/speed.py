@@ -649,8 +649,7 @@ def measure_pieces(options: argparse.Namespace, task: Task) -> dict:
     print("".ljust(width) + "updates  pieces/s  pieces/CPU s  time  CPU time")
     rows = {}
     for name, result in results.items():
-        times = relative_time(result.pieces, result.seconds, first.pieces, first.seconds)
-        cpu_times = relative_time(result.pieces, result.cpu_seconds, first.pieces, first.cpu_seconds)
+        times, cpu_times = relative_time(result, first), relative_time(result, first, cpu=True)
         print(
             f"{name.ljust(width)}{result.updates:7}{result.rate():10,.0f}{result.rate(cpu=True):14,.0f}"
             f"{times:6.2f}{cpu_times:10.2f}"
@@ -659,17 +658,16 @@ def measure_pieces(options: argparse.Namespace, task: Task) -> dict:
     return rows
 
 
-def relative_time(
-    pieces: list[int], seconds: list[float], first_pieces: list[int], first_seconds: list[float]
-) -> float:
+def relative_time(result: Measured, first: Measured, cpu: bool = False) -> float:
     """The time of a piece relative to that of the first system.
 
     Where both made the same updates, each beside the other: the median over the updates, which one that the machine
     disturbed does not move. Otherwise over all.
     """
-    if pieces == first_pieces:
-        return statistics.median(one / other for one, other in zip(seconds, first_seconds, strict=True))
-    return sum(seconds) / sum(pieces) * sum(first_pieces) / sum(first_seconds)
+    if result.pieces != first.pieces:
+        return first.rate(cpu) / result.rate(cpu)
+    here, there = (each.cpu_seconds if cpu else each.seconds for each in (result, first))
+    return statistics.median(one / other for one, other in zip(here, there, strict=True))
 
 
 # --- memory
@@ -863,7 +861,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=list(SYSTEMS), choices=SYSTEMS, metavar="SYSTEM")
     parser.add_argument("--batch_size", type=int, default=32, help="sentences an update (default: %(default)s)")
     parser.add_argument("--max_pieces", type=int, default=128)
-    parser.add_argument("--block", type=int, default=8, help="updates before the next system's turn")
+    parser.add_argument("--block", type=int, default=8, help="updates before the next system's turn (--pieces: 1)")
     parser.add_argument("--threads", type=int, help="threads of torch; left out: as many as torch takes")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--parts", type=Path, metavar="FILE.png", help="where the time goes")

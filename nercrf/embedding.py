@@ -71,11 +71,6 @@ class SeenEmbedding(nn.Embedding):
         "The pieces whose rows are trained, in the order of `weight`."
         return self.order[: len(self.weight)]
 
-    @property
-    def whole(self) -> torch.Tensor:  # (rows, size)
-        "A copy of the matrix, a row for each piece."
-        return torch.cat([self.weight.detach(), self.rest])[self.place]
-
     def forward(
         self,
         input: torch.Tensor,  # ids of pieces, of any shape
@@ -103,6 +98,12 @@ def _look_up(embedding: SeenEmbedding, place: torch.Tensor) -> torch.Tensor:
         ) from error
 
 # %% ../nbs/06c_embedding.ipynb #260cf3e2
+@patch(as_prop=True)
+def whole(self: SeenEmbedding) -> torch.Tensor:  # (rows, size)
+    "A copy of the matrix, a row for each piece."
+    return torch.cat([self.weight.detach(), self.rest])[self.place]
+
+
 @patch
 def _save_to_state_dict(self: SeenEmbedding, destination, prefix, keep_vars):
     "What `state_dict` calls."
@@ -128,16 +129,12 @@ def _load_from_state_dict(
             self.rest.copy_(rows[len(self.weight) :])
 
 # %% ../nbs/06c_embedding.ipynb #6c82fea9
-def _places_of(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
-    "Where a module hangs: parents and names."
-    return [(parent, name) for parent in model.modules()
-            for name, child in parent.named_children() if child is module]
-
-
 def _exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     "Put a module where another one was."
-    for parent, name in _places_of(model, old):
-        setattr(parent, name, new)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)
 
 
 def _can_be_parted(model: nn.Module, embedding: nn.Module) -> bool:
@@ -176,12 +173,11 @@ def use_seen_embedding(
         return None
     if not _can_be_parted(model, embedding):
         return None
-    config = model.encoder.config.to_dict()
+    rows, config = embedding.num_embeddings, model.encoder.config.to_dict()
     named = {value for name, value in config.items()
-             if name.endswith("_token_id") and isinstance(value, int)
-             and 0 <= value < embedding.num_embeddings}
-    special = {each for each in special if each < embedding.num_embeddings}
-    seen = seen_pieces(dataset, embedding.num_embeddings, special | named)
+             if name.endswith("_token_id") and isinstance(value, int)}
+    known = {each for each in named.union(special) if 0 <= each < rows}
+    seen = seen_pieces(dataset, rows, known)
     if seen.all():
         return None
     before = probe_loss(model, batch)

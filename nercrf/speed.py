@@ -181,24 +181,28 @@ class LeanLastLayer:
         "An encoder that is called by itself is an ordinary one."
         self.places = self.shape = None
 
-    def _choose(self, module, inputs):
-        "Of what the attention found, and of what goes past it."
-        if self.places is None:
-            return None
-        self.shape = inputs[-1].shape
-        return tuple(x.flatten(0, 1).index_select(0, self.places) for x in inputs)
-
-    def _put_back(self, module, inputs, output):
-        "All pieces again; zeros where nobody looks."
-        if self.shape is None:
-            return None
-        whole = output.new_zeros(self.shape).flatten(0, 1)
-        return whole.index_copy(0, self.places, output).view(self.shape)
-
     def remove(self) -> None:
         "Take the hooks away."
         for hook in self.hooks:
             hook.remove()
+
+# %% ../nbs/07b_speed.ipynb #52b99843
+@patch
+def _choose(self: LeanLastLayer, module, inputs):
+    "Of what the attention found, and of what goes past it."
+    if self.places is None:
+        return None
+    self.shape = inputs[-1].shape
+    return tuple(x.flatten(0, 1).index_select(0, self.places) for x in inputs)
+
+
+@patch
+def _put_back(self: LeanLastLayer, module, inputs, output):
+    "All pieces again; zeros where nobody looks."
+    if self.shape is None:
+        return None
+    whole = output.new_zeros(self.shape).flatten(0, 1)
+    return whole.index_copy(0, self.places, output).view(self.shape)
 
 # %% ../nbs/07b_speed.ipynb #f0c2bf13
 def use_lean_last_layer(

@@ -1073,6 +1073,24 @@ def _part_embedding(
     special = getattr(tokenizer, "all_special_ids", ())
     return use_seen_embedding(model, dataset, special, batch)
 
+# %% ../nbs/12_trainer.ipynb #f1423238
+def _prepare(
+    args: TrainingConfig, model: nn.Module, dataset: FeatureDataset,
+    tokenizer: object, info: ProcessInfo,
+) -> tuple[nn.Module, SeenEmbedding | None]:  # fmt: skip
+    "The model as the run needs it, wrapped, and its embedding if it is parted."
+    first = dataset.collate(np.arange(min(2, len(dataset))))
+    batch = move_batch(first, info.device)
+    unused = freeze_unused_parameters(model, batch)
+    if unused:
+        logger.info(
+            "frozen, since the loss does not depend on them: %s",
+            ", ".join(unused),
+        )
+    prepare_model(args, model, args.seed)
+    embedding = _part_embedding(args, model, dataset, tokenizer, batch)
+    return _prepare_devices(args, model, info, batch), embedding
+
 # %% ../nbs/12_trainer.ipynb #0ce01f4a
 def start_run(
     args: TrainingConfig,  # resolved flags
@@ -1097,19 +1115,7 @@ def start_run(
     args = replace(args, **steps)
     restore_model(model)  # an earlier run may have changed it
     model = model.to(info.device)
-    batch = move_batch(
-        train_dataset.collate(np.arange(min(2, len(train_dataset)))),
-        info.device,
-    )
-    unused = freeze_unused_parameters(model, batch)
-    if unused:
-        logger.info(
-            "frozen, since the loss does not depend on them: %s",
-            ", ".join(unused),
-        )
-    prepare_model(args, model, args.seed)
-    embedding = _part_embedding(args, model, train_dataset, tokenizer, batch)
-    wrapped = _prepare_devices(args, model, info, batch)
+    wrapped, embedding = _prepare(args, model, train_dataset, tokenizer, info)
     optimizer = build_optimizer(
         model,
         args.learning_rate,

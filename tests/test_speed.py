@@ -313,7 +313,7 @@ def test_a_whole_training_with_everything_switched(tmp_path):
     assert losses[-1] < losses[0]
 
 
-class OtherInput(TrainingCallback):
+class PieceCounter(TrainingCallback):
     """Notes how many pieces the last feed-forward part gets, and what the batch has."""
 
     def __init__(self):
@@ -337,7 +337,7 @@ def test_the_last_layer_computes_what_is_read_and_the_training_is_the_same(tmp_p
     """Losses, weights and figures on dev in float64, over long sentences in windows; the model is whole again."""
     folder, results = write_encoder(tmp_path / "encoder"), []
     for lean in (True, False):
-        watch, model = OtherInput(), pretrained(folder).double()
+        watch, model = PieceCounter(), pretrained(folder).double()
         args = make_args(
             tmp_path / str(lean), average_decay=0.0, lean_last_layer=lean, max_steps=4, eval_steps=4, **flags
         )
