@@ -4,14 +4,15 @@ python benchmarks/cache.py --data_dir cluener --vocab vocab.txt --copies 1 10 10
 
 For every number of copies, each in a process of its own:
 
-    build   from data files to the cache file, with as many processes as there are cores
-    open    from the cache: `load_and_cache_examples` and, alone, `load_features`
-    pass    all batches of one shuffled epoch, 32 sentences each, and the time of a batch in mapped and in plain arrays
+build   from data files to the cache file, with as many processes as there are cores open    from
+the cache: `load_and_cache_examples` and, alone, `load_features` pass    all batches of one shuffled
+epoch, 32 sentences each, and the time of a batch in mapped and in plain arrays
 
-The copies are written to a temporary folder, which is removed afterwards. Memory is anonymous memory as Linux counts it
-(`Anonymous` of /proc/PID/smaps_rollup): what belongs to the processes alone, without pages of mapped files, which the
-system can drop at any time. Of the build it is the highest sum over the process and all its children, above what the
-process had after importing the library and loading the tokenizer; sampled ten times a second.
+The copies are written to a temporary folder, which is removed afterwards. Memory is anonymous
+memory as Linux counts it (`Anonymous` of /proc/PID/smaps_rollup): what belongs to the processes
+alone, without pages of mapped files, which the system can drop at any time. Of the build it is the
+highest sum over the process and all its children, above what the process had after importing the
+library and loading the tokenizer; sampled ten times a second.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def process_tree(pid: int) -> list[int]:
     "A process and all that it started."
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        children = [
+            int(child) for task in tasks for child in (task / "children").read_text().split()
+        ]
     except OSError:
         return [pid]
     return [pid, *(item for child in children for item in process_tree(child))]
@@ -85,7 +88,9 @@ def run_step(options: argparse.Namespace) -> dict[str, float]:
     tokenizer = BertTokenizer(vocab=str(options.vocab))
     tokenizer(["的"])
     args = SimpleNamespace(
-        data_dir=str(options.folder), train_max_seq_length=128, conversion_processes=options.processes
+        data_dir=str(options.folder),
+        train_max_seq_length=128,
+        conversion_processes=options.processes,
     )
     (folder,) = nercrf.cache.cache_folders(args)[:1]
     start = anonymous_mb()
@@ -111,9 +116,15 @@ def run_step(options: argparse.Namespace) -> dict[str, float]:
         (path,) = folder.glob("train-*.safetensors")
         began = time.perf_counter()
         load_features(path)
-        return {"open s": both, "load_features s": time.perf_counter() - began, "open MB": anonymous_mb() - start}
+        return {
+            "open s": both,
+            "load_features s": time.perf_counter() - began,
+            "open MB": anonymous_mb() - start,
+        }
     dataset = nercrf.cache.load_and_cache_examples(args, "cluener", tokenizer)
-    return measure_pass(dataset, plan_batches, start) | measure_collation(folder, load_features, FeatureDataset)
+    return measure_pass(dataset, plan_batches, start) | measure_collation(
+        folder, load_features, FeatureDataset
+    )
 
 
 def measure_pass(dataset, plan_batches, start: float) -> dict[str, float]:
@@ -164,17 +175,34 @@ def measure(options: argparse.Namespace, copies: int) -> dict[str, float]:
         shutil.copy(options.data_dir / "dev.json", folder)
         time.sleep(4)  # a file that was written just now is hashed each time
         for step in STEPS:
-            command = [sys.executable, __file__, "--step", step, "--folder", folder, "--vocab", options.vocab]
+            command = [
+                sys.executable,
+                __file__,
+                "--step",
+                step,
+                "--folder",
+                folder,
+                "--vocab",
+                options.vocab,
+            ]
             if options.processes is not None:
                 command += ["--processes", options.processes]
-            output = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True, text=True).stdout
+            output = subprocess.run(
+                list(map(str, command)), stdout=subprocess.PIPE, check=True, text=True
+            ).stdout
             row |= json.loads(output.splitlines()[-1])
     return row
 
 
 def show(value: float) -> str:
     "A number for the table."
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:.3g}"
+        if abs(value) < 100
+        else f"{value:,.0f}"
+    )
 
 
 def print_table(rows: list[dict[str, float]]) -> None:
@@ -187,8 +215,12 @@ def print_table(rows: list[dict[str, float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, help="folder with CLUENER's train.json and dev.json")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data_dir", type=Path, help="folder with CLUENER's train.json and dev.json"
+    )
     parser.add_argument("--vocab", type=Path, help="vocabulary of a BERT tokenizer for Chinese")
     parser.add_argument("--copies", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--processes", type=int, help="processes that convert; default: one a core")

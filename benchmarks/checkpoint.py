@@ -1,12 +1,14 @@
 """What saving costs a step, what a kill costs a training, and how fast a signal ends one: `python
 benchmarks/checkpoint.py stall`, `... kill` and `... signals`.
 
-`stall` prints how long a step stands still for a checkpoint: written at once, handed to a thread, and the copy to
-host memory alone. `kill` stops trainings with SIGKILL at moments that a seed draws and says what becomes of them:
-whether the checkpoint that is found then is complete, whether the training goes on from it and ends in the weights of
-one that nobody killed, and if not, why. It compares this library's trainer and the transformers `Trainer` (which needs
-accelerate), both saving at every step, in turns. `signals` prints how long it takes from SIGTERM to all processes of a
-training until all have ended with the exit code that means an interruption, the checkpoint on the disk.
+`stall` prints how long a step stands still for a checkpoint: written at once, handed to a thread,
+and the copy to host memory alone. `kill` stops trainings with SIGKILL at moments that a seed draws
+and says what becomes of them: whether the checkpoint that is found then is complete, whether the
+training goes on from it and ends in the weights of one that nobody killed, and if not, why. It
+compares this library's trainer and the transformers `Trainer` (which needs accelerate), both saving
+at every step, in turns. `signals` prints how long it takes from SIGTERM to all processes of a
+training until all have ended with the exit code that means an interruption, the checkpoint on the
+disk.
 """
 
 import argparse
@@ -36,13 +38,25 @@ from torch import nn
 from transformers.trainer_utils import get_last_checkpoint
 
 from nercrf import run_ner_crf
-from nercrf.checkpoint import BackgroundWriter, latest_checkpoint, save_state, take_snapshot, write_folder
+from nercrf.checkpoint import (
+    BackgroundWriter,
+    latest_checkpoint,
+    save_state,
+    take_snapshot,
+    write_folder,
+)
 from nercrf.features import FeatureDataset, convert_examples_to_features
-from nercrf.model import NerCrfConfig, NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
+from nercrf.model import (
+    NerCrfConfig,
+    NerCrfForTokenClassification,
+    SmallEncoderConfig,
+    build_tokenizer,
+)
 from nercrf.sample import sample_corpus
 from nercrf.trainer import TrainingConfig, resolve_config, train
 
-# --- stall --------------------------------------------------------------------------------------------------------
+# --- stall
+# --------------------------------------------------------------------------------------------------------
 
 
 def write(path, snapshot):
@@ -70,7 +84,9 @@ def measure_stall(megabytes, saves):
     times = {name: [] for name in ("copy", "foreground", "background", "steps after background")}
     for _ in range(3):
         step()
-    between = max(4, round(1 / clock(step)))  # steps between two checkpoints: about a second and more
+    between = max(
+        4, round(1 / clock(step))
+    )  # steps between two checkpoints: about a second and more
     plain = statistics.median(clock(step) for _ in range(between))
     with tempfile.TemporaryDirectory() as folder, BackgroundWriter() as writer:
         for number in range(saves):
@@ -78,18 +94,25 @@ def measure_stall(megabytes, saves):
             path = Path(folder, "foreground")
             times["foreground"].append(clock(lambda path=path: write(path, take_snapshot(state()))))
             path = Path(folder, f"background-{number}")
-            times["background"].append(clock(lambda path=path: submit(writer, path, take_snapshot(state()))))
+            times["background"].append(
+                clock(lambda path=path: submit(writer, path, take_snapshot(state())))
+            )
             while writer._pending and not writer._pending[0][1].done():
                 times["steps after background"].append(clock(step) - plain)
             writer.wait()
             for _ in range(between):
                 step()
-    lost = statistics.mean(times["steps after background"]) if times["steps after background"] else 0.0
+    lost = (
+        statistics.mean(times["steps after background"]) if times["steps after background"] else 0.0
+    )
     return {
         "weights, MB": round(layers * 4 * width * width / 2**20),
         "checkpoint, MB": round(3 * layers * 4 * width * width / 2**20),
         "plain step, ms": 1000 * plain,
-        **{f"{name}, ms": 1000 * statistics.median(times[name]) for name in ("copy", "foreground", "background")},
+        **{
+            f"{name}, ms": 1000 * statistics.median(times[name])
+            for name in ("copy", "foreground", "background")
+        },
         "a step while the thread writes is longer by, ms": 1000 * lost,
     }
 
@@ -106,7 +129,8 @@ def clock(work):
     return time.perf_counter() - began
 
 
-# --- kill ---------------------------------------------------------------------------------------------------------
+# --- kill
+# ---------------------------------------------------------------------------------------------------------
 
 CORPUS = sample_corpus(sizes=(48, 8, 8))
 TOKENIZER = build_tokenizer(CORPUS.train)
@@ -115,18 +139,34 @@ STEPS = 60
 
 def train_ours(folder):
     """Our trainer; goes on where there is something to go on from."""
-    features = convert_examples_to_features(CORPUS.train, CORPUS.labels, 64, TOKENIZER, scheme=CORPUS.scheme)
+    features = convert_examples_to_features(
+        CORPUS.train, CORPUS.labels, 64, TOKENIZER, scheme=CORPUS.scheme
+    )
     encoder = SmallEncoderConfig(
-        vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        bigram_buckets=256, bigram_size=8, embedding_size=32,
-    )  # fmt: skip
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        bigram_buckets=256,
+        bigram_size=8,
+        embedding_size=32,
+    )
     torch.manual_seed(0)
     labels = dict(enumerate(CORPUS.labels))
-    model = NerCrfForTokenClassification(NerCrfConfig(encoder, scheme=CORPUS.scheme, id2label=labels))
+    model = NerCrfForTokenClassification(
+        NerCrfConfig(encoder, scheme=CORPUS.scheme, id2label=labels)
+    )
     args = TrainingConfig(
-        output_dir=str(folder), resume="auto", save_steps=1, save_total_limit=2, max_steps=STEPS, eval_steps=0,
-        no_cuda=True, learning_curve=False,
-    )  # fmt: skip
+        output_dir=str(folder),
+        resume="auto",
+        save_steps=1,
+        save_total_limit=2,
+        max_steps=STEPS,
+        eval_steps=0,
+        no_cuda=True,
+        learning_curve=False,
+    )
     dataset = FeatureDataset(features, CORPUS.labels, CORPUS.scheme)
     train(resolve_config(args, pretrained=False), dataset, model, TOKENIZER)
 
@@ -135,19 +175,36 @@ def train_theirs(folder):
     """The transformers Trainer on a tiny BERT; goes on from the checkpoint that it finds."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
         num_labels=3,
-    )  # fmt: skip
+    )
     rows = [{"input_ids": [1, 2, 3, 4 + i % 9], "labels": [0, 1, 2, i % 3]} for i in range(48)]
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder), max_steps=STEPS, save_strategy="steps", save_steps=1, save_total_limit=2,
-        report_to=[], use_cpu=True, disable_tqdm=True, logging_strategy="no",
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=STEPS,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
     trainer = transformers.Trainer(
-        transformers.BertForTokenClassification(config), arguments, train_dataset=rows,
-        data_collator=lambda batch: {key: torch.tensor([row[key] for row in batch]) for key in batch[0]},
-    )  # fmt: skip
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None)
+        transformers.BertForTokenClassification(config),
+        arguments,
+        train_dataset=rows,
+        data_collator=lambda batch: {
+            key: torch.tensor([row[key] for row in batch]) for key in batch[0]
+        },
+    )
+    trainer.train(
+        resume_from_checkpoint=get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
+    )
 
 
 def error_file(folder):
@@ -179,7 +236,9 @@ def undisturbed(function, folder):
     began = time.perf_counter()
     process = in_child(function, folder)
     process.join()
-    assert process.exitcode == 0, f"the undisturbed training failed: {error_file(folder).read_text()}"
+    assert process.exitcode == 0, (
+        f"the undisturbed training failed: {error_file(folder).read_text()}"
+    )
     return time.perf_counter() - began
 
 
@@ -207,7 +266,9 @@ def is_complete(checkpoint, example):
 def same_weights(one, other):
     """Do two checkpoints hold the same bits of weights?"""
     left, right = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
 
 
 def killed(function, folder, seconds):
@@ -227,7 +288,9 @@ def resume(function, find, folder, whole, limit):
     """What became of a killed training: the checkpoint found, the outcome, and the reason of a failure."""
     found = find(folder)
     complete = found is not None and is_complete(Path(found), whole / f"checkpoint-{STEPS}")
-    in_save = (found is not None and not complete) or any(folder.glob(".checkpoint-*"))  # hidden until it is complete
+    in_save = (found is not None and not complete) or any(
+        folder.glob(".checkpoint-*")
+    )  # hidden until it is complete
     process = in_child(function, folder)
     process.join(limit)
     reason = ""
@@ -235,7 +298,11 @@ def resume(function, find, folder, whole, limit):
         process.kill()
         reason = f"no end within {limit:.0f} s"
     elif process.exitcode:
-        reason = error_file(folder).read_text() if error_file(folder).exists() else f"exit code {process.exitcode}"
+        reason = (
+            error_file(folder).read_text()
+            if error_file(folder).exists()
+            else f"exit code {process.exitcode}"
+        )
     last = f"checkpoint-{STEPS}"
     return {
         "found": Path(found).name if found else None,
@@ -248,11 +315,15 @@ def resume(function, find, folder, whole, limit):
 
 
 def kill_and_resume(trainers, trials, seed):
-    """So many kills of each trainer, in turns and at moments that a seed draws; what became of each, as it comes."""
+    """So many kills of each trainer, in turns and at moments that a seed draws; what became of
+    each, as it comes.
+    """
     moments = {name: random.Random(seed) for name in trainers}
     with tempfile.TemporaryDirectory() as work:
         wholes = {name: Path(work, f"whole-{number}") for number, name in enumerate(trainers)}
-        seconds = {name: undisturbed(function, wholes[name]) for name, (function, _) in trainers.items()}
+        seconds = {
+            name: undisturbed(function, wholes[name]) for name, (function, _) in trainers.items()
+        }
         for trial in range(trials):
             for name, (function, find) in trainers.items():
                 folder, attempt = wholes[name].with_name(f"{wholes[name].name}-{trial}"), 0
@@ -274,19 +345,26 @@ def print_kills(results):
         own = [result for result in results if result["trainer"] == name]
         resumed = [result for result in own if result["resumed"]]
         in_save = sum(result["killed while saving"] for result in own)
-        complete, same = (sum(x[key] for x in resumed) for key in ("complete", "same weights at the end"))
+        complete, same = (
+            sum(x[key] for x in resumed) for key in ("complete", "same weights at the end")
+        )
         counts = (len(own), in_save, len(resumed), complete, same, len(own) - len(resumed))
         print(f"{name:24}" + "".join(f"{count:14}" for count in counts))
-        reasons = Counter(re.sub(r"\d+", "N", result["reason"]) for result in own if not result["resumed"])
+        reasons = Counter(
+            re.sub(r"\d+", "N", result["reason"]) for result in own if not result["resumed"]
+        )
         for reason, count in reasons.most_common():
             print(f"  {count} times: {reason}")
 
 
-# --- signals ------------------------------------------------------------------------------------------------------
+# --- signals
+# ------------------------------------------------------------------------------------------------------
 
 
 def run_script(flags, rank, processes, port):
-    """The script as one process of a group, without a launcher in between; its exit code is that of the process."""
+    """The script as one process of a group, without a launcher in between; its exit code is that of
+    the process.
+    """
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
     os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in group.items()}
     sys.exit(run_ner_crf.main(flags))
@@ -294,15 +372,14 @@ def run_script(flags, rank, processes, port):
 
 def stop_group(folder, processes, moment):
     """Seconds from SIGTERM to all processes of a training until the last one has ended."""
-    flags = (
-        f"--do_train --no_cuda --max_steps 100000 --logging_steps 1 --save_steps 0 --eval_steps 0 --output_dir {folder}"
-    )
+    flags = f"--do_train --no_cuda --max_steps 100000 --logging_steps 1 --save_steps 0 --eval_steps 0 --output_dir {folder}"
     flags = [*flags.split(), "--feature_cache_dir", str(folder / "cache")]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     group = [
-        in_child(lambda _, rank=rank: run_script(flags, rank, processes, port), folder) for rank in range(processes)
+        in_child(lambda _, rank=rank: run_script(flags, rank, processes, port), folder)
+        for rank in range(processes)
     ]
     while not (folder / "history.jsonl").exists():
         assert all(process.exitcode is None for process in group), "ended before its first update"
@@ -326,7 +403,11 @@ def measure_signals(processes, times, seed):
     for _ in range(times):
         with tempfile.TemporaryDirectory() as work:
             seconds.append(stop_group(Path(work, "run"), processes, moments.uniform(0.0, 1.0)))
-    return {"processes": processes, "median, s": statistics.median(seconds), "worst, s": max(seconds)}
+    return {
+        "processes": processes,
+        "median, s": statistics.median(seconds),
+        "worst, s": max(seconds),
+    }
 
 
 def main():
@@ -335,8 +416,12 @@ def main():
     parser.add_argument("what", choices=["stall", "kill", "signals"])
     parser.add_argument("--trials", type=int, default=25, help="kills of each trainer")
     parser.add_argument("--saves", type=int, default=7, help="checkpoints of each kind")
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[20, 50, 100], help="sizes of the weights")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="sizes of the group to stop")
+    parser.add_argument(
+        "--megabytes", type=int, nargs="+", default=[20, 50, 100], help="sizes of the weights"
+    )
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[1, 2, 4], help="sizes of the group to stop"
+    )
     parser.add_argument("--stops", type=int, default=10, help="of each group")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
@@ -353,7 +438,10 @@ def main():
         return
     trainers = {
         "nercrf": (train_ours, latest_checkpoint),
-        f"transformers {transformers.__version__}": (train_theirs, lambda folder: get_last_checkpoint(str(folder))),
+        f"transformers {transformers.__version__}": (
+            train_theirs,
+            lambda folder: get_last_checkpoint(str(folder)),
+        ),
     }
     results = []
     for result in kill_and_resume(trainers, args.trials, args.seed):

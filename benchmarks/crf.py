@@ -1,4 +1,5 @@
-"""nercrf's CRF beside pytorch-crf: speed, memory, accuracy, dispatched operations, compile time, share of a step.
+"""nercrf's CRF beside pytorch-crf: speed, memory, accuracy, dispatched operations, compile time,
+share of a step.
 
     python benchmarks/crf.py                                        every section, at 1 and 2 threads
     python benchmarks/crf.py --only speed accuracy --json crf.json  two of them, figures to a file as well
@@ -6,16 +7,15 @@
 
 Sections, each of which says how it measured:
 
-    speed     likelihood with its gradient, and decoding, for every size (sentences, words, labels)
-    memory    what one likelihood with its gradient needs in addition
-    accuracy  gradients against float64
-    launches  operations that torch dispatches for one likelihood with its gradient
-    compile   first use of the kernels, without and with a cache on disk
-    peers     other CRFs; needs --peers_python, see crf_peers.py for its environment
-    share     the CRF's share of a training step on the résumé set (--data_dir), with a BERT of 4 layers of 312
+speed     likelihood with its gradient, and decoding, for every size (sentences, words, labels)
+memory    what one likelihood with its gradient needs in addition accuracy  gradients against
+float64 launches  operations that torch dispatches for one likelihood with its gradient compile
+first use of the kernels, without and with a cache on disk peers     other CRFs; needs
+--peers_python, see crf_peers.py for its environment share     the CRF's share of a training step on
+the résumé set (--data_dir), with a BERT of 4 layers of 312
 
-The algorithms are those of `CRF(algorithm=...)`; "scaled" is what "auto" takes on a CPU without numba, and "kernels"
-needs numba.
+The algorithms are those of `CRF(algorithm=...)`; "scaled" is what "auto" takes on a CPU without
+numba, and "kernels" needs numba.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler of the section memory would write to stderr
+os.environ.setdefault(
+    "KINETO_LOG_LEVEL", "99"
+)  # the profiler of the section memory would write to stderr
 
 import torch
 from crf_peers import (
@@ -65,7 +67,15 @@ from nercrf.features import FeatureDataset, convert_examples_to_features, plan_b
 from nercrf.model import NerCrfForTokenClassification, build_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZES = [(8, 64, 9), (32, 128, 9), (32, 128, 23), (32, 512, 23), (8, 512, 41), (1, 128, 23), (1, 4096, 9)]
+SIZES = [
+    (8, 64, 9),
+    (32, 128, 9),
+    (32, 128, 23),
+    (32, 512, 23),
+    (8, 512, 41),
+    (1, 128, 23),
+    (1, 4096, 9),
+]
 LARGE = (32, 512, 23)  # of memory and launches
 WARM_UP = (2, 8, LARGE[2])
 PEER = "pytorch-crf"
@@ -92,7 +102,9 @@ def usable_algorithms(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
     """The algorithms that can run here, and a line for each one that cannot."""
     if importlib.util.find_spec("numba") is not None or "kernels" not in wanted:
         return list(wanted), []
-    return [name for name in wanted if name != "kernels"], ["kernels: skipped, numba is not installed"]
+    return [name for name in wanted if name != "kernels"], [
+        "kernels: skipped, numba is not installed"
+    ]
 
 
 def set_threads(count: int) -> None:
@@ -108,7 +120,8 @@ def measure_speed(options: argparse.Namespace) -> Report:
         "gradients and paths agreed with pytorch-crf in float64. float32, random lengths, one sentence full. Gradients "
         "of emissions and parameters; decoding to lists. x: pytorch-crf's time divided by ours (above 1: faster). "
         "Turn: a row of calls that lasts 20 ms, the mean of which counts; or a single call, which finds the caches of "
-        "the processor as the CRF before it left them, and pays for that the more the shorter it is. " + SPREAD
+        "the processor as the CRF before it left them, and pays for that the more the shorter it is. "
+        + SPREAD
     )
     rows = []
     for threads in options.threads:
@@ -122,7 +135,13 @@ def measure_speed(options: argparse.Namespace) -> Report:
             for (work, title), (turn, block) in itertools.product(WORKS.items(), TURNS.items()):
                 works = [getattr(system, work) for system in systems]
                 times, spread = interleaved(works, options.repeats, block)
-                row = {"work": title, "turn": turn, "threads": threads, "size": str(size), f"{PEER} ms": times[0]}
+                row = {
+                    "work": title,
+                    "turn": turn,
+                    "threads": threads,
+                    "size": str(size),
+                    f"{PEER} ms": times[0],
+                }
                 for name, milliseconds in zip(names, times[1:], strict=True):
                     row |= {f"{name} ms": milliseconds, f"{name} x": times[0] / milliseconds}
                 rows.append(row | {"spread": spread})
@@ -139,13 +158,19 @@ def summarise_speed(rows: Sequence[dict], names: Sequence[str]) -> list[dict]:
             chosen = [row for row in rows if (row["work"], row["turn"], row["threads"]) == key]
             worst = min(chosen, key=lambda row, name=name: row[f"{name} x"])
             mean = math.exp(sum(math.log(row[f"{name} x"]) for row in chosen) / len(chosen))
-            line |= {f"{name} mean x": mean, f"{name} worst x": worst[f"{name} x"], f"{name} worst at": worst["size"]}
+            line |= {
+                f"{name} mean x": mean,
+                f"{name} worst x": worst[f"{name} x"],
+                f"{name} worst at": worst["size"],
+            }
         summary.append(line)
     return summary
 
 
 def allocated_by_torch(work: Callable[[], object]) -> int:
-    """Highest sum of torch's CPU allocations during `work`: its events in order, each with its signed size."""
+    """Highest sum of torch's CPU allocations during `work`: its events in order, each with its
+    signed size.
+    """
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         work()
@@ -153,7 +178,11 @@ def allocated_by_torch(work: Callable[[], object]) -> int:
         trace = Path(folder, "trace.json")
         profile.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    changes = [event for event in events if event["name"] == "[memory]" and event["args"]["Device Type"] == 0]
+    changes = [
+        event
+        for event in events
+        if event["name"] == "[memory]" and event["args"]["Device Type"] == 0
+    ]
     changes.sort(key=lambda event: event["ts"])
     held = highest = 0
     for event in changes:
@@ -195,7 +224,9 @@ def child_resident(name: str) -> dict:
 
 
 def child_first_use(name: str) -> dict:
-    """Seconds of the first likelihood with gradient, of the first decoding, and of both together once more."""
+    """Seconds of the first likelihood with gradient, of the first decoding, and of both together
+    once more.
+    """
     set_threads(1)
     system, seconds = build_system(name, make_case(*WARM_UP)), []
     for work in (system.gradient, system.decode, lambda: (system.gradient(), system.decode())):
@@ -211,7 +242,9 @@ CHILDREN = {"resident": child_resident, "first_use": child_first_use}
 def run_child(kind: str, name: str, **environment: str) -> dict:
     """What one of `CHILDREN` returns in a process of its own."""
     command = [sys.executable, __file__, "--child", kind, name]
-    done = subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -242,7 +275,8 @@ def measure_memory(options: argparse.Namespace) -> Report:
 def memory_row(name: str, case: Case, lengths: str) -> dict:
     """Megabytes that one CRF needs for one case."""
     build_system(name, make_case(*WARM_UP)).gradient()
-    # A new system each time: the gradients of an earlier run would be released inside of the measurement.
+    # A new system each time: the gradients of an earlier run would be released inside of the
+    # measurement.
     torch_megabytes = allocated_by_torch(build_system(name, case).gradient) / 1e6
     python_megabytes = allocated_by_python(build_system(name, case).gradient) / 1e6
     resident = None
@@ -260,14 +294,18 @@ def largest_error(found: System, expected: System) -> tuple[float, float]:
     """Largest absolute differences of the gradients: of emissions, and of parameters."""
     emissions, parameters = found.gradients()
     wanted, wanted_parameters = expected.gradients()
-    errors = [(a.double() - b).abs().max() for a, b in zip(parameters, wanted_parameters, strict=True)]
+    errors = [
+        (a.double() - b).abs().max() for a, b in zip(parameters, wanted_parameters, strict=True)
+    ]
     return float((emissions.double() - wanted).abs().max()), float(max(errors))
 
 
 def rounding_error(reference: System) -> tuple[float, float]:
     """The error that float64 gradients have once they are rounded to float32."""
     emissions, parameters = reference.gradients()
-    emissions, *parameters = ((value.float().double() - value).abs().max() for value in (emissions, *parameters))
+    emissions, *parameters = (
+        (value.float().double() - value).abs().max() for value in (emissions, *parameters)
+    )
     return float(emissions), float(max(parameters))
 
 
@@ -324,7 +362,9 @@ def measure_launches(options: argparse.Namespace) -> Report:
         with OperationCounter() as counter:
             system.gradient()
         base = rows[0]["operations"] if rows else counter.count
-        rows.append({"CRF": name, "operations": counter.count, "pytorch-crf / ours": base / counter.count})
+        rows.append(
+            {"CRF": name, "operations": counter.count, "pytorch-crf / ours": base / counter.count}
+        )
     return Report(method, [rows], notes)
 
 
@@ -346,19 +386,33 @@ def measure_compile(options: argparse.Namespace) -> Report:
                 found.append(run_child("first_use", "kernels", NUMBA_CACHE_DIR=folder))
     rows = []
     for title, found in runs.items():
-        first, decode, again = (sorted(run[key] for run in found)[1] for key in ("gradient", "decode", "again"))
-        row = {"cache": title, "likelihood + gradient s": first, "decoding s": decode, "both again s": again}
+        first, decode, again = (
+            sorted(run[key] for run in found)[1] for key in ("gradient", "decode", "again")
+        )
+        row = {
+            "cache": title,
+            "likelihood + gradient s": first,
+            "decoding s": decode,
+            "both again s": again,
+        }
         rows.append(row | {"first use s": first + decode - again})
-    code = "import time; began = time.perf_counter(); import numba; print(time.perf_counter() - began)"
+    code = (
+        "import time; began = time.perf_counter(); import numba; print(time.perf_counter() - began)"
+    )
     command = [sys.executable, "-c", code]
-    imports = [float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
+    imports = [
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(3)
+    ]
     return Report(method, [rows], [f"import: {sorted(imports)[1]:.2f} s"])
 
 
 def measure_peers(options: argparse.Namespace) -> Report:
     """Other CRFs, with the interpreter of their environment."""
     if options.peers_python is None:
-        return Report("Other CRFs beside pytorch-crf.", notes=["skipped: --peers_python was not given"])
+        return Report(
+            "Other CRFs beside pytorch-crf.", notes=["skipped: --peers_python was not given"]
+        )
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "peers.json")
         command = [options.peers_python, Path(__file__).with_name("crf_peers.py"), "--json", target]
@@ -368,10 +422,14 @@ def measure_peers(options: argparse.Namespace) -> Report:
 
 
 def read_batches(options: argparse.Namespace) -> tuple[list[dict], Sequence[str], str]:
-    """Batches by length of the training set, labels and scheme; unlabelled places get label 0, as pytorch-crf needs."""
+    """Batches by length of the training set, labels and scheme; unlabelled places get label 0, as
+    pytorch-crf needs.
+    """
     corpus = read_corpus(options.data_dir, on_bad="warn")
     tokenizer = build_tokenizer(corpus.train)
-    features = convert_examples_to_features(corpus.train, corpus.labels, MAX_PIECES, tokenizer, scheme=corpus.scheme)
+    features = convert_examples_to_features(
+        corpus.train, corpus.labels, MAX_PIECES, tokenizer, scheme=corpus.scheme
+    )
     dataset = FeatureDataset(features, corpus.labels, corpus.scheme)
     plan = plan_batches(dataset.lengths, BATCH_SIZE)
     full = [indices for indices in plan if len(indices) == BATCH_SIZE]
@@ -391,11 +449,16 @@ def build_model(labels: Sequence[str], scheme: str) -> NerCrfForTokenClassificat
         num_attention_heads=12,
         intermediate_size=1200,
     )
-    return NerCrfForTokenClassification.from_encoder(config, labels, scheme, constrain=False).train()
+    return NerCrfForTokenClassification.from_encoder(
+        config, labels, scheme, constrain=False
+    ).train()
 
 
 def training_step(
-    model: NerCrfForTokenClassification, crf: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict
+    model: NerCrfForTokenClassification,
+    crf: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: dict,
 ) -> None:
     """One step of training with the given CRF in the model's place of its own."""
     model.crf = crf
@@ -422,7 +485,9 @@ def share_rows(
         crf.load_state_dict(state)
     body = [*model.encoder.parameters(), *model.classifier.parameters()]
     parameters = [*body, *(parameter for crf in crfs for parameter in crf.parameters())]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)  # it passes over those without a gradient
+    optimizer = torch.optim.AdamW(
+        parameters, lr=1e-5, fused=True
+    )  # it passes over those without a gradient
     totals = [0.0] * (2 * len(crfs))
     for batch in batches:
         with torch.no_grad():
@@ -431,9 +496,14 @@ def share_rows(
         works = [functools.partial(training_step, model, crf, optimizer, batch) for crf in crfs]
         works += [functools.partial(crf_alone, crf, emissions, batch) for crf in crfs]
         times, _ = interleaved(works, repeats)
-        totals = [total + milliseconds / len(batches) for total, milliseconds in zip(totals, times, strict=True)]
+        totals = [
+            total + milliseconds / len(batches)
+            for total, milliseconds in zip(totals, times, strict=True)
+        ]
     rows = []
-    for name, step, alone in zip((PEER, *names), totals[: len(crfs)], totals[len(crfs) :], strict=True):
+    for name, step, alone in zip(
+        (PEER, *names), totals[: len(crfs)], totals[len(crfs) :], strict=True
+    ):
         rows.append({"CRF": name, "step ms": step, "CRF ms": alone, "share %": 100 * alone / step})
     return rows
 
@@ -454,7 +524,9 @@ def measure_share(options: argparse.Namespace) -> Report:
     for threads in options.threads:
         set_threads(threads)
         model = build_model(labels, scheme)
-        rows += [{"threads": threads} | row for row in share_rows(names, batches, model, options.repeats)]
+        rows += [
+            {"threads": threads} | row for row in share_rows(names, batches, model, options.repeats)
+        ]
     return Report(method, [rows], notes)
 
 
@@ -479,11 +551,24 @@ def read_size(text: str) -> tuple[int, int, int]:
 
 def read_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), metavar="SECTION")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="threads of torch (default: 1 2)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), metavar="SECTION"
+    )
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=[1, 2], help="threads of torch (default: 1 2)"
+    )
     parser.add_argument("--repeats", type=int, default=9, help="rounds that count (default: 9)")
-    parser.add_argument("--sizes", nargs="+", type=read_size, default=SIZES, metavar="B,T,K", help="of speed, accuracy")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=read_size,
+        default=SIZES,
+        metavar="B,T,K",
+        help="of speed, accuracy",
+    )
     parser.add_argument(
         "--algorithms",
         nargs="+",
@@ -494,9 +579,15 @@ def read_options() -> argparse.Namespace:
     )
     data_dir = ROOT.parent / "shared" / "data" / "resume"
     parser.add_argument("--data_dir", type=Path, default=data_dir, help="the résumé set, only read")
-    parser.add_argument("--share_batches", type=int, default=20, help="batches of the section share (default: 20)")
-    parser.add_argument("--peers_python", "--peers-python", metavar="FILE", help="interpreter that has the peers")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+    parser.add_argument(
+        "--share_batches", type=int, default=20, help="batches of the section share (default: 20)"
+    )
+    parser.add_argument(
+        "--peers_python", "--peers-python", metavar="FILE", help="interpreter that has the peers"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to a file as well"
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -512,7 +603,9 @@ def main() -> None:
     has_numba = importlib.util.find_spec("numba") is not None
     packages = ["torch", "pytorch-crf", "nercrf", *(["numba"] if has_numba else [])]
     settings = {"versions": {name: version(name) for name in packages}, "repeats": options.repeats}
-    print(", ".join(f"{name} {number}" for name, number in settings["versions"].items()), end="\n\n")
+    print(
+        ", ".join(f"{name} {number}" for name, number in settings["versions"].items()), end="\n\n"
+    )
     reports = {}
     for name in options.only:
         load, began = os.getloadavg()[0], time.perf_counter()

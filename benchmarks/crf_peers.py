@@ -1,14 +1,14 @@
 """Other CRFs beside pytorch-crf, and the tools that crf.py measures with as well.
 
-    python -m venv PEERS
-    PEERS/bin/pip install torch==2.13.0
-    PEERS/bin/pip install pytorch-crf==0.7.2 flair==0.15.1 torch-struct==0.5 TorchCRF==1.1.0
-    PEERS/bin/pip install --no-deps allennlp==2.10.1
-    PEERS/bin/python benchmarks/crf_peers.py [--threads 1 2] [--repeats 9] [--only NAME ...] [--json FILE]
+python -m venv PEERS PEERS/bin/pip install torch==2.13.0 PEERS/bin/pip install pytorch-crf==0.7.2
+flair==0.15.1 torch-struct==0.5 TorchCRF==1.1.0 PEERS/bin/pip install --no-deps allennlp==2.10.1
+PEERS/bin/python benchmarks/crf_peers.py [--threads 1 2] [--repeats 9] [--only NAME ...] [--json
+FILE]
 
-It does not import nercrf, so that the peers can live in an environment of their own: allennlp 2.10.1 asks for a torch
-below 1.13, flair 0.15.1 for a transformers below 5. `python benchmarks/crf.py --only peers --peers_python
-PEERS/bin/python` runs it from there. A peer that cannot be imported is named with its error.
+It does not import nercrf, so that the peers can live in an environment of their own: allennlp
+2.10.1 asks for a torch below 1.13, flair 0.15.1 for a transformers below 5. `python
+benchmarks/crf.py --only peers --peers_python PEERS/bin/python` runs it from there. A peer that
+cannot be imported is named with its error.
 """
 
 from __future__ import annotations
@@ -61,13 +61,17 @@ class Case:
 
 
 def make_case(batch: int, words: int, labels: int, shortest: int = 1, full: bool = False) -> Case:
-    """Random emissions, tags and lengths, the first sentence full (or every one); parameters of a new pytorch-crf."""
+    """Random emissions, tags and lengths, the first sentence full (or every one); parameters of a
+    new pytorch-crf.
+    """
     torch.manual_seed(0)
     state = torchcrf.CRF(labels, batch_first=True).state_dict()
     lengths = torch.full((batch,), words) if full else torch.randint(shortest, words + 1, (batch,))
     lengths[0] = words
     mask = torch.arange(words) < lengths[:, None]
-    return Case(torch.randn(batch, words, labels), torch.randint(labels, (batch, words)), mask, state)
+    return Case(
+        torch.randn(batch, words, labels), torch.randint(labels, (batch, words)), mask, state
+    )
 
 
 def sort_case(case: Case) -> Case:
@@ -113,7 +117,8 @@ class System:
         """Gradients of the last `gradient`: of the emissions, and of start, transitions and end."""
         crf = self.crf
         return self.emissions.grad, [
-            parameter.grad for parameter in (crf.start_transitions, crf.transitions, crf.end_transitions)
+            parameter.grad
+            for parameter in (crf.start_transitions, crf.transitions, crf.end_transitions)
         ]
 
 
@@ -128,7 +133,9 @@ def float64_reference(case: Case) -> System:
 
 
 class Flair(System):
-    """CRF, ViterbiLoss and ViterbiDecoder of flair; START and STOP are two more labels, sentences longest first."""
+    """CRF, ViterbiLoss and ViterbiDecoder of flair; START and STOP are two more labels, sentences
+    longest first.
+    """
 
     def __init__(self, case: Case):
         data = importlib.import_module("flair.data")
@@ -138,7 +145,10 @@ class Flair(System):
         self.names = data.Dictionary(add_unk=False)
         for name in [*map(str, range(self.labels)), parts.START_TAG, parts.STOP_TAG]:
             self.names.add_item(name)
-        self.loss, self.decoder = viterbi.ViterbiLoss(self.names), viterbi.ViterbiDecoder(self.names)
+        self.loss, self.decoder = (
+            viterbi.ViterbiLoss(self.names),
+            viterbi.ViterbiDecoder(self.names),
+        )
         self.lengths, self.targets = case.lengths, case.tags[case.mask]
         super().__init__("flair", parts.CRF(self.names, len(self.names), False), case)
         padding = (0, len(self.names) - self.labels)
@@ -178,10 +188,14 @@ class TorchStruct(System):
 
     def __init__(self, case: Case):
         self.package = importlib.import_module("torch_struct")
-        torch.distributions.Distribution.set_default_validate_args(False)  # it has no arg_constraints, and would warn
+        torch.distributions.Distribution.set_default_validate_args(
+            False
+        )  # it has no arg_constraints, and would warn
         super().__init__("torch-struct", torchcrf.CRF(case.size[2], batch_first=True), case)
         chain = self.package.LinearChainCRF.struct
-        self.parts = chain.to_parts(case.tags, case.size[2], case.lengths)  # one-hot; the loader's work, not timed
+        self.parts = chain.to_parts(
+            case.tags, case.size[2], case.lengths
+        )  # one-hot; the loader's work, not timed
 
     def distribution(self):
         """The chain whose potentials are (batch, pair, label after, label before)."""
@@ -203,7 +217,10 @@ class TorchStruct(System):
         with torch.enable_grad():
             best = self.distribution().argmax
         tags, _ = self.package.LinearChainCRF.struct.from_parts(best)
-        return [row[:length] for row, length in zip(tags.tolist(), self.case.lengths.tolist(), strict=True)]
+        return [
+            row[:length]
+            for row, length in zip(tags.tolist(), self.case.lengths.tolist(), strict=True)
+        ]
 
 
 class TorchCrf(System):
@@ -231,14 +248,19 @@ class TorchCrf(System):
     def gradients(self) -> tuple[Tensor, list[Tensor]]:
         """The names differ."""
         crf = self.crf
-        return self.emissions.grad, [crf.start_trans.grad, crf.trans_matrix.grad, crf.end_trans.grad]
+        return self.emissions.grad, [
+            crf.start_trans.grad,
+            crf.trans_matrix.grad,
+            crf.end_trans.grad,
+        ]
 
 
 def load_allennlp() -> types.ModuleType:
-    """allennlp's own CRF and `nn.util` without the rest of the package, which needs spacy, fairscale and an old torch.
+    """allennlp's own CRF and `nn.util` without the rest of the package, which needs spacy,
+    fairscale and an old torch.
 
-    The packages above both files are replaced by empty ones, and `common.util` by one with the three names that
-    `nn.util` imports and the CRF never calls.
+    The packages above both files are replaced by empty ones, and `common.util` by one with the
+    three names that `nn.util` imports and the CRF never calls.
     """
     if "allennlp" not in sys.modules:
         folder = Path(importlib.util.find_spec("allennlp").origin).parent
@@ -274,17 +296,22 @@ def path_scores(reference: System, paths: Sequence[Sequence[int]]) -> Tensor:
     rows = [torch.tensor(path) for path in paths]
     lengths = [len(row) for row in rows]
     if lengths != reference.case.lengths.tolist():
-        raise AssertionError(f"decoded lengths differ: expected {reference.case.lengths.tolist()}, got {lengths}")
+        raise AssertionError(
+            f"decoded lengths differ: expected {reference.case.lengths.tolist()}, got {lengths}"
+        )
     tags = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     with torch.no_grad():
         return reference.crf(reference.emissions, tags, reference.case.mask, reduction="none")
 
 
-def check_agreement(systems: Sequence[System], reference: System, gradient_tolerance: float) -> None:
-    """Values, gradients and paths of all systems against float64; AssertionError where one differs.
+def check_agreement(
+    systems: Sequence[System], reference: System, gradient_tolerance: float
+) -> None:
+    """Values, gradients and paths of all systems against float64; AssertionError where one
+    differs.
 
-    An entry of a gradient may differ by the tolerance, absolute and relative. A path that differs must score as much as
-    the best one, up to the rounding of float32.
+    An entry of a gradient may differ by the tolerance, absolute and relative. A path that differs
+    must score as much as the best one, up to the rounding of float32.
     """
     expected = reference.gradient().detach()
     emissions, parameters = reference.gradients()
@@ -294,7 +321,9 @@ def check_agreement(systems: Sequence[System], reference: System, gradient_toler
         where = f"{system.name} at {system.case.size}: "
         close = {"msg": lambda text, where=where: where + text}
         value = system.gradient().detach()
-        torch.testing.assert_close(value, expected, rtol=VALUE_TOLERANCE, atol=0.0, check_dtype=False, **close)
+        torch.testing.assert_close(
+            value, expected, rtol=VALUE_TOLERANCE, atol=0.0, check_dtype=False, **close
+        )
         found = system.gradients()
         torch.testing.assert_close(found[0], emissions, **tolerance, **close)
         for gradient, wanted in zip(found[1], parameters, strict=True):
@@ -304,8 +333,11 @@ def check_agreement(systems: Sequence[System], reference: System, gradient_toler
             raise AssertionError(f"{where}a decoded path scores {gap} less than the best one")
 
 
-def interleaved(works: Sequence[Callable[[], object]], repeats: int, block: float = 0.0) -> tuple[list[float], float]:
-    """Median milliseconds of a call of each work, and the spread; all in turn in every round, after one not counted.
+def interleaved(
+    works: Sequence[Callable[[], object]], repeats: int, block: float = 0.0
+) -> tuple[list[float], float]:
+    """Median milliseconds of a call of each work, and the spread; all in turn in every round,
+    after one not counted.
 
     With a `block` a work's turn is as many calls as fill so many seconds, else a single call.
     """
@@ -354,7 +386,10 @@ def show(title: str, report: Report) -> None:
     for rows in filter(None, report.tables):
         cells = [list(rows[0]), *([format_cell(value) for value in row.values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [" | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+        lines = [
+            " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in cells
+        ]
         lines.insert(1, " | ".join("-" * (width - 1) + ":" for width in widths))
         print(*(f"| {line} |" for line in lines), sep="\n", end="\n\n")
     if report.notes:
@@ -364,7 +399,10 @@ def show(title: str, report: Report) -> None:
 
 def write_json(path: Path, settings: dict, reports: dict[str, Report]) -> None:
     """Write the figures, not rounded, to a file."""
-    content = {"settings": settings, "sections": {name: asdict(report) for name, report in reports.items()}}
+    content = {
+        "settings": settings,
+        "sections": {name: asdict(report) for name, report in reports.items()},
+    }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -395,28 +433,45 @@ def measure_peers(names: Sequence[str], threads: Sequence[int], repeats: int) ->
             case = sort_case(make_case(*size, shortest=2))
             systems = [pytorch_crf(case), *build_peers(case, names, report.notes)]
             check_agreement(systems, float64_reference(case), GRADIENT_TOLERANCE)
-            gradients, gradient_spread = interleaved([system.gradient for system in systems], repeats)
+            gradients, gradient_spread = interleaved(
+                [system.gradient for system in systems], repeats
+            )
             decodes, decode_spread = interleaved([system.decode for system in systems], repeats)
             for system, gradient, decode in zip(systems, gradients, decodes, strict=True):
-                row = {"threads": count, "size": str(size), "CRF": f"{system.name} {version(system.name)}"}
+                row = {
+                    "threads": count,
+                    "size": str(size),
+                    "CRF": f"{system.name} {version(system.name)}",
+                }
                 row |= {"likelihood + gradient ms": gradient, "decoding ms": decode}
-                row |= {"likelihood ratio": gradients[0] / gradient, "decoding ratio": decodes[0] / decode}
+                row |= {
+                    "likelihood ratio": gradients[0] / gradient,
+                    "decoding ratio": decodes[0] / decode,
+                }
                 report.tables[0].append(row | {"spread": max(gradient_spread, decode_spread)})
     return report
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--only", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     report = measure_peers(options.only, options.threads, options.repeats)
     show("peers", report)
     if options.json is not None:
-        write_json(options.json, {"torch": torch.__version__, "repeats": options.repeats}, {"peers": report})
+        write_json(
+            options.json,
+            {"torch": torch.__version__, "repeats": options.repeats},
+            {"peers": report},
+        )
 
 
 if __name__ == "__main__":

@@ -5,17 +5,19 @@
     python benchmarks/features.py --runs 3            fewer repetitions
     python benchmarks/features.py --noise             F1 with batches at random and by length, three seeds each
 
-Every ratio compares two ways of the same work in one process, run in turns, and is the ratio of their medians:
+Every ratio compares two ways of the same work in one process, run in turns, and is the ratio of
+their medians:
 
-    classic    the algorithm of the BERT-CRF scripts, written anew from its description: each token of each sentence is
-               tokenised by itself and appended to Python lists, [CLS] and [SEP] are added, pieces become ids, four
-               lists are padded to the maximum length, an object for each sentence; with the tokenizer in pure Python
-               that those scripts used, which is faster at single characters than the one of `tokenizers`
-    map        `datasets.map` in batches, the tokenizer called with words, labels aligned by `word_ids()`
-    file       the same as classic, with the file read line by line before it
+classic    the algorithm of the BERT-CRF scripts, written anew from its description: each token of
+each sentence is tokenised by itself and appended to Python lists, [CLS] and [SEP] are added, pieces
+become ids, four lists are padded to the maximum length, an object for each sentence; with the
+tokenizer in pure Python that those scripts used, which is faster at single characters than the one
+of `tokenizers` map        `datasets.map` in batches, the tokenizer called with words, labels
+aligned by `word_ids()` file       the same as classic, with the file read line by line before it
 
-The padding is that of the batch plan at 24 sentences, in word pieces computed for each real one. The collation is timed
-for batches of 32, by itself and through a DataLoader with no worker and with two.
+The padding is that of the batch plan at 24 sentences, in word pieces computed for each real one.
+The collation is timed for batches of 32, by itself and through a DataLoader with no worker and with
+two.
 
 It needs the data sets in $NERCRF_DATA or ../shared/data, and no network.
 """
@@ -78,7 +80,9 @@ class InputFeatures:
 
 
 def classic_convert(
-    sentences: list[tuple[list[str], list[str]]], labels: list[str], tokenizer: PreTrainedTokenizerBase
+    sentences: list[tuple[list[str], list[str]]],
+    labels: list[str],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[InputFeatures]:
     """Tokenise every token of every sentence, in lists, and pad each sentence to the maximum."""
     label_map = {label: index for index, label in enumerate(labels)}
@@ -137,10 +141,15 @@ def classic_read_cluener(path: Path) -> list[tuple[list[str], list[str]]]:
 
 def as_tags(examples: list[Example], scheme: str) -> list[tuple[list[str], list[str]]]:
     """Words and tags as the classic scripts hold them."""
-    return [(item.tokens, spans_to_tags(outermost_spans(item.spans), len(item.tokens), scheme)) for item in examples]
+    return [
+        (item.tokens, spans_to_tags(outermost_spans(item.spans), len(item.tokens), scheme))
+        for item in examples
+    ]
 
 
-def report(rows: list[dict], name: str, ours: float, other: float, sentences: int, wanted: float) -> None:
+def report(
+    rows: list[dict], name: str, ours: float, other: float, sentences: int, wanted: float
+) -> None:
     """One line, and a row for --json."""
     ratio = other / ours
     rows.append({"name": name, "ours": ours, "other": other, "ratio": ratio, "wanted": wanted})
@@ -164,14 +173,22 @@ def convert_ways(
 
 
 def file_ways(
-    path: Path, corpus: Corpus, tokenizers: Sequence[PreTrainedTokenizerBase], read: Callable, form: str
+    path: Path,
+    corpus: Corpus,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    read: Callable,
+    form: str,
 ) -> tuple[Callable, Callable]:
     """File to features, here and in the classic way."""
     labels, (tokenizer, classic) = corpus.labels, tokenizers
     known = [*labels, *(f"{part}-{name}" for name in corpus.types for part in "BIMES")]
     return (
         lambda: convert_examples_to_features(
-            read_examples(path, format=form, on_bad="warn"), labels, LENGTH, tokenizer, corpus.scheme
+            read_examples(path, format=form, on_bad="warn"),
+            labels,
+            LENGTH,
+            tokenizer,
+            corpus.scheme,
         ),
         lambda: classic_convert(read(path), list(dict.fromkeys([*known, "O"])), classic),
     )
@@ -187,12 +204,17 @@ def map_way(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Callable | No
     datasets.disable_progress_bars()
     ids = {label: index for index, label in enumerate(corpus.labels)}
     rows = as_tags(corpus.train, corpus.scheme)
-    columns = {"tokens": [words for words, _ in rows], "tags": [[ids[tag] for tag in tags] for _, tags in rows]}
+    columns = {
+        "tokens": [words for words, _ in rows],
+        "tags": [[ids[tag] for tag in tags] for _, tags in rows],
+    }
     # names for both tables, since hashing their content is no part of the work
     table = datasets.Dataset(datasets.table.InMemoryTable.from_pydict(columns), fingerprint="words")
 
     def align(batch):
-        encoded = tokenizer(batch["tokens"], truncation=True, max_length=LENGTH, is_split_into_words=True)
+        encoded = tokenizer(
+            batch["tokens"], truncation=True, max_length=LENGTH, is_split_into_words=True
+        )
         rows = []
         for row, tags in enumerate(batch["tags"]):
             labels, last = [], None
@@ -258,7 +280,9 @@ PLANS = {
 
 
 def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
-    """F1 of the small encoder on the résumés, trained with batches at random and by length, 24 sentences an update."""
+    """F1 of the small encoder on the résumés, trained with batches at random and by length, 24
+    sentences an update.
+    """
     from transformers.utils import logging as transformers_logging
 
     from nercrf.cache import reader_options
@@ -275,9 +299,14 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
         for seed in seeds:
             with tempfile.TemporaryDirectory() as folder:
                 args = TrainingConfig(
-                    output_dir=folder, seed=seed, no_cuda=True, num_train_epochs=epochs, save_steps=0,
-                    per_gpu_train_batch_size=24, **flags,
-                )  # fmt: skip
+                    output_dir=folder,
+                    seed=seed,
+                    no_cuda=True,
+                    num_train_epochs=epochs,
+                    save_steps=0,
+                    per_gpu_train_batch_size=24,
+                    **flags,
+                )
                 loaded = load_model(args, corpus)
                 for split, examples in corpus.splits.items() if not sets else ():
                     features = convert_examples_to_features(
@@ -289,14 +318,18 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
                 seconds = time.process_time() - began
                 best = Tagger.from_pretrained(folder, device="cpu").model
                 scores = {
-                    split: evaluate(loaded.args, best, sets[split], split).scores.micro.f1 for split in ("dev", "test")
+                    split: evaluate(loaded.args, best, sets[split], split).scores.micro.f1
+                    for split in ("dev", "test")
                 }
             rows.append({"batches": name, "seed": seed, "cpu_seconds": seconds} | scores)
             print(
                 f"{name:20} seed {seed}  dev {scores['dev']:.4f}  test {scores['test']:.4f}  {seconds:.0f} s cpu",
                 flush=True,
             )
-        means = [statistics.mean(row[split] for row in rows if row["batches"] == name) for split in ("dev", "test")]
+        means = [
+            statistics.mean(row[split] for row in rows if row["batches"] == name)
+            for split in ("dev", "test")
+        ]
         print(f"{name:20} mean    dev {means[0]:.4f}  test {means[1]:.4f}", flush=True)
     return rows
 
@@ -311,7 +344,10 @@ def show_speed(data: Path, runs: int) -> list[dict]:
         "resume": ("columns", "train.char.bmes", classic_read_columns),
         "cluener": ("cluener", "train.json", classic_read_cluener),
     }
-    corpora = {name: read_corpus(data / name, format=form, on_bad="warn") for name, (form, _, _) in sets.items()}
+    corpora = {
+        name: read_corpus(data / name, format=form, on_bad="warn")
+        for name, (form, _, _) in sets.items()
+    }
     print(f"{'':34}{'nercrf':>12}{'other':>13}")
     for name, corpus in corpora.items():
         ours, other = take_turns(runs, *convert_ways(corpus, chinese, classic))
@@ -345,10 +381,18 @@ def show_speed(data: Path, runs: int) -> list[dict]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"), type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default=os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"), type=Path
+    )
     parser.add_argument("--runs", type=int, default=7, help="repetitions of each way")
-    parser.add_argument("--noise", action="store_true", help="compare the F1 of random batches and batches by length")
+    parser.add_argument(
+        "--noise",
+        action="store_true",
+        help="compare the F1 of random batches and batches by length",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--json", type=Path)

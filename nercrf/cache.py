@@ -25,18 +25,24 @@ from transformers import PreTrainedTokenizerBase
 
 import nercrf
 from nercrf.columns import (
-    RESIDENT, CacheError, load_features, read_header, save_features,
-    verify_file, write_column_file,
+    RESIDENT,
+    CacheError,
+    load_features,
+    read_header,
+    save_features,
+    verify_file,
+    write_column_file,
 )
 from .corpus import find_split_files, read_corpus, split_formats
-from nercrf.data import (
-    DataError, complete_file, data_files, file_digest,
-)
+from .data import DataError, complete_file, data_files, file_digest
 from .distributed import main_process_first
 from .features import FeatureDataset, convert_examples_to_features
 from .labels import get_scheme, label_list
 from nercrf.parts import (
-    LINE_FORMATS, cache_key, convert_in_parts, describe_tokenizer,
+    LINE_FORMATS,
+    cache_key,
+    convert_in_parts,
+    describe_tokenizer,
     resolve_format,
 )
 
@@ -47,8 +53,13 @@ __all__ = ['READER_OPTIONS', 'TASKS', 'DATA_TYPES', 'CONVERSION_OPTIONS', 'REMEM
            'cache_main']
 
 # %% ../nbs/04_cache.ipynb #8added0a
-READER_OPTIONS = {"format": "auto", "token_column": 0, "tag_column": -1,
-                  "on_bad": "error", "encoding": "utf-8"}
+READER_OPTIONS = {
+    "format": "auto",
+    "token_column": 0,
+    "tag_column": -1,
+    "on_bad": "error",
+    "encoding": "utf-8",
+}
 TASKS = {
     "cner": {"format": "columns", "on_bad": "warn"},
     "cluener": {"format": "cluener", "on_bad": "warn"},
@@ -64,18 +75,19 @@ def reader_options(
 ) -> dict[str, Any]:  # keyword arguments of `nercrf.corpus.read_corpus`
     "How the files of a task are read."
     if task not in TASKS:
-        raise ValueError(f"task: expected one of {', '.join(TASKS)}, found "
-                         f"{task!r}; 'ner' reads any folder")
+        raise ValueError(
+            f"task: expected one of {', '.join(TASKS)}, found {task!r}; 'ner' reads any folder"
+        )
     asked = {name: getattr(args, name, None) for name in READER_OPTIONS}
     asked = {name: value for name, value in asked.items() if value is not None}
     return READER_OPTIONS | TASKS[task] | asked
 
 # %% ../nbs/04_cache.ipynb #5fda608e
 CONVERSION_OPTIONS = tuple(
-    name for name, parameter
-    in inspect.signature(convert_examples_to_features).parameters.items()
-    if parameter.default is not parameter.empty
-    and name not in ("scheme", "neighbours"))
+    name
+    for name, parameter in inspect.signature(convert_examples_to_features).parameters.items()
+    if parameter.default is not parameter.empty and name not in ("scheme", "neighbours")
+)
 
 
 def _conversion_options(args, data_type):
@@ -125,8 +137,9 @@ def remember_digest(
     state = os.stat(path)
     if state.st_size < REMEMBERED or data_files(path) != [Path(path)]:
         return file_digest(path)
-    name = " ".join(map(str, (state.st_dev, state.st_ino, state.st_size,
-                              state.st_mtime_ns, state.st_ctime_ns)))
+    name = " ".join(
+        map(str, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+    )
     for folder in folders:
         found = _read_digests(folder).get(name)
         if isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found):
@@ -160,26 +173,30 @@ def describe_request(
 ) -> dict[str, Any]:  # plain values, for `cache_key`
     "Everything that the features of a split depend on."
     if data_type not in DATA_TYPES:
-        raise ValueError(f"data_type: expected one of {', '.join(DATA_TYPES)}, "
-                         f"found {data_type!r}")
+        raise ValueError(f"data_type: expected one of {', '.join(DATA_TYPES)}, found {data_type!r}")
     files = find_split_files(args.data_dir)
     if data_type not in files:
-        raise DataError(f"{args.data_dir}: expected a file for {data_type}, "
-                        f"found {', '.join(sorted(files))}; add it")
+        raise DataError(
+            f"{args.data_dir}: expected a file for {data_type}, "
+            f"found {', '.join(sorted(files))}; add it"
+        )
     labels = getattr(args, "labels", None)
     scheme = getattr(args, "scheme", None) or getattr(args, "markup", None)
     reader, folders = reader_options(args, task), cache_folders(args)
     formats = split_formats(files, reader["format"], reader["encoding"])
     return {
         "format": CACHE_FORMAT,
-        "versions": {"nercrf": nercrf.__version__} | {
-            name: version(name) for name in ("tokenizers", "transformers")},
+        "versions": {"nercrf": nercrf.__version__}
+        | {name: version(name) for name in ("tokenizers", "transformers")},
         "unicode": unicodedata.unidata_version,
         "data_type": data_type,
-        "data": {split: [remember_digest(path, folders),
-                         resolve_format(path, formats[split],
-                                        reader["encoding"])]
-                 for split, path in files.items()},
+        "data": {
+            split: [
+                remember_digest(path, folders),
+                resolve_format(path, formats[split], reader["encoding"]),
+            ]
+            for split, path in files.items()
+        },
         "reader": reader,
         "labels": list(labels) if labels else None,
         "scheme": get_scheme(scheme).name if scheme else None,
@@ -199,8 +216,9 @@ def _read_first(paths, key, level=logging.WARNING):
         try:
             features, metadata = load_features(path)
             if metadata.get("key") != key:
-                raise CacheError(f"{path}: expected the key {key}, found "
-                                 f"{metadata.get('key')}; build it again")
+                raise CacheError(
+                    f"{path}: expected the key {key}, found {metadata.get('key')}; build it again"
+                )
         except CacheError as error:
             logger.log(level, "passed over: %s", error)
             continue
@@ -215,10 +233,16 @@ KEPT_WARNINGS = 1000
 
 def _metadata(args, description, labels, scheme, warnings, sentences):
     "What stands beside the columns."
-    return {"key": cache_key(description), "description": description,
-            "labels": labels, "scheme": scheme, "sentences": sentences,
-            "source": str(args.data_dir), "warning_count": len(warnings),
-            "warnings": warnings[:KEPT_WARNINGS]}
+    return {
+        "key": cache_key(description),
+        "description": description,
+        "labels": labels,
+        "scheme": scheme,
+        "sentences": sentences,
+        "source": str(args.data_dir),
+        "warning_count": len(warnings),
+        "warnings": warnings[:KEPT_WARNINGS],
+    }
 
 
 def _convert_whole(args, description, tokenizer):
@@ -228,10 +252,9 @@ def _convert_whole(args, description, tokenizer):
     labels = description["labels"] or label_list(corpus.types, scheme)
     examples = corpus.splits[description["data_type"]]
     features = convert_examples_to_features(
-        examples, labels, tokenizer=tokenizer, scheme=scheme,
-        **description["conversion"])
-    return features, _metadata(args, description, labels, scheme,
-                               corpus.warnings, len(examples))
+        examples, labels, tokenizer=tokenizer, scheme=scheme, **description["conversion"]
+    )
+    return features, _metadata(args, description, labels, scheme, corpus.warnings, len(examples))
 
 # %% ../nbs/04_cache.ipynb #3c319add
 def _convert_parts(path, args, description, tokenizer):
@@ -240,15 +263,25 @@ def _convert_parts(path, args, description, tokenizer):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         converted = convert_in_parts(
-            find_split_files(args.data_dir), description["data_type"],
-            description["reader"], tokenizer, description["conversion"],
-            folder, description["labels"], description["scheme"],
-            getattr(args, "conversion_processes", None))
+            find_split_files(args.data_dir),
+            description["data_type"],
+            description["reader"],
+            tokenizer,
+            description["conversion"],
+            folder,
+            description["labels"],
+            description["scheme"],
+            getattr(args, "conversion_processes", None),
+        )
         metadata = _metadata(
-            args, description, converted.labels, converted.scheme,
-            converted.warnings, converted.sentences)
-        write_column_file(path, converted.columns,
-                          {**metadata, "options": converted.options})
+            args,
+            description,
+            converted.labels,
+            converted.scheme,
+            converted.warnings,
+            converted.sentences,
+        )
+        write_column_file(path, converted.columns, {**metadata, "options": converted.options})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -256,15 +289,18 @@ def _convert_parts(path, args, description, tokenizer):
 def _in_parts(args, description):
     "Whether a corpus is large, and can be cut."
     files = find_split_files(args.data_dir)
-    size = sum(part.stat().st_size for path in files.values()
-               for part in data_files(path))
+    size = sum(part.stat().st_size for path in files.values() for part in data_files(path))
     if size < LARGE:
         return False
     formats = {format for _, format in description["data"].values()}
     whole = sorted(formats.difference(LINE_FORMATS))
     if whole:
-        logger.info("%s: %d MB are read whole, since files of the format %s "
-                    "can't be cut", args.data_dir, size >> 20, whole[0])
+        logger.info(
+            "%s: %d MB are read whole, since files of the format %s can't be cut",
+            args.data_dir,
+            size >> 20,
+            whole[0],
+        )
     return not whole
 
 # %% ../nbs/04_cache.ipynb #55b4a2e0
@@ -278,11 +314,17 @@ def _write_first(paths, write):
             failures.append(f"{path.parent} ({error.strerror or error})")
             continue
         if failures:
-            logger.warning("features are cached in %s, since nothing could be "
-                           "written to %s", path.parent, ", ".join(failures))
+            logger.warning(
+                "features are cached in %s, since nothing could be written to %s",
+                path.parent,
+                ", ".join(failures),
+            )
         return path
-    logger.warning("features are not cached, no folder could be written: %s; "
-                   "set feature_cache_dir to one that can", ", ".join(failures))
+    logger.warning(
+        "features are not cached, no folder could be written: %s; "
+        "set feature_cache_dir to one that can",
+        ", ".join(failures),
+    )
     return None
 
 
@@ -290,8 +332,7 @@ def _build(paths, args, description, tokenizer):
     "Features and metadata, from the data files, and written if possible."
     path = found = None
     if _in_parts(args, description):
-        path = _write_first(paths, lambda path: _convert_parts(
-            path, args, description, tokenizer))
+        path = _write_first(paths, lambda path: _convert_parts(path, args, description, tokenizer))
     if path is None:
         found = _convert_whole(args, description, tokenizer)
         path = _write_first(paths, lambda path: save_features(path, *found))
@@ -317,9 +358,11 @@ def _take_lock(path):
 def _leftovers(path):
     "What a killed builder of a file may have left, and a broken file."
     pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.(tmp|parts)")
-    return [item for item in path.parent.iterdir()
-            if pattern.fullmatch(item.name)
-            or item.name == f"{path.name}.broken"]
+    return [
+        item
+        for item in path.parent.iterdir()
+        if pattern.fullmatch(item.name) or item.name == f"{path.name}.broken"
+    ]
 
 
 def _remove(path):
@@ -354,8 +397,12 @@ def build_lock(
 def _note_warnings(metadata, data_dir):
     "One line on what the reader found odd in the data."
     if metadata["warning_count"]:
-        logger.warning("%s: %d oddities in the data, the first: %s", data_dir,
-                       metadata["warning_count"], metadata["warnings"][0])
+        logger.warning(
+            "%s: %d oddities in the data, the first: %s",
+            data_dir,
+            metadata["warning_count"],
+            metadata["warnings"][0],
+        )
 
 
 def load_and_cache_examples(
@@ -366,17 +413,15 @@ def load_and_cache_examples(
 ) -> FeatureDataset:  # the split, with labels and scheme
     """The features of a split, from the cache or else from the data files.
 
-    Settings with their defaults: `train_max_seq_length` 128,
-    `eval_max_seq_length` 512, `labels` and `scheme` (those of the files),
-    `feature_cache_dir` (beside the data), `overwrite_cache` False,
-    `conversion_processes` (as many as cores, for large files), those of
-    `READER_OPTIONS` and `CONVERSION_OPTIONS`. Raises `DataError` for data that
-    can't be read. In a process group every process has to call it.
+    Settings with their defaults: `train_max_seq_length` 128, `eval_max_seq_length` 512, `labels`
+    and `scheme` (those of the files), `feature_cache_dir` (beside the data), `overwrite_cache`
+    False, `conversion_processes` (as many as cores, for large files), those of `READER_OPTIONS` and
+    `CONVERSION_OPTIONS`. Raises `DataError` for data that can't be read. In a process group every
+    process has to call it.
     """
     description = describe_request(args, task, tokenizer, data_type)
     key = cache_key(description)
-    paths = [folder / f"{data_type}-{key[:16]}.safetensors"
-             for folder in cache_folders(args)]
+    paths = [folder / f"{data_type}-{key[:16]}.safetensors" for folder in cache_folders(args)]
     with main_process_first() as first:
         anew = first and getattr(args, "overwrite_cache", False)
         found = None if anew else _read_first(paths, key)
@@ -393,9 +438,11 @@ def load_and_cache_examples(
 
 # %% ../nbs/04_cache.ipynb #72769402
 _FILE = r"(?P<name>(?P<split>train|dev|test)-[0-9a-f]{16}\.safetensors)"
-_KINDS = {"file": re.compile(_FILE),
-          "moved aside": re.compile(_FILE + r"\.broken"),
-          "unfinished": re.compile(r"\." + _FILE + r"\.\d+\.(?:tmp|parts)")}
+_KINDS = {
+    "file": re.compile(_FILE),
+    "moved aside": re.compile(_FILE + r"\.broken"),
+    "unfinished": re.compile(r"\." + _FILE + r"\.\d+\.(?:tmp|parts)"),
+}
 
 
 class CacheEntry(NamedTuple):
@@ -432,10 +479,8 @@ def _is_locked(path):
 
 def _describe_entry(path):
     "An entry, or None for a file that isn't ours."
-    found = {kind: pattern.fullmatch(path.name)
-             for kind, pattern in _KINDS.items()}
-    state, match = next(((kind, match) for kind, match in found.items()
-                         if match), (None, None))
+    found = {kind: pattern.fullmatch(path.name) for kind, pattern in _KINDS.items()}
+    state, match = next(((kind, match) for kind, match in found.items() if match), (None, None))
     if match is None:
         return None
     sentences, source = None, ""
@@ -449,8 +494,7 @@ def _describe_entry(path):
     elif state == "unfinished" and _is_locked(path.with_name(match["name"])):
         state = "being built"
     age = (time.time() - path.stat().st_mtime) / 86400
-    return CacheEntry(path, state, _size(path), age, match["split"],
-                      sentences, source)
+    return CacheEntry(path, state, _size(path), age, match["split"], sentences, source)
 
 # %% ../nbs/04_cache.ipynb #ed6326f6
 def list_cache(
@@ -473,15 +517,22 @@ def list_cache(
 # %% ../nbs/04_cache.ipynb #730446da
 def _print_entries(entries):
     "A table of entries."
-    rows = [("size MB", "days", "split", "sentences", "state", "source",
-             "file")]
-    rows += [(f"{entry.size / 1e6:.1f}", f"{entry.age:.1f}", entry.split,
-              "" if entry.sentences is None else str(entry.sentences),
-              entry.state, entry.source, str(entry.path)) for entry in entries]
+    rows = [("size MB", "days", "split", "sentences", "state", "source", "file")]
+    rows += [
+        (
+            f"{entry.size / 1e6:.1f}",
+            f"{entry.age:.1f}",
+            entry.split,
+            "" if entry.sentences is None else str(entry.sentences),
+            entry.state,
+            entry.source,
+            str(entry.path),
+        )
+        for entry in entries
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = [cell.ljust(width) for cell, width
-                 in zip(row, widths, strict=True)]
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join(cells).rstrip())
 
 
@@ -492,11 +543,17 @@ def _print_file(path):
     except CacheError as error:
         print(error)
         return 1
-    columns = {name: f"{entry['dtype']} {entry['shape'][0]}"
-               for name, entry in header.table.items()}
-    shown = {"file": str(path), "state": "good, every block was checked",
-             "size": header.size, "digest": header.digest,
-             "columns": columns, **header.metadata}
+    columns = {
+        name: f"{entry['dtype']} {entry['shape'][0]}" for name, entry in header.table.items()
+    }
+    shown = {
+        "file": str(path),
+        "state": "good, every block was checked",
+        "size": header.size,
+        "digest": header.digest,
+        "columns": columns,
+        **header.metadata,
+    }
     print(json.dumps(shown, indent=2, ensure_ascii=False))
     return 0
 
@@ -504,9 +561,16 @@ def _print_file(path):
 def _choose_entries(entries, broken, older_than, everything):
     "The entries to remove."
     bad = ("broken", "moved aside", "unfinished")
-    return [entry for entry in entries if entry.state != "being built" and (
-        everything or (broken and entry.state in bad)
-        or (older_than is not None and entry.age > older_than))]
+    return [
+        entry
+        for entry in entries
+        if entry.state != "being built"
+        and (
+            everything
+            or (broken and entry.state in bad)
+            or (older_than is not None and entry.age > older_than)
+        )
+    ]
 
 
 def clean_cache(
@@ -517,8 +581,7 @@ def clean_cache(
     dry_run: bool = False,  # remove nothing
 ) -> list[CacheEntry]:  # what was, or would be, removed
     "Remove cache files; others and those being built are left alone."
-    chosen = _choose_entries(list_cache(folders), broken, older_than,
-                             everything)
+    chosen = _choose_entries(list_cache(folders), broken, older_than, everything)
     for entry in chosen if not dry_run else []:
         _remove(entry.path)
     if everything and not dry_run:
@@ -531,24 +594,27 @@ def clean_cache(
 def _cache_parser():
     "The arguments of `nercrf cache`."
     parser = argparse.ArgumentParser(
-        prog="nercrf cache", description="List, check and remove the files in "
-        "which features of data files are kept.")
+        prog="nercrf cache",
+        description="List, check and remove the files in which features of data files are kept.",
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     text = "data folders or cache folders; default: the user's cache folder"
     listing = actions.add_parser("ls", help="list the files")
     listing.add_argument("folders", nargs="*", help=text)
-    info = actions.add_parser(
-        "info", help="check every byte of a file and print its header")
+    info = actions.add_parser("info", help="check every byte of a file and print its header")
     info.add_argument("file")
     clean = actions.add_parser("clean", help="remove files")
     clean.add_argument("folders", nargs="*", help=text)
-    clean.add_argument("--older_than", type=float, metavar="DAYS",
-                       help="files that were written so many days ago")
-    clean.add_argument("--broken", action="store_true",
-                       help="files that are broken, moved aside or unfinished")
+    clean.add_argument(
+        "--older_than", type=float, metavar="DAYS", help="files that were written so many days ago"
+    )
+    clean.add_argument(
+        "--broken", action="store_true", help="files that are broken, moved aside or unfinished"
+    )
     clean.add_argument("--all", action="store_true", help="all files")
-    clean.add_argument("--dry_run", action="store_true",
-                       help="say what would be removed, and remove nothing")
+    clean.add_argument(
+        "--dry_run", action="store_true", help="say what would be removed, and remove nothing"
+    )
     return parser
 
 
@@ -570,10 +636,8 @@ def cache_main(
         return 0
     if not (args.broken or args.all or args.older_than is not None):
         parser.error("clean: say what: --broken, --older_than DAYS or --all")
-    chosen = clean_cache(folders, args.broken, args.older_than, args.all,
-                         args.dry_run)
+    chosen = clean_cache(folders, args.broken, args.older_than, args.all, args.dry_run)
     _print_entries(chosen)
     verb = "would be removed" if args.dry_run else "removed"
-    print(f"{len(chosen)} files, {sum(entry.size for entry in chosen) / 1e6:.1f}"
-          f" MB {verb}")
+    print(f"{len(chosen)} files, {sum(entry.size for entry in chosen) / 1e6:.1f} MB {verb}")
     return 0

@@ -164,8 +164,7 @@ class OutputMoments:
     ) -> None:
         """A checkpoint was written, or handed to the thread that writes.
 
-        Where there is a `run.writer`, the folder is complete when its `wait`
-        returns.
+        Where there is a `run.writer`, the folder is complete when its `wait` returns.
         """
 
 # %% ../nbs/11b_callbacks.ipynb #b33ab167
@@ -227,9 +226,7 @@ class Callbacks:
         if moment not in self._listeners:
             nothing = getattr(TrainingCallback, moment)
             self._listeners[moment] = [
-                each
-                for each in self.members
-                if getattr(type(each), moment) is not nothing
+                each for each in self.members if getattr(type(each), moment) is not nothing
             ]
         return self._listeners[moment]
 
@@ -317,11 +314,9 @@ def load_state_dict(
         else:
             logger.warning(
                 "the checkpoint holds the state of a callback %s, which this "
-                "run does not have: it is given up", name,
-            )  # fmt: skip
+                "run does not have: it is given up",
+                name,
+            )
     for name, each in named.items():
         if name not in states and each.state_dict():
-            logger.warning(
-                "the checkpoint holds no state of the callback %s: it starts "
-                "anew", name,
-            )  # fmt: skip
+            logger.warning("the checkpoint holds no state of the callback %s: it starts anew", name)

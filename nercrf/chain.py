@@ -29,6 +29,7 @@ from torch import Tensor
 # %% ../nbs/05_chain.ipynb #ec5d08bd
 class Scores(NamedTuple):
     "What a chain adds to the emissions of a path; -inf forbids a step."
+
     start: Tensor  # (labels,) for beginning a sentence with a label
     transitions: Tensor  # (from, to) for each pair of neighbours
     end: Tensor  # (labels,) for ending a sentence with a label
@@ -52,6 +53,7 @@ def first_words(
 # %% ../nbs/05_chain.ipynb #1755329b
 class Path(NamedTuple):
     "A tag sequence in each sentence of a batch, and where it begins."
+
     tags: Tensor  # (batch, words) int64 labels, 0 where masked
     left: Tensor  # (batch, words) int64, the label of the word before
     begins: Tensor  # (batch, words) bool, True at first words
@@ -102,18 +104,24 @@ def check_path(
         raise ValueError(
             f"expected tags of 0 to {labels - 1}, got "
             f"{tags[sequence, word].item()} at word {word} of sequence "
-            f"{sequence}; mask the word out or give it the tag {IGNORED}")
+            f"{sequence}; mask the word out or give it the tag {IGNORED}"
+        )
     if not any_hard:
         return
     tags, left, begins, ends = follow_path(mask, tags)
-    stepped = torch.where(
-        begins, scores.start[tags], scores.transitions[left, tags])
+    stepped = torch.where(begins, scores.start[tags], scores.transitions[left, tags])
     forbidden = stepped.isneginf() | (ends & scores.end[tags].isneginf())
     if (forbidden & mask).any():
         sequence, word = (forbidden & mask).nonzero()[0].tolist()
-        _raise_forbidden(scores, sequence, word, stepped[sequence, word],
-                         left[sequence, word], tags[sequence, word],
-                         begins[sequence, word])
+        _raise_forbidden(
+            scores,
+            sequence,
+            word,
+            stepped[sequence, word],
+            left[sequence, word],
+            tags[sequence, word],
+            begins[sequence, word],
+        )
 
 
 def _raise_forbidden(scores, sequence, word, step, left, tag, begins):
@@ -126,7 +134,8 @@ def _raise_forbidden(scores, sequence, word, step, left, tag, begins):
     raise ValueError(
         f"the constraints forbid the given tags of sequence {sequence}: "
         f"{what}, at word {word}; repair the tags or leave the constraints "
-        "out of the likelihood")
+        "out of the likelihood"
+    )
 
 # %% ../nbs/05_chain.ipynb #6ac9597a
 IMPOSSIBLE = -1e30
@@ -138,14 +147,11 @@ def log_states(
     mask: Tensor,  # (batch, words) bool, True at words
 ) -> Tensor:  # (batch, words + 1, labels), zeros before the first word
     "Log weights of all path beginnings, carried on where masked."
-    start, transitions, _ = (
-        score.clamp(min=IMPOSSIBLE) for score in scores)
+    start, transitions, _ = (score.clamp(min=IMPOSSIBLE) for score in scores)
     emissions = emissions.masked_fill(~mask.unsqueeze(2), 0.0)
-    columns = (emissions.clamp(min=IMPOSSIBLE), mask.unsqueeze(2),
-               first_words(mask).unsqueeze(2))
+    columns = (emissions.clamp(min=IMPOSSIBLE), mask.unsqueeze(2), first_words(mask).unsqueeze(2))
     states = [emissions.new_zeros(len(mask), len(start))]
-    for emitted, real, first in zip(
-            *(column.unbind(1) for column in columns), strict=True):
+    for emitted, real, first in zip(*(column.unbind(1) for column in columns), strict=True):
         # (batch, from, 1) + (from, to) -> (batch, to)
         moved = torch.logsumexp(states[-1].unsqueeze(2) + transitions, 1)
         moved = torch.where(first, start, moved) + emitted
@@ -167,6 +173,7 @@ def log_domain_log_partition(
 # %% ../nbs/05_chain.ipynb #40388bce
 class Packing(NamedTuple):
     "Rows for the words of a batch: first words, second words, and so on."
+
     index: np.ndarray  # (rows,) place of the word in the flattened mask
     rank: np.ndarray  # (rows,) which sentence, counted longest first
     mirror: np.ndarray  # (rows,) the sentence's row as far from its end
@@ -192,12 +199,12 @@ def pack(
     index += (order[rank] - rank) * mask.shape[1]
     mirror = (sizes.cumsum() - sizes)[lengths[rank] - 1 - step] + rank
     before = np.arange(sizes[0], len(rank)) - np.repeat(sizes[:-1], sizes[1:])
-    return Packing(
-        index, rank, mirror, before, order, lengths, sizes.tolist())
+    return Packing(index, rank, mirror, before, order, lengths, sizes.tolist())
 
 # %% ../nbs/05_chain.ipynb #b6ae2c3a
 class _Rows(NamedTuple):
     "A batch of words as arrays."
+
     packing: Packing
     emissions: np.ndarray  # (batch * words, labels), masked places too
     scores: Scores  # of arrays of float64
@@ -232,12 +239,12 @@ CHUNK = 1024
 
 
 def _chunks(count):
-    return [slice(begin, min(begin + CHUNK, count))
-            for begin in range(0, count, CHUNK)]
+    return [slice(begin, min(begin + CHUNK, count)) for begin in range(0, count, CHUNK)]
 
 
 class _Weights(NamedTuple):
     "Exponentials with their peaks at 1, and the logs of the peaks."
+
     rows: np.ndarray  # (rows, directions * labels) of the emissions
     tables: Scores  # of arrays
     offset: np.ndarray  # (batch,) by rank, what the peaks add to log Z
@@ -264,8 +271,7 @@ def _weigh(rows, directions):
     offset = np.bincount(packing.rank, peaks, len(packing.order))
     framed = tops[0] + tops[2] + (packing.lengths - 1) * tops[1]
     offset += np.where(packing.lengths > 0, framed, 0.0)
-    tables = [np.exp(score - top)
-              for score, top in zip(scores, tops, strict=True)]
+    tables = [np.exp(score - top) for score, top in zip(scores, tops, strict=True)]
     return _Weights(weights, Scores(*tables), offset, every, proven)
 
 # %% ../nbs/05_chain.ipynb #f8638f83
@@ -298,12 +304,12 @@ def _walk(weights, packing):
 def _add_up(weights, packing, scales):
     "Weights at the ends of the sentences, and log Z, by rank."
     end = weights.tables.end
-    lasts = packing.mirror[:packing.sizes[0]]
-    ends = weights.rows[lasts, :len(end)] @ end
+    lasts = packing.mirror[: packing.sizes[0]]
+    ends = weights.rows[lasts, : len(end)] @ end
     total = weights.offset.copy()
-    total[:len(ends)] += np.log(ends)
+    total[: len(ends)] += np.log(ends)
     for scale in scales:
-        total[:len(scale)] += np.log(scale)
+        total[: len(scale)] += np.log(scale)
     return ends, total
 
 # %% ../nbs/05_chain.ipynb #17636585
@@ -321,7 +327,7 @@ def _lost_rows(
     alive = states > 0.0
     reached = np.broadcast_to(first, alive.shape).copy()
     follow = alive[packing.before].astype(np.float32) @ allowed
-    reached[packing.sizes[0]:] = follow > 0
+    reached[packing.sizes[0] :] = follow > 0
     reached &= finite
     tiny = alive & ~(states >= FLOOR)
     return ((reached != alive) | tiny | ~(states < math.inf)).any(1)
@@ -333,6 +339,7 @@ Derivative = Callable[[Tensor], Sequence[Tensor]]
 
 class Outcome(NamedTuple):
     "What an algorithm makes of a batch."
+
     value: Tensor  # (batch,) float64, score of the tags minus log Z
     lost: Tensor | None  # (batch,) bool, needs the log domain; None: none
     derivative: Derivative | None  # None where it was not asked for
@@ -359,8 +366,7 @@ def _scaled_derivative(rows, states, tables, shape, gradient):
     by_start, by_end = np.zeros((2, labels))
     by_pair = np.zeros((labels, labels))
     for chunk in (None, *_chunks(len(packing.before))):
-        chosen, forward, after, expected = _meet(
-            states, packing, tables, chunk)
+        chosen, forward, after, expected = _meet(states, packing, tables, chunk)
         weight = each[packing.rank[chosen]]
         ratio = (-weight / expected.sum(1))[:, None]
         expected *= ratio
@@ -373,12 +379,10 @@ def _scaled_derivative(rows, states, tables, shape, gradient):
             by_pair += tables.transitions * ((forward * ratio).T @ after)
             if rows.gold is not None:
                 pairs = gold * labels + rows.gold[begins:][chunk]
-                by_pair += np.bincount(pairs, weight, by_pair.size).reshape(
-                    by_pair.shape)
+                by_pair += np.bincount(pairs, weight, by_pair.size).reshape(by_pair.shape)
         by_start += expected[chosen < begins].sum(0)
         by_emission[packing.index[chosen]] = expected
-    return tuple(map(torch.from_numpy, (
-        by_emission.reshape(shape), by_start, by_pair, by_end)))
+    return tuple(map(torch.from_numpy, (by_emission.reshape(shape), by_start, by_pair, by_end)))
 
 # %% ../nbs/05_chain.ipynb #af609446
 def _given_scores(rows):
@@ -401,10 +405,9 @@ def _find_lost(rows, states, tables, ends):
     allowed = allowed.astype(np.float32)
     finite = rows.take(slice(None)) > -math.inf
     lost = _lost_rows(states[:, :labels], finite, start, allowed, packing)
-    lost[packing.mirror[:len(ends)]] |= ~(ends >= FLOOR)
+    lost[packing.mirror[: len(ends)]] |= ~(ends >= FLOOR)
     if states.shape[1] > labels:
-        lost |= _lost_rows(states[:, labels:], finite[packing.mirror], end,
-                           allowed.T, packing)
+        lost |= _lost_rows(states[:, labels:], finite[packing.mirror], end, allowed.T, packing)
         for chunk in _chunks(len(packing.before)):
             chosen, _, _, expected = _meet(states, packing, tables, chunk)
             lost[chosen] |= ~(expected.sum(1) >= FLOOR)
@@ -432,8 +435,7 @@ def scaled(
     lost = None
     if not weights.proven:
         lost = torch.from_numpy(_find_lost(rows, states, tables, ends)[rank])
-    derivative = functools.partial(
-        _scaled_derivative, rows, states, tables, emissions.shape)
+    derivative = functools.partial(_scaled_derivative, rows, states, tables, emissions.shape)
     return Outcome(value, lost, derivative if keep else None)
 
 # %% ../nbs/05_chain.ipynb #5f066b9f
@@ -453,8 +455,9 @@ def _climb(level, size):
     while size > 1:
         if size % 2:
             same = torch.eye(labels, dtype=level.dtype, device=level.device)
-            level = torch.cat([level.view(batch, size, labels, labels),
-                               same.expand(batch, 1, labels, labels)], 1)
+            level = torch.cat(
+                [level.view(batch, size, labels, labels), same.expand(batch, 1, labels, labels)], 1
+            )
         size = (size + 1) // 2
         left, right = level.view(-1, 2, labels, labels).unbind(1)
         pairs.append((left, right))
@@ -474,8 +477,9 @@ def _descend(pairs, vectors):
             vectors = vectors.view(batch, -1, 2, labels)[:, :-1]
             vectors = vectors.reshape(-1, 2, labels)
         forward, backward = vectors.split(1, 1)
-        vectors = torch.cat([forward, torch.bmm(backward, right.mT),
-                             torch.bmm(forward, left), backward], 1)
+        vectors = torch.cat(
+            [forward, torch.bmm(backward, right.mT), torch.bmm(forward, left), backward], 1
+        )
         fall = vectors.amax(2, keepdim=True)
         vectors = vectors.div_(fall.clamp(min=FLOOR)).view(-1, 2, labels)
         falls.append(fall.view(batch, -1))
@@ -489,20 +493,21 @@ def _scan_lost(tree, falls, structure, leaves):
     "(batch,) whether anything was lost on the way."
     wrong = ~(tree.norm > SCAN_FLOOR).all(1).squeeze(1)
     if falls:
-        wrong |= ~(torch.cat(falls, 1) > SCAN_FLOOR ** 0.5).all(1)
+        wrong |= ~(torch.cat(falls, 1) > SCAN_FLOOR**0.5).all(1)
     for vectors, matrices, exact in (
-            (tree.forward, leaves, structure),
-            (tree.backward, leaves.mT, structure.mT)):
+        (tree.forward, leaves, structure),
+        (tree.backward, leaves.mT, structure.mT),
+    ):
         moved = torch.matmul(vectors.unsqueeze(2), matrices)
         alive = (vectors > 0.0).to(exact.dtype).unsqueeze(2)
         reached = torch.matmul(alive, exact) > 0.0
-        wrong |= torch.where(
-            reached, ~(moved >= SCAN_FLOOR), moved != 0.0).flatten(1).any(1)
+        wrong |= torch.where(reached, ~(moved >= SCAN_FLOOR), moved != 0.0).flatten(1).any(1)
     return wrong & tree.mask.any(1)
 
 # %% ../nbs/05_chain.ipynb #1470c5d4
 class _Tree(NamedTuple):
     "What `scan` found, for the guard and the derivative."
+
     mask: Tensor
     path: Path  # the given tags; zeros where none are given
     given: bool  # whether they are
@@ -525,12 +530,10 @@ def _scan_derivative(tree, gradient):
     by_pair = tree.matrix * (flow.t() @ after)
     if tree.given:
         by_emission.scatter_add_(2, tags.unsqueeze(2), each)
-        by_pair.view(-1).index_add_(
-            0, (left * len(by_pair) + tags).flatten(), inner.flatten())
+        by_pair.view(-1).index_add_(0, (left * len(by_pair) + tags).flatten(), inner.flatten())
     # (labels, batch * words) @ (batch * words, 2)
     framed = torch.stack([begins, ends], 2).to(by_emission.dtype)
-    by_start, by_end = (by_emission.flatten(0, 1).t()
-                        @ framed.flatten(0, 1)).unbind(1)
+    by_start, by_end = (by_emission.flatten(0, 1).t() @ framed.flatten(0, 1)).unbind(1)
     return by_emission, by_start, by_pair, by_end
 
 # %% ../nbs/05_chain.ipynb #8d2a7dac
@@ -551,13 +554,11 @@ def scan(
     batch, words, labels = emissions.shape
     lattice = emissions.double().masked_fill(~mask.unsqueeze(2), 0.0)
     scores = Scores(*(score.double() for score in scores))
-    path = follow_path(mask, torch.zeros_like(mask, dtype=torch.long)
-                       if tags is None else tags)
+    path = follow_path(mask, torch.zeros_like(mask, dtype=torch.long) if tags is None else tags)
     peaks = lattice.amax(2, keepdim=True)
     tops = [score.amax().nan_to_num(neginf=0.0) for score in scores]
     weights = (lattice - peaks).exp_()
-    first, matrix, last = ((score - top).exp_() for score, top
-                           in zip(scores, tops, strict=True))
+    first, matrix, last = ((score - top).exp_() for score, top in zip(scores, tops, strict=True))
     leaves = _leaves(first, matrix, weights, mask, path.begins)
     root, pairs, scales = _climb(leaves.flatten(0, 1), words)
     frame = torch.stack([torch.full_like(last, 1 / labels), last])
@@ -577,13 +578,25 @@ def scan(
     onward = torch.matmul(forward.unsqueeze(2), leaves).squeeze(2)
     norm = torch.linalg.vecdot(onward, backward).unsqueeze(2)
     norm = norm.masked_fill(~mask.unsqueeze(2), 1.0)
-    tree = _Tree(mask, path, tags is not None, matrix, weights, forward,
-                 backward, norm, onward * backward / norm)
+    tree = _Tree(
+        mask,
+        path,
+        tags is not None,
+        matrix,
+        weights,
+        forward,
+        backward,
+        norm,
+        onward * backward / norm,
+    )
     lost = None
     if not proven:
         structure = _leaves(
             *((score > -math.inf).double() for score in scores[:2]),
-            (lattice > -math.inf).double(), mask, path.begins)
+            (lattice > -math.inf).double(),
+            mask,
+            path.begins,
+        )
         lost = _scan_lost(tree, falls, structure, leaves)
     return Outcome(value, lost, functools.partial(_scan_derivative, tree))
 
@@ -599,8 +612,9 @@ def load_kernels():
     try:
         return importlib.import_module("nercrf.crf_kernels")
     except Exception as error:  # numba fails in many ways
-        _logger.warning("numba is installed but its kernels cannot be used; "
-                        "going on without them: %s", error)
+        _logger.warning(
+            "numba is installed but its kernels cannot be used; going on without them: %s", error
+        )
         return None
 
 
@@ -611,14 +625,18 @@ def _kernels(emissions, scores, mask, tags, keep=True):
     arrays = [_to_numpy(score).astype(np.float64) for score in scores]
     threads = torch.get_num_threads()
     state = kernels.likelihood_forward(
-        _to_numpy(emissions), _to_numpy(mask),
-        None if tags is None else _to_numpy(tags), *arrays, threads, keep)
+        _to_numpy(emissions),
+        _to_numpy(mask),
+        None if tags is None else _to_numpy(tags),
+        *arrays,
+        threads,
+        keep,
+    )
     if state.wrong_tag >= 0 or state.gold.min() == -math.inf:
         check_path(scores, mask, tags)
 
     def derivative(gradient):
-        found = kernels.likelihood_backward(
-            state, _to_numpy(gradient), threads)
+        found = kernels.likelihood_backward(state, _to_numpy(gradient), threads)
         return tuple(map(torch.from_numpy, found))
 
     value = state.gold - state.log_partition
@@ -631,10 +649,12 @@ def _kernels_sum(emissions, scores, mask, tags, weight, dtype):
 
     def compute():
         return load_kernels().likelihood_gradient(
-            _to_numpy(emissions), _to_numpy(mask),
+            _to_numpy(emissions),
+            _to_numpy(mask),
             None if tags is None else _to_numpy(tags),
             *(array.astype(np.float64) for array in arrays),
-            torch.get_num_threads())
+            torch.get_num_threads(),
+        )
 
     value, wrong, *parts = compute()
     total = value.sum() if wrong < 0 else -math.inf
@@ -648,8 +668,10 @@ def _kernels_sum(emissions, scores, mask, tags, weight, dtype):
         factor = weight * gradient.item()
         for part in parts:
             part *= factor
-        return [torch.from_numpy(part.astype(like.dtype, copy=False))
-                for part, like in zip(parts, [parts[0], *arrays], strict=True)]
+        return [
+            torch.from_numpy(part.astype(like.dtype, copy=False))
+            for part, like in zip(parts, [parts[0], *arrays], strict=True)
+        ]
 
     return torch.tensor(weight * total, dtype=dtype), derivative
 
@@ -706,14 +728,12 @@ def _log_derivative(emissions, scores, mask, tags, before, gradient):
     possible = mask & ~total.isneginf().unsqueeze(1)
     endings = reversed_log_states(emissions, scores, mask)
     tables = Scores(*(score.clamp(min=IMPOSSIBLE) for score in scores))
-    emitted = emissions.masked_fill(~mask.unsqueeze(2), 0.0).clamp(
-        min=IMPOSSIBLE)
+    emitted = emissions.masked_fill(~mask.unsqueeze(2), 0.0).clamp(min=IMPOSSIBLE)
     each = (gradient.unsqueeze(1) * possible).unsqueeze(2)
     shift = total[:, None, None]
     chances = (before[:, 1:] + endings[:, :-1] - emitted - shift).exp()
     by_emission = torch.where(each == 0, 0.0, chances * -each)
-    path = follow_path(mask, torch.zeros_like(mask, dtype=torch.long)
-                       if tags is None else tags)
+    path = follow_path(mask, torch.zeros_like(mask, dtype=torch.long) if tags is None else tags)
     inner = torch.where(path.begins.unsqueeze(2), 0.0, each)
     by_pair = torch.zeros_like(scores.transitions)
     for word in range(mask.shape[1]):
@@ -725,10 +745,9 @@ def _log_derivative(emissions, scores, mask, tags, before, gradient):
     if tags is not None:
         by_emission.scatter_add_(2, path.tags.unsqueeze(2), each)
         by_pair.view(-1).index_add_(
-            0, (path.left * len(by_pair) + path.tags).flatten(),
-            inner.flatten())
-    return (by_emission, by_emission[path.begins].sum(0), by_pair,
-            by_emission[path.ends].sum(0))
+            0, (path.left * len(by_pair) + path.tags).flatten(), inner.flatten()
+        )
+    return (by_emission, by_emission[path.begins].sum(0), by_pair, by_emission[path.ends].sum(0))
 
 
 def log_domain(
@@ -745,13 +764,13 @@ def log_domain(
     emissions, scores = _widest(emissions, scores)
     emissions, _ = _without_peaks(emissions, mask)
     before = log_states(emissions, scores, mask)
-    return Outcome(value, None, functools.partial(
-        _log_derivative, emissions, scores, mask, tags, before))
+    return Outcome(
+        value, None, functools.partial(_log_derivative, emissions, scores, mask, tags, before)
+    )
 
 # %% ../nbs/05_chain.ipynb #ef7415d6
 TREE_BYTES = 2**30  # of an accelerator's memory that `scan` may take
-ALGORITHMS = {"log": log_domain, "scaled": scaled, "scan": scan,
-              "kernels": _kernels}
+ALGORITHMS = {"log": log_domain, "scaled": scaled, "scan": scan, "kernels": _kernels}
 
 
 def choose_algorithm(
@@ -769,11 +788,13 @@ def choose_algorithm(
         tree = 16 * batch * words * labels**2
         return "scan" if tree <= TREE_BYTES else "scaled"
     if name not in ALGORITHMS:
-        raise ValueError(f"expected the algorithm 'auto' or one of "
-                         f"{', '.join(ALGORITHMS)}, got {name!r}")
+        raise ValueError(
+            f"expected the algorithm 'auto' or one of {', '.join(ALGORITHMS)}, got {name!r}"
+        )
     if name == "kernels" and load_kernels() is None:
-        raise ValueError("the algorithm 'kernels' needs a working numba: "
-                         "pip install 'nercrf[fast]'")
+        raise ValueError(
+            "the algorithm 'kernels' needs a working numba: pip install 'nercrf[fast]'"
+        )
     return name
 
 # %% ../nbs/05_chain.ipynb #a876186f
@@ -783,8 +804,9 @@ def _evaluate(algorithm, emissions, scores, mask, tags, keep):
     if outcome.lost is None or not bool(outcome.lost.any()):
         return outcome
     lost = outcome.lost.to(mask.device)
-    again = log_domain(emissions[lost], scores, mask[lost],
-                       None if tags is None else tags[lost], keep)
+    again = log_domain(
+        emissions[lost], scores, mask[lost], None if tags is None else tags[lost], keep
+    )
     kept = mask & ~lost.unsqueeze(1)
     rest = None
     if bool(kept.any()):
@@ -798,10 +820,8 @@ def _evaluate(algorithm, emissions, scores, mask, tags, keep):
         by_emission, *by_score = again.derivative(gradient[lost])
         total = by_emission.new_zeros(emissions.shape)
         if rest is not None:
-            total, *more = (
-                part.to(by_emission) for part in rest.derivative(gradient))
-            by_score = [one + other for one, other
-                        in zip(by_score, more, strict=True)]
+            total, *more = (part.to(by_emission) for part in rest.derivative(gradient))
+            by_score = [one + other for one, other in zip(by_score, more, strict=True)]
         total[lost] = by_emission
         return total, *by_score
 
@@ -812,16 +832,14 @@ class _LogLikelihood(torch.autograd.Function):
     "An algorithm with its own derivative, by sentence or weighted and summed."
 
     @staticmethod
-    def forward(ctx, algorithm, emissions, start, transitions, end, mask,
-                tags, weight, dtype):
+    def forward(ctx, algorithm, emissions, start, transitions, end, mask, tags, weight, dtype):
         scores = Scores(start, transitions, end)
         keep = any(ctx.needs_input_grad)
         ctx.save_for_backward(emissions, *scores, mask, tags)
         ctx.weight, ctx.of_sum = weight, False
         if keep and algorithm == "kernels" and weight is not None:
             ctx.of_sum = True
-            value, ctx.derivative = _kernels_sum(
-                emissions, scores, mask, tags, weight, dtype)
+            value, ctx.derivative = _kernels_sum(emissions, scores, mask, tags, weight, dtype)
             return value.to(emissions.device)
         outcome = _evaluate(algorithm, emissions, scores, mask, tags, keep)
         ctx.derivative, value = outcome.derivative, outcome.value
@@ -841,11 +859,15 @@ class _LogLikelihood(torch.autograd.Function):
         if ctx.weight is not None:
             gradient = gradient.to(wide).mul(ctx.weight).expand(len(mask))
         if again:  # a second derivative is wanted
-            total = _differentiable(
-                emissions, Scores(start, transitions, end), mask, tags)
-            gradients = iter(torch.autograd.grad(
-                total, list(itertools.compress(inputs, wanted)),
-                gradient.to(wide), create_graph=True))
+            total = _differentiable(emissions, Scores(start, transitions, end), mask, tags)
+            gradients = iter(
+                torch.autograd.grad(
+                    total,
+                    list(itertools.compress(inputs, wanted)),
+                    gradient.to(wide),
+                    create_graph=True,
+                )
+            )
             found = [next(gradients) if want else None for want in wanted]
         else:
             found = map(_as_type_of, ctx.derivative(gradient.to(wide)), inputs)
@@ -854,8 +876,7 @@ class _LogLikelihood(torch.autograd.Function):
 # %% ../nbs/05_chain.ipynb #bb8751b9
 def _checked(emissions, scores, mask, tags, algorithm):
     "The algorithm to use; those of the CPU look at the tags themselves."
-    algorithm = choose_algorithm(
-        algorithm, emissions.device, emissions.shape)
+    algorithm = choose_algorithm(algorithm, emissions.device, emissions.shape)
     if mask.numel() == 0:
         return "log"
     if algorithm == "scaled" and not bool(mask.any()):
@@ -867,8 +888,12 @@ def _checked(emissions, scores, mask, tags, algorithm):
 # %% ../nbs/05_chain.ipynb #08d82819
 @torch.library.custom_op("nercrf::log_likelihood", mutates_args=())
 def _log_likelihood_op(
-    emissions: torch.Tensor, start: torch.Tensor, transitions: torch.Tensor,
-    end: torch.Tensor, mask: torch.Tensor, tags: torch.Tensor | None,
+    emissions: torch.Tensor,
+    start: torch.Tensor,
+    transitions: torch.Tensor,
+    end: torch.Tensor,
+    mask: torch.Tensor,
+    tags: torch.Tensor | None,
     algorithm: str,
 ) -> torch.Tensor:
     scores = Scores(start, transitions, end)
@@ -879,28 +904,33 @@ def _log_likelihood_op(
 
 @torch.library.custom_op("nercrf::log_likelihood_gradients", mutates_args=())
 def _log_likelihood_gradients_op(
-    gradient: torch.Tensor, emissions: torch.Tensor, start: torch.Tensor,
-    transitions: torch.Tensor, end: torch.Tensor, mask: torch.Tensor,
-    tags: torch.Tensor | None, algorithm: str,
+    gradient: torch.Tensor,
+    emissions: torch.Tensor,
+    start: torch.Tensor,
+    transitions: torch.Tensor,
+    end: torch.Tensor,
+    mask: torch.Tensor,
+    tags: torch.Tensor | None,
+    algorithm: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     inputs = emissions, start, transitions, end
     scores = Scores(*inputs[1:])
     algorithm = _checked(emissions, scores, mask, tags, algorithm)
     outcome = _evaluate(algorithm, emissions, scores, mask, tags, True)
-    return tuple(result.to(given.device, given.dtype) for given, result
-                 in zip(inputs, outcome.derivative(gradient), strict=True))
+    return tuple(
+        result.to(given.device, given.dtype)
+        for given, result in zip(inputs, outcome.derivative(gradient), strict=True)
+    )
 
 
 @_log_likelihood_op.register_fake
 def _(emissions, start, transitions, end, mask, tags, algorithm):
-    return emissions.new_empty(
-        emissions.shape[0], dtype=_widest_type(emissions.device))
+    return emissions.new_empty(emissions.shape[0], dtype=_widest_type(emissions.device))
 
 
 @_log_likelihood_gradients_op.register_fake
 def _(gradient, emissions, start, transitions, end, mask, tags, algorithm):
-    return tuple(part.new_empty(part.shape)
-                 for part in (emissions, start, transitions, end))
+    return tuple(part.new_empty(part.shape) for part in (emissions, start, transitions, end))
 
 
 def _keep_for_gradients(ctx, inputs, output):
@@ -909,12 +939,15 @@ def _keep_for_gradients(ctx, inputs, output):
 
 
 def _call_gradients(ctx, gradient):
-    return *_log_likelihood_gradients_op(
-        gradient, *ctx.saved_tensors, ctx.algorithm), None, None, None
+    return (
+        *_log_likelihood_gradients_op(gradient, *ctx.saved_tensors, ctx.algorithm),
+        None,
+        None,
+        None,
+    )
 
 
-_log_likelihood_op.register_autograd(
-    _call_gradients, setup_context=_keep_for_gradients)
+_log_likelihood_op.register_autograd(_call_gradients, setup_context=_keep_for_gradients)
 
 # %% ../nbs/05_chain.ipynb #929dbbe7
 def log_likelihood(
@@ -932,8 +965,7 @@ def log_likelihood(
         value = _log_likelihood_op(emissions, *scores, mask, tags, algorithm)
         return (value if weight is None else value.sum() * weight).to(dtype)
     algorithm = _checked(emissions, scores, mask, tags, algorithm)
-    return _LogLikelihood.apply(
-        algorithm, emissions, *scores, mask, tags, weight, dtype)
+    return _LogLikelihood.apply(algorithm, emissions, *scores, mask, tags, weight, dtype)
 
 # %% ../nbs/05_chain.ipynb #b0c7950d
 def _best_scores(rows):
@@ -962,8 +994,8 @@ def _best_paths_packed(emissions, scores, mask):
     into, end = rows.scores.transitions.T.copy(), rows.scores.end
     path = np.empty(len(best), np.int64)
     total = np.zeros(len(packing.order))
-    lasts = packing.mirror[:packing.sizes[0]]
-    total[:len(lasts)] = (best[lasts] + end).max(1)
+    lasts = packing.mirror[: packing.sizes[0]]
+    total[: len(lasts)] = (best[lasts] + end).max(1)
     stop, following = len(best), path[:0]
     for size in reversed(packing.sizes):
         begin = stop - size
@@ -997,14 +1029,12 @@ def _loop(step, carry, inputs):
 
 def _best_paths_padded(emissions, scores, mask):
     "Tags and scores of the best paths, on the device of the emissions."
-    emissions, start, transitions, end = (
-        tensor.detach() for tensor in (emissions, *scores))
+    emissions, start, transitions, end = (tensor.detach() for tensor in (emissions, *scores))
     batch = mask.shape[0]
     ignored = torch.full((1,), IGNORED, device=mask.device)
     itself = torch.arange(len(start), device=mask.device).unsqueeze(0)
     # Strict export cannot capture an integer, AOTInductor wants one.
-    strict = (torch.compiler.is_exporting()
-              and torch.compiler.is_dynamo_compiling())
+    strict = torch.compiler.is_exporting() and torch.compiler.is_dynamo_compiling()
     rows = -1 if strict else batch
 
     def forward_step(carry, inputs):
@@ -1024,8 +1054,7 @@ def _best_paths_padded(emissions, scores, mask):
         return before, torch.where(real, label, ignored.expand(rows))
 
     begun = start.repeat(batch, 1), torch.zeros_like(mask[:, 0])
-    (best, started), sources = _loop(
-        forward_step, begun, (emissions.transpose(0, 1), mask.t()))
+    (best, started), sources = _loop(forward_step, begun, (emissions.transpose(0, 1), mask.t()))
     total, label = (best + end).max(1)
     _, tags = _loop(backward_step, label, (sources.flip(0), mask.t().flip(0)))
     total = torch.where(started, total, torch.zeros_like(total))
@@ -1039,9 +1068,14 @@ def _best_paths(emissions, scores, mask, algorithm):
         return empty, emissions.new_zeros(len(mask), dtype=torch.float64)
     if algorithm == "kernels":
         arrays = [_to_numpy(score).astype(np.float64) for score in scores]
-        return tuple(map(torch.from_numpy, load_kernels().viterbi(
-            _to_numpy(emissions), _to_numpy(mask), *arrays,
-            torch.get_num_threads())))
+        return tuple(
+            map(
+                torch.from_numpy,
+                load_kernels().viterbi(
+                    _to_numpy(emissions), _to_numpy(mask), *arrays, torch.get_num_threads()
+                ),
+            )
+        )
     if algorithm == "scaled":
         return _best_paths_packed(emissions, scores, mask)
     return _best_paths_padded(*_widest(emissions, scores), mask)
@@ -1049,19 +1083,24 @@ def _best_paths(emissions, scores, mask, algorithm):
 
 @torch.library.custom_op("nercrf::best_paths", mutates_args=())
 def _best_paths_op(
-    emissions: torch.Tensor, start: torch.Tensor, transitions: torch.Tensor,
-    end: torch.Tensor, mask: torch.Tensor, algorithm: str,
+    emissions: torch.Tensor,
+    start: torch.Tensor,
+    transitions: torch.Tensor,
+    end: torch.Tensor,
+    mask: torch.Tensor,
+    algorithm: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    tags, total = _best_paths(
-        emissions, Scores(start, transitions, end), mask, algorithm)
+    tags, total = _best_paths(emissions, Scores(start, transitions, end), mask, algorithm)
     return tags.to(mask.device), total.to(mask.device)
 
 
 @_best_paths_op.register_fake
 def _(emissions, start, transitions, end, mask, algorithm):
     wide = _widest_type(emissions.device)
-    return (torch.empty_like(mask, dtype=torch.long),
-            emissions.new_empty(mask.shape[0], dtype=wide))
+    return (
+        torch.empty_like(mask, dtype=torch.long),
+        emissions.new_empty(mask.shape[0], dtype=wide),
+    )
 
 
 @torch.no_grad()
@@ -1085,6 +1124,7 @@ def best_paths(
 # %% ../nbs/05_chain.ipynb #c8c92786
 class BestPaths(NamedTuple):
     "The best paths of each sentence, best first."
+
     tags: Tensor  # (batch, k, words) int64, -100 where masked or impossible
     scores: Tensor  # (batch, k), -inf where there are fewer paths
     log_probabilities: Tensor  # (batch, k) in nats
@@ -1151,18 +1191,15 @@ def sample_paths(
 ) -> Tensor:  # (batch, count, words) int64, -100 where masked
     "Draw paths from the distribution, independently."
     endings = reversed_log_states(emissions, scores, mask)
-    start, transitions, _ = (
-        score.clamp(min=IMPOSSIBLE) for score in scores)
+    start, transitions, _ = (score.clamp(min=IMPOSSIBLE) for score in scores)
     first = first_words(mask)
     label = torch.zeros(len(mask), count, dtype=torch.long, device=mask.device)
     columns = [label[:, :, None][:, :, :0]]
     for word in range(mask.shape[1]):
-        moved = torch.where(
-            first[:, word, None, None], start, transitions[label])
+        moved = torch.where(first[:, word, None, None], start, transitions[label])
         # (batch, count, labels)
         chances = torch.softmax(moved + endings[:, word].unsqueeze(1), 2)
-        drawn = torch.multinomial(
-            chances.flatten(0, 1), 1, generator=generator).view_as(label)
+        drawn = torch.multinomial(chances.flatten(0, 1), 1, generator=generator).view_as(label)
         here = mask[:, word].unsqueeze(1)
         label = torch.where(here, drawn, label)
         columns.append(label.masked_fill(~here, IGNORED).unsqueeze(2))
@@ -1176,11 +1213,13 @@ def transition_probabilities(
 ) -> Tensor:  # (batch, words, from, to), zeros at first and masked words
     "Probability of each pair of labels at a word and the word before it."
     before = log_states(emissions, scores, mask)
-    total = torch.logsumexp(
-        before[:, -1] + scores.end.clamp(min=IMPOSSIBLE), 1)
+    total = torch.logsumexp(before[:, -1] + scores.end.clamp(min=IMPOSSIBLE), 1)
     endings = reversed_log_states(emissions, scores, mask)[:, :-1]
-    pairs = (before[:, :-1].unsqueeze(3) + endings.unsqueeze(2)
-             + scores.transitions.clamp(min=IMPOSSIBLE))
+    pairs = (
+        before[:, :-1].unsqueeze(3)
+        + endings.unsqueeze(2)
+        + scores.transitions.clamp(min=IMPOSSIBLE)
+    )
     inner = mask & ~first_words(mask)
     chances = (pairs - total[:, None, None, None]).exp()
     return chances.masked_fill(~inner[:, :, None, None], 0.0)

@@ -19,14 +19,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .corpus import SPLIT_NAMES, split_of, find_split_files
-from nercrf.data import (
-    DataError, Example, Finding, is_visible, read_bytes, read_text,
-    write_bytes,
-)
+from .data import DataError, Example, Finding, is_visible, read_bytes, read_text, write_bytes
 from nercrf.formats import (
-    BRAT_SPAN, END_KEYS, FORMATS, SPAN_KEYS, START_KEYS, SURFACE_KEYS,
-    brat_paths, examine, first_of, format_inline, in_characters, parse_inline,
-    prepare_file, read_mention, utf16_offsets,
+    BRAT_SPAN,
+    END_KEYS,
+    FORMATS,
+    SPAN_KEYS,
+    START_KEYS,
+    SURFACE_KEYS,
+    brat_paths,
+    examine,
+    first_of,
+    format_inline,
+    in_characters,
+    parse_inline,
+    prepare_file,
+    read_mention,
+    utf16_offsets,
 )
 from .labels import SCHEMES, Span, spans_to_tags
 
@@ -37,6 +46,7 @@ __all__ = ['KINDS', 'SEVERITIES', 'REPAIRED', 'MOST_TYPES', 'MOST_FINDINGS', 'Ki
 # %% ../nbs/02b_check.ipynb #a63e773b
 class Kind(NamedTuple):
     "What a kind of finding is called and whether it can be repaired."
+
     title: str  # the head of its list in the report
     fixable: bool = False  # whether `fix_file` repairs it
 
@@ -84,6 +94,7 @@ def _split_place(where: str) -> tuple[str, int]:
 @dataclass
 class _File:
     "A file as it was read."
+
     path: Path
     format: str
     scheme: str | None
@@ -101,6 +112,7 @@ class _File:
 @dataclass
 class _Split:
     "A split: its name and its files."
+
     name: str
     files: list[_File]
 
@@ -119,8 +131,7 @@ def _read_file(path: Path, **options) -> _File:
     findings = []
     for finding in found:
         if finding.kind == "ignored":
-            findings.append(finding._replace(
-                message=f"{finding.message} ({finding.count:,})"))
+            findings.append(finding._replace(message=f"{finding.message} ({finding.count:,})"))
         elif finding.kind != "overlap":  # told apart by `_overlaps`
             findings.append(finding)
     return _File(path, format, scheme, examples, findings)
@@ -154,20 +165,24 @@ def _cuts(example: Example, index: int) -> bool:
 _BLANK = re.compile(r"[\s\u200b\ufeff]*")
 
 
-def _check_span(file: _File, example: Example, span: Span
-                ) -> Iterator[Finding]:
+def _check_span(file: _File, example: Example, span: Span) -> Iterator[Finding]:
     "Blanks at the ends of a span, and borders within a word."
     name = f"{span.label} {example.surface(span)!r}"
     tokens = example.tokens
     ends = tokens[span.start], tokens[span.end - 1]
     if file.format != "columns" and any(map(_BLANK.fullmatch, ends)):
-        yield Finding("blank-border", example.source,
-                      f"{name} begins or ends with a blank", "problem")
+        yield Finding(
+            "blank-border", example.source, f"{name} begins or ends with a blank", "problem"
+        )
     if _cuts(example, span.start) or _cuts(example, span.end):
         start, end = max(span.start - 3, 0), span.end + 3
         around = example.sep.join(tokens[start:end])
-        yield Finding("cuts-token", file.place(example, span.start),
-                      f"{name} cuts a word in {around!r}", "note")
+        yield Finding(
+            "cuts-token",
+            file.place(example, span.start),
+            f"{name} cuts a word in {around!r}",
+            "note",
+        )
 
 # %% ../nbs/02b_check.ipynb #6b1841da
 _OVERLAPS = {"crossing-span": "crosses", "nested-span": "lies within"}
@@ -184,9 +199,12 @@ def _check_spans(file: _File, example: Example) -> Iterator[Finding]:
             yield Finding(kind, place, f"{name} is there twice", "problem")
         else:
             yield Finding(
-                kind, place, f"{name} {_OVERLAPS[kind]} {other.label} "
+                kind,
+                place,
+                f"{name} {_OVERLAPS[kind]} {other.label} "
                 f"{example.surface(other)!r}; one tag a word cannot hold both",
-                "note")
+                "note",
+            )
 
 # %% ../nbs/02b_check.ipynb #3148e75d
 _DIRT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffd]")
@@ -195,21 +213,25 @@ _DIRT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffd]")
 def _check_text(file: _File, example: Example) -> Iterator[Finding]:
     "A sentence without words, or with invisible characters."
     if not any(map(is_visible, example.tokens)):
-        yield Finding("blank-text", example.source,
-                      f"the sentence {example.text!a} has no word", "problem")
+        yield Finding(
+            "blank-text", example.source, f"the sentence {example.text!a} has no word", "problem"
+        )
     elif file.format != "columns":
         found = sorted(set(_DIRT.findall(example.text)))
         if found:
             names = " ".join(f"U+{ord(char):04X}" for char in found)
             yield Finding(
-                "dirty-token", example.source,
-                f"{_shorten(example.text)!a} holds {names}", "note")
+                "dirty-token", example.source, f"{_shorten(example.text)!a} holds {names}", "note"
+            )
 
 # %% ../nbs/02b_check.ipynb #6b8716d6
 def _check_borders(file: _File) -> Iterator[Finding]:
     "Blank lines with ill-formed tags on both sides and one type."
-    odd = {_split_place(finding.where)[1] for finding in file.findings
-           if finding.kind == "ill-formed-tag"}
+    odd = {
+        _split_place(finding.where)[1]
+        for finding in file.findings
+        if finding.kind == "ill-formed-tag"
+    }
     if not odd or file.format != "columns":
         return
     for left, right in pairwise(file.examples):
@@ -221,10 +243,13 @@ def _check_borders(file: _File) -> Iterator[Finding]:
         starts = [span for span in right.spans if span.start == 0]
         if ends and starts and ends[0].label == starts[0].label:
             yield Finding(
-                "cut-entity", f"{file.path}:{line - 1}",
+                "cut-entity",
+                f"{file.path}:{line - 1}",
                 f"this blank line cuts the {ends[0].label} "
                 f"{left.surface(ends[0])!r} + {right.surface(starts[0])!r}; "
-                "join the sentences if they are one", "problem")
+                "join the sentences if they are one",
+                "problem",
+            )
 
 # %% ../nbs/02b_check.ipynb #5021f4e9
 def _check_file(file: _File) -> Iterator[Finding]:
@@ -233,8 +258,7 @@ def _check_file(file: _File) -> Iterator[Finding]:
     yield from _check_borders(file)
     told = {(finding.kind, finding.where) for finding in file.findings}
     for example in file.examples:
-        for finding in (*_check_text(file, example),
-                        *_check_spans(file, example)):
+        for finding in (*_check_text(file, example), *_check_spans(file, example)):
             if (finding.kind, finding.where) not in told:
                 yield finding
 
@@ -252,18 +276,26 @@ def _check_repetitions(splits: Sequence[_Split]) -> list[Finding]:
             name, place, others = known[key]
             differs = None not in (spans, others) and spans != others
             kind = "repeated" if name == split.name else "shared"
-            found.append((not differs, Finding(
-                f"{kind}-sentence", example.source,
-                f"{_shorten(key.replace(chr(9), example.sep))!r} is in "
-                f"{_beside(place, example.source)} too"
-                + (", labelled otherwise" if differs else ""), "note")))
+            found.append(
+                (
+                    not differs,
+                    Finding(
+                        f"{kind}-sentence",
+                        example.source,
+                        f"{_shorten(key.replace(chr(9), example.sep))!r} is in "
+                        f"{_beside(place, example.source)} too"
+                        + (", labelled otherwise" if differs else ""),
+                        "note",
+                    ),
+                )
+            )
     found.sort(key=lambda entry: entry[0])
     return [finding for _, finding in found]
 
 
 def _shorten(text: str, width: int = 40) -> str:
     "A text of at most so many characters."
-    return text if len(text) <= width else text[:width - 1] + "…"
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _beside(place: str, other: str) -> str:
@@ -280,10 +312,13 @@ def _check_ids(split: _Split) -> Iterator[Finding]:
             place = known.setdefault(example.id, example.source)
             if place != example.source:
                 yield Finding(
-                    "duplicate-id", example.source,
+                    "duplicate-id",
+                    example.source,
                     f"the id {example.id!r} is that of "
                     f"{_beside(place, example.source)} too; results "
-                    "could not be told apart", "note")
+                    "could not be told apart",
+                    "note",
+                )
 
 # %% ../nbs/02b_check.ipynb #ad03fa3c
 def _tag_places(split: _Split, scheme: str) -> dict[str, str]:
@@ -298,8 +333,7 @@ def _tag_places(split: _Split, scheme: str) -> dict[str, str]:
                 continue
             shapes.add(shape)
             short = Span(span.label, 0, len(words))
-            for word, tag in zip(words, spans_to_tags(
-                    [short], len(words), scheme), strict=True):
+            for word, tag in zip(words, spans_to_tags([short], len(words), scheme), strict=True):
                 places.setdefault(tag, file.place(example, word))
     return places
 
@@ -316,18 +350,26 @@ def _check_labels(splits: Sequence[_Split], scheme: str) -> Iterator[Finding]:
         for tag, place in _tag_places(split, scheme).items():
             if tag[2:] not in types | told:
                 told.add(tag[2:])
-                yield Finding("unknown-type", place, f"{split.name} has the "
-                              f"type {tag[2:]!r}, train has not", "problem")
+                yield Finding(
+                    "unknown-type",
+                    place,
+                    f"{split.name} has the type {tag[2:]!r}, train has not",
+                    "problem",
+                )
             elif tag not in known and tag[2:] in types:
-                yield Finding("unseen-tag", place, f"{split.name} has the tag "
-                              f"{tag!r}, train has not", "note")
+                yield Finding(
+                    "unseen-tag", place, f"{split.name} has the tag {tag!r}, train has not", "note"
+                )
 
 
 def _find_train(splits: Sequence[_Split]) -> _Split | None:
     "The split to learn from, if it has labels and there are others."
     for split in splits:
-        if split.name == "train" and len(splits) > 1 and any(
-                example.spans for _, example in split.examples()):
+        if (
+            split.name == "train"
+            and len(splits) > 1
+            and any(example.spans for _, example in split.examples())
+        ):
             return split
     return None
 
@@ -364,16 +406,18 @@ def _name_uses(splits: Sequence[_Split]) -> dict[tuple, dict]:
     "For each name, by type or None: how often, and the first place."
     uses = {}
 
-    def add(file: _File, example: Example, label: str | None, start: int,
-            end: int) -> None:
+    def add(file: _File, example: Example, label: str | None, start: int, end: int) -> None:
         use = uses.setdefault(tuple(example.tokens[start:end]), {})
         if label not in use:
             use[label] = [0, file.place(example, start), example.sep]
         use[label][0] += 1
 
-    labelled = [(file, example) for split in splits
-                for file, example in split.examples()
-                if example.spans is not None]
+    labelled = [
+        (file, example)
+        for split in splits
+        for file, example in split.examples()
+        if example.spans is not None
+    ]
     for file, example in labelled:
         for span in example.spans:
             add(file, example, *span)
@@ -394,17 +438,33 @@ def _check_names(splits: Sequence[_Split]) -> Iterator[Finding]:
         total = sum(count for count, *_ in use.values())
         surface = sep.join(name)
         if len(order) > 1 and most > 1:
-            others = " and ".join(f"{label} {_times(use[label][0])}"
-                                  for label in order[:-1])
-            ranked.append((most / rare[0], most, Finding(
-                "conflicting-type", rare[1],
-                f"{surface!r} is {order[-1]} here ({_times(rare[0])} in "
-                f"all), {others}", "note")))
+            others = " and ".join(f"{label} {_times(use[label][0])}" for label in order[:-1])
+            ranked.append(
+                (
+                    most / rare[0],
+                    most,
+                    Finding(
+                        "conflicting-type",
+                        rare[1],
+                        f"{surface!r} is {order[-1]} here ({_times(rare[0])} in all), {others}",
+                        "note",
+                    ),
+                )
+            )
         if free is not None and total > free[0]:
-            ranked.append((total / free[0], total, Finding(
-                "missed-entity", free[1],
-                f"{surface!r} is unlabelled here ({_times(free[0])} in all), "
-                f"{order[0]} {_times(most)}", "note")))
+            ranked.append(
+                (
+                    total / free[0],
+                    total,
+                    Finding(
+                        "missed-entity",
+                        free[1],
+                        f"{surface!r} is unlabelled here ({_times(free[0])} in all), "
+                        f"{order[0]} {_times(most)}",
+                        "note",
+                    ),
+                )
+            )
     ranked.sort(key=lambda entry: (-entry[0], -entry[1]))
     yield from (finding for _, _, finding in ranked)
 
@@ -417,6 +477,7 @@ def _times(count: int) -> str:
 @dataclass
 class Lengths:
     "How long the sentences and entities of a split are."
+
     median: int  # of the sentences
     p90: int  # 90 % of the sentences are at most so long
     p99: int  # 99 %
@@ -429,8 +490,7 @@ class Lengths:
     histogram: dict[int, int]  # sentences up to each power of two
 
 # %% ../nbs/02b_check.ipynb #4cc9e981
-def _lengths(split: _Split, pieces: dict[str, int] | None, limit: int
-             ) -> Lengths:
+def _lengths(split: _Split, pieces: dict[str, int] | None, limit: int) -> Lengths:
     "The lengths of a split in words, or in pieces where they are given."
     entries, longest_entity = [], (0, "")
     for file, example in split.examples():
@@ -444,12 +504,15 @@ def _lengths(split: _Split, pieces: dict[str, int] | None, limit: int
                 longest_entity = size, file.place(example, span.start)
     sizes = sorted(size for size, _ in entries)
     longest = max(entries, key=lambda entry: entry[0])
-    counts = Counter(max(1, 1 << (size - 1).bit_length()) if size else 1
-                     for size in sizes)
-    return Lengths(*(_percentile(sizes, share) for share in (50, 90, 99)),
-                   *longest, *longest_entity, limit,
-                   sum(size > limit for size in sizes),
-                   dict(sorted(counts.items())))
+    counts = Counter(max(1, 1 << (size - 1).bit_length()) if size else 1 for size in sizes)
+    return Lengths(
+        *(_percentile(sizes, share) for share in (50, 90, 99)),
+        *longest,
+        *longest_entity,
+        limit,
+        sum(size > limit for size in sizes),
+        dict(sorted(counts.items())),
+    )
 
 
 def _percentile(ordered: Sequence[int], share: int) -> int:
@@ -457,22 +520,24 @@ def _percentile(ordered: Sequence[int], share: int) -> int:
     return ordered[max(0, -(-len(ordered) * share // 100) - 1)]
 
 # %% ../nbs/02b_check.ipynb #8a56f07b
-def _count_pieces(splits: Sequence[_Split], tokenizer: object
-                  ) -> tuple[dict[str, int], int]:
+def _count_pieces(splits: Sequence[_Split], tokenizer: object) -> tuple[dict[str, int], int]:
     "The number of pieces of each word, and of special tokens."
     from nercrf.features import read_layout, tokenize_words
-    words = list(dict.fromkeys(
-        token for split in splits for _, example in split.examples()
-        for token in example.tokens))
+
+    words = list(
+        dict.fromkeys(
+            token for split in splits for _, example in split.examples() for token in example.tokens
+        )
+    )
     layout = read_layout(tokenizer)
     counts = tokenize_words(words, tokenizer).counts.tolist()
-    return (dict(zip(words, counts, strict=True)),
-            len(layout.prefix) + len(layout.suffix))
+    return (dict(zip(words, counts, strict=True)), len(layout.prefix) + len(layout.suffix))
 
 # %% ../nbs/02b_check.ipynb #87d5c96f
 @dataclass
 class Overlap:
     "What a split shares with train."
+
     sentences: int  # that an earlier split has too
     mentions: int  # entities of this split
     seen_mentions: int  # those whose name and type are in train
@@ -482,22 +547,24 @@ class Overlap:
 
 def _names(split: _Split) -> Counter:
     "How often each name with its type is there."
-    return Counter((span.label, *example.tokens[span.start:span.end])
-                   for _, example in split.examples()
-                   for span in example.spans or ())
+    return Counter(
+        (span.label, *example.tokens[span.start : span.end])
+        for _, example in split.examples()
+        for span in example.spans or ()
+    )
 
 
 def _overlap(split: _Split, train: Counter, shared: int) -> Overlap:
     "What a split shares with the names of train."
     names = _names(split)
     seen = names.keys() & train.keys()
-    return Overlap(shared, names.total(), sum(names[name] for name in seen),
-                   len(names), len(seen))
+    return Overlap(shared, names.total(), sum(names[name] for name in seen), len(names), len(seen))
 
 # %% ../nbs/02b_check.ipynb #b8809fe0
 @dataclass
 class SplitStatistics:
     "What a split holds."
+
     name: str  # "train", "dev", "test", or "data" where no name tells
     files: list[str]  # as they were given
     formats: list[str]  # of the files, each once
@@ -515,41 +582,49 @@ class SplitStatistics:
 @dataclass
 class DataSet:
     "A folder, or the files that were named one by one."
+
     name: str  # the folder as it was given
     splits: list[SplitStatistics]  # train first
 
 # %% ../nbs/02b_check.ipynb #d542f76d
-def _statistics(split: _Split, train: _Split | None, findings: list[Finding],
-                pieces: dict[str, int] | None, special: int, length: int
-                ) -> SplitStatistics:
+def _statistics(
+    split: _Split,
+    train: _Split | None,
+    findings: list[Finding],
+    pieces: dict[str, int] | None,
+    special: int,
+    length: int,
+) -> SplitStatistics:
     "Count what a split holds."
     files = [str(file.path) for file in split.files]
     examples = [example for _, example in split.examples()]
     places = {example.source for example in examples}
-    counts = Counter(finding.kind for finding in findings
-                     if finding.where in places)
-    labels = Counter(span.label for example in examples
-                     for span in example.spans or ())
+    counts = Counter(finding.kind for finding in findings if finding.where in places)
+    labels = Counter(span.label for example in examples for span in example.spans or ())
     schemes = [file.scheme for file in split.files if file.scheme]
     overlap = None
     if train is not None and split is not train:
         overlap = _overlap(split, _names(train), counts["shared-sentence"])
     return SplitStatistics(
-        split.name, files,
+        split.name,
+        files,
         list(dict.fromkeys(file.format for file in split.files)),
-        schemes[0] if schemes else None, len(examples),
+        schemes[0] if schemes else None,
+        len(examples),
         sum(example.spans is None for example in examples),
         counts["repeated-sentence"],
         sum(len(example.tokens) for example in examples),
         dict(labels.most_common()),
         _lengths(split, None, length - special),
         None if pieces is None else _lengths(split, pieces, length - special),
-        overlap)
+        overlap,
+    )
 
 # %% ../nbs/02b_check.ipynb #a557fd30
 @dataclass
 class CheckReport:
     "What a check has found."
+
     datasets: list[DataSet]  # each folder, and the single files together
     findings: list[Finding] = field(default_factory=list)  # gravest first
 
@@ -558,11 +633,9 @@ class CheckReport:
         fail_on: str = "problem",  # "problem", "note" or "never"
     ) -> int:  # 0 clean, 1 findings, 2 a file could not be read
         "The result for a shell or a pipeline."
-        choices = {"problem": {"problem"}, "note": {"problem", "note"},
-                   "never": set()}
+        choices = {"problem": {"problem"}, "note": {"problem", "note"}, "never": set()}
         if fail_on not in choices:
-            raise ValueError(f"expected fail_on one of {', '.join(choices)}, "
-                             f"got {fail_on!r}")
+            raise ValueError(f"expected fail_on one of {', '.join(choices)}, got {fail_on!r}")
         found = {finding.severity for finding in self.findings}
         if "error" in found:
             return 2
@@ -573,14 +646,21 @@ class CheckReport:
         findings, rigid = [], _without_repair(self)
         for finding in self.findings:
             file, line = _split_place(finding.where)
-            findings.append({
-                "kind": finding.kind, "severity": finding.severity,
-                "file": file, "line": line or None,
-                "message": finding.message,
-                "fixable": _kind(finding).fixable and file not in rigid})
-        return {"version": 1,
-                "datasets": [asdict(dataset) for dataset in self.datasets],
-                "findings": findings}
+            findings.append(
+                {
+                    "kind": finding.kind,
+                    "severity": finding.severity,
+                    "file": file,
+                    "line": line or None,
+                    "message": finding.message,
+                    "fixable": _kind(finding).fixable and file not in rigid,
+                }
+            )
+        return {
+            "version": 1,
+            "datasets": [asdict(dataset) for dataset in self.datasets],
+            "findings": findings,
+        }
 
     def render(
         self,
@@ -600,8 +680,13 @@ def _kind(finding: Finding) -> Kind:
 
 def _without_repair(report: CheckReport) -> set[str]:
     "The files of formats that `fix_file` does not repair."
-    return {file for dataset in report.datasets for split in dataset.splits
-            if not set(split.formats) <= REPAIRED for file in split.files}
+    return {
+        file
+        for dataset in report.datasets
+        for split in dataset.splits
+        if not set(split.formats) <= REPAIRED
+        for file in split.files
+    }
 
 
 def _order(finding: Finding) -> tuple[int, int]:
@@ -612,21 +697,24 @@ def _order(finding: Finding) -> tuple[int, int]:
 # %% ../nbs/02b_check.ipynb #e92de7f2
 def _width(text: str) -> int:
     "How many columns a terminal needs for a text."
-    return sum(0 if unicodedata.category(char) in ("Mn", "Me", "Cf")
-               else 1 + (unicodedata.east_asian_width(char) in "WF")
-               for char in text)
+    return sum(
+        0
+        if unicodedata.category(char) in ("Mn", "Me", "Cf")
+        else 1 + (unicodedata.east_asian_width(char) in "WF")
+        for char in text
+    )
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     "Lines of a table: first column to the left, the others to the right."
     columns = range(max(map(len, rows)))
-    widths = [max(_width(row[column]) for row in rows if column < len(row))
-              for column in columns]
+    widths = [max(_width(row[column]) for row in rows if column < len(row)) for column in columns]
     for row in rows:
-        cells = [" " * (width - _width(cell)) for cell, width
-                 in zip(row, widths, strict=False)]
-        cells = [row[0] + cells[0], *(blank + cell for blank, cell
-                 in zip(cells[1:], row[1:], strict=True))]
+        cells = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=False)]
+        cells = [
+            row[0] + cells[0],
+            *(blank + cell for blank, cell in zip(cells[1:], row[1:], strict=True)),
+        ]
         yield "  ".join(cells).rstrip()
 
 # %% ../nbs/02b_check.ipynb #260365c8
@@ -635,31 +723,36 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 def _bars(histogram: dict[int, int], first: int, last: int) -> str:
     "A histogram as a line of bars between its first and last border."
-    sizes = [1 << power for power in range(
-        first.bit_length() - 1, last.bit_length())]
+    sizes = [1 << power for power in range(first.bit_length() - 1, last.bit_length())]
     highest = max(histogram.values())
     bars = "".join(
-        _BARS[-(-histogram[size] * len(_BARS) // highest) - 1]
-        if histogram.get(size) else " " for size in sizes)
+        _BARS[-(-histogram[size] * len(_BARS) // highest) - 1] if histogram.get(size) else " "
+        for size in sizes
+    )
     return f"{first} {bars} {last}"
 
 # %% ../nbs/02b_check.ipynb #3b7b4b2b
-def _length_rows(splits: Sequence[SplitStatistics], unit: str, what: str
-                 ) -> Iterator[list[str]]:
+def _length_rows(splits: Sequence[SplitStatistics], unit: str, what: str) -> Iterator[list[str]]:
     "Rows on how long the sentences are."
     lengths = [getattr(split, unit) for split in splits]
     borders = [size for item in lengths for size in item.histogram]
-    yield [f"{what} a sentence", *(
-        _bars(item.histogram, min(borders), max(borders))
-        for item in lengths)]
-    for name, title in (("median", "median"), ("p90", "90 % up to"),
-                        ("p99", "99 % up to"), ("longest", "longest"),
-                        ("longest_entity", "longest entity")):
-        yield [f"  {title}", *(f"{getattr(item, name):,}"
-                               for item in lengths)]
+    yield [
+        f"{what} a sentence",
+        *(_bars(item.histogram, min(borders), max(borders)) for item in lengths),
+    ]
+    for name, title in (
+        ("median", "median"),
+        ("p90", "90 % up to"),
+        ("p99", "99 % up to"),
+        ("longest", "longest"),
+        ("longest_entity", "longest entity"),
+    ):
+        yield [f"  {title}", *(f"{getattr(item, name):,}" for item in lengths)]
     limits = sorted({item.limit for item in lengths})
-    yield [f"  over {', '.join(map(str, limits))} (cut into windows)",
-           *(f"{item.over:,}" for item in lengths)]
+    yield [
+        f"  over {', '.join(map(str, limits))} (cut into windows)",
+        *(f"{item.over:,}" for item in lengths),
+    ]
 
 
 def _share(part: int, whole: int) -> str:
@@ -670,12 +763,15 @@ def _share(part: int, whole: int) -> str:
 MOST_TYPES = 12  # entity types that the report shows
 
 
-def _statistics_rows(splits: Sequence[SplitStatistics], every: bool
-                     ) -> Iterator[list[str]]:
+def _statistics_rows(splits: Sequence[SplitStatistics], every: bool) -> Iterator[list[str]]:
     "The rows of the table of a data set."
     yield ["", *(split.name for split in splits)]
-    counts = {"sentences": "sentences", "unlabelled": "  unlabelled",
-              "repeated": "  repeated", "tokens": "tokens"}
+    counts = {
+        "sentences": "sentences",
+        "unlabelled": "  unlabelled",
+        "repeated": "  repeated",
+        "tokens": "tokens",
+    }
     for name, title in counts.items():
         numbers = [getattr(split, name) for split in splits]
         if any(numbers) or name in ("sentences", "tokens"):
@@ -683,12 +779,10 @@ def _statistics_rows(splits: Sequence[SplitStatistics], every: bool
     labels = Counter()
     for split in splits:
         labels.update(split.entities)
-    yield ["entities", *(f"{sum(split.entities.values()):,}"
-                         for split in splits)]
+    yield ["entities", *(f"{sum(split.entities.values()):,}" for split in splits)]
     shown = len(labels) if every else MOST_TYPES
     for label, _ in labels.most_common(shown):
-        yield [f"  {label}", *(f"{split.entities.get(label, 0):,}"
-                               for split in splits)]
+        yield [f"  {label}", *(f"{split.entities.get(label, 0):,}" for split in splits)]
     if len(labels) > shown:
         yield [f"  and {len(labels) - shown} more types (--all)"]
     yield from _length_rows(splits, "words", "words")
@@ -700,34 +794,41 @@ def _statistics_rows(splits: Sequence[SplitStatistics], every: bool
 # %% ../nbs/02b_check.ipynb #fd9e1b23
 def _overlap_rows(overlaps: Sequence[Overlap | None]) -> Iterator[list[str]]:
     "Rows on what other splits share with train."
-    yield ["sentences seen in an earlier split",
-           *("" if item is None else f"{item.sentences:,}"
-             for item in overlaps)]
-    yield ["entities seen in train",
-           *("" if item is None else _share(item.seen_mentions, item.mentions)
-             for item in overlaps)]
-    yield ["  different names", *(
-        "" if item is None else _share(item.seen_names, item.names)
-        for item in overlaps)]
+    yield [
+        "sentences seen in an earlier split",
+        *("" if item is None else f"{item.sentences:,}" for item in overlaps),
+    ]
+    yield [
+        "entities seen in train",
+        *("" if item is None else _share(item.seen_mentions, item.mentions) for item in overlaps),
+    ]
+    yield [
+        "  different names",
+        *("" if item is None else _share(item.seen_names, item.names) for item in overlaps),
+    ]
 
 # %% ../nbs/02b_check.ipynb #59aa7558
 MOST_FINDINGS = 5  # of a kind that the report shows
 
 
-def _finding_lines(findings: Sequence[Finding], every: bool,
-                   rigid: set[str]) -> Iterator[str]:
+def _finding_lines(findings: Sequence[Finding], every: bool, rigid: set[str]) -> Iterator[str]:
     "The findings by kind, the places aligned."
     groups = {}
     for finding in findings:
         groups.setdefault(finding.kind, []).append(finding)
     for group in groups.values():
         kind = _kind(group[0])
-        mend = "; --fix repairs them" if kind.fixable and any(
-            _split_place(item.where)[0] not in rigid for item in group) else ""
+        mend = (
+            "; --fix repairs them"
+            if kind.fixable and any(_split_place(item.where)[0] not in rigid for item in group)
+            else ""
+        )
         yield f"{group[0].severity}: {kind.title} ({len(group):,}{mend})"
         shown = group if every else group[:MOST_FINDINGS]
-        yield from ("  " + line for line in _table_left(
-            [(finding.where, finding.message) for finding in shown]))
+        yield from (
+            "  " + line
+            for line in _table_left([(finding.where, finding.message) for finding in shown])
+        )
         if len(group) > len(shown):
             yield f"  and {len(group) - len(shown):,} more (--all)"
         yield ""
@@ -743,8 +844,9 @@ def _table_left(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
 def _report_lines(report: CheckReport, every: bool) -> Iterator[str]:
     "The report: verdict, problems, statistics, notes."
     counts = Counter(finding.severity for finding in report.findings)
-    parts = [f"{counts[name]:,} {name}{'s' * (counts[name] != 1)}"
-             for name in SEVERITIES if counts[name]]
+    parts = [
+        f"{counts[name]:,} {name}{'s' * (counts[name] != 1)}" for name in SEVERITIES if counts[name]
+    ]
     yield ", ".join(parts) or "nothing to complain about"
     yield ""
     grave = [item for item in report.findings if item.severity != "note"]
@@ -754,7 +856,9 @@ def _report_lines(report: CheckReport, every: bool) -> Iterator[str]:
         if dataset.splits:
             forms = dict.fromkeys(
                 f"{name}{f' in {split.scheme}' if split.scheme else ''}"
-                for split in dataset.splits for name in split.formats)
+                for split in dataset.splits
+                for name in split.formats
+            )
             yield f"{dataset.name}: {', '.join(forms)}"
             yield from _table(list(_statistics_rows(dataset.splits, every)))
             yield ""
@@ -778,8 +882,10 @@ def _find_files(paths: Sequence[Path]) -> dict[str, list[tuple[str, Path]]]:
         title = str(path) if len(single) == 1 else "files"
         found.setdefault(title, []).append((name, path))
     order = {name: number for number, name in enumerate(SPLIT_NAMES)}
-    return {name: sorted(entries, key=lambda entry: order.get(entry[0], 9))
-            for name, entries in found.items()}
+    return {
+        name: sorted(entries, key=lambda entry: order.get(entry[0], 9))
+        for name, entries in found.items()
+    }
 
 
 def _folder_files(folder: Path) -> list[tuple[str, Path]]:
@@ -787,23 +893,21 @@ def _folder_files(folder: Path) -> list[tuple[str, Path]]:
     listing = folder / "dataset_dict.json"
     if listing.exists():
         names = json.loads(listing.read_text(encoding="utf-8"))["splits"]
-        return [((split_of(name) or (name,))[0], folder / name)
-                for name in names]
+        return [((split_of(name) or (name,))[0], folder / name) for name in names]
     if (folder / "dataset_info.json").exists():
         return [("data", folder)]
     try:
         return list(find_split_files(folder).items())
     except DataError:
-        pairs = sorted(path for path in folder.glob("*.ann")
-                       if not path.stem.endswith(".fixed"))
+        pairs = sorted(path for path in folder.glob("*.ann") if not path.stem.endswith(".fixed"))
         if not pairs:
             raise
         return [("data", path) for path in pairs]
 
 # %% ../nbs/02b_check.ipynb #c5ebd577
-def _read_files(entries: Sequence[tuple[str, Path]],
-                read: Callable[..., _File]) -> tuple[list[_Split],
-                                                     list[Finding]]:
+def _read_files(
+    entries: Sequence[tuple[str, Path]], read: Callable[..., _File]
+) -> tuple[list[_Split], list[Finding]]:
     "The splits, read in one scheme, and what went wrong with whole files."
     files, findings = [], []
     for name, path in entries:
@@ -815,8 +919,10 @@ def _read_files(entries: Sequence[tuple[str, Path]],
         if file.examples:
             files.append((name, file))
         else:
-            findings += [*file.findings, _unreadable(path, DataError(
-                "expected a sentence with a word, found none"))]
+            findings += [
+                *file.findings,
+                _unreadable(path, DataError("expected a sentence with a word, found none")),
+            ]
     if len({file.scheme for _, file in files if file.scheme}) > 1:
         files, more = _one_scheme(files, read)
         findings += more
@@ -826,8 +932,7 @@ def _read_files(entries: Sequence[tuple[str, Path]],
     return list(splits.values()), findings
 
 
-def _read_like(path: Path, read: Callable[..., _File],
-               files: Sequence[tuple[str, _File]]) -> _File:
+def _read_like(path: Path, read: Callable[..., _File], files: Sequence[tuple[str, _File]]) -> _File:
     "Read a file, in the format of the others if its own does not show."
     try:
         return read(path)
@@ -841,42 +946,45 @@ def _read_like(path: Path, read: Callable[..., _File],
 def _unreadable(path: Path, error: Exception) -> Finding:
     "The finding for a file that cannot be read, its place from the message."
     if isinstance(error, OSError):
-        return Finding("unreadable", str(path), error.strerror or str(error),
-                       "error")
-    match = re.match(rf"({re.escape(str(path))}(?::\d+)?): (.*)", str(error),
-                     re.DOTALL)
+        return Finding("unreadable", str(path), error.strerror or str(error), "error")
+    match = re.match(rf"({re.escape(str(path))}(?::\d+)?): (.*)", str(error), re.DOTALL)
     where, message = match.groups() if match else (str(path), str(error))
     return Finding("unreadable", where, message, "error")
 
 # %% ../nbs/02b_check.ipynb #3c36767e
-def _one_scheme(files: list[tuple[str, _File]], read: Callable[..., _File]
-                ) -> tuple[list[tuple[str, _File]], list[Finding]]:
+def _one_scheme(
+    files: list[tuple[str, _File]], read: Callable[..., _File]
+) -> tuple[list[tuple[str, _File]], list[Finding]]:
     "The files in the scheme that fits all, and where it does not fit."
     best, fewest = files, None
     for scheme in SCHEMES:
         try:
-            again = [(name, read(file.path, scheme=scheme,
-                                 format=file.format)
-                      if file.scheme else file) for name, file in files]
+            again = [
+                (name, read(file.path, scheme=scheme, format=file.format) if file.scheme else file)
+                for name, file in files
+            ]
         except DataError:
             continue
         count = _count_ill_formed(again)
         if fewest is None or count < fewest:
             best, fewest = again, count
     common = next(file.scheme for _, file in best if file.scheme)
-    return best, [Finding(
-        "scheme", str(file.path), f"its tags follow {file.scheme}, those of "
-        f"the data set {common}; convert one of them", "problem")
+    return best, [
+        Finding(
+            "scheme",
+            str(file.path),
+            f"its tags follow {file.scheme}, those of the data set {common}; convert one of them",
+            "problem",
+        )
         for (name, file), chosen in zip(files, best, strict=True)
-        if file.scheme not in (None, common) and (
-            _count_ill_formed([chosen]) > _count_ill_formed([(name, file)])
-            or best is files)]
+        if file.scheme not in (None, common)
+        and (_count_ill_formed([chosen]) > _count_ill_formed([(name, file)]) or best is files)
+    ]
 
 
 def _count_ill_formed(files: Iterable[tuple[str, _File]]) -> int:
     "The number of ill-formed tags."
-    return sum(finding.kind == "ill-formed-tag"
-               for _, file in files for finding in file.findings)
+    return sum(finding.kind == "ill-formed-tag" for _, file in files for finding in file.findings)
 
 # %% ../nbs/02b_check.ipynb #4ab50b68
 def _check_dataset(splits: Sequence[_Split]) -> Iterator[Finding]:
@@ -885,8 +993,7 @@ def _check_dataset(splits: Sequence[_Split]) -> Iterator[Finding]:
         for file in split.files:
             yield from _check_file(file)
         yield from _check_ids(split)
-    schemes = [file.scheme for split in splits for file in split.files
-               if file.scheme]
+    schemes = [file.scheme for split in splits for file in split.files if file.scheme]
     yield from _check_labels(splits, schemes[0] if schemes else "BIO")
     yield from _check_repetitions(splits)
     yield from _check_names(splits)
@@ -901,9 +1008,9 @@ def check_paths(
 ) -> CheckReport:  # statistics and findings
     """Check labelled files by themselves and against each other.
 
-    Without a tokenizer each word counts as one piece, and two special tokens
-    are assumed. A file that cannot be read is a finding of the severity
-    "error". Raises `DataError` for a folder without data files.
+    Without a tokenizer each word counts as one piece, and two special tokens are assumed. A file
+    that cannot be read is a finding of the severity "error". Raises `DataError` for a folder
+    without data files.
     """
     if isinstance(paths, (str, Path)):
         paths = [paths]
@@ -919,12 +1026,20 @@ def check_paths(
         if tokenizer is not None:
             pieces, special = _count_pieces(splits, tokenizer)
         if max_seq_length <= special:
-            raise ValueError(f"max_seq_length: expected more than the {special}"
-                             f" special tokens, got {max_seq_length}")
+            raise ValueError(
+                f"max_seq_length: expected more than the {special}"
+                f" special tokens, got {max_seq_length}"
+            )
         train = _find_train(splits)
-        report.datasets.append(DataSet(name, [
-            _statistics(split, train, findings, pieces, special,
-                        max_seq_length) for split in splits]))
+        report.datasets.append(
+            DataSet(
+                name,
+                [
+                    _statistics(split, train, findings, pieces, special, max_seq_length)
+                    for split in splits
+                ],
+            )
+        )
         report.findings += findings
     report.findings.sort(key=_order)
     return report
@@ -933,6 +1048,7 @@ def check_paths(
 @dataclass
 class Change:
     "One change of a repair."
+
     kind: str  # of the finding, a key of `KINDS`
     where: str  # file:line in the original
     before: str  # what stood there
@@ -946,6 +1062,7 @@ class Change:
 @dataclass
 class Repair:
     "What a repair has changed, and what it has not."
+
     path: Path  # the original, which stays as it is
     output: Path | None  # the copy; None where there was nothing to change
     changes: list[Change]  # in the order of the file
@@ -957,8 +1074,7 @@ class Repair:
         if self.output is not None:
             head += f", written to {self.output}"
         rows = [(change.where, str(change)) for change in self.changes]
-        rows += [(finding.where, f"not repaired: {finding.message}")
-                 for finding in self.remaining]
+        rows += [(finding.where, f"not repaired: {finding.message}") for finding in self.remaining]
         return "\n".join([head, *(f"  {line}" for line in _table_left(rows))])
 
 # %% ../nbs/02b_check.ipynb #96afd136
@@ -973,14 +1089,16 @@ def _replace_cell(line: str, column: int, value: str) -> str:
         cells = [index for index, part in enumerate(parts) if part.strip(" ")]
     index = cells[column]
     parts[index] = parts[index].replace(parts[index].strip(" "), value)
-    return "".join(parts) + line[len(body):]
+    return "".join(parts) + line[len(body) :]
 
 # %% ../nbs/02b_check.ipynb #01ebfbb0
-def _repair_columns(file: _File, lines: list[str], options: dict
-                    ) -> list[Change]:
+def _repair_columns(file: _File, lines: list[str], options: dict) -> list[Change]:
     "Mend the lines of a column file in place."
-    odd = {_split_place(finding.where)[1] for finding in file.findings
-           if finding.kind in ("ill-formed-tag", "invisible-token")}
+    odd = {
+        _split_place(finding.where)[1]
+        for finding in file.findings
+        if finding.kind in ("ill-formed-tag", "invisible-token")
+    }
     changes = []
     for example in file.examples:
         first = _split_place(example.source)[1]
@@ -991,15 +1109,13 @@ def _repair_columns(file: _File, lines: list[str], options: dict
         for number, token in zip(numbers, example.tokens, strict=True):
             where, line = f"{file.path}:{number}", lines[number - 1]
             if not is_visible(token):
-                changes.append(Change("invisible-token", where,
-                                      line.rstrip("\r\n"), None))
+                changes.append(Change("invisible-token", where, line.rstrip("\r\n"), None))
                 lines[number - 1] = ""
             elif example.spans is not None:
                 column = options.get("tag_column", -1)
                 mended = _replace_cell(line, column, next(tags))
                 if mended != line:
-                    changes.append(Change(
-                        "ill-formed-tag", where, line.strip(), mended.strip()))
+                    changes.append(Change("ill-formed-tag", where, line.strip(), mended.strip()))
                 lines[number - 1] = mended
     return changes
 
@@ -1009,8 +1125,7 @@ def _visible_tags(example: Example, scheme: str | None) -> list[str]:
     places = [0]
     for token in example.tokens:
         places.append(places[-1] + is_visible(token))
-    spans = [Span(label, places[start], places[end])
-             for label, start, end in example.spans or ()]
+    spans = [Span(label, places[start], places[end]) for label, start, end in example.spans or ()]
     spans = [span for span in spans if span.start < span.end]
     return spans_to_tags(spans, places[-1], scheme or "BIO")
 
@@ -1028,43 +1143,44 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
 class _Mentions:
     "Trims the mentions of one text and remembers those that it has had."
 
-    def __init__(self, where: str, text: str, units: str = "characters",
-                 shift: int = 0):
+    def __init__(self, where: str, text: str, units: str = "characters", shift: int = 0):
         self.where, self.text, self.seen = where, text, set()
         self.shift = shift  # from the ends in the file to exclusive ones
         self.table = utf16_offsets(text) if units == "utf16" else None
         self.changes: list[Change] = []
 
-    def mend(self, label: str, start: int, end: int, surface: str | None
-             ) -> tuple[int, int] | None:
+    def mend(self, label: str, start: int, end: int, surface: str | None) -> tuple[int, int] | None:
         "The place to write, None for a mention that is there already."
         text = self.text
-        if not 0 <= start < end <= len(text) or surface not in (
-                None, text[start:end]):
+        if not 0 <= start < end <= len(text) or surface not in (None, text[start:end]):
             return start, end
         place = _trim(text, start, end)
         name = f"{label} {text[start:end]!r} at [{start}, {end})"
         if (label, *place) in self.seen:
-            self.changes.append(Change("duplicate-span", self.where, name,
-                                       None))
+            self.changes.append(Change("duplicate-span", self.where, name, None))
             return None
         self.seen.add((label, *place))
         if place != (start, end):
-            self.changes.append(Change(
-                "blank-border", self.where, name,
-                f"{text[slice(*place)]!r} at [{place[0]}, {place[1]})"))
+            self.changes.append(
+                Change(
+                    "blank-border",
+                    self.where,
+                    name,
+                    f"{text[slice(*place)]!r} at [{place[0]}, {place[1]})",
+                )
+            )
         return place
 
 # %% ../nbs/02b_check.ipynb #e2ef1468
-def _to_characters(mentions: _Mentions, start: int, end: int
-                   ) -> tuple[int, int]:
+def _to_characters(mentions: _Mentions, start: int, end: int) -> tuple[int, int]:
     "A place in the file as characters, the end exclusive."
-    return (in_characters(mentions.table, start),
-            in_characters(mentions.table, end + mentions.shift))
+    return (
+        in_characters(mentions.table, start),
+        in_characters(mentions.table, end + mentions.shift),
+    )
 
 
-def _from_characters(mentions: _Mentions, start: int, end: int
-                     ) -> tuple[int, int]:
+def _from_characters(mentions: _Mentions, start: int, end: int) -> tuple[int, int]:
     "A place in characters as the file counts."
     if mentions.table is not None:
         start, end = (mentions.table.index(place) for place in (start, end))
@@ -1078,12 +1194,14 @@ def _mend_cluener(record: dict, mentions: _Mentions) -> None:
         kept = labels.setdefault(label, {})
         for surface, positions in surfaces.items():
             for start, last in positions:
-                place = mentions.mend(label, int(start), int(last) + 1,
-                                      surface)
+                place = mentions.mend(label, int(start), int(last) + 1, surface)
                 if place is None:
                     continue
-                new = (surface if place == (int(start), int(last) + 1)
-                       else mentions.text[slice(*place)])
+                new = (
+                    surface
+                    if place == (int(start), int(last) + 1)
+                    else mentions.text[slice(*place)]
+                )
                 kept.setdefault(new, []).append([place[0], place[1] - 1])
     if mentions.changes:
         record["label"] = labels
@@ -1106,18 +1224,15 @@ def _mend_entries(record: dict, mentions: _Mentions) -> None:
         record[name] = kept
 
 
-def _moved_entry(entry: list | dict, place: tuple[int, int],
-                 mentions: _Mentions) -> list | dict:
+def _moved_entry(entry: list | dict, place: tuple[int, int], mentions: _Mentions) -> list | dict:
     "A span as it stands in the file, at another place."
     start, end = _from_characters(mentions, *place)
     if not isinstance(entry, dict):
         return [start, end, *entry[2:]]
-    values = {START_KEYS: start, END_KEYS: end,
-              SURFACE_KEYS: mentions.text[slice(*place)]}
+    values = {START_KEYS: start, END_KEYS: end, SURFACE_KEYS: mentions.text[slice(*place)]}
     entry = dict(entry)
     for names, value in values.items():
-        key = next((name for name in names if entry.get(name) is not None),
-                   None)
+        key = next((name for name in names if entry.get(name) is not None), None)
         if key is not None:
             entry[key] = value
     return entry
@@ -1125,22 +1240,21 @@ def _moved_entry(entry: list | dict, place: tuple[int, int],
 # %% ../nbs/02b_check.ipynb #4cc44fc9
 def _dump_like(line: str, before: object, after: object) -> str:
     "A JSON value in the style of the line that held another one."
-    styles = [{"ensure_ascii": ascii, "separators": separators}
-              for separators in ((", ", ": "), (",", ":"), (",", ": "))
-              for ascii in (False, True)]
-    fitting = (style for style in styles
-               if json.dumps(before, **style) == line.strip())
+    styles = [
+        {"ensure_ascii": ascii, "separators": separators}
+        for separators in ((", ", ": "), (",", ":"), (",", ": "))
+        for ascii in (False, True)
+    ]
+    fitting = (style for style in styles if json.dumps(before, **style) == line.strip())
     style = next(fitting, styles[line.isascii()])
     body = line.strip()
     return line.replace(body, json.dumps(after, **style))
 
 # %% ../nbs/02b_check.ipynb #6c5a83bb
-def _repair_json(file: _File, lines: list[str], options: dict
-                 ) -> list[Change]:
+def _repair_json(file: _File, lines: list[str], options: dict) -> list[Change]:
     "Mend JSON lines in place."
     prepared = prepare_file(file.path, **{**options, "format": file.format})
-    units, shift = prepared.survey().offsets(
-        prepared.reading.end, prepared.reading.units)
+    units, shift = prepared.survey().offsets(prepared.reading.end, prepared.reading.units)
     changes = []
     for index, line in enumerate(lines):
         if not line.strip():
@@ -1149,10 +1263,8 @@ def _repair_json(file: _File, lines: list[str], options: dict
         mended = json.loads(line)
         text = first_of(record, ("text", "data"))
         mentions = _Mentions(where, text, units, shift)
-        if _BLANK.fullmatch(text) and not any(
-                record.get(name) for name in SPAN_KEYS):
-            mentions.changes.append(Change("blank-text", where,
-                                           line.strip(), None))
+        if _BLANK.fullmatch(text) and not any(record.get(name) for name in SPAN_KEYS):
+            mentions.changes.append(Change("blank-text", where, line.strip(), None))
             lines[index] = ""
         elif file.format == "cluener":
             _mend_cluener(mended, mentions)
@@ -1164,8 +1276,7 @@ def _repair_json(file: _File, lines: list[str], options: dict
     return changes
 
 # %% ../nbs/02b_check.ipynb #6a7588a0
-def _repair_inline(file: _File, lines: list[str], options: dict
-                   ) -> list[Change]:
+def _repair_inline(file: _File, lines: list[str], options: dict) -> list[Change]:
     "Mend lines with entities in braces in place."
     changes = []
     for index, line in enumerate(lines):
@@ -1175,26 +1286,26 @@ def _repair_inline(file: _File, lines: list[str], options: dict
         text, spans = parse_inline(body)
         mentions = _Mentions(f"{file.path}:{index + 1}", text)
         if _BLANK.fullmatch(text) and not spans:
-            changes.append(Change("blank-text", mentions.where, body,
-                                  None))
+            changes.append(Change("blank-text", mentions.where, body, None))
             lines[index] = ""
             continue
         kept = [(span.label, mentions.mend(*span, None)) for span in spans]
         if mentions.changes:
-            lines[index] = format_inline(text, [
-                Span(label, *place) for label, place in kept if place
-            ]) + line[len(body):]
+            lines[index] = (
+                format_inline(text, [Span(label, *place) for label, place in kept if place])
+                + line[len(body) :]
+            )
         changes += mentions.changes
     return changes
 
 # %% ../nbs/02b_check.ipynb #d805b234
-def _repair_brat(file: _File, lines: list[str], options: dict
-                 ) -> list[Change]:
+def _repair_brat(file: _File, lines: list[str], options: dict) -> list[Change]:
     "Mend the lines of an annotation file in place."
     text_path, _ = brat_paths(file.path)
     text = read_text(text_path, options.get("encoding", "utf-8"), True)
-    used = {name for line in lines if not line.startswith("T")
-            for name in re.findall(r"\bT\d+\b", line)}
+    used = {
+        name for line in lines if not line.startswith("T") for name in re.findall(r"\bT\d+\b", line)
+    }
     mentions, changes = _Mentions("", text), []
     for index, line in enumerate(lines):
         body = line.rstrip("\r\n")
@@ -1212,14 +1323,20 @@ def _repair_brat(file: _File, lines: list[str], options: dict
         elif place != (start, end):
             lines[index] = (
                 f"{name}\t{match[1]} {place[0]} {place[1]}"
-                f"\t{text[slice(*place)]}{line[len(body):]}")
+                f"\t{text[slice(*place)]}{line[len(body) :]}"
+            )
         changes += mentions.changes
     return changes
 
 # %% ../nbs/02b_check.ipynb #3b19b0d0
-_REPAIRS = {"columns": _repair_columns, "cluener": _repair_json,
-            "jsonl": _repair_json, "doccano": _repair_json,
-            "inline": _repair_inline, "brat": _repair_brat}
+_REPAIRS = {
+    "columns": _repair_columns,
+    "cluener": _repair_json,
+    "jsonl": _repair_json,
+    "doccano": _repair_json,
+    "inline": _repair_inline,
+    "brat": _repair_brat,
+}
 
 # %% ../nbs/02b_check.ipynb #8376ac37
 def _repair(file: _File, options: dict) -> tuple[list[Change], bytes]:
@@ -1238,16 +1355,20 @@ def _read_lines(path: Path, encoding: str) -> tuple[bytes, list[str]]:
     text = read_text(path, encoding, keep_returns=True)
     mark = b"\xef\xbb\xbf" if data.startswith(b"\xef\xbb\xbf") else b""
     if mark + text.encode(encoding) != data:
-        raise DataError(f"{path}: expected a file that {encoding} gives back "
-                        "byte for byte; convert it to UTF-8 first")
+        raise DataError(
+            f"{path}: expected a file that {encoding} gives back "
+            "byte for byte; convert it to UTF-8 first"
+        )
     return mark, re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
 
 
 def _check_is_file(path: Path) -> None:
     "A `DataError` for a folder, which cannot be repaired."
     if path.is_dir():
-        raise DataError(f"{path}: expected a file, found a folder; convert it "
-                        "to JSON lines first (nercrf convert)")
+        raise DataError(
+            f"{path}: expected a file, found a folder; convert it "
+            "to JSON lines first (nercrf convert)"
+        )
 
 
 def _fixed_path(path: Path, folder: Path | None) -> Path:
@@ -1260,8 +1381,10 @@ def _fixed_path(path: Path, folder: Path | None) -> Path:
         plain = path.with_name(path.name.removesuffix(packed))
         output = plain.with_name(f"{plain.stem}.fixed{plain.suffix}{packed}")
     if output.exists():
-        raise DataError(f"{output}: expected a new file, found one; remove it "
-                        "or choose another folder (--output)")
+        raise DataError(
+            f"{output}: expected a new file, found one; remove it "
+            "or choose another folder (--output)"
+        )
     return output
 
 # %% ../nbs/02b_check.ipynb #707379b8
@@ -1273,11 +1396,10 @@ def fix_file(
 ) -> Repair:  # what has changed, and what has not
     """Write a copy of a file in which is mended what needs no guess.
 
-    Beside the original, `train.txt` becomes `train.fixed.txt`, unless there is
-    nothing to change; in a folder the copy keeps its name and is always
-    written. The copy is checked in turn, and what is left is in `remaining`.
-    Raises `DataError` for a file that cannot be read, and if the copy exists
-    already; then nothing is written.
+    Beside the original, `train.txt` becomes `train.fixed.txt`, unless there is nothing to change;
+    in a folder the copy keeps its name and is always written. The copy is checked in turn, and what
+    is left is in `remaining`. Raises `DataError` for a file that cannot be read, and if the copy
+    exists already; then nothing is written.
     """
     _check_is_file(Path(path))
     file = _read_file(Path(path), scheme=scheme, **options)
@@ -1293,12 +1415,11 @@ def fix_file(
             file = _read_file(written, scheme=file.scheme, **options)
         except DataError as error:
             written.unlink()
-            raise DataError(f"{path}: expected a sentence with a word, found "
-                            "none; nothing was written") from error
-    remaining = [finding for finding in _check_file(file)
-                 if finding.severity == "problem"]
-    return Repair(Path(path), written, changes,
-                  sorted(remaining, key=_order))
+            raise DataError(
+                f"{path}: expected a sentence with a word, found none; nothing was written"
+            ) from error
+    remaining = [finding for finding in _check_file(file) if finding.severity == "problem"]
+    return Repair(Path(path), written, changes, sorted(remaining, key=_order))
 
 # %% ../nbs/02b_check.ipynb #04e76ac7
 def _write_copy(file: _File, folder: Path | None, data: bytes) -> Path:
@@ -1315,19 +1436,33 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nercrf check",
         description="Find what is wrong in labelled files, and repair it.",
-        epilog="exit code: 0 clean, 1 findings, 2 a file cannot be read")
+        epilog="exit code: 0 clean, 1 findings, 2 a file cannot be read",
+    )
     add = parser.add_argument
-    add("paths", nargs="+", metavar="PATH",
-        help="a file, or a folder with files like train.txt and dev.txt")
+    add(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="a file, or a folder with files like train.txt and dev.txt",
+    )
     add("--tokenizer", help="name or folder of a tokenizer: count its pieces")
-    add("--max_seq_length", type=int, default=128,
-        help="pieces that the encoder takes at once (default: 128)")
-    add("--fail_on", choices=("problem", "note", "never"), default="problem",
-        help="the least severity that gives exit code 1 (default: problem)")
+    add(
+        "--max_seq_length",
+        type=int,
+        default=128,
+        help="pieces that the encoder takes at once (default: 128)",
+    )
+    add(
+        "--fail_on",
+        choices=("problem", "note", "never"),
+        default="problem",
+        help="the least severity that gives exit code 1 (default: problem)",
+    )
     add("--json", action="store_true", help="write the report as JSON")
     add("--all", action="store_true", help="show every finding")
-    add("--fix", action="store_true",
-        help="write repaired copies, as NAME.fixed.EXT or to --output")
+    add(
+        "--fix", action="store_true", help="write repaired copies, as NAME.fixed.EXT or to --output"
+    )
     add("--output", metavar="DIR", help="folder for the repaired copies")
     return _add_reading(parser)
 
@@ -1335,32 +1470,37 @@ def _build_parser() -> argparse.ArgumentParser:
 def _add_reading(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     "Flags on how files are read."
     add = parser.add_argument
-    add("--format", choices=[name for name, kind in FORMATS.items()
-                             if kind.prepare is not None],
-        help="format of the files (default: found from their content)")
+    add(
+        "--format",
+        choices=[name for name, kind in FORMATS.items() if kind.prepare is not None],
+        help="format of the files (default: found from their content)",
+    )
     add("--encoding", help="encoding of the files (default: utf-8)")
     add("--scheme", help=f"scheme of tags, one of {', '.join(SCHEMES)}")
     add("--token_column", type=int, help="column of the token, from 0")
     add("--tag_column", type=int, help="column of the tag (default: the last)")
-    add("--by", choices=("words", "characters"),
-        help="how running text is cut into tokens")
-    add("--end", choices=("auto", "exclusive", "inclusive"),
-        help="what the end of a span means, where the file does not tell")
-    add("--units", choices=("auto", "characters", "utf16"),
-        help="what offsets count, where the file does not tell")
+    add("--by", choices=("words", "characters"), help="how running text is cut into tokens")
+    add(
+        "--end",
+        choices=("auto", "exclusive", "inclusive"),
+        help="what the end of a span means, where the file does not tell",
+    )
+    add(
+        "--units",
+        choices=("auto", "characters", "utf16"),
+        help="what offsets count, where the file does not tell",
+    )
     return parser
 
 # %% ../nbs/02b_check.ipynb #73305131
-_READING = ("format", "encoding", "scheme", "token_column", "tag_column",
-            "by", "end", "units")
+_READING = ("format", "encoding", "scheme", "token_column", "tag_column", "by", "end", "units")
 
 
 def _run_check(args: argparse.Namespace) -> int:
     "Check, repair if asked for, print, and give the exit code."
     if args.output and not args.fix:
         raise ValueError("expected --fix with --output, got --output alone")
-    options = {name: getattr(args, name) for name in _READING
-               if getattr(args, name) is not None}
+    options = {name: getattr(args, name) for name in _READING if getattr(args, name) is not None}
     tokenizer = None
     if args.tokenizer:
         tokenizer = _load_tokenizer(args.tokenizer)
@@ -1379,11 +1519,11 @@ def _run_check(args: argparse.Namespace) -> int:
 def _load_tokenizer(name: str) -> object:
     "A tokenizer by its name or folder."
     from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(name)
 
 # %% ../nbs/02b_check.ipynb #af7e96ae
-def _fix_files(report: CheckReport, output: str | None, options: dict
-               ) -> list[Repair]:
+def _fix_files(report: CheckReport, output: str | None, options: dict) -> list[Repair]:
     "Repair every file of a report that could be read."
     folder, planned = None if output is None else Path(output), []
     for dataset in report.datasets:
@@ -1401,15 +1541,16 @@ def _fix_files(report: CheckReport, output: str | None, options: dict
 
 def _repair_dict(repair: Repair) -> dict:
     "A repair as plain values."
-    return {"file": str(repair.path),
-            "output": None if repair.output is None else str(repair.output),
-            "changes": [asdict(change) for change in repair.changes],
-            "remaining": len(repair.remaining)}
+    return {
+        "file": str(repair.path),
+        "output": None if repair.output is None else str(repair.output),
+        "changes": [asdict(change) for change in repair.changes],
+        "remaining": len(repair.remaining),
+    }
 
 # %% ../nbs/02b_check.ipynb #b485c340
 def check_main(
-    # the words of the command line; None: those of the process
-    argv: Sequence[str] | None = None,
+    argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
 ) -> int:  # exit code: 0 clean, 1 findings, 2 for what cannot be read
     "The command `nercrf check`."
     args = _build_parser().parse_args(argv)

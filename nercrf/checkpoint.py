@@ -51,13 +51,13 @@ class DiskFullError(OSError):
 _TYPE = "$type"
 
 
-def _store_tensor(tensor: torch.Tensor, place: str,
-                  tensors: dict[str, torch.Tensor]) -> str:
+def _store_tensor(tensor: torch.Tensor, place: str, tensors: dict[str, torch.Tensor]) -> str:
     "Put a tensor among those to be written; return its name there."
     if tensor.layout != torch.strided or tensor.dtype == torch.complex128:
         raise CheckpointError(
             f"{place}: cannot store a tensor of layout {tensor.layout} and "
-            f"type {tensor.dtype}; make it dense and real")
+            f"type {tensor.dtype}; make it dense and real"
+        )
     while place in tensors:  # the keys 1 and "1" share a place
         place += "'"
     # A copy: one that shares memory with another tensor cannot be written.
@@ -76,8 +76,7 @@ def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return {_TYPE: "tensor", "name": _store_tensor(value, place, tensors)}
     if isinstance(value, (list, tuple)):
-        items = [_encode(each, f"{place}/{index}", tensors)
-                 for index, each in enumerate(value)]
+        items = [_encode(each, f"{place}/{index}", tensors) for index, each in enumerate(value)]
         is_list = isinstance(value, list)
         return items if is_list else {_TYPE: "tuple", "items": items}
     if isinstance(value, dict):
@@ -85,19 +84,19 @@ def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     raise CheckpointError(
         f"{place}: expected a tensor, number, string, bool, None, list, tuple "
-        f"or dict, got {kind}; turn it into one of these before saving")
+        f"or dict, got {kind}; turn it into one of these before saving"
+    )
 
 # %% ../nbs/10_checkpoint.ipynb #113ac9e0
-def _encode_dict(value: dict, place: str,
-                 tensors: dict[str, torch.Tensor]) -> Any:
+def _encode_dict(value: dict, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     "The JSON form of a dictionary, with its keys as they are."
     plain = _TYPE not in value and all(isinstance(key, str) for key in value)
     if plain:
-        return {key: _encode(each, f"{place}/{key}", tensors)
-                for key, each in value.items()}
-    items = [[_encode(key, f"{place}/{key} (key)", tensors),
-              _encode(each, f"{place}/{key}", tensors)]
-             for key, each in value.items()]
+        return {key: _encode(each, f"{place}/{key}", tensors) for key, each in value.items()}
+    items = [
+        [_encode(key, f"{place}/{key} (key)", tensors), _encode(each, f"{place}/{key}", tensors)]
+        for key, each in value.items()
+    ]
     return {_TYPE: "dict", "items": items}
 
 # %% ../nbs/10_checkpoint.ipynb #ac175a48
@@ -117,8 +116,7 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if kind == "tuple":
         return tuple(_decode(each, tensors) for each in value["items"])
     if kind == "dict":
-        return {_decode(key, tensors): _decode(each, tensors)
-                for key, each in value["items"]}
+        return {_decode(key, tensors): _decode(each, tensors) for key, each in value["items"]}
     raise KeyError(f"{_TYPE} {kind!r}")
 
 # %% ../nbs/10_checkpoint.ipynb #63534438
@@ -168,12 +166,13 @@ def load_state(
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder}: expected {name}.json and {name}.safetensors, one is "
-            f"missing: {error}; name a complete checkpoint") from error
-    except (ValueError, KeyError, TypeError, AttributeError,
-            SafetensorError) as error:
+            f"missing: {error}; name a complete checkpoint"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: expected a state written by save_state, but could not "
-            f"read it: {error}; use an earlier checkpoint") from error
+            f"read it: {error}; use an earlier checkpoint"
+        ) from error
 
 # %% ../nbs/10_checkpoint.ipynb #c296cee9
 def random_state() -> dict[str, Any]:  # ready for `save_state`
@@ -182,8 +181,7 @@ def random_state() -> dict[str, Any]:  # ready for `save_state`
     has_gpu = torch.cuda.is_available()
     return {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position,
-                  has_gauss, gauss),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if has_gpu else [],
     }
@@ -199,8 +197,11 @@ def set_random_state(
     torch.set_rng_state(state["torch"])
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if len(state["cuda"]) != devices:
-        logger.warning("random states of %d GPUs were saved, but there are %d; "
-                       "dropout will differ", len(state["cuda"]), devices)
+        logger.warning(
+            "random states of %d GPUs were saved, but there are %d; dropout will differ",
+            len(state["cuda"]),
+            devices,
+        )
     for device, saved in enumerate(state["cuda"][:devices]):
         torch.cuda.set_rng_state(saved, device)
 
@@ -210,8 +211,7 @@ MANIFEST = "manifest.json"
 
 def _list_files(folder: Path) -> list[str]:
     "All files below a folder by relative name, but for the manifest."
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*")
-             if path.is_file())
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in names if name != MANIFEST)
 
 # %% ../nbs/10_checkpoint.ipynb #4069e2d2
@@ -231,8 +231,7 @@ _hashes: dict[tuple[int, ...], str] = {}  # of files as they were when read
 def _file_key(path: Path) -> tuple[int, ...]:
     "What changes whenever the content of a file changes."
     stat = path.stat()
-    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns,
-            stat.st_ctime_ns)
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _recall_file(path: Path) -> dict[str, Any]:
@@ -268,19 +267,20 @@ def verify_folder(
             return [f"{MANIFEST}: not as it was written"]
         present = set(_list_files(folder))
         describe = _recall_file if remembered else _describe_file
-        problems = [_compare_file(folder / name, expected, describe)
-                    if name in present else "is missing"
-                    for name, expected in files.items()]
+        problems = [
+            _compare_file(folder / name, expected, describe) if name in present else "is missing"
+            for name, expected in files.items()
+        ]
     except FileNotFoundError:
         return [f"{MANIFEST}: is missing, the checkpoint was never completed"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST}: cannot be read ({error})"]
-    return [f"{name}: {problem}"
-            for name, problem in zip(files, problems, strict=True) if problem]
+    return [f"{name}: {problem}" for name, problem in zip(files, problems, strict=True) if problem]
 
 # %% ../nbs/10_checkpoint.ipynb #7d88f8be
-def _compare_file(path: Path, expected: dict[str, Any],
-                  describe: Callable[[Path], dict] = _describe_file) -> str:
+def _compare_file(
+    path: Path, expected: dict[str, Any], describe: Callable[[Path], dict] = _describe_file
+) -> str:
     "What is wrong with a file, in words; empty where nothing is."
     try:
         size = path.stat().st_size
@@ -358,12 +358,13 @@ def restore_folders(
 ) -> list[Path]:  # folders that were put back
     """Put back folders whose replacement was interrupted.
 
-    A folder that stands aside although its replacement is in place goes: a
-    later interruption must not find two and put back the older one.
+    A folder that stands aside although its replacement is in place goes: a later interruption must
+    not find two and put back the older one.
     """
     restored = []
-    hidden = [path for path in sorted(Path(output_dir).glob(".*"))
-              if _HIDDEN_NAME.fullmatch(path.name)]
+    hidden = [
+        path for path in sorted(Path(output_dir).glob(".*")) if _HIDDEN_NAME.fullmatch(path.name)
+    ]
     for aside in [path for path in hidden if path.suffix == ".old"]:
         path = aside.with_name(_HIDDEN_NAME.fullmatch(aside.name)[1])
         if path.exists():
@@ -410,7 +411,8 @@ def write_folder(
                 errno.ENOSPC,
                 "the disk is full: this checkpoint was not written, earlier "
                 "ones stand as they were; free space or keep fewer checkpoints",
-                str(path)) from error
+                str(path),
+            ) from error
         raise
 
 # %% ../nbs/10_checkpoint.ipynb #b619b1eb
@@ -422,8 +424,7 @@ def _numbered(output_dir: str | os.PathLike, prefix: str) -> list[Path]:
     pattern = re.compile(re.escape(prefix) + r"([0-9]+)")
     steps = {path: pattern.fullmatch(path.name) for path in folder.iterdir()}
     found = {path: int(match[1]) for path, match in steps.items() if match}
-    return sorted(found, key=lambda path: (found[path], path.name),
-                  reverse=True)
+    return sorted(found, key=lambda path: (found[path], path.name), reverse=True)
 
 # %% ../nbs/10_checkpoint.ipynb #165d5a40
 def _step_of(path: Path, prefix: str = "checkpoint-") -> int:
@@ -435,8 +436,7 @@ def _is_whole(path: Path, remembered: bool = False) -> bool:
     "Is this checkpoint whole? If not, a warning says why."
     problems = verify_folder(path, remembered)
     if problems:
-        logger.warning("checkpoint %s is broken and passed over: %s", path,
-                       "; ".join(problems))
+        logger.warning("checkpoint %s is broken and passed over: %s", path, "; ".join(problems))
     return not problems
 
 # %% ../nbs/10_checkpoint.ipynb #8f04f7b1
@@ -473,9 +473,11 @@ def choose_removals(
         whole += is_whole(step)
         stay.add(step)
     sign = -1 if higher_is_better else 1
-    ranked = sorted((sign * score, -step)
-                    for step, score in (scores or {}).items()
-                    if step in steps and not math.isnan(score))
+    ranked = sorted(
+        (sign * score, -step)
+        for step, score in (scores or {}).items()
+        if step in steps and not math.isnan(score)
+    )
     best = 0
     for _, minus_step in ranked:
         if best == keep_best:
@@ -494,8 +496,7 @@ def write_evaluation(
     figures: Mapping[str, float],  # by name; all of them, whatever counts today
 ) -> None:
     "Put the figures of an evaluation into a checkpoint."
-    text = json.dumps({name: repr(float(figure))
-                       for name, figure in figures.items()}, indent=1)
+    text = json.dumps({name: repr(float(figure)) for name, figure in figures.items()}, indent=1)
     Path(folder, EVALUATION).write_text(text + "\n", encoding="utf-8")
 
 
@@ -524,8 +525,7 @@ def prune_checkpoints(
     keep_every: int = 0,  # those of multiples of this step stay
 ) -> list[Path]:  # those that were removed
     "Remove the checkpoints that `choose_removals` chooses."
-    paths = {_step_of(path, prefix): path
-             for path in _numbered(output_dir, prefix)}
+    paths = {_step_of(path, prefix): path for path in _numbered(output_dir, prefix)}
     scores = read_scores(output_dir, metric, prefix) if keep_best else {}
     known: dict[int, bool] = {}
 
@@ -534,11 +534,11 @@ def prune_checkpoints(
             known[step] = _is_whole(paths[step], remembered=True)
         return known[step]
 
-    chosen = choose_removals(paths, is_whole, keep_last, keep_best, scores,
-                             higher_is_better, keep_every)
+    chosen = choose_removals(
+        paths, is_whole, keep_last, keep_best, scores, higher_is_better, keep_every
+    )
     protected = {Path(path).resolve() for path in keep}
-    removed = [paths[step] for step in chosen
-               if paths[step].resolve() not in protected]
+    removed = [paths[step] for step in chosen if paths[step].resolve() not in protected]
     for path in removed:
         _discard(path)
     return removed
@@ -550,8 +550,7 @@ def discard_later_checkpoints(
     prefix: str = "checkpoint-",  # what stands before the step in a name
 ) -> list[Path]:  # those that were removed
     "Remove the checkpoints of a branch that is given up by resuming earlier."
-    later = [path for path in _numbered(output_dir, prefix)
-             if _step_of(path, prefix) > step]
+    later = [path for path in _numbered(output_dir, prefix) if _step_of(path, prefix) > step]
     for path in later:
         _discard(path)
     return later
@@ -577,8 +576,9 @@ class BackgroundWriter:
         "Have `write` called soon; raises what an earlier write raised."
         self.check()
         if drop and len(self._pending) > self.waiting:
-            logger.warning("%s is not written: %s is still being written",
-                           name, self._pending[0][0])
+            logger.warning(
+                "%s is not written: %s is still being written", name, self._pending[0][0]
+            )
             return False
         while len(self._pending) > self.waiting:
             self._pending.popleft()[1].result()
@@ -639,14 +639,16 @@ def _mean_tensor(name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
             raise CheckpointError(
                 f"{name}: cannot average {tuple(first.shape)} of {first.dtype} "
                 f"and {tuple(other.shape)} of {other.dtype}; give checkpoints "
-                "of one training")
+                "of one training"
+            )
     if first.is_floating_point():
         total = sum(tensor.double() for tensor in tensors)
         return (total / len(tensors)).to(first.dtype)
     if not all(torch.equal(first, other) for other in tensors[1:]):
         raise CheckpointError(
             f"{name}: {first.dtype} values differ and have no mean; give "
-            "checkpoints of one training")
+            "checkpoints of one training"
+        )
     return first
 
 # %% ../nbs/10_checkpoint.ipynb #8933d146
@@ -660,9 +662,11 @@ def _mean_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
                 odd = sorted(names.symmetric_difference(each.keys()))
                 raise CheckpointError(
                     f"{file}: other tensors than {files[0]}: "
-                    f"{', '.join(odd[:5])}; give checkpoints of one training")
-        return {name: _mean_tensor(name, [x.get_tensor(name) for x in opened])
-                for name in sorted(names)}
+                    f"{', '.join(odd[:5])}; give checkpoints of one training"
+                )
+        return {
+            name: _mean_tensor(name, [x.get_tensor(name) for x in opened]) for name in sorted(names)
+        }
 
 # %% ../nbs/10_checkpoint.ipynb #f691163c
 def average_checkpoints(
@@ -671,8 +675,7 @@ def average_checkpoints(
 ) -> Path:  # that folder, whole, with a manifest of its own
     """Write a model whose weights are the mean of those of the checkpoints.
 
-    Configuration and tokenizer are those of the first one; the state of the
-    training is left out.
+    Configuration and tokenizer are those of the first one; the state of the training is left out.
     """
     if not folders:
         raise ValueError("folders: expected at least one checkpoint, got none")

@@ -27,8 +27,7 @@ TOOLS = {
     "cache": "nercrf.cache:cache_main",
 }
 HELP = {
-    "train": "train on labelled files (the built-in sample without "
-    "--data_dir), evaluate, predict",
+    "train": "train on labelled files (the built-in sample without --data_dir), evaluate, predict",
     "evaluate": "evaluate a trained model on the labelled files of a folder",
     "predict": "tag the test file of a folder, or a file of texts (--input)",
     "check": "say what is in labelled files and what is wrong with them",
@@ -38,9 +37,7 @@ HELP = {
 SHOWN = 3  # tagged sentences that `train` prints
 
 # %% ../nbs/16_cli.ipynb #3a3a965b
-def build_parser() -> (
-    argparse.ArgumentParser
-):  # understands the verb; what follows is left to it
+def build_parser() -> argparse.ArgumentParser:  # understands the verb; what follows is left to it
     "The parser of the verb."
     parser = argparse.ArgumentParser(
         prog="nercrf",
@@ -48,9 +45,7 @@ def build_parser() -> (
         "a transformer encoder with a CRF.",
         epilog="nercrf VERB --help lists the flags of a verb.",
     )
-    parser.add_argument(
-        "--version", action="version", version=f"nercrf {__version__}"
-    )
+    parser.add_argument("--version", action="version", version=f"nercrf {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in HELP.items():
         verbs.add_parser(verb, help=text, add_help=False)
@@ -68,8 +63,7 @@ def _run_script(verb: str, flags: Sequence[str]) -> int:
 
 
 def main(
-    # the words of the command line; None: those of the process
-    argv: Sequence[str] | None = None,
+    argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
 ) -> int:  # exit code: 0, 2 for an error of the user's, 75 for an interruption
     "The command `nercrf`."
     choice, flags = build_parser().parse_known_args(argv)

@@ -42,22 +42,29 @@ class ColumnSource(NamedTuple):
     parts: Callable[[], Iterable[np.ndarray]]  # the entries, in order
 
 # %% ../nbs/03b_columns.ipynb #5d04c3c0
-_TYPES = {"I64": np.dtype("<i8"), "I32": np.dtype("<i4"),
-          "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
-          "U8": np.dtype("u1"), "BOOL": np.dtype("?")}
+_TYPES = {
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
 _TYPE_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 def _layout(columns: Mapping[str, ColumnSource]) -> dict[str, dict]:
     "Type, shape and place of each column, as safetensors describes them."
-    order = sorted(columns, key=lambda name: (
-        -columns[name].dtype.itemsize, name))
+    order = sorted(columns, key=lambda name: (-columns[name].dtype.itemsize, name))
     table, start = {}, 0
     for name in order:
         column = columns[name]
         end = start + column.length * column.dtype.itemsize
-        table[name] = {"dtype": _TYPE_NAMES[column.dtype],
-                       "shape": [column.length], "data_offsets": [start, end]}
+        table[name] = {
+            "dtype": _TYPE_NAMES[column.dtype],
+            "shape": [column.length],
+            "data_offsets": [start, end],
+        }
         start = end
     return table
 
@@ -65,11 +72,11 @@ def _layout(columns: Mapping[str, ColumnSource]) -> dict[str, dict]:
 _NO_DIGEST = "0" * 64
 
 
-def _header(table: Mapping[str, dict], sums: Mapping[str, str],
-            metadata: Mapping[str, Any]) -> bytes:
+def _header(
+    table: Mapping[str, dict], sums: Mapping[str, str], metadata: Mapping[str, Any]
+) -> bytes:
     "The first bytes of a file, up to the columns."
-    own = json.dumps({"block": BLOCK, "sums": sums, "metadata": metadata},
-                     sort_keys=True)
+    own = json.dumps({"block": BLOCK, "sums": sums, "metadata": metadata}, sort_keys=True)
     entries = {"__metadata__": {"digest": _NO_DIGEST, "nercrf": own}, **table}
     text = json.dumps(entries, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)  # the columns begin at a multiple of 8
@@ -107,9 +114,10 @@ def write_column_file(
 ) -> Path:  # the file
     "Write columns part by part; the file appears when it is complete."
     table = _layout(columns)
-    blank = {name: "0" * 8 * _count_blocks(
-        column.length * column.dtype.itemsize)
-        for name, column in columns.items()}
+    blank = {
+        name: "0" * 8 * _count_blocks(column.length * column.dtype.itemsize)
+        for name, column in columns.items()
+    }
     size, sums = len(_header(table, blank, metadata)), {}
     with complete_file(path) as file:
         file.seek(size)
@@ -119,7 +127,8 @@ def write_column_file(
             if file.tell() != expected:
                 raise ValueError(
                     f"{path}: expected {columns[name].length} entries of "
-                    f"{name}, {file.tell() - expected} bytes are too many")
+                    f"{name}, {file.tell() - expected} bytes are too many"
+                )
         file.seek(0)
         file.write(_header(table, sums, metadata))
     return Path(path)
@@ -131,13 +140,12 @@ def save_features(
     metadata: Mapping[str, Any],  # JSON values that shall stand beside them
 ) -> Path:  # the file
     "Write features to a safetensors file, in one piece or not at all."
-    arrays = {name: np.asarray(column)
-              for name, column in features.arrays.items()}
-    columns = {name: ColumnSource(array.dtype, len(array),
-                                  lambda array=array: [array])
-               for name, array in arrays.items()}
-    return write_column_file(
-        path, columns, {**metadata, "options": features.options})
+    arrays = {name: np.asarray(column) for name, column in features.arrays.items()}
+    columns = {
+        name: ColumnSource(array.dtype, len(array), lambda array=array: [array])
+        for name, array in arrays.items()
+    }
+    return write_column_file(path, columns, {**metadata, "options": features.options})
 
 # %% ../nbs/03b_columns.ipynb #7d1c910d
 class FileHeader(NamedTuple):
@@ -163,12 +171,12 @@ def _parse_header(text: bytes, size: int) -> FileHeader:
     if ours["block"] != BLOCK:
         raise ValueError(f"its blocks have {ours['block']} bytes, not {BLOCK}")
     start = 8 + len(text)
-    expected = start + max(
-        (entry["data_offsets"][1] for entry in entries.values()), default=0)
+    expected = start + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size != expected:
         raise ValueError(f"it has {size} bytes, not {expected}")
-    sums = {name: np.frombuffer(bytes.fromhex(digits), ">u4")
-            for name, digits in ours["sums"].items()}
+    sums = {
+        name: np.frombuffer(bytes.fromhex(digits), ">u4") for name, digits in ours["sums"].items()
+    }
     return FileHeader(entries, sums, ours["metadata"], digest, start, size)
 
 # %% ../nbs/03b_columns.ipynb #122deec8
@@ -176,8 +184,9 @@ def _broken(path: str | Path, reason: object) -> CacheError:
     "The error for a file that isn't whole."
     if isinstance(reason, Exception):
         reason = f"{type(reason).__name__}: {reason}"
-    return CacheError(f"{path}: expected a whole cache file, found a broken "
-                      f"one ({reason}); build it again")
+    return CacheError(
+        f"{path}: expected a whole cache file, found a broken one ({reason}); build it again"
+    )
 
 
 def read_header(
@@ -191,8 +200,7 @@ def read_header(
             if not 2 <= length <= size - 8:
                 raise ValueError(f"its header has {length} of {size} bytes")
             return _parse_header(file.read(length), size)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError,
-            RecursionError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _broken(path, error) from error
 
 # %% ../nbs/03b_columns.ipynb #a6cae98c
@@ -223,12 +231,11 @@ class ColumnFile:
         with open(path, "rb") as file:
             self._identity = os.fstat(file.fileno())[:3]
             if self.mapped:
-                self._buffer = mmap.mmap(
-                    file.fileno(), self.header.size, access=mmap.ACCESS_READ)
+                self._buffer = mmap.mmap(file.fileno(), self.header.size, access=mmap.ACCESS_READ)
             else:
                 self._buffer = bytearray(self.header.size)
                 file.readinto(self._buffer)
-        first = bytes(self._buffer[8:self.header.start])
+        first = bytes(self._buffer[8 : self.header.start])
         if self.header.digest.encode() not in first:
             raise _broken(path, "it was replaced while it was opened")
 
@@ -242,8 +249,11 @@ class ColumnFile:
         "The memory of a column."
         entry = self.header.table[name]
         return np.frombuffer(
-            self._buffer, _TYPES[entry["dtype"]], entry["shape"][0],
-            self.header.start + entry["data_offsets"][0])
+            self._buffer,
+            _TYPES[entry["dtype"]],
+            entry["shape"][0],
+            self.header.start + entry["data_offsets"][0],
+        )
 
     def prove(
         self,
@@ -255,14 +265,17 @@ class ColumnFile:
         start, end = self.header.table[name]["data_offsets"]
         first = start + block * BLOCK
         shift, last = self.header.start, min(end, first + BLOCK)
-        found = zlib.crc32(memoryview(self._buffer)[shift + first:shift + last])
+        found = zlib.crc32(memoryview(self._buffer)[shift + first : shift + last])
         if found != self.header.sums[name][block]:
             done = ""
             if move:
                 done = f"; {_move_aside(self.path, self._identity)}"
-            raise _broken(self.path, f"block {block} of {name}, bytes "
-                          f"{shift + first} to {shift + last}, differs from "
-                          f"its checksum{done}")
+            raise _broken(
+                self.path,
+                f"block {block} of {name}, bytes "
+                f"{shift + first} to {shift + last}, differs from "
+                f"its checksum{done}",
+            )
 
 # %% ../nbs/03b_columns.ipynb #ee6c022e
 def _reopen(path: Path, digest: str) -> ColumnFile:
@@ -358,8 +371,10 @@ def _prove_all(file: ColumnFile, name: str) -> np.ndarray:
 
 def _map_features(file: ColumnFile) -> Features:
     "Features of a mapped file: offsets proved, other columns not yet."
-    columns = {name: _prove_all(file, name) if is_row_column(name)
-               else Column(file, name) for name in file.header.table}
+    columns = {
+        name: _prove_all(file, name) if is_row_column(name) else Column(file, name)
+        for name in file.header.table
+    }
     return MappedFeatures(**columns, options=file.header.metadata["options"])
 
 # %% ../nbs/03b_columns.ipynb #6d6e8ef4
@@ -369,23 +384,22 @@ def load_features(
 ) -> tuple[Features, dict[str, Any]]:  # the columns, and what stood beside
     """Open features and prove them; raises CacheError if they aren't whole.
 
-    A file of at most `resident` bytes (None: `RESIDENT`) is read and proved at
-    once. A larger one is mapped, and a block of it is proved when it is first
-    touched; a broken one raises CacheError then, and moves the file aside.
+    A file of at most `resident` bytes (None: `RESIDENT`) is read and proved at once. A larger one
+    is mapped, and a block of it is proved when it is first touched; a broken one raises CacheError
+    then, and moves the file aside.
     """
     file = ColumnFile(path, resident)
     try:
         if file.mapped:
             features = _map_features(file)
         else:
-            columns = {name: _prove_all(file, name)
-                       for name in file.header.table}
-            features = Features(
-                **columns, options=file.header.metadata["options"])
+            columns = {name: _prove_all(file, name) for name in file.header.table}
+            features = Features(**columns, options=file.header.metadata["options"])
     except (KeyError, TypeError) as error:
         raise _broken(path, error) from error
-    return features, {name: value for name, value
-                      in file.header.metadata.items() if name != "options"}
+    return features, {
+        name: value for name, value in file.header.metadata.items() if name != "options"
+    }
 
 # %% ../nbs/03b_columns.ipynb #b478ce10
 def verify_file(

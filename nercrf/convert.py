@@ -16,12 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .corpus import find_split_files
-from nercrf.data import (
-    DataError, Example, Finding, example_name, file_stem, report_findings,
-)
-from nercrf.formats import (
-    FORMATS, character_spans, examine, find_format, write_examples,
-)
+from .data import DataError, Example, Finding, example_name, file_stem, report_findings
+from .formats import FORMATS, character_spans, examine, find_format, write_examples
 from .labels import SCHEMES
 
 # %% auto #0
@@ -45,13 +41,15 @@ _VIEWS: dict[str, Callable[[Example], object]] = {
     "tokens": lambda example: list(example.tokens),
     "labelled": lambda example: example.spans is not None,
     "spans": lambda example: sorted(
-        (span.label, example.surface(span)) for span in example.spans or []),
+        (span.label, example.surface(span)) for span in example.spans or []
+    ),
     "places": lambda example: sorted(character_spans(example)),
 }
 
 
 class Loss(NamedTuple):
     "What did not come through a conversion."
+
     kind: str  # a key of `LOSSES`
     count: int  # in how many sentences
     message: str  # the first of them
@@ -72,27 +70,35 @@ def compare_examples(
 ) -> list[Loss]:  # one for each kind of difference
     "Count what two readings of the same examples do not share."
     if len(before) != len(after):
-        return [Loss("examples", abs(len(before) - len(after)),
-                     f"{len(before)} became {len(after)}")]
+        return [
+            Loss("examples", abs(len(before) - len(after)), f"{len(before)} became {len(after)}")
+        ]
     losses = []
     for kind, view in _VIEWS.items():
-        changed = [(view(left), view(right), left) for left, right
-                   in zip(before, after, strict=True)
-                   if view(left) != view(right) and not (
-                       kind == "ids" and _has_no_id(left)
-                       and _has_no_id(right))]
+        changed = [
+            (view(left), view(right), left)
+            for left, right in zip(before, after, strict=True)
+            if view(left) != view(right)
+            and not (kind == "ids" and _has_no_id(left) and _has_no_id(right))
+        ]
         if changed:
             left, right, example = changed[0]
-            losses.append(Loss(
-                kind, len(changed), f"{len(changed)} of {len(before)} "
-                f"sentences differ; first {example_name(example)}: "
-                f"{str(left)[:60]!r} became {str(right)[:60]!r}"))
+            losses.append(
+                Loss(
+                    kind,
+                    len(changed),
+                    f"{len(changed)} of {len(before)} "
+                    f"sentences differ; first {example_name(example)}: "
+                    f"{str(left)[:60]!r} became {str(right)[:60]!r}",
+                )
+            )
     return losses
 
 # %% ../nbs/01d_convert.ipynb #0a3a1b19
 @dataclass
 class Conversion:
     "What a conversion has written and what it has lost."
+
     path: Path  # the file written
     from_format: str  # a key of `FORMATS`
     to_format: str  # a key of `FORMATS`
@@ -105,12 +111,14 @@ class Conversion:
     def lossless(self) -> bool:  # nothing ignored, corrected or changed
         "Whether everything that the file holds came through."
         return not self.losses and not any(
-            finding.kind == "ignored" or finding.severity == "problem"
-            for finding in self.findings)
+            finding.kind == "ignored" or finding.severity == "problem" for finding in self.findings
+        )
 
     def __str__(self) -> str:
-        head = (f"{self.path}: {self.examples} sentences, {self.spans} spans, "
-                f"{self.from_format} to {self.to_format}")
+        head = (
+            f"{self.path}: {self.examples} sentences, {self.spans} spans, "
+            f"{self.from_format} to {self.to_format}"
+        )
         lines = [*map(str, self.findings), *map(str, self.losses)]
         if self.lossless:
             lines.append("nothing was lost")
@@ -130,17 +138,16 @@ def convert(
 ) -> Conversion:  # what was written and lost
     "Convert a file, read the result back and say what was lost."
     out_path, kind = Path(out_path), find_format(to_format)
-    read = examine(in_path, from_format, encoding, scheme=from_scheme,
-                   **options)
+    read = examine(in_path, from_format, encoding, scheme=from_scheme, **options)
     report_findings(read.findings, on_bad)
     if to_format == "datasets" and out_path.exists():
-        raise DataError(f"{out_path}: expected a new folder, found one; "
-                        "remove it or choose another name")
+        raise DataError(
+            f"{out_path}: expected a new folder, found one; remove it or choose another name"
+        )
     out_path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_path.parent) as folder:
         written = Path(folder, out_path.name)
-        dropped = write_examples(read.examples, written, to_format,
-                                 to_scheme, on_bad)
+        dropped = write_examples(read.examples, written, to_format, to_scheme, on_bad)
         losses = []
         if dropped:
             losses.append(Loss("overlapping", len(dropped), dropped[0]))
@@ -152,13 +159,21 @@ def convert(
         for path in sorted(Path(folder).iterdir()):
             os.replace(path, out_path.parent / path.name)
     count = sum(len(example.spans or []) for example in read.examples)
-    return Conversion(out_path, read.format, to_format, len(read.examples),
-                      count, read.findings, losses)
+    return Conversion(
+        out_path, read.format, to_format, len(read.examples), count, read.findings, losses
+    )
 
 # %% ../nbs/01d_convert.ipynb #b5bf9166
-_ENDINGS = {".conll": "columns", ".bio": "columns", ".bmes": "columns",
-            ".iob": "columns", ".tsv": "columns", ".jsonl": "jsonl",
-            ".ann": "brat", ".spacy": "docbin"}
+_ENDINGS = {
+    ".conll": "columns",
+    ".bio": "columns",
+    ".bmes": "columns",
+    ".iob": "columns",
+    ".tsv": "columns",
+    ".jsonl": "jsonl",
+    ".ann": "brat",
+    ".spacy": "docbin",
+}
 
 
 def format_of_name(
@@ -167,8 +182,10 @@ def format_of_name(
     "The format that the name of a file to write stands for."
     ending = Path(Path(path).name.removesuffix(".gz")).suffix.lower()
     if ending not in _ENDINGS:
-        raise ValueError(f"{path}: cannot tell the format to write from the "
-                         f"name; give --to, one of {', '.join(FORMATS)}")
+        raise ValueError(
+            f"{path}: cannot tell the format to write from the "
+            f"name; give --to, one of {', '.join(FORMATS)}"
+        )
     return _ENDINGS[ending]
 
 # %% ../nbs/01d_convert.ipynb #76f10539
@@ -176,32 +193,56 @@ def convert_parser() -> argparse.ArgumentParser:  # of `nercrf convert`
     "The flags of the command."
     parser = argparse.ArgumentParser(
         prog="nercrf convert",
-        description="Convert labelled text from any format to any other and "
-        "say what was lost.",
-        epilog="Exit code 0: done; 1: something was lost, with --strict; "
-        "2: an error.")
+        description="Convert labelled text from any format to any other and say what was lost.",
+        epilog="Exit code 0: done; 1: something was lost, with --strict; 2: an error.",
+    )
     readable = [kind.name for kind in FORMATS.values() if kind.prepare]
     add = parser.add_argument
     add("input", metavar="IN", help="a file, or a folder with splits")
     add("output", metavar="OUT", help="a file; a folder if IN is one")
-    add("--from", dest="from_format", default="auto",
-        choices=["auto", *readable], help="format of IN; found by content")
-    add("--to", dest="to_format", choices=list(FORMATS),
-        help="format of OUT; from its name where that is clear")
+    add(
+        "--from",
+        dest="from_format",
+        default="auto",
+        choices=["auto", *readable],
+        help="format of IN; found by content",
+    )
+    add(
+        "--to",
+        dest="to_format",
+        choices=list(FORMATS),
+        help="format of OUT; from its name where that is clear",
+    )
     add("--from_scheme", help="tag scheme of IN; found from its tags")
     add("--to_scheme", default="BIO", help=f"{', '.join(SCHEMES)}; BIO")
     add("--encoding", default="utf-8", help="of IN; UTF-8 is written")
-    add("--by", choices=["words", "characters"], default="words",
-        help="how text without tokens is cut")
-    add("--end", choices=["auto", "exclusive", "inclusive"], default="auto",
-        help="whether the end of a span is its last character")
-    add("--units", choices=["auto", "characters", "utf16"], default="auto",
-        help="what offsets count")
+    add(
+        "--by",
+        choices=["words", "characters"],
+        default="words",
+        help="how text without tokens is cut",
+    )
+    add(
+        "--end",
+        choices=["auto", "exclusive", "inclusive"],
+        default="auto",
+        help="whether the end of a span is its last character",
+    )
+    add(
+        "--units",
+        choices=["auto", "characters", "utf16"],
+        default="auto",
+        help="what offsets count",
+    )
     add("--split", help="of a folder that datasets saved")
     add("--token_column", type=int, default=0, help="from 0")
     add("--tag_column", type=int, default=-1, help="-1 is the last")
-    add("--on_bad", choices=["error", "warn"], default="error",
-        help="warn: go on without what does not fit")
+    add(
+        "--on_bad",
+        choices=["error", "warn"],
+        default="error",
+        help="warn: go on without what does not fit",
+    )
     add("--strict", action="store_true", help="exit with 1 on any loss")
     return parser
 
@@ -209,18 +250,18 @@ def convert_parser() -> argparse.ArgumentParser:  # of `nercrf convert`
 def _jobs(args: argparse.Namespace) -> list[tuple[Path, Path]]:
     "Pairs of a file to read and a file to write."
     source, target = Path(args.input), Path(args.output)
-    is_saved = any((source / name).is_file()
-                   for name in ("dataset_info.json", "dataset_dict.json"))
+    is_saved = any((source / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
     if not source.is_dir() or (is_saved and args.split):
         return [(source, target)]
     if args.to_format is None:
-        raise ValueError(f"{source} is a folder, so give the format of the "
-                         f"files to write: --to, one of {', '.join(FORMATS)}")
+        raise ValueError(
+            f"{source} is a folder, so give the format of the "
+            f"files to write: --to, one of {', '.join(FORMATS)}"
+        )
     if is_saved and not (source / "dataset_dict.json").is_file():
         return [(source, target)]
     ending = FORMATS[args.to_format].extensions[0]
-    return [(path, target / f"{split}{ending}")
-            for split, path in find_split_files(source).items()]
+    return [(path, target / f"{split}{ending}") for split, path in find_split_files(source).items()]
 
 
 def convert_main(
@@ -232,11 +273,21 @@ def convert_main(
     try:
         for source, target in _jobs(args):
             report = convert(
-                source, target, args.from_format,
-                args.to_format or format_of_name(target), args.from_scheme,
-                args.to_scheme, args.encoding, args.on_bad, by=args.by,
-                end=args.end, units=args.units, split=args.split,
-                token_column=args.token_column, tag_column=args.tag_column)
+                source,
+                target,
+                args.from_format,
+                args.to_format or format_of_name(target),
+                args.from_scheme,
+                args.to_scheme,
+                args.encoding,
+                args.on_bad,
+                by=args.by,
+                end=args.end,
+                units=args.units,
+                split=args.split,
+                token_column=args.token_column,
+                tag_column=args.tag_column,
+            )
             print(report)
             lossless = lossless and report.lossless
     except (ValueError, OSError, ImportError) as error:

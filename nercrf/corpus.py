@@ -22,12 +22,28 @@ __all__ = ['SPLIT_NAMES', 'SUFFIXES', 'split_of', 'find_split_files', 'Corpus', 
 # %% ../nbs/01c_corpus.ipynb #d2502e5e
 SPLIT_NAMES = {
     "train": ("train", "training", "trn"),
-    "dev": ("dev", "devel", "development", "val", "valid", "validation",
-            "testa"),
+    "dev": ("dev", "devel", "development", "val", "valid", "validation", "testa"),
     "test": ("test", "testb", "tst"),
 }
-SUFFIXES = ("", "ann", "annotated", "bio", "bioes", "biose", "bios", "bmes",
-            "col", "conll", "iob", "iob2", "json", "jsonl", "ner", "tsv", "txt")
+SUFFIXES = (
+    "",
+    "ann",
+    "annotated",
+    "bio",
+    "bioes",
+    "biose",
+    "bios",
+    "bmes",
+    "col",
+    "conll",
+    "iob",
+    "iob2",
+    "json",
+    "jsonl",
+    "ner",
+    "tsv",
+    "txt",
+)
 
 
 def split_of(
@@ -35,13 +51,12 @@ def split_of(
 ) -> tuple[str, int] | None:  # split, and 0 to 2 for how clearly
     "The split that a file name stands for."
     name = name.lower().removesuffix(".gz")
-    words = [re.sub(r"^\w*\d(?=[a-z])", "", word)
-             for word in re.split(r"[._\-\s]+", name)]
-    known = {alias: split for split, aliases in SPLIT_NAMES.items()
-             for alias in aliases}
+    words = [re.sub(r"^\w*\d(?=[a-z])", "", word) for word in re.split(r"[._\-\s]+", name)]
+    known = {alias: split for split, aliases in SPLIT_NAMES.items() for alias in aliases}
     suffix = words[-1] if len(words) > 1 else ""
-    if (name.startswith(".") or suffix not in (*SUFFIXES, *known)
-            or "fixed" in words):  # a repaired copy beside its original
+    if (
+        name.startswith(".") or suffix not in (*SUFFIXES, *known) or "fixed" in words
+    ):  # a repaired copy beside its original
         return None
     if file_stem(Path(name)) in known:
         return known[words[0]], 0
@@ -54,11 +69,15 @@ def split_of(
 def _candidates(folder: Path) -> list[str]:
     "Names in a folder that may hold a split."
     names = sorted(
-        path.name for path in folder.iterdir()
-        if path.is_file() or (path / "dataset_info.json").is_file())
-    return [name for name in names
-            if name.replace(".txt", ".ann") == name
-            or name.replace(".txt", ".ann") not in names]
+        path.name
+        for path in folder.iterdir()
+        if path.is_file() or (path / "dataset_info.json").is_file()
+    )
+    return [
+        name
+        for name in names
+        if name.replace(".txt", ".ann") == name or name.replace(".txt", ".ann") not in names
+    ]
 
 # %% ../nbs/01c_corpus.ipynb #d4fb329f
 def find_split_files(
@@ -67,32 +86,35 @@ def find_split_files(
     "Find the files of the splits by their usual names."
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder with the files of a "
-                        "data set, found none; check the path")
+        raise DataError(
+            f"{folder}: expected a folder with the files of a data set, found none; check the path"
+        )
     names = _candidates(folder)
     found = {name: split_of(name) for name in names}
     files = {}
     for split in SPLIT_NAMES:
         best = []
         for rank in range(3):
-            best = best or [name for name in names
-                            if found[name] == (split, rank)]
+            best = best or [name for name in names if found[name] == (split, rank)]
         if len(best) > 1:
             raise DataError(
                 f"{folder}: expected one file for the split {split!r}, found "
-                f"{', '.join(best)}; keep one of them in the folder")
+                f"{', '.join(best)}; keep one of them in the folder"
+            )
         if best:
             files[split] = folder / best[0]
     if not files:
         raise DataError(
             f"{folder}: expected files like train.txt, dev.txt, test.txt, "
-            f"found {', '.join(names[:8]) or 'no file'}; rename them")
+            f"found {', '.join(names[:8]) or 'no file'}; rename them"
+        )
     return files
 
 # %% ../nbs/01c_corpus.ipynb #1b4bfd30
 @dataclass
 class Corpus:
     "The splits of a data set with their common types and scheme."
+
     splits: dict[str, list[Example]]  # by "train", "dev", "test"
     types: list[str]  # entity types over all splits, sorted
     scheme: str = "BIO"  # scheme of the tags to learn
@@ -120,8 +142,9 @@ class Corpus:
 
     def _split(self, name: str) -> list[Example]:
         if name not in self.splits:
-            raise DataError(f"expected a split {name!r}, this corpus has "
-                            f"{', '.join(self.splits)}; add its file")
+            raise DataError(
+                f"expected a split {name!r}, this corpus has {', '.join(self.splits)}; add its file"
+            )
         return self.splits[name]
 
 # %% ../nbs/01c_corpus.ipynb #4add2b81
@@ -147,11 +170,14 @@ def unseen_tags(
     if not any(example.spans for example in splits.get("train", [])):
         return []
     known = _first_tags(splits["train"], scheme)
-    return [f"{source}: the tag {tag!r} of {split} does not occur in train; "
-            "it is counted in evaluation but cannot be learned"
-            for split, examples in splits.items() if split != "train"
-            for tag, source in _first_tags(examples, scheme).items()
-            if tag not in known]
+    return [
+        f"{source}: the tag {tag!r} of {split} does not occur in train; "
+        "it is counted in evaluation but cannot be learned"
+        for split, examples in splits.items()
+        if split != "train"
+        for tag, source in _first_tags(examples, scheme).items()
+        if tag not in known
+    ]
 
 # %% ../nbs/01c_corpus.ipynb #5b8e4f27
 _HEAD = 1 << 20  # characters that show a format
@@ -163,7 +189,8 @@ def _shown_format(path: Path, encoding: str) -> str:
         packed = file.read(2) == b"\x1f\x8b"
     try:
         with (gzip.open if packed else open)(
-                path, "rt", encoding=encoding, errors="replace") as file:
+            path, "rt", encoding=encoding, errors="replace"
+        ) as file:
             text = file.read(_HEAD).removeprefix("\ufeff")
         if len(text) == _HEAD:
             text = text.rpartition("\n")[0] or text
@@ -199,9 +226,10 @@ def read_corpus(
     "Read the files of a folder as train, dev and test."
     paths = find_split_files(folder)
     formats = split_formats(paths, format, encoding)
-    files = {split: prepare_file(path, formats[split], encoding,
-                                 scheme=scheme, **options)
-             for split, path in paths.items()}
+    files = {
+        split: prepare_file(path, formats[split], encoding, scheme=scheme, **options)
+        for split, path in paths.items()
+    }
     surveys = {split: prepared.survey() for split, prepared in files.items()}
     if scheme is None:
         tags = Survey()
@@ -213,7 +241,11 @@ def read_corpus(
         prepared.reading.scheme = scheme
         splits[split], findings = prepared.finish_file(surveys[split])
         report_findings(findings, on_bad, warnings)
-    types = {span.label for examples in splits.values()
-             for example in examples for span in example.spans or []}
+    types = {
+        span.label
+        for examples in splits.values()
+        for example in examples
+        for span in example.spans or []
+    }
     warnings += unseen_tags(splits, scheme)
     return Corpus(splits, sorted(types), scheme, warnings)

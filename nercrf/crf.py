@@ -35,13 +35,7 @@ from nercrf.chain import (
     sample_paths,
     transition_probabilities,
 )
-from nercrf.labels import (
-    Constraints,
-    Span,
-    allowed_transitions,
-    entity_steps,
-    get_scheme,
-)
+from .labels import Constraints, Span, allowed_transitions, entity_steps, get_scheme
 
 # %% ../nbs/05_crf.ipynb #4c3c4b65
 def allowed_scores(
@@ -56,10 +50,10 @@ def allowed_scores(
             f"expected constraints for {num_tags} tags, got "
             f"{len(start)} starts, {len(transitions)} rows of transitions of "
             f"lengths {sorted(set(map(len, transitions)))} and {len(end)} "
-            "ends; build them from the list of labels that the CRF has")
+            "ends; build them from the list of labels that the CRF has"
+        )
     # On the CPU, whatever the default device is: see `CRF._scores`.
-    return Scores(*(torch.tensor(table, dtype=torch.bool, device="cpu")
-                    for table in constraints))
+    return Scores(*(torch.tensor(table, dtype=torch.bool, device="cpu") for table in constraints))
 
 # %% ../nbs/05_crf.ipynb #8649995a
 class CRF(torchcrf.CRF):
@@ -91,8 +85,13 @@ class CRF(torchcrf.CRF):
         algorithm: str = "auto",  # log, scaled, scan, kernels; auto: by device
     ) -> CRF:  # with the constraints of the scheme
         "A CRF over `labels` that can decode only well-formed sequences."
-        crf = cls(len(labels), batch_first, allowed_transitions(labels, scheme),
-                  constrain_likelihood, algorithm)
+        crf = cls(
+            len(labels),
+            batch_first,
+            allowed_transitions(labels, scheme),
+            constrain_likelihood,
+            algorithm,
+        )
         crf.scheme = get_scheme(scheme).name
         crf.steps = entity_steps(labels, scheme)
         return crf
@@ -110,8 +109,7 @@ class CRF(torchcrf.CRF):
 # %% ../nbs/05_crf.ipynb #3dfeeb25
 @patch
 def _scores(self: CRF, constrained, device):
-    scores = Scores(self.start_transitions, self.transitions,
-                    self.end_transitions)
+    scores = Scores(self.start_transitions, self.transitions, self.end_transitions)
     if not constrained or self.constraints is None:
         return scores
     allowed = self._allowed
@@ -122,13 +120,17 @@ def _scores(self: CRF, constrained, device):
     # Not while it is traced, where tensors are only images of tensors.
     if not torch.compiler.is_compiling():
         self._allowed = allowed
-    return Scores(*(
-        score.masked_fill(~table, -math.inf)
-        for score, table in zip(scores, allowed, strict=True)))
+    return Scores(
+        *(
+            score.masked_fill(~table, -math.inf)
+            for score, table in zip(scores, allowed, strict=True)
+        )
+    )
 
 # %% ../nbs/05_crf.ipynb #09fc6009
 class _Batch(NamedTuple):
     "What the algorithms want."
+
     emissions: Tensor  # (batch, words, labels)
     scores: Scores  # -inf where forbidden
     mask: Tensor  # (batch, words) bool
@@ -142,11 +144,13 @@ def _check_shapes(self: CRF, emissions, tags, mask):
     if partial and tags.shape != emissions.shape:
         raise ValueError(
             "expected allowed tags (bool) of the shape of the emissions, "
-            f"{tuple(emissions.shape)}, got {tuple(tags.shape)}")
+            f"{tuple(emissions.shape)}, got {tuple(tags.shape)}"
+        )
     if mask is not None and emissions.shape[:2] != mask.shape:
         raise ValueError(
             "the first two dimensions of emissions and mask must match, "
-            f"got {tuple(emissions.shape[:2])} and {tuple(mask.shape)}")
+            f"got {tuple(emissions.shape[:2])} and {tuple(mask.shape)}"
+        )
 
 
 @patch
@@ -171,8 +175,9 @@ def _result_dtype(self: CRF, emissions):
 
 # %% ../nbs/05_crf.ipynb #d9fc7c7d
 @patch
-def _log_likelihoods(self: CRF, emissions, tags, mask, partial, constrained,
-                     weight=None, dtype=None):
+def _log_likelihoods(
+    self: CRF, emissions, tags, mask, partial, constrained, weight=None, dtype=None
+):
     "Log likelihoods, (batch,) or summed with a weight, and the words' mask."
     batch = self._prepare(emissions, mask, tags, constrained)
     mask, tags = batch.mask, batch.tags
@@ -180,8 +185,9 @@ def _log_likelihoods(self: CRF, emissions, tags, mask, partial, constrained,
         tags = tags.long()
         if not partial:
             mask = mask & (tags != IGNORED)
-            return log_likelihood(batch.emissions, batch.scores, mask, tags,
-                                  self.algorithm, weight, dtype), mask
+            return log_likelihood(
+                batch.emissions, batch.scores, mask, tags, self.algorithm, weight, dtype
+            ), mask
         tags = _allowed_by(tags, mask, self.num_tags)
     value = self._partial_likelihoods(batch._replace(tags=tags))
     if weight is not None:
@@ -207,8 +213,8 @@ def forward(
     elif reduction != "none":
         weight = 1.0
     result, words = self._log_likelihoods(
-        emissions, tags, mask, partial, self.constrain_likelihood, weight,
-        dtype)
+        emissions, tags, mask, partial, self.constrain_likelihood, weight, dtype
+    )
     if reduction == "token_mean":
         result = result / words.sum().clamp(min=1)
     return result
@@ -223,7 +229,8 @@ def _allowed_by(tags, mask, num_tags):
         raise ValueError(
             f"expected tags of 0 to {num_tags - 1}, or {IGNORED} for unknown, "
             f"got {tags[sequence, word].item()} at word {word} of sequence "
-            f"{sequence}")
+            f"{sequence}"
+        )
     known = F.one_hot(tags.clamp(0, num_tags - 1), num_tags).bool()
     return known | unknown.unsqueeze(2)
 
@@ -234,13 +241,14 @@ def _partial_likelihoods(self: CRF, batch):
     none = mask & ~allowed.any(2)
     if not torch.compiler.is_compiling() and bool(none.any()):
         sequence, word = none.nonzero()[0].tolist()
-        raise ValueError(f"no tag is allowed at word {word} of sequence "
-                         f"{sequence}; mask the word out or allow one")
-    all_paths = log_likelihood(
-        emissions, scores, mask, algorithm=self.algorithm)
+        raise ValueError(
+            f"no tag is allowed at word {word} of sequence "
+            f"{sequence}; mask the word out or allow one"
+        )
+    all_paths = log_likelihood(emissions, scores, mask, algorithm=self.algorithm)
     some_paths = log_likelihood(
-        emissions.masked_fill(~allowed, -math.inf), scores, mask,
-        algorithm=self.algorithm)
+        emissions.masked_fill(~allowed, -math.inf), scores, mask, algorithm=self.algorithm
+    )
     self._check_possible(-some_paths)
     return all_paths - some_paths
 
@@ -254,11 +262,12 @@ def _check_possible(self: CRF, totals):
     if bool(possible.all()):
         return
     sequence = (~possible).nonzero()[0].item()
-    reason = ("the constraints and what is allowed forbid every one"
-              if totals[sequence] == -math.inf else
-              "its emissions hold NaN or infinity")
-    raise ValueError(
-        f"sequence {sequence} has no possible tag sequence: {reason}")
+    reason = (
+        "the constraints and what is allowed forbid every one"
+        if totals[sequence] == -math.inf
+        else "its emissions hold NaN or infinity"
+    )
+    raise ValueError(f"sequence {sequence} has no possible tag sequence: {reason}")
 
 # %% ../nbs/05_crf.ipynb #7e46223f
 @patch
@@ -273,8 +282,7 @@ def score(
     mask, tags = batch.mask & (batch.tags != IGNORED), batch.tags.long()
     wide = torch.promote_types(self._result_dtype(emissions), torch.float32)
     scores = Scores(*(score.to(wide) for score in batch.scores))
-    return path_scores(
-        batch.emissions.to(wide), scores, mask, follow_path(mask, tags))
+    return path_scores(batch.emissions.to(wide), scores, mask, follow_path(mask, tags))
 
 
 @patch
@@ -286,8 +294,7 @@ def log_partition(
 ) -> Tensor:  # (batch,) in nats
     "Log of the summed weights of all, or all allowed, tag sequences."
     batch = self._prepare(emissions, mask, constrained=constrained)
-    total = -log_likelihood(batch.emissions, batch.scores, batch.mask,
-                            algorithm=self.algorithm)
+    total = -log_likelihood(batch.emissions, batch.scores, batch.mask, algorithm=self.algorithm)
     return total.to(self._result_dtype(emissions))
 
 
@@ -302,8 +309,8 @@ def log_probability(
 ) -> Tensor:  # (batch,) in nats, at most 0
     "Log probability of whole tag sequences."
     return self._log_likelihoods(
-        emissions, tags, mask, partial, constrained,
-        dtype=self._result_dtype(emissions))[0]
+        emissions, tags, mask, partial, constrained, dtype=self._result_dtype(emissions)
+    )[0]
 
 # %% ../nbs/05_crf.ipynb #3674ac55
 @patch
@@ -323,13 +330,11 @@ def marginals(
     with torch.no_grad():
         batch = self._prepare(emissions, mask, constrained=constrained)
         narrow = emissions.device.type == "mps"
-        lattice = batch.emissions.to(
-            torch.float32 if narrow else torch.float64)
+        lattice = batch.emissions.to(torch.float32 if narrow else torch.float64)
     # An inference tensor cannot be kept for a gradient, but copied.
     with torch.inference_mode(False), torch.enable_grad():
         lattice = lattice.clone().requires_grad_()
-        total = -log_likelihood(lattice, batch.scores, batch.mask.clone(),
-                                algorithm=self.algorithm)
+        total = -log_likelihood(lattice, batch.scores, batch.mask.clone(), algorithm=self.algorithm)
         self._check_possible(total)
         (result,) = torch.autograd.grad(total.sum(), lattice)
     return self._restore(result).to(self._result_dtype(emissions))
@@ -357,8 +362,7 @@ def _lifted(self: CRF, emissions, mask, constrained):
     wide = torch.float32 if narrow else torch.float64
     scores = Scores(*(score.to(wide) for score in batch.scores))
     batch = batch._replace(emissions=batch.emissions.to(wide), scores=scores)
-    self._check_possible(-log_likelihood(
-        *batch[:3], algorithm=self.algorithm))
+    self._check_possible(-log_likelihood(*batch[:3], algorithm=self.algorithm))
     return batch
 
 # %% ../nbs/05_crf.ipynb #ec3d5990
@@ -372,8 +376,7 @@ def decode_tensor(
 ) -> tuple[Tensor, Tensor]:  # tags like `mask`, -100 where masked; scores
     "Best tag sequences and their scores. ValueError if none is possible."
     batch = self._prepare(emissions, mask, constrained=constrained)
-    tags, total = best_paths(
-        batch.emissions, batch.scores, batch.mask, self.algorithm)
+    tags, total = best_paths(batch.emissions, batch.scores, batch.mask, self.algorithm)
     self._check_possible(total)
     return self._restore(tags), total.to(self._result_dtype(emissions))
 
@@ -387,13 +390,11 @@ def decode(
 ) -> list[list[int]]:  # a list a sequence, one tag for each unmasked word
     "Best tag sequences as lists. ValueError if none is possible."
     batch = self._prepare(emissions, mask, constrained=constrained)
-    tags, total = best_paths(
-        batch.emissions, batch.scores, batch.mask, self.algorithm)
+    tags, total = best_paths(batch.emissions, batch.scores, batch.mask, self.algorithm)
     self._check_possible(total)
     tags, words = tags.numpy(force=True), batch.mask.numpy(force=True)
     flat, ends = tags[words].tolist(), words.sum(1).cumsum().tolist()
-    return [flat[begin:end]
-            for begin, end in itertools.pairwise([0, *ends])]
+    return [flat[begin:end] for begin, end in itertools.pairwise([0, *ends])]
 
 # %% ../nbs/05_crf.ipynb #bf1345b4
 @patch
@@ -411,8 +412,7 @@ def nbest(
     batch = self._lifted(emissions, mask, constrained)
     found = k_best_paths(*batch[:3], k)
     wide = self._result_dtype(emissions)
-    return BestPaths(found.tags, found.scores.to(wide),
-                     found.log_probabilities.to(wide))
+    return BestPaths(found.tags, found.scores.to(wide), found.log_probabilities.to(wide))
 
 
 @patch
@@ -432,6 +432,7 @@ def sample(
 # %% ../nbs/05_crf.ipynb #bdce65aa
 class _EntityChain(NamedTuple):
     "Probabilities of entering, staying in and leaving an entity."
+
     enter: Tensor  # (batch, words, labels) begins here, with this label
     stay: Tensor  # (batch, words, from, to) the next word goes on
     leave: Tensor  # (batch, words, labels) ends here, given this label
@@ -442,11 +443,11 @@ def _entity_chain(emissions, scores, mask, steps):
     "From words without holes, the padding on the right."
     begins, stays, ends = (
         torch.tensor(table, dtype=emissions.dtype, device=emissions.device)
-        for table in (steps.begins, steps.continues, steps.ends))
+        for table in (steps.begins, steps.continues, steps.ends)
+    )
     endings = reversed_log_states(emissions, scores, mask)[:, :-1]
     # (batch, words - 1, from, to): the next label, given this one
-    onward = torch.softmax(
-        scores.transitions + endings[:, 1:].unsqueeze(2), 3)
+    onward = torch.softmax(scores.transitions + endings[:, 1:].unsqueeze(2), 3)
     onward = onward.masked_fill(~mask[:, 1:, None, None], 0.0)
     chance = torch.softmax(scores.start + endings[:, 0], 1)
     chance = chance.masked_fill(~mask[:, :1], 0.0)
@@ -460,28 +461,30 @@ def _entity_chain(emissions, scores, mask, steps):
     leave = torch.where(last.unsqueeze(2), ends[:, -1], leave)
     belongs = torch.zeros(len(stays), len(steps.types) + 1)
     belongs[range(len(stays)), steps.type_of] = 1.0  # -1: "O", dropped
-    return _EntityChain(torch.stack(enter, 1), onward * stays, leave,
-                        belongs[:, :-1].to(emissions))
+    return _EntityChain(torch.stack(enter, 1), onward * stays, leave, belongs[:, :-1].to(emissions))
 
 # %% ../nbs/05_crf.ipynb #c324c9bb
 @patch
 def _chain_of_entities(self: CRF, emissions, mask, constrained):
     "The entity chain of a batch, and its numbers of words."
     if self.steps is None:
-        raise ValueError("probabilities of entities need the labels and their "
-                         "scheme: build the layer with CRF.from_labels")
+        raise ValueError(
+            "probabilities of entities need the labels and their "
+            "scheme: build the layer with CRF.from_labels"
+        )
     free = not constrained or self.constraints is None
     if free and self.scheme == "IOB1":
-        raise ValueError("without constraints, what an ill-formed IOB1 tag "
-                         "begins is not a matter of its neighbours alone")
+        raise ValueError(
+            "without constraints, what an ill-formed IOB1 tag "
+            "begins is not a matter of its neighbours alone"
+        )
     batch = self._lifted(emissions, mask, constrained)
-    order = batch.mask.int().argsort(
-        dim=1, descending=True, stable=True)
+    order = batch.mask.int().argsort(dim=1, descending=True, stable=True)
     words = F.pad(batch.mask.gather(1, order), (0, 1))
-    lattice = batch.emissions.gather(
-        1, order.unsqueeze(2).expand_as(batch.emissions))
-    lattice = F.pad(lattice, (0, 0, 0, 1)).masked_fill(
-        ~words.unsqueeze(2), 0.0).clamp(min=IMPOSSIBLE)
+    lattice = batch.emissions.gather(1, order.unsqueeze(2).expand_as(batch.emissions))
+    lattice = (
+        F.pad(lattice, (0, 0, 0, 1)).masked_fill(~words.unsqueeze(2), 0.0).clamp(min=IMPOSSIBLE)
+    )
     scores = Scores(*(score.clamp(min=IMPOSSIBLE) for score in batch.scores))
     return _entity_chain(lattice, scores, words, self.steps), words.sum(1)
 
@@ -513,14 +516,16 @@ def _check_spans(spans, lengths, types):
     sequence, kind, start, end = spans.unbind(1)
     inside = (sequence >= 0) & (sequence < len(lengths))
     limit = lengths[sequence.clamp(0, max(len(lengths) - 1, 0))]
-    wrong = ~(inside & (kind >= 0) & (kind < len(types)) & (start >= 0)
-              & (start < end) & (end <= limit))
+    wrong = ~(
+        inside & (kind >= 0) & (kind < len(types)) & (start >= 0) & (start < end) & (end <= limit)
+    )
     if bool(wrong.any()):
         place = wrong.nonzero()[0].item()
         raise ValueError(
             f"expected spans (sequence, type, start, end) with a type of 0 to "
             f"{len(types) - 1} and 0 <= start < end <= the sequence's words, "
-            f"got {tuple(spans[place].tolist())} as span {place}")
+            f"got {tuple(spans[place].tolist())} as span {place}"
+        )
 
 # %% ../nbs/05_crf.ipynb #341bdb95
 @patch
@@ -532,16 +537,19 @@ def entity_probabilities(
     constrained: bool = True,  # paths that the constraints allow
 ) -> list[list[float]]:  # shaped like `spans`
     "Probability of each of the given entities, as lists."
-    types = {} if self.steps is None else {
-        name: index for index, name in enumerate(self.steps.types)}
-    rows = [(sequence, types.get(label, -1), start, end)
-            for sequence, entities in enumerate(spans)
-            for label, start, end in entities]
+    types = (
+        {} if self.steps is None else {name: index for index, name in enumerate(self.steps.types)}
+    )
+    rows = [
+        (sequence, types.get(label, -1), start, end)
+        for sequence, entities in enumerate(spans)
+        for label, start, end in entities
+    ]
     table = torch.tensor(rows, dtype=torch.long, device=emissions.device)
-    chances = iter(self.span_probabilities(
-        emissions, table.view(-1, 4), mask, constrained).tolist())
-    return [list(itertools.islice(chances, len(entities)))
-            for entities in spans]
+    chances = iter(
+        self.span_probabilities(emissions, table.view(-1, 4), mask, constrained).tolist()
+    )
+    return [list(itertools.islice(chances, len(entities))) for entities in spans]
 
 # %% ../nbs/05_crf.ipynb #9eba1f1f
 def _all_spans(chain, threshold):
@@ -590,8 +598,7 @@ def decode_entities(
 ) -> list[list[tuple[Span, float]]]:  # entities and their probabilities
     "The entities with the largest sum of probabilities, not overlapping."
     if not 0.0 <= threshold < 1.0:
-        raise ValueError(f"expected a threshold of at least 0 and below 1, "
-                         f"got {threshold}")
+        raise ValueError(f"expected a threshold of at least 0 and below 1, got {threshold}")
     chain, lengths = self._chain_of_entities(emissions, mask, constrained)
     if not self.steps.types:
         return [[] for _ in lengths]
@@ -606,7 +613,6 @@ def decode_entities(
             end -= max(length, 1)
             if length:
                 kind = self.steps.types[kinds[sequence][end][length - 1]]
-                entities.append((Span(kind, end, end + length),
-                                 chances[sequence][end][length - 1]))
+                entities.append((Span(kind, end, end + length), chances[sequence][end][length - 1]))
         found.append(entities[::-1])
     return found

@@ -29,10 +29,8 @@ from numba.extending import intrinsic
 
 # %% ../nbs/06_crf_kernels.ipynb #c625ce14
 _helper = njit(nogil=True, error_model="numpy", fastmath={"contract"})
-_summing = njit(nogil=True, error_model="numpy",
-                fastmath={"contract", "reassoc"})
-_kernel = njit(nogil=True, error_model="numpy", fastmath={"contract"},
-               cache=True)
+_summing = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+_kernel = njit(nogil=True, error_model="numpy", fastmath={"contract"}, cache=True)
 
 # %% ../nbs/06_crf_kernels.ipynb #6b579854
 _LANES = 4
@@ -49,8 +47,7 @@ def _place(builder, array, index, lanes):
     pointer = builder.gep(array.data, [index])
     kind = pointer.type.pointee
     vector = ir.VectorType(kind, lanes)
-    return builder.bitcast(pointer, vector.as_pointer()), (
-        8 if kind == _NUMBER else 4)
+    return builder.bitcast(pointer, vector.as_pointer()), (8 if kind == _NUMBER else 4)
 
 
 def _load(builder, array, index, lanes):
@@ -77,20 +74,25 @@ def _spread(builder, value, lanes):
 
 def _across(builder, vectors, merge):
     "All lanes of the vectors as one number, always in the same order."
-    parts = [builder.extract_element(vector, ir.IntType(32)(lane))
-             for vector in vectors for lane in range(vector.type.count)]
+    parts = [
+        builder.extract_element(vector, ir.IntType(32)(lane))
+        for vector in vectors
+        for lane in range(vector.type.count)
+    ]
     while len(parts) > 1:
         pairs = zip(parts[::2], parts[1::2], strict=False)
-        odd = parts[len(parts) // 2 * 2:]
+        odd = parts[len(parts) // 2 * 2 :]
         parts = [merge(builder, *pair) for pair in pairs] + odd
     return parts[0]
 
 
 def _arrays(context, builder, signature, arguments):
     "The array arguments of an intrinsic."
-    return [context.make_array(kind)(context, builder, value)
-            for kind, value in zip(signature.args, arguments, strict=True)
-            if isinstance(kind, types.Array)]
+    return [
+        context.make_array(kind)(context, builder, value)
+        for kind, value in zip(signature.args, arguments, strict=True)
+        if isinstance(kind, types.Array)
+    ]
 
 
 def _extents(builder, array):
@@ -100,8 +102,7 @@ def _extents(builder, array):
 @contextmanager
 def _steps(builder, begin, end, step):
     "A loop in the generated code; yields its index."
-    with cgutils.for_range_slice(
-            builder, begin, end, _SIZE(step), _SIZE) as (index, _):
+    with cgutils.for_range_slice(builder, begin, end, _SIZE(step), _SIZE) as (index, _):
         yield index
 
 # %% ../nbs/06_crf_kernels.ipynb #8cd21ba6
@@ -128,20 +129,18 @@ def _fold_columns(builder, arrays, columns, lanes, operation, fresh):
     factors, table, result = arrays
     combine, merge, neutral = operation
     rows, width = _extents(builder, table)
-    stride = builder.sdiv(
-        cgutils.unpack_tuple(builder, factors.strides)[0], _SIZE(8))
+    stride = builder.sdiv(cgutils.unpack_tuple(builder, factors.strides)[0], _SIZE(8))
     # Several independent sums: none has to wait for the one before it.
     chains = 2 if lanes > 8 else 4
-    totals = [cgutils.alloca_once(builder, ir.VectorType(_NUMBER, lanes))
-              for _ in range(chains)]
+    totals = [cgutils.alloca_once(builder, ir.VectorType(_NUMBER, lanes)) for _ in range(chains)]
 
     def take(row, column, total):
-        factor = builder.load(builder.gep(
-            factors.data, [builder.mul(row, stride)]))
+        factor = builder.load(builder.gep(factors.data, [builder.mul(row, stride)]))
         index = builder.add(builder.mul(row, width), column)
         values = _load(builder, table, index, lanes)
-        builder.store(combine(builder, builder.load(total), _spread(
-            builder, factor, lanes), values), total)
+        builder.store(
+            combine(builder, builder.load(total), _spread(builder, factor, lanes), values), total
+        )
 
     with _steps(builder, *columns, lanes) as column:
         for total in totals:
@@ -164,17 +163,21 @@ def _row_fold(combine, merge, neutral, fresh):
     @intrinsic
     def fold(typing_context, factors, table, result):
         "Fold `factors[i]` with row i of the table, over all i."
+
         def generate(context, builder, signature, arguments):
             arrays = _arrays(context, builder, signature, arguments)
             width = _extents(builder, arrays[1])[1]
             begin = _SIZE(0)
             for lanes in (4 * _LANES, 2 * _LANES, _LANES):
                 end = builder.and_(width, _SIZE(-lanes))
-                _fold_columns(builder, arrays, (begin, end), lanes,
-                              (combine, merge, neutral), fresh)
+                _fold_columns(
+                    builder, arrays, (begin, end), lanes, (combine, merge, neutral), fresh
+                )
                 begin = end
             return context.get_dummy_value()
+
         return types.void(factors, table, result), generate
+
     return fold
 
 
@@ -186,44 +189,44 @@ _largest_sums = _row_fold(_larger_sum, _larger, -math.inf, fresh=True)
 @intrinsic
 def _multiply_rows(typing_context, left, right, factor, result):
     "result = left * factor * right in whole vectors; returns its sum."
+
     def generate(context, builder, signature, arguments):
-        first, second, target = _arrays(
-            context, builder, signature, arguments)
+        first, second, target = _arrays(context, builder, signature, arguments)
         factor = _spread(builder, arguments[2], _LANES)
         sums = cgutils.alloca_once_value(builder, _constant(0.0, _LANES))
-        width, = _extents(builder, target)
+        (width,) = _extents(builder, target)
         with _steps(builder, _SIZE(0), width, _LANES) as index:
-            product = builder.fmul(builder.fmul(
-                _load(builder, first, index, _LANES), factor),
-                _load(builder, second, index, _LANES))
+            product = builder.fmul(
+                builder.fmul(_load(builder, first, index, _LANES), factor),
+                _load(builder, second, index, _LANES),
+            )
             _store(builder, product, target, index)
             builder.store(_add(builder, builder.load(sums), product), sums)
         return _across(builder, [builder.load(sums)], _add)
+
     return types.float64(left, right, types.float64, result), generate
 
 # %% ../nbs/06_crf_kernels.ipynb #c5a52403
 @intrinsic
 def _take_row(typing_context, source, target):
     "Copy scores, -inf behind them; the largest, NaN passed over."
+
     def generate(context, builder, signature, arguments):
         source, target = _arrays(context, builder, signature, arguments)
-        (size,), (width,) = map(
-            _extents, (builder, builder), (source, target))
+        (size,), (width,) = map(_extents, (builder, builder), (source, target))
         last = builder.sub(width, _SIZE(_LANES))
         _store(builder, _constant(-math.inf, _LANES), target, last)
         whole = builder.and_(size, _SIZE(-_LANES))
         peaks = []
-        for begin, end, lanes in (
-                (_SIZE(0), whole, _LANES), (whole, size, 1)):
-            peak = cgutils.alloca_once_value(
-                builder, _constant(-math.inf, lanes))
+        for begin, end, lanes in ((_SIZE(0), whole, _LANES), (whole, size, 1)):
+            peak = cgutils.alloca_once_value(builder, _constant(-math.inf, lanes))
             with _steps(builder, begin, end, lanes) as index:
                 values = _load(builder, source, index, lanes)
                 _store(builder, values, target, index)
-                builder.store(_larger(
-                    builder, builder.load(peak), values), peak)
+                builder.store(_larger(builder, builder.load(peak), values), peak)
             peaks.append(builder.load(peak))
         return _across(builder, peaks, _larger)
+
     return types.float64(source, target), generate
 
 # %% ../nbs/06_crf_kernels.ipynb #b63ecc6c
@@ -316,8 +319,7 @@ def _plan(mask, labels):
     sequence = 0
     for group in range(groups):
         bounds[group] = sequence
-        while (sequence < batch and
-               offsets[sequence + 1] * groups <= count * (group + 1)):
+        while sequence < batch and offsets[sequence + 1] * groups <= count * (group + 1):
             sequence += 1
     bounds[groups] = batch
     return positions, offsets, bounds, longest
@@ -395,8 +397,7 @@ def _lost_onward(word, reached, alphas, start, transitions, emitted):
         if word == 0 and start[after] > -math.inf:
             return True
         for before in range(emitted.size if word > 0 else 0):
-            if (alphas[word - 1, before] > 0.0 and
-                    transitions[before, after] > -math.inf):
+            if alphas[word - 1, before] > 0.0 and transitions[before, after] > -math.inf:
                 return True
     return False
 
@@ -421,8 +422,7 @@ def _scaled_forward(emissions, positions, scores, tables, trellis):
         inverses[word] = 1.0 / total
         if trusted:
             factor = inverses[word]
-        elif _lost_onward(word, alpha, alphas, start, transitions,
-                          emissions[positions[word]]):
+        elif _lost_onward(word, alpha, alphas, start, transitions, emissions[positions[word]]):
             return math.nan
         else:
             _scale(alpha, inverses[word])
@@ -451,16 +451,14 @@ def _scaled_backward(tables, trellis, scratch, gradient):
     for label in range(closing.size):
         beta[label] = closing[label]
     factor = 1.0
-    scales[last] = _multiply_rows(
-        alphas[last], closing, 1.0, marginals[last])
+    scales[last] = _multiply_rows(alphas[last], closing, 1.0, marginals[last])
     for word in range(last, 0, -1):
         message = messages[word]
         if trusted:
             factor = inverses[word]
         _multiply_rows(beta, weights[word], factor, message)
         _sum_products(message, back, before)
-        joint = _multiply_rows(
-            alphas[word - 1], before, 1.0, marginals[word - 1])
+        joint = _multiply_rows(alphas[word - 1], before, 1.0, marginals[word - 1])
         if not joint >= _TINY:
             return False
         if not trusted:
@@ -481,8 +479,7 @@ def _add_pairs(words, alphas, messages, pairs):
         end = min(begin + _BLOCK, words)
         block = messages[begin:end]
         for label in range(len(pairs)):
-            _add_products(
-                alphas[begin - 1:end - 1, label], block, pairs[label])
+            _add_products(alphas[begin - 1 : end - 1, label], block, pairs[label])
 
 
 @_helper
@@ -545,10 +542,10 @@ def _log_forward(emissions, scores, alphas):
         for after in range(labels):
             if word > 0:
                 for before in range(labels):
-                    terms[before] = (
-                        alphas[word - 1, before] + transitions[before, after])
+                    terms[before] = alphas[word - 1, before] + transitions[before, after]
             alphas[word, after] = emissions[word, after] + (
-                start[after] if word == 0 else _log_sum(terms))
+                start[after] if word == 0 else _log_sum(terms)
+            )
         logs += _normalise(alphas[word])
     for label in range(labels):
         terms[label] = alphas[words - 1, label] + end[label]
@@ -577,7 +574,8 @@ def _log_backward(emissions, scores, gradient, marginals, direct):
         for before in range(labels):
             for after in range(labels):
                 joint[before, after] = transitions[before, after] + (
-                    emissions[word, after] + beta[after])
+                    emissions[word, after] + beta[after]
+                )
         for before in range(labels):
             beta[before] = _log_sum(joint[before])
             for after in range(labels):
@@ -623,14 +621,17 @@ def _add_path(positions, tags, gradient, result, direct):
 def _carve(memory, rows, width):
     "Two tables and a column out of one piece of memory."
     size = rows * width
-    return (memory[:size].reshape(rows, width),
-            memory[size:2 * size].reshape(rows, width),
-            memory[2 * size:2 * size + rows])
+    return (
+        memory[:size].reshape(rows, width),
+        memory[size : 2 * size].reshape(rows, width),
+        memory[2 * size : 2 * size + rows],
+    )
 
 
 @_kernel
-def _forward_groups(first, last, scratch, plan, scores, tables, emissions,
-                    tags, memory, keep, partition, gold, lost):
+def _forward_groups(
+    first, last, scratch, plan, scores, tables, emissions, tags, memory, keep, partition, gold, lost
+):
     "Fill partition, gold and lost; flat index of a wrong tag, or -1."
     positions, offsets, bounds, longest = plan
     width = tables[2].size
@@ -644,8 +645,7 @@ def _forward_groups(first, last, scratch, plan, scores, tables, emissions,
             continue
         words, rows = positions[begin:end], emissions[sequence]
         if tags.size > 0:
-            gold[sequence], wrong = _path_score(
-                rows, words, tags[sequence], scores)
+            gold[sequence], wrong = _path_score(rows, words, tags[sequence], scores)
             if wrong >= 0:
                 return sequence * emissions.shape[1] + wrong
         begin = begin if keep else 0
@@ -657,16 +657,30 @@ def _forward_groups(first, last, scratch, plan, scores, tables, emissions,
         if not math.isfinite(total):
             lost[sequence] = True
             total = _log_forward(
-                _widened(rows, words), scores,
-                np.empty((words.size, emissions.shape[2])))
+                _widened(rows, words), scores, np.empty((words.size, emissions.shape[2]))
+            )
         partition[sequence] = total
     return -1
 
 # %% ../nbs/06_crf_kernels.ipynb #01536eeb
 @_kernel
-def _backward_groups(first, last, scratch, plan, scores, tables, emissions,
-                     tags, memory, partition, lost, gradient, result, pairs,
-                     direct):
+def _backward_groups(
+    first,
+    last,
+    scratch,
+    plan,
+    scores,
+    tables,
+    emissions,
+    tags,
+    memory,
+    partition,
+    lost,
+    gradient,
+    result,
+    pairs,
+    direct,
+):
     "Fill the gradients of the emissions and, by group, of the scores."
     positions, offsets, bounds, longest = plan
     width = tables[2].size
@@ -684,21 +698,16 @@ def _backward_groups(first, last, scratch, plan, scores, tables, emissions,
                 _fill(found.reshape(found.size), 0.0)
                 continue
             part = alphas[begin:end], weights[begin:end], inverses[begin:end]
-            if not lost[sequence] and _scaled_backward(
-                    tables, part, room, weight):
+            if not lost[sequence] and _scaled_backward(tables, part, room, weight):
                 _add_pairs(words.size, part[0], room[1], pairs[group])
-                _add_marginals(words, weight, room[0], room[2], found,
-                               direct[group])
+                _add_marginals(words, weight, room[0], room[2], found, direct[group])
             else:
                 # An infinite or missing sum has no gradient.
                 weight += 0.0 * partition[sequence]
-                _log_backward(_widened(rows, words), scores, weight,
-                              room[0], direct[group])
-                _add_marginals(words, weight, room[0], ones, found,
-                               direct[group])
+                _log_backward(_widened(rows, words), scores, weight, room[0], direct[group])
+                _add_marginals(words, weight, room[0], ones, found, direct[group])
             if tags.size > 0:
-                _add_path(words, tags[sequence], weight, found,
-                          direct[group])
+                _add_path(words, tags[sequence], weight, found, direct[group])
 
 # %% ../nbs/06_crf_kernels.ipynb #29b1d2ec
 @_kernel
@@ -712,13 +721,13 @@ def _gather(pairs, direct, onward):
                 result[before, after] += direct[group, before, after]
         for before in range(labels):
             for after in range(labels):
-                result[before, after] -= (
-                    pairs[group, before, after] * onward[before, after])
+                result[before, after] -= pairs[group, before, after] * onward[before, after]
     return result
 
 # %% ../nbs/06_crf_kernels.ipynb #e355e682
 class _Memory:
     "Some float64 numbers, on the shelf again when nobody holds them."
+
     shelf: ClassVar[deque] = deque()
     most, most_bytes = 8, 2**26
 
@@ -731,8 +740,7 @@ class _Memory:
             self.numbers = np.empty(size)
 
     def __del__(self):
-        if (len(self.shelf) < self.most
-                and self.numbers.nbytes <= self.most_bytes):
+        if len(self.shelf) < self.most and self.numbers.nbytes <= self.most_bytes:
             self.shelf.append(self.numbers)
 
 # %% ../nbs/06_crf_kernels.ipynb #af4fdce3
@@ -746,8 +754,7 @@ class _Workers:
     def get(self):
         with self.lock:
             if self.process != os.getpid():
-                self.pool = ThreadPoolExecutor(
-                    os.cpu_count() or 1, "nercrf-kernels")
+                self.pool = ThreadPoolExecutor(os.cpu_count() or 1, "nercrf-kernels")
                 self.process = os.getpid()
             return self.pool
 
@@ -766,6 +773,7 @@ def _share(
     arguments: tuple,
 ) -> list:  # what the calls returned
     "Run a kernel over all groups, in several threads where that pays."
+
     def run(first, last):
         memory = _Memory(scratch)  # held until the kernel returns
         return kernel(first, last, memory.numbers, *arguments)
@@ -794,25 +802,32 @@ def _checked(emissions, mask, tags, start, transitions, end):
     "The inputs as the kernels need them. Raises TypeError and ValueError."
     emissions = np.asarray(emissions)
     if emissions.dtype not in (np.float32, np.float64):
-        raise TypeError("expected emissions of float32 or float64, got "
-                        f"{emissions.dtype}; convert them first")
+        raise TypeError(
+            f"expected emissions of float32 or float64, got {emissions.dtype}; convert them first"
+        )
     if emissions.ndim != 3 or emissions.shape[2] == 0:
-        raise ValueError("expected emissions of shape (batch, words, labels) "
-                         f"with at least one label, got {emissions.shape}")
+        raise ValueError(
+            "expected emissions of shape (batch, words, labels) "
+            f"with at least one label, got {emissions.shape}"
+        )
     batch, words, labels = emissions.shape
-    expected = {"mask": (mask, (batch, words)), "tags": (tags, (batch, words)),
-                "start": (start, (labels,)), "end": (end, (labels,)),
-                "transitions": (transitions, (labels, labels))}
+    expected = {
+        "mask": (mask, (batch, words)),
+        "tags": (tags, (batch, words)),
+        "start": (start, (labels,)),
+        "end": (end, (labels,)),
+        "transitions": (transitions, (labels, labels)),
+    }
     for name, (array, shape) in expected.items():
         if array is not None and array.shape != shape:
-            raise ValueError(f"expected {name} of shape {shape} beside "
-                             f"emissions of {emissions.shape}, got "
-                             f"{array.shape}")
-    scores = tuple(_laid_out(score, np.float64)
-                   for score in (start, transitions, end))
+            raise ValueError(
+                f"expected {name} of shape {shape} beside "
+                f"emissions of {emissions.shape}, got "
+                f"{array.shape}"
+            )
+    scores = tuple(_laid_out(score, np.float64) for score in (start, transitions, end))
     tags = _NO_TAGS if tags is None else _laid_out(tags, np.int64)
-    return (_laid_out(emissions, emissions.dtype),
-            _laid_out(mask, np.bool_), tags, scores)
+    return (_laid_out(emissions, emissions.dtype), _laid_out(mask, np.bool_), tags, scores)
 
 
 _NO_TAGS = np.empty((0, 0), np.int64)
@@ -820,6 +835,7 @@ _NO_TAGS = np.empty((0, 0), np.int64)
 # %% ../nbs/06_crf_kernels.ipynb #26719e62
 class LikelihoodState(NamedTuple):
     "What `likelihood_forward` found, and what the backward pass needs."
+
     log_partition: np.ndarray  # (batch,) float64, -inf: no path is possible
     gold: np.ndarray  # (batch,) float64, scores of the tags; 0 without tags
     wrong_tag: int  # sequence * words + word of a tag that is no label, or -1
@@ -843,8 +859,7 @@ def likelihood_forward(
     keep: bool = True,  # keep what `likelihood_backward` needs
 ) -> LikelihoodState:  # its other fields are undefined after a wrong tag
     "Log partition and gold score of each sequence; -inf forbids a score."
-    emissions, mask, tags, scores = _checked(
-        emissions, mask, tags, start, transitions, end)
+    emissions, mask, tags, scores = _checked(emissions, mask, tags, start, transitions, end)
     batch, _, labels = emissions.shape
     plan, tables = _plan(mask, labels), _sum_tables(*scores)
     _, offsets, bounds, longest = plan
@@ -853,14 +868,25 @@ def likelihood_forward(
     partition, gold = np.empty(batch), np.empty(batch)
     lost = np.empty(batch, np.bool_)
     wrong = _share(
-        _forward_groups, len(bounds) - 1, threads,
+        _forward_groups,
+        len(bounds) - 1,
+        threads,
         0 if keep else row * longest,
-        (plan, scores, tables, emissions, tags, memory.numbers, keep,
-         partition, gold, lost))
+        (plan, scores, tables, emissions, tags, memory.numbers, keep, partition, gold, lost),
+    )
     wrong = min(filter(lambda place: place >= 0, wrong), default=-1)
     return LikelihoodState(
-        partition, gold, wrong, emissions, tags, scores, plan, tables,
-        memory if keep else None, lost)
+        partition,
+        gold,
+        wrong,
+        emissions,
+        tags,
+        scores,
+        plan,
+        tables,
+        memory if keep else None,
+        lost,
+    )
 
 # %% ../nbs/06_crf_kernels.ipynb #a7be5335
 def likelihood_backward(
@@ -870,23 +896,40 @@ def likelihood_backward(
 ) -> tuple[np.ndarray, ...]:  # of emissions, start, transitions, end
     "Gradient of the sum of `gradient * (gold - log_partition)`."
     if state.memory is None:
-        raise ValueError("expected the state of likelihood_forward with "
-                         "keep=True, got one that kept nothing")
-    emissions, (labels, onward) = state.emissions, (
-        state.emissions.shape[2], state.tables[0])
+        raise ValueError(
+            "expected the state of likelihood_forward with keep=True, got one that kept nothing"
+        )
+    emissions, (labels, onward) = state.emissions, (state.emissions.shape[2], state.tables[0])
     gradient = _laid_out(gradient, np.float64)
     if gradient.shape != emissions.shape[:1]:
-        raise ValueError(f"expected a gradient of shape {emissions.shape[:1]}"
-                         f", one number a sequence, got {gradient.shape}")
+        raise ValueError(
+            f"expected a gradient of shape {emissions.shape[:1]}"
+            f", one number a sequence, got {gradient.shape}"
+        )
     groups, longest = len(state.plan[2]) - 1, state.plan[3]
     result = np.empty_like(emissions)
     pairs = np.empty((groups, *onward.shape))
     direct = np.empty((groups, labels + 2, labels))
-    _share(_backward_groups, groups, threads,
-           (2 * len(onward) + 1) * longest,
-           (state.plan, state.scores, state.tables, emissions, state.tags,
-            state.memory.numbers, state.log_partition, state.lost, gradient,
-            result, pairs, direct))
+    _share(
+        _backward_groups,
+        groups,
+        threads,
+        (2 * len(onward) + 1) * longest,
+        (
+            state.plan,
+            state.scores,
+            state.tables,
+            emissions,
+            state.tags,
+            state.memory.numbers,
+            state.log_partition,
+            state.lost,
+            gradient,
+            result,
+            pairs,
+            direct,
+        ),
+    )
     found = _gather(pairs, direct, onward)
     return result, found[labels], found[:labels], found[labels + 1]
 
@@ -904,22 +947,49 @@ def _all_at_once(mask, emissions, tags, scores, memory, alone):
     partition, gold = np.empty(batch), np.empty(batch)
     lost, result = np.empty(batch, np.bool_), np.empty_like(emissions)
     size = (2 * width + 1) * offsets[-1]
-    scratch = memory[size:size + (2 * width + 1) * longest]
-    wrong = _forward_groups(0, groups, scratch, plan, scores, tables,
-                            emissions, tags, memory, True, partition, gold,
-                            lost)
+    scratch = memory[size : size + (2 * width + 1) * longest]
+    wrong = _forward_groups(
+        0,
+        groups,
+        scratch,
+        plan,
+        scores,
+        tables,
+        emissions,
+        tags,
+        memory,
+        True,
+        partition,
+        gold,
+        lost,
+    )
     pairs = np.empty((groups, width, width))
     direct = np.empty((groups, labels + 2, labels))
     if wrong < 0:
-        _backward_groups(0, groups, scratch, plan, scores, tables, emissions,
-                         tags, memory, partition, lost, np.ones(batch), result,
-                         pairs, direct)
+        _backward_groups(
+            0,
+            groups,
+            scratch,
+            plan,
+            scores,
+            tables,
+            emissions,
+            tags,
+            memory,
+            partition,
+            lost,
+            np.ones(batch),
+            result,
+            pairs,
+            direct,
+        )
     found = _gather(pairs, direct, tables[0])
     return groups, wrong, gold - partition, result, found
 
 # %% ../nbs/06_crf_kernels.ipynb #ec6ddeb8
 class LikelihoodGradient(NamedTuple):
     "Log likelihoods and the gradient of their sum."
+
     value: np.ndarray  # (batch,) float64, gold score minus log partition
     wrong_tag: int  # sequence * words + word of a tag that is no label, or -1
     by_emission: np.ndarray  # (batch, words, labels) like the emissions
@@ -943,18 +1013,18 @@ def likelihood_gradient(
     row = 2 * ((labels + _LANES - 1) // _LANES * _LANES) + 1
     memory = _Memory(row * (batch + 1) * words)
     groups, wrong, value, by_emission, found = _all_at_once(
-        inputs[1], inputs[0], inputs[2], inputs[3], memory.numbers,
-        threads == 1)
+        inputs[1], inputs[0], inputs[2], inputs[3], memory.numbers, threads == 1
+    )
     if groups == 1 or threads == 1:
-        return LikelihoodGradient(value, wrong, by_emission, found[labels],
-                                  found[:labels], found[labels + 1])
-    state = likelihood_forward(
-        emissions, mask, tags, start, transitions, end, threads)
+        return LikelihoodGradient(
+            value, wrong, by_emission, found[labels], found[:labels], found[labels + 1]
+        )
+    state = likelihood_forward(emissions, mask, tags, start, transitions, end, threads)
     if state.wrong_tag >= 0:
         return LikelihoodGradient(state.gold, state.wrong_tag, *[None] * 4)
     return LikelihoodGradient(
-        state.gold - state.log_partition, -1,
-        *likelihood_backward(state, np.ones(batch), threads))
+        state.gold - state.log_partition, -1, *likelihood_backward(state, np.ones(batch), threads)
+    )
 
 # %% ../nbs/06_crf_kernels.ipynb #9bd1fbae
 @_kernel
@@ -989,14 +1059,14 @@ def _plain_best(emissions, scores):
     "Best score of a sequence (words, labels), NaN wherever one comes up."
     start, transitions, end = scores
     words, labels = emissions.shape
-    best, reached, terms = (
-        np.empty(labels), np.empty(labels), np.empty(labels))
+    best, reached, terms = (np.empty(labels), np.empty(labels), np.empty(labels))
     for word in range(words):
         for after in range(labels):
             for before in range(labels if word > 0 else 0):
                 terms[before] = best[before] + transitions[before, after]
             reached[after] = emissions[word, after] + (
-                start[after] if word == 0 else _largest(terms))
+                start[after] if word == 0 else _largest(terms)
+            )
         best, reached = reached, best
     for label in range(labels):
         terms[label] = best[label] + end[label]
@@ -1035,19 +1105,17 @@ def _best_path(emissions, positions, scores, onward, back, best, tags):
 
 
 @_kernel
-def _best_groups(first, last, scratch, plan, scores, tables, emissions,
-                 tags, totals):
+def _best_groups(first, last, scratch, plan, scores, tables, emissions, tags, totals):
     positions, offsets, bounds, longest = plan
     onward, back, plain = tables
-    best = scratch[:longest * len(onward)].reshape(longest, len(onward))
+    best = scratch[: longest * len(onward)].reshape(longest, len(onward))
     for sequence in range(bounds[first], bounds[last]):
         _fill(tags[sequence], _MASKED)
         totals[sequence] = 0.0
-        words = positions[offsets[sequence]:offsets[sequence + 1]]
+        words = positions[offsets[sequence] : offsets[sequence + 1]]
         if words.size > 0:
             rows = emissions[sequence]
-            total = _best_path(
-                rows, words, scores, onward, back, best, tags[sequence])
+            total = _best_path(rows, words, scores, onward, back, best, tags[sequence])
             if not plain or math.isnan(total):
                 total = _plain_best(_widened(rows, words), scores)
             totals[sequence] = total
@@ -1066,19 +1134,21 @@ def viterbi(
 ) -> tuple[np.ndarray, np.ndarray]:  # (batch, words) tags, -100 where masked;
     # (batch,) scores, -inf: no path is possible, and the tags mean nothing
     "Best tags of each sequence and their score, the first among equals."
-    emissions, mask, _, scores = _checked(
-        emissions, mask, None, start, transitions, end)
+    emissions, mask, _, scores = _checked(emissions, mask, None, start, transitions, end)
     plan, tables = _plan(mask, emissions.shape[2]), _best_tables(*scores)
     tags = np.empty(mask.shape, np.int64)
     totals = np.empty(len(mask))
-    _share(_best_groups, len(plan[2]) - 1, threads,
-           plan[3] * len(tables[0]),
-           (plan, scores, tables, emissions, tags, totals))
+    _share(
+        _best_groups,
+        len(plan[2]) - 1,
+        threads,
+        plan[3] * len(tables[0]),
+        (plan, scores, tables, emissions, tags, totals),
+    )
     return tags, totals
 
 # %% ../nbs/06_crf_kernels.ipynb #bc9ffbfc
-def warm_up(
-) -> float:  # seconds that it took
+def warm_up() -> float:  # seconds that it took
     "Compile the kernels, or load them, for both types of emissions."
     begun = time.perf_counter()
     mask, tags = np.ones((1, 1), np.bool_), np.zeros((1, 1), np.int64)

@@ -19,9 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from nercrf.labels import (
-    Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans,
-)
+from .labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans
 
 # %% auto #0
 __all__ = ['FINDINGS', 'POLICIES', 'DataError', 'Example', 'Finding', 'merge_findings', 'report_findings', 'read_bytes',
@@ -39,6 +37,7 @@ class DataError(ValueError):
 @dataclass(slots=True)
 class Example:
     "A sentence of tokens with the entity spans that somebody gave it."
+
     id: str  # unique within its split
     tokens: list[str]  # words or characters
     spans: list[Span] | None = None  # entities, or None where unlabelled
@@ -72,9 +71,9 @@ class Example:
     ) -> str:  # the text that the span covers
         "The text of one span."
         if self.token_offsets is None:
-            return self.sep.join(self.tokens[span.start:span.end])
+            return self.sep.join(self.tokens[span.start : span.end])
         start, last = self.token_offsets[span.start], span.end - 1
-        return self.text[start[0]:self.token_offsets[last][1]]
+        return self.text[start[0] : self.token_offsets[last][1]]
 
 # %% ../nbs/01_data.ipynb #e09dc02a
 FINDINGS = {
@@ -98,6 +97,7 @@ FINDINGS = {
 
 class Finding(NamedTuple):
     "Something odd in a file: what it is, and where."
+
     kind: str  # a key of `FINDINGS`
     where: str  # "file:line"
     message: str  # what was found, what was made of it, what to do
@@ -141,14 +141,14 @@ def report_findings(
     "Raise the problems as one `DataError`, or append all to the warnings."
     if on_bad not in ("error", "warn"):
         raise ValueError(f"expected on_bad='error' or 'warn', got {on_bad!r}")
-    problems = [str(finding) for finding in findings
-                if finding.severity == "problem"]
+    problems = [str(finding) for finding in findings if finding.severity == "problem"]
     if problems and on_bad == "error":
         shown = "\n".join(problems[:5])
         if len(problems) > 5:
             shown += f"\n... and {len(problems) - 5} more"
-        raise DataError(f"{shown}\nCorrect the file, or read it leniently "
-                        "with on_bad='warn' (--on_bad warn)")
+        raise DataError(
+            f"{shown}\nCorrect the file, or read it leniently with on_bad='warn' (--on_bad warn)"
+        )
     if warnings is not None:
         warnings += map(str, findings)
 
@@ -161,8 +161,9 @@ def read_bytes(
         data = Path(path).read_bytes()
         return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected a whole gzip file, found a broken "
-                        f"one ({error}); copy it again") from error
+        raise DataError(
+            f"{path}: expected a whole gzip file, found a broken one ({error}); copy it again"
+        ) from error
 
 # %% ../nbs/01_data.ipynb #31b30df2
 def read_text(
@@ -178,19 +179,22 @@ def read_text(
             raise DataError(
                 f"{path}: expected UTF-8, found byte 0x{data[0]:02x} at "
                 "offset 0, the byte order mark of UTF-16; pass "
-                "encoding='utf-16' (--encoding utf-16)")
+                "encoding='utf-16' (--encoding utf-16)"
+            )
     try:
         text = data.decode(encoding).removeprefix("\ufeff")
     except LookupError as error:
-        raise ValueError(f"expected the name of an encoding like 'gb18030', "
-                         f"got {encoding!r}") from error
+        raise ValueError(
+            f"expected the name of an encoding like 'gb18030', got {encoding!r}"
+        ) from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path}:{line}: expected {encoding}, found byte "
             f"0x{data[error.start]:02x} at offset {error.start}; name the "
             "file's encoding, for instance encoding='gb18030' "
-            "(--encoding gb18030)") from error
+            "(--encoding gb18030)"
+        ) from error
     if "\r" in text and not keep_returns:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text
@@ -224,6 +228,7 @@ def tag_runs(
 @dataclass
 class ColumnSentence:
     "The lines of one sentence, tags as they stand."
+
     line: int  # of the first token, from 1
     tokens: list[str]  # one a line
     tags: list[str]  # not yet read; the tokens where there is one column
@@ -234,17 +239,20 @@ class ColumnSentence:
         return tag_runs(self.tags)
 
 # %% ../nbs/01_data.ipynb #9972225a
-def _column_error(path: Path, number: int, line: str, found: int,
-                  expected: int, first: int) -> DataError:
+def _column_error(
+    path: Path, number: int, line: str, found: int, expected: int, first: int
+) -> DataError:
     "The error for a line whose number of columns differs from the first."
     begin = f"line {first}" if first else "the beginning of the file"
-    message = (f"{path}:{number}: expected {expected} columns as in {begin}, "
-               f"found {found} in {line!r}; ")
+    message = (
+        f"{path}:{number}: expected {expected} columns as in {begin}, found {found} in {line!r}; "
+    )
     if line.startswith(" "):
         message += "a blank as token needs a TAB before its tag"
     else:
-        message += ("give each token its own line and tag, or read plain "
-                    "sentences with format='text'")
+        message += (
+            "give each token its own line and tag, or read plain sentences with format='text'"
+        )
     return DataError(message)
 
 # %% ../nbs/01_data.ipynb #10c01b6d
@@ -261,8 +269,7 @@ def parse_columns(
     sentences, known = [], {}
     expected, first, token_at, tag_at = columns, columns_line, 0, -1
     if expected:
-        token_at, tag_at = _column_positions(
-            path, first_line, expected, token_column, tag_column)
+        token_at, tag_at = _column_positions(path, first_line, expected, token_column, tag_column)
     inside = False
     for number, line in enumerate(text.split("\n"), first_line):
         pair = known.get(line)
@@ -273,10 +280,10 @@ def parse_columns(
             elif not expected:
                 expected, first = len(cells), number
                 token_at, tag_at = _column_positions(
-                    path, number, expected, token_column, tag_column)
+                    path, number, expected, token_column, tag_column
+                )
             elif len(cells) != expected:
-                raise _column_error(
-                    path, number, line, len(cells), expected, first)
+                raise _column_error(path, number, line, len(cells), expected, first)
             pair = (cells[token_at], cells[tag_at]) if cells else ()
             known[line] = pair
         if pair:
@@ -289,8 +296,9 @@ def parse_columns(
     return sentences, expected
 
 # %% ../nbs/01_data.ipynb #fec8108e
-def _column_positions(path: Path, line: int, columns: int, token_column: int,
-                      tag_column: int) -> tuple[int, int]:
+def _column_positions(
+    path: Path, line: int, columns: int, token_column: int, tag_column: int
+) -> tuple[int, int]:
     "Positions of token and tag in a line of so many columns."
     asked = {"token_column": token_column}
     if columns > 1:
@@ -299,12 +307,14 @@ def _column_positions(path: Path, line: int, columns: int, token_column: int,
         if not -columns <= column < columns:
             raise DataError(
                 f"{path}:{line}: {name} is {column}, but the line has "
-                f"{columns} columns; count from 0, or from the end with -1")
+                f"{columns} columns; count from 0, or from the end with -1"
+            )
     positions = [column % columns for column in asked.values()]
     if columns > 1 and positions[0] == positions[1]:
         raise DataError(
             f"{path}:{line}: token_column {token_column} and tag_column "
-            f"{tag_column} are the same of {columns} columns; choose two")
+            f"{tag_column} are the same of {columns} columns; choose two"
+        )
     return positions[0], positions[-1]
 
 # %% ../nbs/01_data.ipynb #4375e996
@@ -316,9 +326,7 @@ def is_visible(
     token: str,  # any token
 ) -> bool:  # False for "", blanks, zero-width characters, U+FFFD
     "Whether a token holds a character that can be seen."
-    return any(
-        char not in _DIRT and unicodedata.category(char) not in _INVISIBLE
-        for char in token)
+    return any(char not in _DIRT and unicodedata.category(char) not in _INVISIBLE for char in token)
 
 # %% ../nbs/01_data.ipynb #e8352852
 def check_tokens(
@@ -328,21 +336,29 @@ def check_tokens(
     "Find tokens that nobody can see."
     distinct = {token for sentence in sentences for token in sentence.tokens}
     hidden = {token for token in distinct if not is_visible(token)}
-    dirty = {token for token in distinct - hidden
-             if any(char in token for char in _DIRT)}
+    dirty = {token for token in distinct - hidden if any(char in token for char in _DIRT)}
     findings = []
     if not hidden and not dirty:
         return findings
     for sentence in sentences:
         for line, token in enumerate(sentence.tokens, sentence.line):
             if token in hidden:
-                findings.append(Finding(
-                    "invisible-token", f"{path}:{line}", f"the token "
-                    f"{token!a} is blank or invisible; remove the line"))
+                findings.append(
+                    Finding(
+                        "invisible-token",
+                        f"{path}:{line}",
+                        f"the token {token!a} is blank or invisible; remove the line",
+                    )
+                )
             elif token in dirty:
-                findings.append(Finding(
-                    "dirty-token", f"{path}:{line}", f"the token {token!a} "
-                    "holds an invisible character", "note"))
+                findings.append(
+                    Finding(
+                        "dirty-token",
+                        f"{path}:{line}",
+                        f"the token {token!a} holds an invisible character",
+                        "note",
+                    )
+                )
     return findings
 
 # %% ../nbs/01_data.ipynb #a904b6ef
@@ -381,14 +397,14 @@ def check_tags(
         found = find_ill_formed(sentence.tags, scheme)
         if not found:
             legal |= new
-        findings += [Finding("ill-formed-tag",
-                             f"{path}:{sentence.line + position}", reason)
-                     for position, reason in found]
+        findings += [
+            Finding("ill-formed-tag", f"{path}:{sentence.line + position}", reason)
+            for position, reason in found
+        ]
     return findings
 
 # %% ../nbs/01_data.ipynb #ca308223
-_CJK = ("\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-        "\U00020000-\U0003ffff")
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _CJK_PATTERN = re.compile(f"[{_CJK}]")
 
 
@@ -402,10 +418,11 @@ def separators_of(
         characters = only_characters(token_lists)
     if characters:
         return [""] * len(token_lists)
-    single = [all(len(token) == 1 for token in tokens)
-              for tokens in token_lists]
-    return ["" if one and _CJK_PATTERN.search("".join(tokens)) else " "
-            for one, tokens in zip(single, token_lists, strict=True)]
+    single = [all(len(token) == 1 for token in tokens) for tokens in token_lists]
+    return [
+        "" if one and _CJK_PATTERN.search("".join(tokens)) else " "
+        for one, tokens in zip(single, token_lists, strict=True)
+    ]
 
 
 def only_characters(
@@ -415,15 +432,15 @@ def only_characters(
     return all(len(token) == 1 for token in set().union(*token_lists))
 
 # %% ../nbs/01_data.ipynb #514b4b17
-def _read_spans(sentence: ColumnSentence, scheme: str,
-                known: dict[tuple[str, ...], list[Span]]) -> list[Span]:
+def _read_spans(
+    sentence: ColumnSentence, scheme: str, known: dict[tuple[str, ...], list[Span]]
+) -> list[Span]:
     "The spans of a sentence, its runs looked up in `known` first."
     spans = []
     for first, run in sentence.runs:
         if run not in known:
             known[run] = tags_to_spans(run, scheme, mode="lenient")
-        spans += [Span(label, first + start, first + end)
-                  for label, start, end in known[run]]
+        spans += [Span(label, first + start, first + end) for label, start, end in known[run]]
     return spans
 
 # %% ../nbs/01_data.ipynb #df5f0f17
@@ -436,15 +453,14 @@ def label_sentences(
 ) -> list[Example]:  # in the order of the file
     "Examples of parsed sentences, their tags read leniently."
     examples, stem, known = [], file_stem(path), {}
-    separators = separators_of(
-        [sentence.tokens for sentence in sentences], characters)
-    for number, (sentence, sep) in enumerate(
-            zip(sentences, separators, strict=True), first_number):
+    separators = separators_of([sentence.tokens for sentence in sentences], characters)
+    for number, (sentence, sep) in enumerate(zip(sentences, separators, strict=True), first_number):
         spans = None
         if scheme is not None:
             spans = _read_spans(sentence, scheme, known)
-        examples.append(Example(f"{stem}-{number}", sentence.tokens, spans,
-                                f"{path}:{sentence.line}", sep))
+        examples.append(
+            Example(f"{stem}-{number}", sentence.tokens, spans, f"{path}:{sentence.line}", sep)
+        )
     return examples
 
 
@@ -455,19 +471,20 @@ def file_stem(
     return path.name.partition(".")[0] or path.name
 
 # %% ../nbs/01_data.ipynb #36f849a2
-def _cluener_mentions(record: dict, where: str
-                      ) -> list[tuple[str, str, int, int]]:
+def _cluener_mentions(record: dict, where: str) -> list[tuple[str, str, int, int]]:
     "Type, surface, start and last character of each mention."
     try:
-        return [(label, surface, int(start), int(last))
-                for label, surfaces in record["label"].items()
-                for surface, positions in surfaces.items()
-                for start, last in positions]
+        return [
+            (label, surface, int(start), int(last))
+            for label, surfaces in record["label"].items()
+            for surface, positions in surfaces.items()
+            for start, last in positions
+        ]
     except (AttributeError, TypeError, ValueError) as error:
         found = json.dumps(record["label"], ensure_ascii=False)[:60]
         raise DataError(
-            f"{where}: expected 'label' as {{type: {{surface: [[start, end]]"
-            f"}}}}, found {found}") from error
+            f"{where}: expected 'label' as {{type: {{surface: [[start, end]]}}}}, found {found}"
+        ) from error
 
 
 def span_order(
@@ -477,22 +494,31 @@ def span_order(
     return span.start, -span.end, span.label
 
 # %% ../nbs/01_data.ipynb #96ae09d0
-def _cluener_spans(record: dict, where: str
-                   ) -> tuple[list[Span], list[Finding]]:
+def _cluener_spans(record: dict, where: str) -> tuple[list[Span], list[Finding]]:
     "Spans of one CLUENER object and the problems found in them."
     text, spans, findings = record["text"], [], []
     for label, surface, start, last in _cluener_mentions(record, where):
         name = f"{label} {surface!r} at [{start}, {last}]"
         if not 0 <= start <= last < len(text):
-            findings.append(Finding(
-                "span-outside", where, f"{name} lies outside the text of "
-                f"{len(text)} characters; count from 0, end inclusive"))
+            findings.append(
+                Finding(
+                    "span-outside",
+                    where,
+                    f"{name} lies outside the text of "
+                    f"{len(text)} characters; count from 0, end inclusive",
+                )
+            )
             continue
-        if text[start:last + 1] != surface:
-            findings.append(Finding(
-                "surface-mismatch", where, f"{name} is "
-                f"{text[start:last + 1]!r} in the text; correct the offsets "
-                "or the surface"))
+        if text[start : last + 1] != surface:
+            findings.append(
+                Finding(
+                    "surface-mismatch",
+                    where,
+                    f"{name} is "
+                    f"{text[start : last + 1]!r} in the text; correct the offsets "
+                    "or the surface",
+                )
+            )
         spans.append(Span(label, start, last + 1))
     return sorted(spans, key=span_order), findings
 
@@ -507,11 +533,15 @@ def _cluener_record(line: str, where: str) -> dict:
             f"({error.msg} at column {error.colno}); write one object a line"
         ) from error
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise DataError(f"{where}: expected an object with a string 'text', "
-                        f"found {line[:40]!r}; write one object a line")
+        raise DataError(
+            f"{where}: expected an object with a string 'text', "
+            f"found {line[:40]!r}; write one object a line"
+        )
     if re.search("[\ud800-\udfff]", record["text"]):
-        raise DataError(f"{where}: expected Unicode text, found half of a "
-                        "surrogate pair (\\ud800 to \\udfff); correct it")
+        raise DataError(
+            f"{where}: expected Unicode text, found half of a "
+            "surrogate pair (\\ud800 to \\udfff); correct it"
+        )
     return record
 
 # %% ../nbs/01_data.ipynb #47aba5a9
@@ -537,10 +567,8 @@ def parse_cluener(
             spans, found = _cluener_spans(record, where)
             findings += found
         if not record["text"]:
-            findings.append(Finding(
-                "blank-text", where, "the text is empty; remove the line"))
-        examples.append(
-            Example(str(name), list(record["text"]), spans, where, ""))
+            findings.append(Finding("blank-text", where, "the text is empty; remove the line"))
+        examples.append(Example(str(name), list(record["text"]), spans, where, ""))
     return examples, findings
 
 # %% ../nbs/01_data.ipynb #85d10077
@@ -553,14 +581,13 @@ def flatten_spans(
 ) -> list[Span]:  # spans that do not overlap, in the order of the text
     "Keep the longest (or shortest) of overlapping spans, then the earlier."
     if policy not in POLICIES:
-        raise ValueError(f"expected policy to be one of {', '.join(POLICIES)}"
-                         f", got {policy!r}")
+        raise ValueError(f"expected policy to be one of {', '.join(POLICIES)}, got {policy!r}")
     sign = -1 if policy == "outermost" else 1
     chosen: list[Span] = []
-    for span in sorted(spans, key=lambda span: (
-            sign * (span.end - span.start), span.start, span.label)):
-        if all(span.end <= other.start or other.end <= span.start
-               for other in chosen):
+    for span in sorted(
+        spans, key=lambda span: (sign * (span.end - span.start), span.start, span.label)
+    ):
+        if all(span.end <= other.start or other.end <= span.start for other in chosen):
             chosen.append(span)
     return sorted(chosen, key=span_order)
 
@@ -583,23 +610,27 @@ def check_overlaps(
         outer = None
         for span in sorted(example.spans, key=span_order):
             if outer is not None and span.start < outer.end:
-                findings.append(Finding(
-                    "overlap", example.source, f"{span.label} "
-                    f"{example.surface(span)!r} overlaps {outer.label} "
-                    f"{example.surface(outer)!r}; only one of them can be "
-                    "learned", "note"))
+                findings.append(
+                    Finding(
+                        "overlap",
+                        example.source,
+                        f"{span.label} "
+                        f"{example.surface(span)!r} overlaps {outer.label} "
+                        f"{example.surface(outer)!r}; only one of them can be "
+                        "learned",
+                        "note",
+                    )
+                )
             if outer is None or span.end > outer.end:
                 outer = span
     return findings
 
 # %% ../nbs/01_data.ipynb #d504ebc1
-_MARKS = ("\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963"
-          "\u0966-\u0dff\u0e31-\u0e4e")
+_MARKS = "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e31-\u0e4e"
 _LETTER = rf"(?:(?![{_CJK}])[\w{_MARKS}\u200c\u200d])"
 _SPLITTERS = {
     "characters": re.compile(r"[^\s\u200b\ufeff]"),
-    "words": re.compile(
-        rf"{_LETTER}+(?:['’.\-]{_LETTER}+)*|[^\s\u200b\ufeff]"),
+    "words": re.compile(rf"{_LETTER}+(?:['’.\-]{_LETTER}+)*|[^\s\u200b\ufeff]"),
 }
 
 
@@ -610,8 +641,7 @@ def split_words(
     "Cut text into tokens with their offsets; white space is dropped."
     if by not in _SPLITTERS:
         raise ValueError(f"expected by='words' or 'characters', got {by!r}")
-    return [(match.group(), match.start(), match.end())
-            for match in _SPLITTERS[by].finditer(text)]
+    return [(match.group(), match.start(), match.end()) for match in _SPLITTERS[by].finditer(text)]
 
 # %% ../nbs/01_data.ipynb #4272d669
 @contextmanager
@@ -658,9 +688,10 @@ def write_lines(
         with complete_file(path) as file:
             file.writelines(f"{line}\n".encode() for line in lines)
     except UnicodeEncodeError as error:
-        raise DataError(f"{path}: expected Unicode text, found half of a "
-                        f"surrogate pair ({error}); nothing was written"
-                        ) from error
+        raise DataError(
+            f"{path}: expected Unicode text, found half of a "
+            f"surrogate pair ({error}); nothing was written"
+        ) from error
     return path
 
 # %% ../nbs/01_data.ipynb #78bd2b3a
@@ -681,8 +712,9 @@ def column_lines(
         raise DataError(f"{name}: expected tokens, found none; leave it out")
     for span in example.spans or []:
         if re.search(r"[\t\r\n]|^ | $", span.label):
-            raise DataError(f"{name}: the type {span.label!r} cannot stand in "
-                            "a column file; rename it")
+            raise DataError(
+                f"{name}: the type {span.label!r} cannot stand in a column file; rename it"
+            )
     tags = None
     if scheme is not None:
         try:
@@ -696,8 +728,10 @@ def column_lines(
         elif token.strip(" ") != "":
             bad = bad or token != token.strip(" ")
         if bad or token.startswith("-DOCSTART-"):
-            raise DataError(f"{name}: the token {token!r} cannot stand in a "
-                            "column file; write JSON lines (write_cluener)")
+            raise DataError(
+                f"{name}: the token {token!r} cannot stand in a "
+                "column file; write JSON lines (write_cluener)"
+            )
         yield token if tags is None else f"{token}\t{tags[position]}"
     yield ""
 
@@ -709,8 +743,10 @@ def all_labelled(
     "Whether all are labelled; a DataError if some are and some are not."
     found = {example.spans is not None for example in examples}
     if len(found) > 1:
-        raise DataError(f"{path}: expected examples that are all labelled or "
-                        "all unlabelled, found both; write two files")
+        raise DataError(
+            f"{path}: expected examples that are all labelled or "
+            "all unlabelled, found both; write two files"
+        )
     return True in found
 
 
@@ -721,14 +757,13 @@ def write_columns(
 ) -> Path:  # the file
     """Write a column file: token, TAB, tag, an empty line after a sentence.
 
-    Unlabelled examples are written as one column. Raises `DataError` for
-    overlapping spans and for tokens that no column file can hold.
+    Unlabelled examples are written as one column. Raises `DataError` for overlapping spans and for
+    tokens that no column file can hold.
     """
     used = None
     if all_labelled(examples, path):
         used = get_scheme(scheme).name
-    return write_lines(path, (line for example in examples
-                              for line in column_lines(example, used)))
+    return write_lines(path, (line for example in examples for line in column_lines(example, used)))
 
 # %% ../nbs/01_data.ipynb #a6ce96d5
 def json_id(
@@ -773,8 +808,7 @@ def data_files(
     name, packed = path.name.removesuffix(".gz"), ""
     if name != path.name:
         packed = ".gz"
-    pair = [path.with_name(f"{name[:-4]}{ending}{packed}")
-            for ending in (".txt", ".ann")]
+    pair = [path.with_name(f"{name[:-4]}{ending}{packed}") for ending in (".txt", ".ann")]
     both = path in pair and all(each.is_file() for each in pair)
     return pair if both else [path]
 

@@ -39,7 +39,8 @@ class ProcessInfo:
     local_rank: int = 0  # its number on this host, from 0
     world_size: int = 1  # number of processes in the run
     device: torch.device = field(  # where its model lives
-        default_factory=lambda: torch.device("cpu"))
+        default_factory=lambda: torch.device("cpu")
+    )
     n_gpu: int = 0  # GPUs that this one process drives; 0 means CPU
     backend: str = ""  # "gloo" or "nccl"; "" without a process group
 
@@ -55,13 +56,14 @@ def _environment_number(name: str) -> int | None:
     if not text:
         return None
     if not text.isdigit():
-        raise ValueError(f"environment variable {name}: expected a number "
-                         f"from 0, got {text!r}; start with torchrun")
+        raise ValueError(
+            f"environment variable {name}: expected a number "
+            f"from 0, got {text!r}; start with torchrun"
+        )
     return int(text)
 
 # %% ../nbs/03_distributed.ipynb #a38ecd3b
-_LAUNCH = ("start with: torchrun --standalone --nproc_per_node=N "
-           "-m nercrf.run_ner_crf ...")
+_LAUNCH = "start with: torchrun --standalone --nproc_per_node=N -m nercrf.run_ner_crf ..."
 
 
 def _read_ranks(flag: int = -1) -> tuple[int, int, int]:
@@ -70,32 +72,39 @@ def _read_ranks(flag: int = -1) -> tuple[int, int, int]:
     rank, local_rank, world_size = map(_environment_number, names)
     if rank is None and (world_size or 1) == 1:
         if flag >= 0:
-            raise ValueError(f"local_rank {flag} was given, but RANK and "
-                             f"WORLD_SIZE are not set; {_LAUNCH}")
+            raise ValueError(
+                f"local_rank {flag} was given, but RANK and WORLD_SIZE are not set; {_LAUNCH}"
+            )
         return 0, 0, 1
     if rank is None or world_size is None:
-        raise ValueError("RANK and WORLD_SIZE must be set together, got "
-                         f"RANK={rank}, WORLD_SIZE={world_size}; {_LAUNCH}")
+        raise ValueError(
+            "RANK and WORLD_SIZE must be set together, got "
+            f"RANK={rank}, WORLD_SIZE={world_size}; {_LAUNCH}"
+        )
     if rank >= world_size:
-        raise ValueError(f"RANK must be below WORLD_SIZE, got RANK={rank}, "
-                         f"WORLD_SIZE={world_size}; {_LAUNCH}")
+        raise ValueError(
+            f"RANK must be below WORLD_SIZE, got RANK={rank}, WORLD_SIZE={world_size}; {_LAUNCH}"
+        )
     local_rank = max(flag, 0) if local_rank is None else local_rank
     if flag >= 0 and flag != local_rank:
-        raise ValueError(f"local_rank {flag} was given, but LOCAL_RANK is "
-                         f"{local_rank}; leave --local_rank to the launcher")
+        raise ValueError(
+            f"local_rank {flag} was given, but LOCAL_RANK is "
+            f"{local_rank}; leave --local_rank to the launcher"
+        )
     return rank, local_rank, world_size
 
 # %% ../nbs/03_distributed.ipynb #d6c9a06d
-def _choose_device(no_cuda: bool, local_rank: int,
-                   world_size: int) -> torch.device:
+def _choose_device(no_cuda: bool, local_rank: int, world_size: int) -> torch.device:
     "The device of this process; it also becomes torch's current device."
     if no_cuda or not torch.cuda.is_available():
         return torch.device("cpu")
     available = torch.cuda.device_count()
     if world_size > 1 and local_rank >= available:
-        raise ValueError(f"local rank {local_rank} needs GPU {local_rank}, but "
-                         f"this host has {available}; lower --nproc_per_node "
-                         "or pass --no_cuda")
+        raise ValueError(
+            f"local rank {local_rank} needs GPU {local_rank}, but "
+            f"this host has {available}; lower --nproc_per_node "
+            "or pass --no_cuda"
+        )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
@@ -117,12 +126,15 @@ def init_distributed(
         backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_initialized():
         dist.init_process_group(
-            backend, rank=rank, world_size=world_size,
+            backend,
+            rank=rank,
+            world_size=world_size,
             timeout=timedelta(seconds=timeout_seconds),
             device_id=device if backend == "nccl" else None,
         )
-    return ProcessInfo(rank, local_rank, world_size, device,
-                       int(device.type == "cuda"), dist.get_backend())
+    return ProcessInfo(
+        rank, local_rank, world_size, device, int(device.type == "cuda"), dist.get_backend()
+    )
 
 # %% ../nbs/03_distributed.ipynb #b6d234bc
 def close_distributed() -> None:
@@ -189,8 +201,7 @@ def gather_json(
     padded[: len(message)] = message
     received = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(received, padded)
-    return [_from_bytes(part[: int(size)])
-            for part, size in zip(received, lengths, strict=True)]
+    return [_from_bytes(part[: int(size)]) for part, size in zip(received, lengths, strict=True)]
 
 # %% ../nbs/03_distributed.ipynb #d9625051
 def broadcast_json(
@@ -226,8 +237,9 @@ def _meet(failure: str | None, raising: bool = False) -> None:
     failures = gather_json(failure)
     for rank, message in enumerate(failures):
         if message is not None and not raising:
-            raise RuntimeError(f"process {rank} failed in the part that it had "
-                               f"to do first: {message}")
+            raise RuntimeError(
+                f"process {rank} failed in the part that it had to do first: {message}"
+            )
 
 # %% ../nbs/03_distributed.ipynb #0d9166e0
 @contextmanager
@@ -251,8 +263,12 @@ def main_process_first(
 
 # %% ../nbs/03_distributed.ipynb #ac993104
 def _forward_share(
-    module: nn.Module, batch: dict[str, Any], device: torch.device,
-    grad: bool, autocast: bool, dtype: torch.dtype,
+    module: nn.Module,
+    batch: dict[str, Any],
+    device: torch.device,
+    grad: bool,
+    autocast: bool,
+    dtype: torch.dtype,
 ) -> Any:
     "Run one replica in its thread, under the caller's modes."
     # Gradient mode, autocast and the current device belong to a thread.
@@ -265,9 +281,10 @@ def _forward_share(
 # %% ../nbs/03_distributed.ipynb #bee1485a
 def _move_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     "A copy of the batch with its tensors on `device`."
-    return {name: value.to(device, non_blocking=True)
-            if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()}
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
 
 # %% ../nbs/03_distributed.ipynb #ca13e714
 class BatchDataParallel(nn.DataParallel):
@@ -281,8 +298,10 @@ class BatchDataParallel(nn.DataParallel):
         nn.Module.__init__(self)  # the parent's refuses CPU devices
         if device_ids is None:
             device_ids = list(range(torch.cuda.device_count())) or ["cpu"]
-        self.devices = [torch.device("cuda", each) if isinstance(each, int)
-                        else torch.device(each) for each in device_ids]
+        self.devices = [
+            torch.device("cuda", each) if isinstance(each, int) else torch.device(each)
+            for each in device_ids
+        ]
         self.device_ids = list(device_ids)
         self.output_device = self.src_device_obj = self.devices[0]
         self.dim = 0
@@ -297,27 +316,33 @@ class BatchDataParallel(nn.DataParallel):
         if not 0 < len(batches) <= len(self.devices):
             raise ValueError(
                 f"expected 1 to {len(self.devices)} batches, one for each "
-                f"device, got {len(batches)}; leave out empty shares")
+                f"device, got {len(batches)}; leave out empty shares"
+            )
         devices = self.devices[: len(batches)]
-        shares = [_move_batch({**batch, **kwargs}, device)
-                  for batch, device in zip(batches, devices, strict=True)]
+        shares = [
+            _move_batch({**batch, **kwargs}, device)
+            for batch, device in zip(batches, devices, strict=True)
+        ]
         if len(shares) == 1:
             return [self.module(**shares[0])]
         return self._run(shares, devices)
 
-    def _run(self, shares: list[dict[str, Any]],
-             devices: list[torch.device]) -> list[Any]:
+    def _run(self, shares: list[dict[str, Any]], devices: list[torch.device]) -> list[Any]:
         "Copy the weights and run all shares, in threads where there are GPUs."
         kind = devices[0].type
-        modes = (torch.is_grad_enabled(), torch.is_autocast_enabled(kind),
-                 torch.get_autocast_dtype(kind))
+        modes = (
+            torch.is_grad_enabled(),
+            torch.is_autocast_enabled(kind),
+            torch.get_autocast_dtype(kind),
+        )
         replicas = [self.module] * len(shares)
         if kind == "cuda":
             replicas = self.replicate(self.module, devices)
         with ThreadPoolExecutor(len(shares) if kind == "cuda" else 1) as pool:
-            running = [pool.submit(_forward_share, *each, *modes)
-                       for each in zip(replicas, shares, devices,
-                                         strict=True)]
+            running = [
+                pool.submit(_forward_share, *each, *modes)
+                for each in zip(replicas, shares, devices, strict=True)
+            ]
             return [future.result() for future in running]
 
 # %% ../nbs/03_distributed.ipynb #2d3d5263
@@ -338,8 +363,7 @@ def unwrap_model(
 # which a tagger should not wait for.
 def _shards(model: nn.Module) -> list[nn.Module]:
     "The modules whose weights are shared out, outer ones first."
-    return [module for module in model.modules()
-            if hasattr(module, "set_requires_gradient_sync")]
+    return [module for module in model.modules() if hasattr(module, "set_requires_gradient_sync")]
 
 
 def _is_share(tensor: torch.Tensor | None) -> bool:
@@ -363,8 +387,10 @@ def shard_modules(
     from torch.distributed.fsdp import fully_shard
 
     if not modules:
-        raise ValueError("expected the modules whose weights are shared out, "
-                         "got none: give the layers, then the encoder")
+        raise ValueError(
+            "expected the modules whose weights are shared out, "
+            "got none: give the layers, then the encoder"
+        )
     mesh = init_device_mesh(info.device.type, (info.world_size,))
     for module in modules:
         fully_shard(module, mesh=mesh)
@@ -372,8 +398,11 @@ def shard_modules(
 # %% ../nbs/03_distributed.ipynb #ca5a4f7d
 def _average_whole_gradients(model: nn.Module) -> None:
     "Take the mean over the processes of gradients that are no shares."
-    found = [parameter.grad for parameter in model.parameters()
-             if parameter.grad is not None and not _is_share(parameter.grad)]
+    found = [
+        parameter.grad
+        for parameter in model.parameters()
+        if parameter.grad is not None and not _is_share(parameter.grad)
+    ]
     if not found:
         return
     together = torch.cat([gradient.flatten() for gradient in found])
@@ -410,14 +439,13 @@ def clip_gradients(
 ) -> torch.Tensor:  # () the norm before, the same on every process
     "Scale all gradients down together where their norm is too large."
     owned = [each for each in parameters if each.grad is not None]
-    kinds = [[each for each in owned if _is_share(each.grad) == share]
-             for share in (False, True)]
+    kinds = [[each for each in owned if _is_share(each.grad) == share] for share in (False, True)]
     if not kinds[1]:
         return nn.utils.clip_grad_norm_(owned, max_norm)
-    norms = [nn.utils.get_total_norm([each.grad for each in kind])
-             for kind in kinds if kind]
-    norm = torch.linalg.vector_norm(torch.stack(
-        [each.full_tensor() if _is_share(each) else each for each in norms]))
+    norms = [nn.utils.get_total_norm([each.grad for each in kind]) for kind in kinds if kind]
+    norm = torch.linalg.vector_norm(
+        torch.stack([each.full_tensor() if _is_share(each) else each for each in norms])
+    )
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, max_norm, norm)
     return norm
@@ -429,15 +457,13 @@ def whole_weights(
     "All weights by name; with FSDP every process must call it."
     bare = unwrap_model(model)
     if is_sharded(bare):
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            get_model_state_dict,
-        )
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_model_state_dict(bare, options=options)
-    return {name: tensor.detach().to("cpu", copy=True)
-            for name, tensor in bare.state_dict().items()}
+    return {
+        name: tensor.detach().to("cpu", copy=True) for name, tensor in bare.state_dict().items()
+    }
 
 
 def load_whole_weights(
@@ -447,10 +473,7 @@ def load_whole_weights(
     "Give a model its weights; with FSDP each process keeps its share."
     bare = unwrap_model(model)
     if is_sharded(bare):
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            set_model_state_dict,
-        )
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(bare, weights, options=options)
@@ -461,14 +484,12 @@ def load_whole_weights(
 def _share_like(value: Any, parameter: nn.Parameter) -> Any:
     "This process's share of a tensor that is shaped like a shared parameter."
     is_tensor = isinstance(value, torch.Tensor)
-    if (not is_tensor or not _is_share(parameter)
-            or value.shape != parameter.shape):
+    if not is_tensor or not _is_share(parameter) or value.shape != parameter.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
     value = value.to(parameter.device)
-    return distribute_tensor(value, parameter.device_mesh,
-                             parameter.placements)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 # %% ../nbs/03_distributed.ipynb #87a1ae6d
 def whole_tensors(
@@ -490,11 +511,11 @@ def share_state(
     optimizer: torch.optim.Optimizer,  # over the parameters of this process
 ) -> dict[str, Any]:  # what its `load_state_dict` takes
     "Cut the state of an optimiser as its parameters are cut."
-    parameters = [parameter for group in optimizer.param_groups
-                  for parameter in group["params"]]
-    shared = {number: {name: _share_like(value, parameters[number])
-                       for name, value in entry.items()}
-              for number, entry in state["state"].items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    shared = {
+        number: {name: _share_like(value, parameters[number]) for name, value in entry.items()}
+        for number, entry in state["state"].items()
+    }
     return {**state, "state": shared}
 
 # %% ../nbs/03_distributed.ipynb #0a98616b
@@ -532,7 +553,8 @@ def wrap_model(
     if info.world_size > 1:
         on_gpu = info.device.type == "cuda"
         return DistributedDataParallel(
-            model, device_ids=[info.device] if on_gpu else None,
+            model,
+            device_ids=[info.device] if on_gpu else None,
             find_unused_parameters=find_unused_parameters,
             gradient_as_bucket_view=True,
             # no layer changes one, and the rest of an embedding is large

@@ -86,9 +86,7 @@ def _is_written_out(query: torch.Tensor, dropout: float) -> bool:
     return bool(dropout) or short or query.dtype in _HALF
 
 # %% ../nbs/06b_dropout.ipynb #1b5c9e20
-def _score_bias(
-    mask: torch.Tensor | None, shape: torch.Size, like: torch.Tensor
-) -> torch.Tensor:
+def _score_bias(mask: torch.Tensor | None, shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
     "What is added to the scores: of (batch * heads, pieces or 1, pieces)."
     if mask is None:
         return like.new_zeros(1)
@@ -120,8 +118,7 @@ def cheap_attention(
     query, key, value = (each.flatten(0, 1) for each in (query, key, value))
     bias, beta = _score_bias(mask, shape, query), 0 if mask is None else 1
     # (batch * heads, pieces, pieces)
-    scores = torch.baddbmm(
-        bias, query, key.transpose(1, 2), beta=beta, alpha=scaling)
+    scores = torch.baddbmm(bias, query, key.transpose(1, 2), beta=beta, alpha=scaling)
     weights = cheap_dropout(scores.softmax(-1), dropout)
     return torch.bmm(weights.to(value.dtype), value).view(shape)
 
@@ -131,21 +128,17 @@ _SPECIAL = ("position_bias", "softcap", "cache")  # left to transformers
 
 
 def _attention_layer(
-    module: nn.Module, query, key, value, attention_mask, dropout=0.0,
-    scaling=None, **options: Any,
-):  # fmt: skip
+    module: nn.Module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options: Any
+):
     "Attention in the form that transformers calls it in."
     causal = options.get("is_causal", getattr(module, "is_causal", True))
     shared_keys = query.shape[1] != key.shape[1]
     special = any(options.get(name) is not None for name in _SPECIAL)
     if causal or shared_keys or special:
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout,
-            scaling=scaling, **options,
-        )  # fmt: skip
-    context = cheap_attention(
-        query, key, value, attention_mask, dropout, scaling
-    )
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    context = cheap_attention(query, key, value, attention_mask, dropout, scaling)
     return context.transpose(1, 2).contiguous(), None
 
 

@@ -40,10 +40,7 @@ def padded_pieces(
 ) -> int:  # word pieces over all processes
     "How many pieces an update's batches have, padding included."
     lengths = run.dataset.lengths
-    return sum(
-        len(batch) * int(lengths[batch].max())
-        for batch in run.plan.micro_batches(update)
-    )
+    return sum(len(batch) * int(lengths[batch].max()) for batch in run.plan.micro_batches(update))
 
 
 def peak_memory(
@@ -89,21 +86,17 @@ class Estimate:
 
 # %% ../nbs/12b_dry_run.ipynb #0f344122
 def estimate_training(
-    # flags; what depends on the encoder is filled in for a pretrained one
-    args: TrainingConfig,
+    args: TrainingConfig,  # flags; what depends on the encoder is filled in for a pretrained one
     train_dataset: FeatureDataset,  # labelled sentences
     model: nn.Module,  # the bare model; it is trained a little
     tokenizer: object,  # of the model
-    # what this process is; None: found out here
-    info: ProcessInfo | None = None,
+    info: ProcessInfo | None = None,  # what this process is; None: found out here
     callbacks: Sequence[TrainingCallback] = (),  # that `train` would get
 ) -> Estimate:  # of this process
     "Make two updates and estimate the whole; nothing is written."
     args = resolve_config(args, pretrained=True)
     check_config(args)
-    run = start_run(
-        args, train_dataset, model, tokenizer, None, info, callbacks
-    )
+    run = start_run(args, train_dataset, model, tokenizer, None, info, callbacks)
     updates = run.plan.epoch(0)
     pieces = [padded_pieces(run, update) for update in updates]
     widest = int(np.argmax(pieces))

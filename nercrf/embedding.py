@@ -34,7 +34,8 @@ def seen_pieces(
     if highest >= rows:
         raise ValueError(
             f"the features hold piece {highest}, but the encoder's embedding "
-            f"has {rows} rows: take the tokenizer that belongs to the encoder")
+            f"has {rows} rows: take the tokenizer that belongs to the encoder"
+        )
     seen = np.zeros(rows, bool)
     seen[pieces] = True
     seen[list(special)] = True
@@ -112,9 +113,15 @@ def _save_to_state_dict(self: SeenEmbedding, destination, prefix, keep_vars):
 
 @patch
 def _load_from_state_dict(
-    self: SeenEmbedding, state_dict, prefix, local_metadata, strict,
-    missing_keys, unexpected_keys, error_msgs,
-):  # fmt: skip
+    self: SeenEmbedding,
+    state_dict,
+    prefix,
+    local_metadata,
+    strict,
+    missing_keys,
+    unexpected_keys,
+    error_msgs,
+):
     "What `load_state_dict` calls."
     name = f"{prefix}weight"
     whole, shape = state_dict.get(name), (self.num_embeddings, self.embedding_dim)
@@ -142,9 +149,11 @@ def _can_be_parted(model: nn.Module, embedding: nn.Module) -> bool:
     if type(embedding) is not nn.Embedding or not embedding.weight.requires_grad:
         return False
     special = (embedding.max_norm, embedding.scale_grad_by_freq, embedding.sparse)
-    users = [name for name, parameter in
-             model.named_parameters(remove_duplicate=False)
-             if parameter is embedding.weight]
+    users = [
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter is embedding.weight
+    ]
     return not any(special) and len(users) == 1
 
 # %% ../nbs/06c_embedding.ipynb #ed3c092c
@@ -174,8 +183,11 @@ def use_seen_embedding(
     if not _can_be_parted(model, embedding):
         return None
     rows, config = embedding.num_embeddings, model.encoder.config.to_dict()
-    named = {value for name, value in config.items()
-             if name.endswith("_token_id") and isinstance(value, int)}
+    named = {
+        value
+        for name, value in config.items()
+        if name.endswith("_token_id") and isinstance(value, int)
+    }
     known = {each for each in named.union(special) if 0 <= each < rows}
     seen = seen_pieces(dataset, rows, known)
     if seen.all():
@@ -193,10 +205,10 @@ def restore_embedding(
     model: nn.Module,  # bare; changed in place
 ) -> None:
     "Give a model a whole embedding again, with the trained rows."
-    for parted in [each for each in model.modules()
-                   if isinstance(each, SeenEmbedding)]:
-        whole = nn.Embedding(parted.num_embeddings, parted.embedding_dim,
-                             parted.padding_idx, _weight=parted.whole)
+    for parted in [each for each in model.modules() if isinstance(each, SeenEmbedding)]:
+        whole = nn.Embedding(
+            parted.num_embeddings, parted.embedding_dim, parted.padding_idx, _weight=parted.whole
+        )
         _exchange(model, parted, whole.train(parted.training))
 
 # %% ../nbs/06c_embedding.ipynb #51577659
@@ -205,8 +217,11 @@ def decay_rest(
     optimizer: torch.optim.Optimizer,  # AdamW, which has just made a step
 ) -> None:
     "Do to the rest what the step did to rows without a gradient."
-    group = next(group for group in optimizer.param_groups
-                 if any(each is embedding.weight for each in group["params"]))
+    group = next(
+        group
+        for group in optimizer.param_groups
+        if any(each is embedding.weight for each in group["params"])
+    )
     factor = 1 - float(group["lr"]) * group["weight_decay"]
     if factor != 1:
         embedding.rest.mul_(factor)
@@ -232,7 +247,8 @@ def fit_rows(
     if whole.count_nonzero() != kept.count_nonzero():
         raise ValueError(
             "the optimiser has averages for pieces that the training set "
-            "does not contain: resume with the data of the checkpoint")
+            "does not contain: resume with the data of the checkpoint"
+        )
     return kept
 
 # %% ../nbs/06c_embedding.ipynb #8e33251f
@@ -242,7 +258,9 @@ def weight_norm(
 ) -> torch.Tensor:  # ()
     "The norm of a parameter, with the rows that are not trained."
     norms = [torch.linalg.vector_norm(parameter.detach())]
-    norms += [torch.linalg.vector_norm(module.rest)
-              for module in model.modules()
-              if isinstance(module, SeenEmbedding) and module.weight is parameter]
+    norms += [
+        torch.linalg.vector_norm(module.rest)
+        for module in model.modules()
+        if isinstance(module, SeenEmbedding) and module.weight is parameter
+    ]
     return torch.linalg.vector_norm(torch.stack(norms))

@@ -74,16 +74,12 @@ def evaluation_batches(
 
 # %% ../nbs/11_evaluate.ipynb #ffbb23fd
 def move_batch(
-    # one batch as `FeatureDataset.collate` makes it
-    batch: dict[str, torch.Tensor],
+    batch: dict[str, torch.Tensor],  # one batch as `FeatureDataset.collate` makes it
     device: torch.device,  # where the model runs
-    # keep the labels, so that the model computes a loss
-    with_labels: bool = True,
+    with_labels: bool = True,  # keep the labels, so that the model computes a loss
 ) -> dict[str, torch.Tensor]:  # what the model's `forward` takes
     "A batch on the device, without what only the caller needs."
-    left_out = (
-        {"sentence_index"} if with_labels else {"sentence_index", "labels"}
-    )
+    left_out = {"sentence_index"} if with_labels else {"sentence_index", "labels"}
     return {
         name: tensor.to(device, non_blocking=True)
         for name, tensor in batch.items()
@@ -97,13 +93,11 @@ def run_batches(
     dataset: FeatureDataset,  # the sentences
     batches: list[np.ndarray],  # indices of the sentences of each batch
 ) -> Iterator[tuple[int, list[int], float | None]]:  # sentence, tags, loss
-    """Run a model over batches: for each sentence its index, the tag ids of its
-    words, and its loss in nats, None where it has no labels."""
+    """Run a model over batches: for each sentence its index, the tag ids of its words, and its
+    loss in nats, None where it has no labels."""
     bare = unwrap_model(model)
     device = next(bare.parameters()).device
-    devices = (
-        len(model.device_ids) if isinstance(model, BatchDataParallel) else 1
-    )
+    devices = len(model.device_ids) if isinstance(model, BatchDataParallel) else 1
     # a wrapper's own mode says nothing of the model's
     was_training = bare.training
     model.eval()
@@ -111,12 +105,7 @@ def run_batches(
         with whole_parameters(bare):
             for first in range(0, len(batches), devices):
                 yield from _run_together(
-                    args,
-                    model,
-                    bare,
-                    dataset,
-                    batches[first : first + devices],
-                    device,
+                    args, model, bare, dataset, batches[first : first + devices], device
                 )
     finally:
         model.train(was_training)
@@ -138,16 +127,10 @@ def _run_together(args, model, bare, dataset, batches, device):
         else:
             outputs = [bare(**moved[0], reduction="none")]
     for batch, known, output in zip(inputs, labelled, outputs, strict=True):
-        losses = (
-            output.loss.double().tolist()
-            if known
-            else [None] * len(output.logits)
-        )
+        losses = output.loss.double().tolist() if known else [None] * len(output.logits)
         mask = batch["word_mask"].to(output.logits.device)
         tags = bare.decode(output.logits, mask)
-        results += zip(
-            batch["sentence_index"].tolist(), tags, losses, strict=True
-        )
+        results += zip(batch["sentence_index"].tolist(), tags, losses, strict=True)
     return results
 
 # %% ../nbs/11_evaluate.ipynb #eef35ccb
@@ -156,10 +139,8 @@ class Evaluation:
     "What a model made of a data set."
 
     scores: EntityScores  # gold, predicted and correct entities, per type
-    # the spans of each sentence, in the data set's order
-    predicted: list[list[Span]]
-    # mean negative log likelihood a sentence, nats; nan without labels
-    loss: float
+    predicted: list[list[Span]]  # the spans of each sentence, in the data set's order
+    loss: float  # mean negative log likelihood a sentence, nats; nan without labels
     sentences: int  # how many sentences were evaluated
     name: str = field(default="dev")  # what was evaluated, for titles and files
     # gold entities that share a word with another and are in no label: the
@@ -181,9 +162,7 @@ class Evaluation:
             for out, spans in zip(self.left_out, self.predicted, strict=False)
         )
 
-    def to_dict(
-        self,
-    ) -> dict[str, float]:  # loss, precision, recall, f1 and their counts
+    def to_dict(self) -> dict[str, float]:  # loss, precision, recall, f1 and their counts
         "The figures of a training log."
         micro = self.scores.micro
         return {
@@ -224,9 +203,7 @@ class EvaluationInterrupted(RuntimeError):
     "An evaluation was broken off because someone asked for it."
 
 
-def _leave_if_stopped(
-    should_stop: Callable[[], bool] | None, prefix: str
-) -> None:
+def _leave_if_stopped(should_stop: Callable[[], bool] | None, prefix: str) -> None:
     "Raise EvaluationInterrupted where any process was asked to stop."
     if should_stop is None:
         return
@@ -237,9 +214,7 @@ def _leave_if_stopped(
 def _gather_rows(args, model, dataset, prefix, should_stop):
     "Run the model; (sentence, tag ids, loss) of all processes, in order."
     batch_size = getattr(args, "per_gpu_eval_batch_size", 8)
-    batches = evaluation_batches(
-        dataset, batch_size, get_rank(), get_world_size()
-    )
+    batches = evaluation_batches(dataset, batch_size, get_rank(), get_world_size())
     own = []
     with closing(run_batches(args, model, dataset, batches)) as rows:
         for row in rows:
@@ -257,35 +232,27 @@ def _gather_rows(args, model, dataset, prefix, should_stop):
 
 # %% ../nbs/11_evaluate.ipynb #7509654f
 def evaluate(
-    # flags; `per_gpu_eval_batch_size`, `fp16` and `bf16` are read
-    args: object,
+    args: object,  # flags; `per_gpu_eval_batch_size`, `fp16` and `bf16` are read
     model: nn.Module,  # the model, bare or wrapped for several devices
     dataset: FeatureDataset,  # labelled sentences
     prefix: str = "dev",  # name of the data, for titles
     # asked after each batch: should the evaluation be broken off? Where it
     # is given, every process has to give it
     should_stop: Callable[[], bool] | None = None,
-    # gold entities that no label holds: missed, or ignored
-    unlearnable: str = "missed",
+    unlearnable: str = "missed",  # gold entities that no label holds: missed, or ignored
 ) -> Evaluation:  # the same on every process
     """Evaluate a model on a data set; every process of the group must call it.
 
     EvaluationInterrupted on every process when any was asked to stop.
     """
     if unlearnable not in UNLEARNABLE:
-        raise ValueError(
-            f"unlearnable: expected {' or '.join(UNLEARNABLE)}, found "
-            f"{unlearnable!r}"
-        )
+        raise ValueError(f"unlearnable: expected {' or '.join(UNLEARNABLE)}, found {unlearnable!r}")
     if not len(dataset):
-        raise ValueError(
-            f"nothing to evaluate: the data set {prefix!r} has no sentence"
-        )
+        raise ValueError(f"nothing to evaluate: the data set {prefix!r} has no sentence")
     results = _gather_rows(args, model, dataset, prefix, should_stop)
     config = unwrap_model(model).config
     predicted = [
-        ids_to_spans(tags, config.labels, config.scheme, "lenient")
-        for _, tags, _ in results
+        ids_to_spans(tags, config.labels, config.scheme, "lenient") for _, tags, _ in results
     ]
     losses = [loss for _, _, loss in results if loss is not None]
     lost = unlearnable_spans(dataset)

@@ -97,8 +97,7 @@ class Features:
         return {name: getattr(self, name) for name in names}
 
 # %% ../nbs/02_features.ipynb #70866a33
-_OFFSET_COLUMNS = frozenset(
-    ("window_offsets", "sentence_windows", "word_offsets", "span_offsets"))
+_OFFSET_COLUMNS = frozenset(("window_offsets", "sentence_windows", "word_offsets", "span_offsets"))
 
 
 def concatenate_features(
@@ -108,14 +107,16 @@ def concatenate_features(
     if not parts or any(part.options != parts[0].options for part in parts):
         raise ValueError(
             "parts: expected features that were converted with the same "
-            f"options, found {[part.options for part in parts]}")
-    columns = {name: [part.arrays[name] for part in parts]
-               for name in parts[0].arrays}
+            f"options, found {[part.options for part in parts]}"
+        )
+    columns = {name: [part.arrays[name] for part in parts] for name in parts[0].arrays}
     for name in _OFFSET_COLUMNS:
         sizes = np.concatenate([np.diff(array) for array in columns[name]])
         columns[name] = [_offsets(sizes)]
-    return Features(options=dict(parts[0].options), **{
-        name: np.concatenate(arrays) for name, arrays in columns.items()})
+    return Features(
+        options=dict(parts[0].options),
+        **{name: np.concatenate(arrays) for name, arrays in columns.items()},
+    )
 
 # %% ../nbs/02_features.ipynb #2364fe78
 class Layout(NamedTuple):
@@ -142,11 +143,11 @@ def read_layout(
         for begin in range(len(ids) - len(bare) + 1):
             end = begin + len(bare)
             if ids[begin:end] == list(bare):
-                return Layout(ids[:begin], ids[end:],
-                              types[:begin], types[end:], types[begin])
+                return Layout(ids[:begin], ids[end:], types[:begin], types[end:], types[begin])
     raise ValueError(
         f"{type(tokenizer).__name__}: expected pieces for the word 'a' between "
-        "the tokenizer's special tokens, found none; is its vocabulary empty?")
+        "the tokenizer's special tokens, found none; is its vocabulary empty?"
+    )
 
 # %% ../nbs/02_features.ipynb #ae0273c9
 def _place_tokens(layout, tokenizer, cls_token_at_end, cls_token, sep_token):
@@ -164,29 +165,43 @@ def _place_tokens(layout, tokenizer, cls_token_at_end, cls_token, sep_token):
         raise ValueError(
             "cls_token_at_end, cls_token, sep_token: expected a tokenizer with "
             f"both special tokens, found the ids {cls_id} and {sep_id}; leave "
-            "the three at None")
+            "the three at None"
+        )
     if cls_token_at_end:
         return [], [sep_id, cls_id], cls_id
     return [cls_id], [sep_id], cls_id
 
 # %% ../nbs/02_features.ipynb #91dc87b8
-def _override_layout(layout, tokenizer, cls_token_at_end, cls_token,
-                     sep_token, cls_token_segment_id, sequence_a_segment_id):
+def _override_layout(
+    layout,
+    tokenizer,
+    cls_token_at_end,
+    cls_token,
+    sep_token,
+    cls_token_segment_id,
+    sequence_a_segment_id,
+):
     "The layout with the parameters that are not None in place."
     prefix, suffix, cls_id = _place_tokens(
-        layout, tokenizer, cls_token_at_end, cls_token, sep_token)
+        layout, tokenizer, cls_token_at_end, cls_token, sep_token
+    )
     word_type = layout.word_type
-    segments = dict(zip(layout.prefix + layout.suffix,
-                        layout.prefix_types + layout.suffix_types, strict=True))
+    segments = dict(
+        zip(layout.prefix + layout.suffix, layout.prefix_types + layout.suffix_types, strict=True)
+    )
     cls_type = segments.get(tokenizer.cls_token_id, word_type)
     if sequence_a_segment_id is not None:
         word_type, segments = sequence_a_segment_id, {}
     if cls_token_segment_id is not None:
         cls_type = cls_token_segment_id
     segments[cls_id] = cls_type
-    return Layout(prefix, suffix,
-                  [segments.get(item, word_type) for item in prefix],
-                  [segments.get(item, word_type) for item in suffix], word_type)
+    return Layout(
+        prefix,
+        suffix,
+        [segments.get(item, word_type) for item in prefix],
+        [segments.get(item, word_type) for item in suffix],
+        word_type,
+    )
 
 # %% ../nbs/02_features.ipynb #8861e9fb
 class PieceTable(NamedTuple):
@@ -208,16 +223,20 @@ def _make_table(words, counts, ids, tokenizer):
             raise ValueError(
                 f"expected pieces for the word {word!r}, found none, and "
                 f"{type(tokenizer).__name__} has no unknown token; set "
-                "tokenizer.unk_token or remove the word")
-        ids = np.insert(ids, _offsets(counts)[:-1][missing],
-                        tokenizer.unk_token_id)
+                "tokenizer.unk_token or remove the word"
+            )
+        ids = np.insert(ids, _offsets(counts)[:-1][missing], tokenizer.unk_token_id)
         counts = np.where(missing, 1, counts)
     return PieceTable(ids, _offsets(counts)[:-1], counts, missing)
 
 # %% ../nbs/02_features.ipynb #54f51fb1
 logger = logging.getLogger(__name__)
-_BARE = {"add_special_tokens": False, "return_attention_mask": False,
-         "return_token_type_ids": False, "verbose": False}
+_BARE = {
+    "add_special_tokens": False,
+    "return_attention_mask": False,
+    "return_token_type_ids": False,
+    "verbose": False,
+}
 
 
 @cache
@@ -230,9 +249,9 @@ def _fast_pieces(sentences, tokenizer):
     "Pieces of each word and the ids of all; sentences as one sequence each."
     encoded = tokenizer(sentences, is_split_into_words=True, **_BARE)
     counts = [
-        np.bincount(np.array(encoded.word_ids(row), np.int64),
-                    minlength=len(words))
-        for row, words in enumerate(sentences)]
+        np.bincount(np.array(encoded.word_ids(row), np.int64), minlength=len(words))
+        for row, words in enumerate(sentences)
+    ]
     ids = np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32)
     return np.concatenate(counts), ids
 
@@ -246,14 +265,16 @@ def tokenize_words(
     if not words:
         return _make_table(words, [], [], tokenizer)
     if tokenizer.is_fast:
-        chunks = [words[at:at + 1000] for at in range(0, len(words), 1000)]
+        chunks = [words[at : at + 1000] for at in range(0, len(words), 1000)]
         return _make_table(words, *_fast_pieces(chunks, tokenizer), tokenizer)
-    _note_once(f"{type(tokenizer).__name__} has no fast version: words are "
-               "tokenised in Python, which takes longer")
-    rows = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word))
-            for word in words]
-    return _make_table(words, [len(row) for row in rows],
-                       list(chain.from_iterable(rows)), tokenizer)
+    _note_once(
+        f"{type(tokenizer).__name__} has no fast version: words are "
+        "tokenised in Python, which takes longer"
+    )
+    rows = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word)) for word in words]
+    return _make_table(
+        words, [len(row) for row in rows], list(chain.from_iterable(rows)), tokenizer
+    )
 
 # %% ../nbs/02_features.ipynb #9d450d50
 def _word_columns(examples):
@@ -271,10 +292,11 @@ def _first_difference(examples, table, word_rows, word_offsets, tokenizer):
     if not len(filled):
         return None
     picks = filled[np.unique(np.linspace(0, len(filled) - 1, 32).astype(int))]
-    whole = tokenizer([list(examples[pick].tokens) for pick in picks],
-                      is_split_into_words=True, **_BARE)["input_ids"]
+    whole = tokenizer(
+        [list(examples[pick].tokens) for pick in picks], is_split_into_words=True, **_BARE
+    )["input_ids"]
     for pick, expected in zip(picks, whole, strict=True):
-        rows = word_rows[word_offsets[pick]:word_offsets[pick + 1]]
+        rows = word_rows[word_offsets[pick] : word_offsets[pick + 1]]
         rows = rows[~table.missing[rows]]
         pieces = _ranges(table.starts[rows], table.counts[rows])
         if table.ids[pieces].tolist() != list(expected):
@@ -286,14 +308,14 @@ def _growing_pieces(words, tokenizer):
     "Pieces of each word of one sentence, from its beginnings."
     counts, known = [], []
     for end in range(1, len(words) + 1):
-        ids = tokenizer(words[:end], is_split_into_words=True,
-                        **_BARE)["input_ids"]
-        if list(ids[:len(known)]) != known:
+        ids = tokenizer(words[:end], is_split_into_words=True, **_BARE)["input_ids"]
+        if list(ids[: len(known)]) != known:
             raise ValueError(
                 f"{type(tokenizer).__name__}: expected that the word "
                 f"{words[end - 1]!r} adds pieces behind those of the words "
                 "before it, found that it changes them; use a fast tokenizer, "
-                "which says which piece is whose")
+                "which says which piece is whose"
+            )
         counts.append(len(ids) - len(known))
         known = list(ids)
     return counts, known
@@ -304,12 +326,14 @@ def _tokenize_in_place(examples, tokenizer):
     sentences = [list(item.tokens) for item in examples if len(item.tokens)]
     words = list(chain.from_iterable(sentences))
     if tokenizer.is_fast:
-        return _make_table(words, *_fast_pieces(sentences, tokenizer),
-                           tokenizer)
+        return _make_table(words, *_fast_pieces(sentences, tokenizer), tokenizer)
     rows = [_growing_pieces(sentence, tokenizer) for sentence in sentences]
-    return _make_table(words, list(chain.from_iterable(row[0] for row in rows)),
-                       list(chain.from_iterable(row[1] for row in rows)),
-                       tokenizer)
+    return _make_table(
+        words,
+        list(chain.from_iterable(row[0] for row in rows)),
+        list(chain.from_iterable(row[1] for row in rows)),
+        tokenizer,
+    )
 
 # %% ../nbs/02_features.ipynb #dbee6706
 def _where(example: Example) -> str:
@@ -322,14 +346,14 @@ def _tokenize_corpus(examples, tokenizer):
     "The table of pieces, the row of each word, and the words' offsets."
     distinct, word_rows, word_offsets = _word_columns(examples)
     table = tokenize_words(distinct, tokenizer)
-    differs = _first_difference(
-        examples, table, word_rows, word_offsets, tokenizer)
+    differs = _first_difference(examples, table, word_rows, word_offsets, tokenizer)
     if differs is None:
         return table, word_rows, word_offsets
     _note_once(
         f"{type(tokenizer).__name__} tokenises a word otherwise beside other "
         f"words, as in {_where(examples[differs])}: every sentence is "
-        "tokenised as a whole, which takes longer")
+        "tokenised as a whole, which takes longer"
+    )
     table = _tokenize_in_place(examples, tokenizer)
     return table, np.arange(len(word_rows)), word_offsets
 
@@ -355,15 +379,19 @@ def cut_windows(
 ) -> list[tuple[int, int]]:  # first word of each window, and behind its last
     "Cut a sentence into as few windows as possible, of similar size."
     if not 0 <= stride < capacity:
-        raise ValueError(f"stride: expected 0 to {capacity - 1}, fewer pieces "
-                         f"than the {capacity} of a window, found {stride}")
+        raise ValueError(
+            f"stride: expected 0 to {capacity - 1}, fewer pieces "
+            f"than the {capacity} of a window, found {stride}"
+        )
     cumulative = _offsets(counts)
     total = int(cumulative[-1])
     if total <= capacity:
         return [(0, len(counts))]
     if max(counts) > capacity:
-        raise ValueError(f"counts: expected at most the capacity of {capacity} "
-                         f"pieces a word, found {max(counts)}; cut the word")
+        raise ValueError(
+            f"counts: expected at most the capacity of {capacity} "
+            f"pieces a word, found {max(counts)}; cut the word"
+        )
     fewest = len(_fill_windows(cumulative, capacity, stride))
     even = max(-(-(total + (fewest - 1) * stride) // fewest), max(counts))
     even = min(even, capacity)
@@ -380,8 +408,10 @@ def _nearby_sentences(examples, context: int):
     ends = np.concatenate([begins[1:], [len(files)]])
     place = np.arange(len(files))
     group = np.searchsorted(begins, place, "right") - 1
-    return (np.maximum(place - context, begins[group]),
-            np.minimum(place + context + 1, ends[group]))
+    return (
+        np.maximum(place - context, begins[group]),
+        np.minimum(place + context + 1, ends[group]),
+    )
 
 # %% ../nbs/02_features.ipynb #39749762
 def _widen(cumulative, starts, ends, lowest, highest, capacity, stride):
@@ -390,8 +420,7 @@ def _widen(cumulative, starts, ends, lowest, highest, capacity, stride):
     room = np.where(own > capacity, 2 * stride, capacity - own)
     left = cumulative[starts] - cumulative[lowest]
     right = cumulative[highest] - cumulative[ends]
-    half = np.where(own > capacity, stride,
-                    np.maximum(room // 2, room - right))
+    half = np.where(own > capacity, stride, np.maximum(room // 2, room - right))
     left = np.minimum(left, half)
     begins = np.searchsorted(cumulative, cumulative[starts] - left)
     left = cumulative[starts] - cumulative[begins]
@@ -414,10 +443,11 @@ def _make_windows(counts, starts, ends, capacity, stride, nearby=None):
     cumulative = _offsets(counts)
     cut = np.flatnonzero(cumulative[ends] - cumulative[starts] > capacity)
     if nearby is not None:
-        starts, ends = _widen(
-            cumulative, starts, ends, *nearby, capacity, stride)
-    bounds = {index: np.array(cut_windows(
-        counts[starts[index]:ends[index]], capacity, stride)) for index in cut}
+        starts, ends = _widen(cumulative, starts, ends, *nearby, capacity, stride)
+    bounds = {
+        index: np.array(cut_windows(counts[starts[index] : ends[index]], capacity, stride))
+        for index in cut
+    }
     windows = np.ones(len(starts), np.int64)
     windows[cut] = [len(bounds[index]) for index in cut]
     sentences = _offsets(windows)
@@ -468,18 +498,23 @@ def _piece_columns(table, word_rows, starts, ends, windows, layout, capacity):
     word = word_rows[_ranges(windows.begins, windows.ends - windows.begins)]
     shown = counts[_ranges(windows.begins, windows.ends - windows.begins)]
     input_ids[_ranges(window_offsets[:-1] + before, bodies)] = table.ids[
-        _ranges(table.starts[word], shown)]
+        _ranges(table.starts[word], shown)
+    ]
     window = _richest_windows(counts, starts, ends, windows)
     own = _ranges(starts, ends - starts)
-    word_pieces = (window_offsets[window] + before + cumulative[own]
-                   - cumulative[windows.begins[window]])
+    word_pieces = (
+        window_offsets[window] + before + cumulative[own] - cumulative[windows.begins[window]]
+    )
     sentence_starts = window_offsets[windows.sentences[:-1]]
     word_pieces -= np.repeat(sentence_starts, ends - starts)
-    return {"input_ids": input_ids, "token_type_ids": types,
-            "window_offsets": window_offsets,
-            "word_offsets": _offsets(ends - starts),
-            "sentence_windows": windows.sentences,
-            "word_pieces": word_pieces.astype(np.int32)}
+    return {
+        "input_ids": input_ids,
+        "token_type_ids": types,
+        "window_offsets": window_offsets,
+        "word_offsets": _offsets(ends - starts),
+        "sentence_windows": windows.sentences,
+        "word_pieces": word_pieces.astype(np.int32),
+    }
 
 # %% ../nbs/02_features.ipynb #8f8ce2cc
 def _label_ids(label_list: Sequence[str]) -> dict[str, int]:
@@ -493,8 +528,10 @@ def _label_ids(label_list: Sequence[str]) -> dict[str, int]:
                 "and continuation pieces (X, [START], [END]) have none"
             ) from error
     if len(set(label_list)) < len(label_list) or "O" not in label_list:
-        raise ValueError("label list: expected 'O' and no label twice, found "
-                         f"{list(label_list)}; see nercrf.labels.label_list")
+        raise ValueError(
+            "label list: expected 'O' and no label twice, found "
+            f"{list(label_list)}; see nercrf.labels.label_list"
+        )
     return {label: index for index, label in enumerate(label_list)}
 
 # %% ../nbs/02_features.ipynb #d5343935
@@ -514,9 +551,14 @@ def _span_columns(examples, types):
         raise DataError(
             f"{_where(examples[owner])}: expected spans of the types {types} "
             f"within {words[index]} words, found {spans[index]}; correct the "
-            "span, or make the label list from every split of the data")
-    return {"span_offsets": _offsets(counts), "span_labels": labels,
-            "span_starts": starts, "span_ends": ends}
+            "span, or make the label list from every split of the data"
+        )
+    return {
+        "span_offsets": _offsets(counts),
+        "span_labels": labels,
+        "span_starts": starts,
+        "span_ends": ends,
+    }
 
 # %% ../nbs/02_features.ipynb #ee9be9bc
 def _learnable_spans(examples, columns, word_offsets, nested):
@@ -544,13 +586,12 @@ def _span_pattern(span, follows, scheme):
     length = span.end - span.start
     before = [Span(span.label, 0, 1)] if follows else []
     moved = Span(span.label, len(before), len(before) + length)
-    return spans_to_tags([*before, moved], moved.end, scheme)[len(before):]
+    return spans_to_tags([*before, moved], moved.end, scheme)[len(before) :]
 
 # %% ../nbs/02_features.ipynb #a67bcc7b
 def _span_places(columns, learnable, word_offsets):
     "Of the learnable spans: index, first word, and what decides their labels."
-    owner = np.repeat(np.arange(len(word_offsets) - 1),
-                      np.diff(columns["span_offsets"]))
+    owner = np.repeat(np.arange(len(word_offsets) - 1), np.diff(columns["span_offsets"]))
     starts = word_offsets[owner] + columns["span_starts"]
     rows = np.flatnonzero(learnable)
     rows = rows[np.argsort(starts[rows], kind="stable")]
@@ -558,13 +599,15 @@ def _span_places(columns, learnable, word_offsets):
     types = columns["span_labels"][rows].astype(np.int64)
     lengths = (columns["span_ends"] - columns["span_starts"])[rows]
     follows = np.zeros(len(rows), bool)
-    follows[1:] = ((starts[:-1] + lengths[:-1] == starts[1:])
-                   & (types[:-1] == types[1:]) & (owner[:-1] == owner[1:]))
+    follows[1:] = (
+        (starts[:-1] + lengths[:-1] == starts[1:])
+        & (types[:-1] == types[1:])
+        & (owner[:-1] == owner[1:])
+    )
     return rows, starts, np.stack([types, lengths, follows], axis=1)
 
 # %% ../nbs/02_features.ipynb #52154c28
-def _label_column(examples, columns, learnable, word_offsets, label_ids,
-                  scheme):
+def _label_column(examples, columns, learnable, word_offsets, label_ids, scheme):
     "The label id of every word of a corpus, -100 where nobody labelled it."
     labels = np.full(word_offsets[-1], label_ids["O"], np.int32)
     rows, starts, keys = _span_places(columns, learnable, word_offsets)
@@ -582,17 +625,18 @@ def _label_column(examples, columns, learnable, word_offsets, label_ids,
                 f"{_where(examples[owner])}: a span of type {span.label} and "
                 f"{length} words needs the labels {missing} of scheme "
                 f"{scheme}, found only {list(label_ids)}; make the list with "
-                "nercrf.labels.label_list")
+                "nercrf.labels.label_list"
+            )
         places = starts[which == number]
-        labels[places[:, None] + np.arange(length)] = [
-            label_ids[tag] for tag in tags]
+        labels[places[:, None] + np.arange(length)] = [label_ids[tag] for tag in tags]
     unlabelled = np.array([item.spans is None for item in examples], bool)
     labels[np.repeat(unlabelled, np.diff(word_offsets))] = -100
     return labels
 
 # %% ../nbs/02_features.ipynb #b0527995
-def _padding_options(tokenizer, pad_on_left, pad_token, pad_token_segment_id,
-                     mask_padding_with_zero):
+def _padding_options(
+    tokenizer, pad_on_left, pad_token, pad_token_segment_id, mask_padding_with_zero
+):
     "How batches of these features are padded, as plain numbers."
     if isinstance(pad_token, str):
         pad_token = tokenizer.convert_tokens_to_ids(pad_token)
@@ -602,17 +646,18 @@ def _padding_options(tokenizer, pad_on_left, pad_token, pad_token_segment_id,
         pad_token_segment_id = tokenizer.pad_token_type_id
     if pad_on_left is None:
         pad_on_left = tokenizer.padding_side == "left"
-    return {"pad_token_id": int(pad_token),
-            "pad_token_type_id": int(pad_token_segment_id),
-            "pad_on_left": bool(pad_on_left),
-            "mask_padding_with_zero": bool(mask_padding_with_zero)}
+    return {
+        "pad_token_id": int(pad_token),
+        "pad_token_type_id": int(pad_token_segment_id),
+        "pad_on_left": bool(pad_on_left),
+        "mask_padding_with_zero": bool(mask_padding_with_zero),
+    }
 
 # %% ../nbs/02_features.ipynb #5e53d399
-def _convert_pieces(examples, tokenizer, layout, capacity, stride, context,
-                    neighbours):
+def _convert_pieces(examples, tokenizer, layout, capacity, stride, context, neighbours):
     "The columns of pieces, windows and words; see the conversion below."
     left, right = ([*neighbours[0]], [*neighbours[1]]) if context else ([], [])
-    left = left[len(left) - context:] if len(left) > context else left
+    left = left[len(left) - context :] if len(left) > context else left
     row = [*left, *examples, *right[:context]]
     table, word_rows, word_offsets = _tokenize_corpus(row, tokenizer)
     counts = np.minimum(table.counts[word_rows], capacity)
@@ -623,29 +668,29 @@ def _convert_pieces(examples, tokenizer, layout, capacity, stride, context,
         first, behind = _nearby_sentences(row, context)
         nearby = word_offsets[first[own]], word_offsets[behind[own]]
     windows = _make_windows(counts, starts, ends, capacity, stride, nearby)
-    return _piece_columns(
-        table, word_rows, starts, ends, windows, layout, capacity)
+    return _piece_columns(table, word_rows, starts, ends, windows, layout, capacity)
 
 # %% ../nbs/02_features.ipynb #5b7b4b7d
 def _check_windows(layout, max_seq_length, stride, context, nested):
     "Pieces that fit beside the special tokens, and the overlap."
     special = len(layout.prefix) + len(layout.suffix)
     if max_seq_length <= special:
-        raise ValueError(f"max_seq_length: expected more than the {special} "
-                         f"special tokens, found {max_seq_length}")
+        raise ValueError(
+            f"max_seq_length: expected more than the {special} "
+            f"special tokens, found {max_seq_length}"
+        )
     capacity = max_seq_length - special
     if stride is None:
         stride = min(max_seq_length // 4, capacity - 1)
     if not 0 <= stride < capacity:
         raise ValueError(
             f"stride: expected 0 to {capacity - 1}, fewer pieces than fit "
-            f"into a window of {max_seq_length}, found {stride}")
+            f"into a window of {max_seq_length}, found {stride}"
+        )
     if context < 0:
-        raise ValueError("context: expected 0 or a number of sentences, found "
-                         f"{context}")
+        raise ValueError(f"context: expected 0 or a number of sentences, found {context}")
     if nested not in POLICIES:
-        raise ValueError(f"nested: expected {' or '.join(POLICIES)}, found "
-                         f"{nested!r}")
+        raise ValueError(f"nested: expected {' or '.join(POLICIES)}, found {nested!r}")
     return capacity, stride
 
 # %% ../nbs/02_features.ipynb #0382e780
@@ -671,28 +716,30 @@ def convert_examples_to_features(
 ) -> Features:  # the corpus as ragged columns
     """Convert labelled sentences to word pieces, word positions and label ids.
 
-    A parameter that is None is taken from the tokenizer. A sentence with more
-    than `max_seq_length` pieces gets several windows; no word is dropped.
-    Raises `DataError`, naming the sentence, for a span that doesn't fit its
-    sentence or the label list.
+    A parameter that is None is taken from the tokenizer. A sentence with more than `max_seq_length`
+    pieces gets several windows; no word is dropped. Raises `DataError`, naming the sentence, for a
+    span that doesn't fit its sentence or the label list.
     """
     layout = _override_layout(
-        read_layout(tokenizer), tokenizer, cls_token_at_end, cls_token,
-        sep_token, cls_token_segment_id, sequence_a_segment_id)
-    capacity, stride = _check_windows(
-        layout, max_seq_length, stride, context, nested)
-    options = _padding_options(tokenizer, pad_on_left, pad_token,
-                               pad_token_segment_id, mask_padding_with_zero)
+        read_layout(tokenizer),
+        tokenizer,
+        cls_token_at_end,
+        cls_token,
+        sep_token,
+        cls_token_segment_id,
+        sequence_a_segment_id,
+    )
+    capacity, stride = _check_windows(layout, max_seq_length, stride, context, nested)
+    options = _padding_options(
+        tokenizer, pad_on_left, pad_token, pad_token_segment_id, mask_padding_with_zero
+    )
     label_ids = _label_ids(label_list)
     spans = _span_columns(examples, sorted(entity_types(label_list)))
-    pieces = _convert_pieces(examples, tokenizer, layout, capacity, stride,
-                             context, neighbours)
+    pieces = _convert_pieces(examples, tokenizer, layout, capacity, stride, context, neighbours)
     offsets = pieces["word_offsets"]
     learnable = _learnable_spans(examples, spans, offsets, nested)
-    labels = _label_column(
-        examples, spans, learnable, offsets, label_ids, scheme)
-    return Features(labels=labels, span_learnable=learnable, options=options,
-                    **spans, **pieces)
+    labels = _label_column(examples, spans, learnable, offsets, label_ids, scheme)
+    return Features(labels=labels, span_learnable=learnable, options=options, **spans, **pieces)
 
 # %% ../nbs/02_features.ipynb #3277ec55
 def _long(array: np.ndarray) -> torch.Tensor:
@@ -705,16 +752,18 @@ def sentence_tensors(
     index: int,  # sentence
 ) -> dict:  # 1-d int64 tensors, unpadded; its windows after each other
     "One sentence: pieces, segments, window lengths, word positions, labels."
-    windows = slice(*features.sentence_windows[index:index + 2])
-    ends = features.window_offsets[windows.start:windows.stop + 1]
+    windows = slice(*features.sentence_windows[index : index + 2])
+    ends = features.window_offsets[windows.start : windows.stop + 1]
     pieces = slice(ends[0], ends[-1])
-    words = slice(*features.word_offsets[index:index + 2])
-    return {"input_ids": _long(features.input_ids[pieces]),
-            "token_type_ids": _long(features.token_type_ids[pieces]),
-            "window_lengths": _long(np.diff(ends)),
-            "word_pieces": _long(features.word_pieces[words]),
-            "labels": _long(features.labels[words]),
-            "sentence_index": index}
+    words = slice(*features.word_offsets[index : index + 2])
+    return {
+        "input_ids": _long(features.input_ids[pieces]),
+        "token_type_ids": _long(features.token_type_ids[pieces]),
+        "window_lengths": _long(np.diff(ends)),
+        "word_pieces": _long(features.word_pieces[words]),
+        "labels": _long(features.labels[words]),
+        "sentence_index": index,
+    }
 
 # %% ../nbs/02_features.ipynb #6d41b496
 def _padded_pieces(features, windows, length=None):
@@ -732,8 +781,7 @@ def _padded_pieces(features, windows, length=None):
     for name, padding, values in [
         ("input_ids", options["pad_token_id"], features.input_ids[pieces]),
         ("attention_mask", 1 - real, real),
-        ("token_type_ids", options["pad_token_type_id"],
-         features.token_type_ids[pieces]),
+        ("token_type_ids", options["pad_token_type_id"], features.token_type_ids[pieces]),
     ]:
         matrix = np.full(len(windows) * length, padding, dtype=np.int64)
         matrix[places] = values
@@ -751,9 +799,11 @@ def _padded_words(features, indices, places):
     word_index[mask] = places[begins + features.word_pieces[rows]]
     labels = np.full(mask.shape, -100, dtype=np.int64)
     labels[mask] = features.labels[rows]
-    return {"word_index": torch.from_numpy(word_index),
-            "word_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(labels)}
+    return {
+        "word_index": torch.from_numpy(word_index),
+        "word_mask": torch.from_numpy(mask),
+        "labels": torch.from_numpy(labels),
+    }
 
 # %% ../nbs/02_features.ipynb #c94982cb
 def collate_sentences(
@@ -762,18 +812,20 @@ def collate_sentences(
 ) -> dict[str, torch.Tensor]:  # the batch, a tensor for each name below
     """Pad the windows and words of some sentences to the batch's longest.
 
-    `input_ids`, `attention_mask`, `token_type_ids`: int64 (windows, pieces).
-    `word_index`: int64 (sentences, words), where a word's first piece stands
-    in the flattened windows, 0 in the padding; `word_mask`: bool, true for
-    words; `labels`: int64, -100 where there is none. `sentence_index`: int64
-    (sentences,).
+    `input_ids`, `attention_mask`, `token_type_ids`: int64 (windows, pieces). `word_index`: int64
+    (sentences, words), where a word's first piece stands in the flattened windows, 0 in the
+    padding; `word_mask`: bool, true for words; `labels`: int64, -100 where there is none.
+    `sentence_index`: int64 (sentences,).
     """
     indices = np.asarray(indices, dtype=np.int64).reshape(-1)
     first = features.sentence_windows[indices]
     counts = features.sentence_windows[indices + 1] - first
     batch, places = _padded_pieces(features, _ranges(first, counts))
-    return {**batch, **_padded_words(features, indices, places),
-            "sentence_index": torch.from_numpy(indices)}
+    return {
+        **batch,
+        **_padded_words(features, indices, places),
+        "sentence_index": torch.from_numpy(indices),
+    }
 
 # %% ../nbs/02_features.ipynb #c43e91ce
 def padded_windows(
@@ -785,16 +837,21 @@ def padded_windows(
     longest = int(lengths.max(initial=1))
     max_length = longest if max_length is None else max_length
     if max_length < longest:
-        raise ValueError(f"max_length: expected at least {longest}, the "
-                         f"longest window, found {max_length}")
-    matrices, places = _padded_pieces(
-        features, np.arange(len(lengths)), max_length)
+        raise ValueError(
+            f"max_length: expected at least {longest}, the longest window, found {max_length}"
+        )
+    matrices, places = _padded_pieces(features, np.arange(len(lengths)), max_length)
     starts = features.window_offsets[features.sentence_windows[:-1]]
     words = np.repeat(starts, features.word_lengths) + features.word_pieces
     labels = torch.full_like(matrices["input_ids"], -100)
     labels.view(-1)[_long(places[words])] = _long(features.labels)
-    return (matrices["input_ids"], matrices["attention_mask"],
-            matrices["token_type_ids"], _long(lengths), labels)
+    return (
+        matrices["input_ids"],
+        matrices["attention_mask"],
+        matrices["token_type_ids"],
+        _long(lengths),
+        labels,
+    )
 
 # %% ../nbs/02_features.ipynb #ec62629e
 class FeatureDataset(Dataset):
@@ -828,10 +885,15 @@ class FeatureDataset(Dataset):
     ) -> list[Span]:  # all gold spans of the sentence, nested ones too
         "The annotated spans of a sentence; none where it is unlabelled."
         columns = self.features
-        rows = range(*columns.span_offsets[index:index + 2])
-        return [Span(self.types[columns.span_labels[row]],
-                     int(columns.span_starts[row]), int(columns.span_ends[row]))
-                for row in rows]
+        rows = range(*columns.span_offsets[index : index + 2])
+        return [
+            Span(
+                self.types[columns.span_labels[row]],
+                int(columns.span_starts[row]),
+                int(columns.span_ends[row]),
+            )
+            for row in rows
+        ]
 
     def collate(
         self,
@@ -874,11 +936,14 @@ def _mix_groups(parts, groups, generator):
     if groups == 1:
         return parts
     count = -(-len(parts) // groups)
-    drawn = [begin + generator.permutation(min(count, len(parts) - begin))
-             for begin in range(0, len(parts), count)]
-    return [np.concatenate([parts[group[place]] for group in drawn
-                            if place < len(group)])
-            for place in range(count)]
+    drawn = [
+        begin + generator.permutation(min(count, len(parts) - begin))
+        for begin in range(0, len(parts), count)
+    ]
+    return [
+        np.concatenate([parts[group[place]] for group in drawn if place < len(group)])
+        for place in range(count)
+    ]
 
 # %% ../nbs/02_features.ipynb #b2f0c9f2
 def plan_batches(
@@ -895,14 +960,19 @@ def plan_batches(
     "Cut sentences into batches of similar length, each exactly once."
     limits = [limit for limit in (batch_size, max_pieces) if limit is not None]
     if not limits or min(*limits, pool_batches) < 1:
-        raise ValueError("batch_size or max_pieces, pool_batches: expected at "
-                         f"least 1, found {batch_size} or {max_pieces}, "
-                         f"{pool_batches}")
-    if groups != 1 and (batch_size is None or groups < 1
-                        or batch_size % groups or max_pieces is not None):
-        raise ValueError("groups: expected a divisor of batch_size and no "
-                         f"max_pieces, found {groups} for {batch_size} and "
-                         f"{max_pieces}")
+        raise ValueError(
+            "batch_size or max_pieces, pool_batches: expected at "
+            f"least 1, found {batch_size} or {max_pieces}, "
+            f"{pool_batches}"
+        )
+    if groups != 1 and (
+        batch_size is None or groups < 1 or batch_size % groups or max_pieces is not None
+    ):
+        raise ValueError(
+            "groups: expected a divisor of batch_size and no "
+            f"max_pieces, found {groups} for {batch_size} and "
+            f"{max_pieces}"
+        )
     lengths = np.asarray(lengths, dtype=np.int64)
     windows = np.ones_like(lengths) if windows is None else np.asarray(windows)
     if not shuffle:
@@ -917,10 +987,9 @@ def plan_batches(
     pool = max(1, size * pool_batches)
     batches = []
     for start in range(0, len(order), pool):
-        part = order[start:start + pool]
+        part = order[start : start + pool]
         part = part[np.argsort(lengths[part], kind="stable")]
-        cut = _cut_batches(part, lengths, windows,
-                           batch_size and batch_size // groups, max_pieces)
+        cut = _cut_batches(part, lengths, windows, batch_size and batch_size // groups, max_pieces)
         batches += _mix_groups(cut[::-1], groups, generator)
     return [batches[index] for index in generator.permutation(len(batches))]
 
@@ -937,8 +1006,7 @@ def deal_batch(
     takers = np.empty(len(indices), dtype=np.int64)
     for place in np.argsort(-np.asarray(pieces), kind="stable"):
         load, takers[place] = loads[0]
-        heapq.heapreplace(
-            loads, (load + int(pieces[place]), int(takers[place])))
+        heapq.heapreplace(loads, (load + int(pieces[place]), int(takers[place])))
     return [indices[takers == rank] for rank in range(world_size)]
 
 

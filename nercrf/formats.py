@@ -21,16 +21,42 @@ from typing import NamedTuple
 from fastcore.basics import patch
 
 from nercrf.data import (
-    ColumnSentence, DataError, Example, Finding, all_labelled,
-    check_overlaps, check_tag_names, check_tags, check_tokens, cluener_line,
-    column_lines, example_name, file_stem, flatten_spans,
-    json_id, label_sentences, only_characters, parse_cluener,
-    parse_columns, read_text, report_findings, separators_of, span_order,
-    split_words, write_bytes, write_lines,
+    ColumnSentence,
+    DataError,
+    Example,
+    Finding,
+    all_labelled,
+    check_overlaps,
+    check_tag_names,
+    check_tags,
+    check_tokens,
+    cluener_line,
+    column_lines,
+    example_name,
+    file_stem,
+    flatten_spans,
+    json_id,
+    label_sentences,
+    only_characters,
+    parse_cluener,
+    parse_columns,
+    read_text,
+    report_findings,
+    separators_of,
+    span_order,
+    split_words,
+    write_bytes,
+    write_lines,
 )
 from nercrf.labels import (
-    Span, detect_scheme, find_ill_formed, get_scheme, label_list, parse_tag,
-    spans_to_tags, tags_to_spans,
+    Span,
+    detect_scheme,
+    find_ill_formed,
+    get_scheme,
+    label_list,
+    parse_tag,
+    spans_to_tags,
+    tags_to_spans,
 )
 
 # %% auto #0
@@ -57,24 +83,29 @@ def align_spans(
     for label, start, end in mentions:
         name = f"{label} at [{start}, {end})"
         if not 0 <= start < end <= len(text):
-            add("span-outside", f"{name} is empty or outside the text of "
+            add(
+                "span-outside",
+                f"{name} is empty or outside the text of "
                 f"{len(text)} characters; left out (are ends inclusive? say "
-                "end='inclusive')")
+                "end='inclusive')",
+            )
             continue
         first, last = bisect_right(ends, start), bisect_left(starts, end)
         name = f"{label} {text[start:end]!r} at [{start}, {end})"
         if first >= last:
             add("span-outside", f"{name} covers no token; left out")
             continue
-        span, borders = Span(label, first, last), (starts[first],
-                                                   ends[last - 1])
+        span, borders = Span(label, first, last), (starts[first], ends[last - 1])
         if borders != (start, end):
             surface = text[slice(*borders)]
             kind, what = "cuts-token", "cuts a token"
             if surface == text[start:end].strip():
                 kind, what = "blank-border", "has blanks at its border"
-            add(kind, f"{name} {what}; read as {surface!r} (correct the "
-                "offsets, or read by='characters')")
+            add(
+                kind,
+                f"{name} {what}; read as {surface!r} (correct the "
+                "offsets, or read by='characters')",
+            )
         if span in spans:
             add("duplicate-span", f"{name} is there twice; kept once")
         else:
@@ -82,14 +113,17 @@ def align_spans(
     return sorted(spans, key=span_order), findings
 
 # %% ../nbs/01b_formats.ipynb #baa0634f
-_CHOICES = {"by": ("words", "characters"),
-            "end": ("auto", "exclusive", "inclusive"),
-            "units": ("auto", "characters", "utf16")}
+_CHOICES = {
+    "by": ("words", "characters"),
+    "end": ("auto", "exclusive", "inclusive"),
+    "units": ("auto", "characters", "utf16"),
+}
 
 
 @dataclass
 class Reading:
     "The options of one reading, and what it has found so far."
+
     path: Path  # the file
     encoding: str = "utf-8"  # of the file
     scheme: str | None = None  # of tags; None: found from the tags
@@ -110,8 +144,9 @@ class Reading:
         self.path = Path(self.path)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"expected {name} to be one of {allowed}, "
-                                 f"got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"expected {name} to be one of {allowed}, got {getattr(self, name)!r}"
+                )
 
     def add(
         self,
@@ -130,15 +165,15 @@ class Reading:
         count: int = 1,  # how many
     ) -> None:
         "Count what no example has a place for."
-        known = self.ignored.get(what) or Finding(
-            "ignored", where, f"ignored {what}", "note", 0)
+        known = self.ignored.get(what) or Finding("ignored", where, f"ignored {what}", "note", 0)
         self.ignored[what] = known._replace(count=known.count + count)
 
     def all_findings(self) -> list[Finding]:  # in the order of the file
         "What was found and what was ignored."
-        return sorted([*self.findings, *self.ignored.values()],
-                      key=lambda finding: (
-                          finding.where.rpartition(":")[0], finding.line))
+        return sorted(
+            [*self.findings, *self.ignored.values()],
+            key=lambda finding: (finding.where.rpartition(":")[0], finding.line),
+        )
 
 # %% ../nbs/01b_formats.ipynb #7f21b8d5
 @patch
@@ -155,6 +190,7 @@ def lines(
 @dataclass
 class Mention:
     "A label over characters, and the text that it claims to cover."
+
     label: str  # its type
     start: int  # as it stands in the file
     end: int  # likewise, perhaps inclusive
@@ -164,6 +200,7 @@ class Mention:
 @dataclass
 class _Record:
     "A text with its mentions, None where nobody has labelled it."
+
     where: str
     id: str
     text: str
@@ -196,17 +233,14 @@ def in_characters(
     return table[offset] if offset < len(table) else table[-1] + 1
 
 
-def _fitting(text: str, mention: Mention, table: list[int] | None
-             ) -> frozenset[tuple[str, int]]:
+def _fitting(text: str, mention: Mention, table: list[int] | None) -> frozenset[tuple[str, int]]:
     "The readings under which the surface of a mention is in its place."
     fits = []
     for units, shift in READINGS:
         start, end = mention.start, mention.end + shift
         if units == "utf16":
-            start, end = (in_characters(table, start),
-                          in_characters(table, end))
-        if (0 <= start < end <= len(text)
-                and text[start:end] == mention.surface):
+            start, end = (in_characters(table, start), in_characters(table, end))
+        if 0 <= start < end <= len(text) and text[start:end] == mention.surface:
             fits.append((units, shift))
     return frozenset(fits)
 
@@ -220,6 +254,7 @@ def _reading_name(reading: tuple[str, int]) -> str:
 @dataclass
 class Survey:
     "What must be known of a whole file before a part of it can be read."
+
     sentences: int = 0  # also those that will be left out
     columns: int = 0  # of a column file
     characters: bool = True  # every token of a column file is one character
@@ -235,10 +270,13 @@ class Survey:
     ) -> Survey:  # of both
         "The survey of two parts of a file."
         return Survey(
-            self.sentences + other.sentences, self.columns or other.columns,
+            self.sentences + other.sentences,
+            self.columns or other.columns,
             self.characters and other.characters,
-            self.mentions or other.mentions, self.runs | other.runs,
-            other.fits | self.fits)
+            self.mentions or other.mentions,
+            self.runs | other.runs,
+            other.fits | self.fits,
+        )
 
     def scheme(
         self,
@@ -256,22 +294,24 @@ class Survey:
         units: str = "auto",  # and of the units
     ) -> tuple[str, int]:  # one of `READINGS`
         "What offsets count; DataError where surfaces contradict each other."
-        allowed = [(name, shift) for name, shift in READINGS
-                   if units in ("auto", name)
-                   and end in ("auto", ("exclusive", "inclusive")[shift])]
-        fits = {fit: where for fit, where in self.fits.items()
-                if fit & set(allowed)}
-        common = [each for each in allowed
-                  if all(each in fit for fit in fits)]
+        allowed = [
+            (name, shift)
+            for name, shift in READINGS
+            if units in ("auto", name) and end in ("auto", ("exclusive", "inclusive")[shift])
+        ]
+        fits = {fit: where for fit, where in self.fits.items() if fit & set(allowed)}
+        common = [each for each in allowed if all(each in fit for fit in fits)]
         if common:
             return common[0]
-        best = sorted((min(map(allowed.index, fit & set(allowed))), where)
-                      for fit, where in fits.items())
+        best = sorted(
+            (min(map(allowed.index, fit & set(allowed))), where) for fit, where in fits.items()
+        )
         (left, first), (right, second) = best[0], best[-1]
         raise DataError(
             f"{first}: a surface fits {_reading_name(allowed[left])}, but in "
             f"{second} one fits {_reading_name(allowed[right])}; correct the "
-            "file, or pass end='exclusive' or end='inclusive' (and units)")
+            "file, or pass end='exclusive' or end='inclusive' (and units)"
+        )
 
 # %% ../nbs/01b_formats.ipynb #fdeaed74
 def _survey(reading: Reading, content: Sequence) -> Survey:
@@ -280,13 +320,11 @@ def _survey(reading: Reading, content: Sequence) -> Survey:
     if not content:
         return survey
     if isinstance(content[0], ColumnSentence):
-        survey.characters = only_characters(
-            sentence.tokens for sentence in content)
+        survey.characters = only_characters(sentence.tokens for sentence in content)
         if reading.columns > 1:
             if reading.scheme is None:
                 check_tag_names(reading.path, content)
-            survey.runs = dict.fromkeys(
-                run for sentence in content for _, run in sentence.runs)
+            survey.runs = dict.fromkeys(run for sentence in content for _, run in sentence.runs)
     if not isinstance(content[0], _Record):
         return survey
     for record in content:
@@ -305,33 +343,41 @@ def _survey(reading: Reading, content: Sequence) -> Survey:
 def _check_unicode(text: str, where: str) -> None:
     "Raise DataError for half of a surrogate pair."
     if not text.isascii() and re.search("[\ud800-\udfff]", text):
-        raise DataError(f"{where}: expected Unicode text, found half of a "
-                        "surrogate pair (\\ud800 to \\udfff); correct it")
+        raise DataError(
+            f"{where}: expected Unicode text, found half of a "
+            "surrogate pair (\\ud800 to \\udfff); correct it"
+        )
 
 
-def _record_spans(reading: Reading, record: _Record,
-                  offsets: list[tuple[int, int]], units: str, shift: int
-                  ) -> list[Span]:
+def _record_spans(
+    reading: Reading, record: _Record, offsets: list[tuple[int, int]], units: str, shift: int
+) -> list[Span]:
     "The spans of a record in tokens; problems go to the reading."
     text, spans = record.text, []
     table = utf16_offsets(text) if units == "utf16" else None
     for mention in record.mentions:
-        span = Span(mention.label, in_characters(table, mention.start),
-                    in_characters(table, mention.end + shift))
-        found = text[max(span.start, 0):span.end]
+        span = Span(
+            mention.label,
+            in_characters(table, mention.start),
+            in_characters(table, mention.end + shift),
+        )
+        found = text[max(span.start, 0) : span.end]
         if mention.surface is not None and mention.surface != found:
-            reading.add("surface-mismatch", record.where, f"{span.label} "
-                        f"{mention.surface!r} at [{mention.start}, "
-                        f"{mention.end}] is {found!r} in the text; correct "
-                        "the offsets or the surface")
+            reading.add(
+                "surface-mismatch",
+                record.where,
+                f"{span.label} "
+                f"{mention.surface!r} at [{mention.start}, "
+                f"{mention.end}] is {found!r} in the text; correct "
+                "the offsets or the surface",
+            )
         spans.append(span)
     spans, findings = align_spans(text, spans, offsets, record.where)
     reading.findings += findings
     return spans
 
 # %% ../nbs/01b_formats.ipynb #22c6ee88
-def _finish_records(reading: Reading, records: list[_Record], survey: Survey
-                    ) -> list[Example]:
+def _finish_records(reading: Reading, records: list[_Record], survey: Survey) -> list[Example]:
     "The examples of records; problems go to the reading."
     units, shift = survey.offsets(reading.end, reading.units)
     examples = []
@@ -339,23 +385,28 @@ def _finish_records(reading: Reading, records: list[_Record], survey: Survey
         text, offsets, spans = record.text, record.tokens, None
         _check_unicode(text, record.where)
         if offsets is None:
-            offsets = [(start, end) for _, start, end
-                       in split_words(text, reading.by)]
+            offsets = [(start, end) for _, start, end in split_words(text, reading.by)]
         if not offsets:
-            reading.add("blank-text", record.where,
-                        f"the text {text!r} has no token; left out")
+            reading.add("blank-text", record.where, f"the text {text!r} has no token; left out")
             continue
         if record.mentions is not None:
             spans = _record_spans(reading, record, offsets, units, shift)
         close = all(left[1] == right[0] for left, right in pairwise(offsets))
-        examples.append(Example(
-            record.id, [text[start:end] for start, end in offsets], spans,
-            record.where, "" if close else " ", text, offsets))
+        examples.append(
+            Example(
+                record.id,
+                [text[start:end] for start, end in offsets],
+                spans,
+                record.where,
+                "" if close else " ",
+                text,
+                offsets,
+            )
+        )
     return examples
 
 # %% ../nbs/01b_formats.ipynb #14c9eca7
-def _json_array(reading: Reading, text: str
-                ) -> Iterator[tuple[str, object]]:
+def _json_array(reading: Reading, text: str) -> Iterator[tuple[str, object]]:
     "The elements of a JSON array, each with file and line."
     decoder, blank = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
     path, line = reading.path, reading.first_line
@@ -369,27 +420,31 @@ def _json_array(reading: Reading, text: str
             position = blank.match(text, position + 1).end()
         elif not first:
             line += text.count("\n", counted, position)
-            raise DataError(f"{path}:{line}: expected ',' or ']' after an "
-                            f"element, found {text[position:position + 20]!r};"
-                            " is the file cut off?")
+            raise DataError(
+                f"{path}:{line}: expected ',' or ']' after an "
+                f"element, found {text[position : position + 20]!r};"
+                " is the file cut off?"
+            )
         line, counted = line + text.count("\n", counted, position), position
         try:
             element, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{path}:{error.lineno}: expected JSON, found "
-                f"{text[error.pos:error.pos + 20]!r} ({error.msg}); is the "
-                "file cut off?") from error
+                f"{text[error.pos : error.pos + 20]!r} ({error.msg}); is the "
+                "file cut off?"
+            ) from error
         first = False
         yield f"{path}:{line}", element
     line += text.count("\n", counted, position)
-    if text[position + 1:].strip():
-        raise DataError(f"{path}:{line}: expected the end of the file after "
-                        f"']', found {text[position + 1:].strip()[:20]!r}")
+    if text[position + 1 :].strip():
+        raise DataError(
+            f"{path}:{line}: expected the end of the file after "
+            f"']', found {text[position + 1 :].strip()[:20]!r}"
+        )
 
 # %% ../nbs/01b_formats.ipynb #a73229ab
-def _json_lines(reading: Reading, text: str
-                ) -> Iterator[tuple[str, object]]:
+def _json_lines(reading: Reading, text: str) -> Iterator[tuple[str, object]]:
     "The values of JSON lines, each with file and line."
     for _, where, line in reading.lines(text):
         try:
@@ -398,7 +453,8 @@ def _json_lines(reading: Reading, text: str
             raise DataError(
                 f"{where}: expected a JSON object a line, found "
                 f"{line[:40]!r} ({error.msg} at column {error.colno}); "
-                "write one object a line") from error
+                "write one object a line"
+            ) from error
         yield where, value
 
 
@@ -408,8 +464,10 @@ def _json_records(reading: Reading, text: str) -> Iterator[tuple[str, dict]]:
     values = (_json_array if is_array else _json_lines)(reading, text)
     for where, value in values:
         if not isinstance(value, dict):
-            raise DataError(f"{where}: expected a JSON object, found "
-                            f"{json.dumps(value, ensure_ascii=False)[:40]}")
+            raise DataError(
+                f"{where}: expected a JSON object, found "
+                f"{json.dumps(value, ensure_ascii=False)[:40]}"
+            )
         yield where, value
 
 # %% ../nbs/01b_formats.ipynb #adac822f
@@ -437,18 +495,24 @@ def read_mention(
     "A mention from a triple or an object."
     values = [None] * 4
     if isinstance(entry, Mapping):
-        values = [first_of(entry, names)
-                  for names in (START_KEYS, END_KEYS, LABEL_KEYS, SURFACE_KEYS)]
+        values = [
+            first_of(entry, names) for names in (START_KEYS, END_KEYS, LABEL_KEYS, SURFACE_KEYS)
+        ]
     elif isinstance(entry, (list, tuple)) and len(entry) == 3:
         values = [*entry, None]
     start, end, label, surface = values
-    if (type(start) is not int or type(end) is not int
-            or not isinstance(label, str) or not label
-            or not isinstance(surface, (str, type(None)))):
+    if (
+        type(start) is not int
+        or type(end) is not int
+        or not isinstance(label, str)
+        or not label
+        or not isinstance(surface, (str, type(None)))
+    ):
         found = json.dumps(entry, ensure_ascii=False, default=str)[:60]
         raise DataError(
-            f"{where}: expected a span like [0, 4, \"PER\"] or {{\"start\": 0,"
-            f" \"end\": 4, \"label\": \"PER\"}}, found {found}; correct it")
+            f'{where}: expected a span like [0, 4, "PER"] or {{"start": 0,'
+            f' "end": 4, "label": "PER"}}, found {found}; correct it'
+        )
     return Mention(label, start, end, surface)
 
 # %% ../nbs/01b_formats.ipynb #7d8bf1f0
@@ -456,49 +520,58 @@ SPAN_KEYS = ("spans", "entities", "labels", "label")
 _KNOWN = {"id", "text", "data", "tokens", *SPAN_KEYS}
 
 
-def _token_offsets(record: dict, text: str, where: str
-                   ) -> list[tuple[int, int]] | None:
+def _token_offsets(record: dict, text: str, where: str) -> list[tuple[int, int]] | None:
     "The offsets of the tokens that a record brings along."
     tokens = record.get("tokens")
     if tokens is None:
         return None
     try:
-        offsets = [(int(token["start"]), int(token["end"]))
-                   if isinstance(token, dict) else (int(token[0]),
-                                                    int(token[1]))
-                   for token in tokens]
+        offsets = [
+            (int(token["start"]), int(token["end"]))
+            if isinstance(token, dict)
+            else (int(token[0]), int(token[1]))
+            for token in tokens
+        ]
     except (TypeError, ValueError, LookupError) as error:
-        raise DataError(f"{where}: expected 'tokens' as [[start, end], ...], "
-                        f"found {str(tokens)[:40]}; remove it to have the "
-                        "text cut again") from error
+        raise DataError(
+            f"{where}: expected 'tokens' as [[start, end], ...], "
+            f"found {str(tokens)[:40]}; remove it to have the "
+            "text cut again"
+        ) from error
     left = 0
     for start, end in offsets:
         if not left <= start < end <= len(text):
-            raise DataError(f"{where}: the token at [{start}, {end}) is "
-                            "empty, out of order or outside the text; "
-                            "remove 'tokens' to have the text cut again")
+            raise DataError(
+                f"{where}: the token at [{start}, {end}) is "
+                "empty, out of order or outside the text; "
+                "remove 'tokens' to have the text cut again"
+            )
         left = end
     return offsets
 
 # %% ../nbs/01b_formats.ipynb #7a5c63aa
-def _span_record(reading: Reading, where: str, record: dict, number: int
-                 ) -> _Record:
+def _span_record(reading: Reading, where: str, record: dict, number: int) -> _Record:
     "The record of one object with `text` and spans."
     text = first_of(record, ("text", "data"))
     if not isinstance(text, str):
-        raise DataError(f"{where}: expected a string 'text', found the "
-                        f"fields {', '.join(record) or 'none'}")
+        raise DataError(
+            f"{where}: expected a string 'text', found the fields {', '.join(record) or 'none'}"
+        )
     keys = [key for key in SPAN_KEYS if record.get(key) is not None]
     filled = [key for key in keys if record[key]]
     if len(filled) > 1:
-        raise DataError(f"{where}: expected spans in one field, found "
-                        f"{' and '.join(filled)}; remove one of them")
+        raise DataError(
+            f"{where}: expected spans in one field, found "
+            f"{' and '.join(filled)}; remove one of them"
+        )
     mentions = None
     if keys:
         entries = record[(filled or keys)[0]]
         if not isinstance(entries, (list, tuple)):
-            raise DataError(f"{where}: expected {keys[0]!r} as a list, found "
-                            f"{str(entries)[:40]}; is the format 'cluener'?")
+            raise DataError(
+                f"{where}: expected {keys[0]!r} as a list, found "
+                f"{str(entries)[:40]}; is the format 'cluener'?"
+            )
         mentions = [read_mention(entry, where) for entry in entries]
     for key in record:
         if key not in _KNOWN and record[key] not in (None, [], {}, ""):
@@ -506,15 +579,15 @@ def _span_record(reading: Reading, where: str, record: dict, number: int
     name = record.get("id")
     if name is None:
         name = f"{file_stem(reading.path)}-{reading.first_number + number}"
-    return _Record(where, str(name), text, mentions,
-                   _token_offsets(record, text, where))
+    return _Record(where, str(name), text, mentions, _token_offsets(record, text, where))
 
 
 def _prepare_jsonl(reading: Reading, text: str) -> list[_Record]:
     "Records of JSON lines with spans of characters."
-    return [_span_record(reading, where, record, number)
-            for number, (where, record)
-            in enumerate(_json_records(reading, text))]
+    return [
+        _span_record(reading, where, record, number)
+        for number, (where, record) in enumerate(_json_records(reading, text))
+    ]
 
 
 def _prepare_doccano(reading: Reading, text: str) -> list[_Record]:
@@ -529,8 +602,10 @@ def character_spans(
 ) -> list[Span]:  # label, start and end in characters of its text
     "The spans of an example in characters of its text."
     offsets = example.offsets
-    return [Span(label, offsets[start][0], offsets[end - 1][1])
-            for label, start, end in example.spans or []]
+    return [
+        Span(label, offsets[start][0], offsets[end - 1][1])
+        for label, start, end in example.spans or []
+    ]
 
 
 def _jsonl_line(example: Example) -> str:
@@ -539,9 +614,9 @@ def _jsonl_line(example: Example) -> str:
     record = {"id": json_id(example.id), "text": text}
     if example.spans is not None:
         record["spans"] = [
-            {"start": start, "end": end, "label": label,
-             "text": text[start:end]}
-            for label, start, end in character_spans(example)]
+            {"start": start, "end": end, "label": label, "text": text[start:end]}
+            for label, start, end in character_spans(example)
+        ]
     cut = [(start, end) for _, start, end in split_words(text)]
     if cut != [tuple(pair) for pair in example.offsets]:
         record["tokens"] = [list(pair) for pair in example.offsets]
@@ -552,8 +627,7 @@ def _doccano_line(example: Example) -> str:
     "One example as doccano imports and exports it."
     record = {"id": json_id(example.id), "text": example.text}
     if example.spans is not None:
-        record["label"] = [[start, end, label] for label, start, end
-                           in character_spans(example)]
+        record["label"] = [[start, end, label] for label, start, end in character_spans(example)]
     return json.dumps(record, ensure_ascii=False)
 
 # %% ../nbs/01b_formats.ipynb #b0abf1fe
@@ -566,29 +640,30 @@ def _studio_text(task: dict, where: str) -> str:
         strings = [value for value in data.values() if isinstance(value, str)]
         if "data" in task and len(strings) == 1:
             return strings[0]
-    raise DataError(f"{where}: expected a task with a text in data.text, "
-                    f"found {json.dumps(data, ensure_ascii=False)[:60]}")
+    raise DataError(
+        f"{where}: expected a task with a text in data.text, "
+        f"found {json.dumps(data, ensure_ascii=False)[:60]}"
+    )
 
 
-def _studio_regions(reading: Reading, task: dict, where: str
-                    ) -> list | None:
+def _studio_regions(reading: Reading, task: dict, where: str) -> list | None:
     "The regions of the annotation that counts, None without one."
     if "label" in task and "data" not in task:
         return task["label"]
     annotations = task.get("annotations", task.get("completions")) or []
-    valid = [annotation for annotation in annotations
-             if not annotation.get("was_cancelled")]
-    ignored = {"cancelled annotations": len(annotations) - len(valid),
-               "annotations beyond a task's first": len(valid) - 1,
-               "predictions": len(task.get("predictions") or [])}
+    valid = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
+    ignored = {
+        "cancelled annotations": len(annotations) - len(valid),
+        "annotations beyond a task's first": len(valid) - 1,
+        "predictions": len(task.get("predictions") or []),
+    }
     for what, count in ignored.items():
         if count > 0:
             reading.ignore(what, where, count)
     return (valid[0].get("result") or []) if valid else None
 
 # %% ../nbs/01b_formats.ipynb #0f92223b
-def _studio_mentions(reading: Reading, region: dict, where: str
-                     ) -> list[Mention]:
+def _studio_mentions(reading: Reading, region: dict, where: str) -> list[Mention]:
     "The mentions of one region, one for each of its labels."
     value = region.get("value", region)
     kind = region.get("type", "labels")
@@ -607,14 +682,18 @@ def _prepare_studio(reading: Reading, text: str) -> list[_Record]:
         try:
             regions = _studio_regions(reading, task, where)
             if regions is not None:
-                mentions = [mention for region in regions for mention
-                            in _studio_mentions(reading, region, where)]
+                mentions = [
+                    mention
+                    for region in regions
+                    for mention in _studio_mentions(reading, region, where)
+                ]
         except (AttributeError, TypeError) as error:
-            raise DataError(f"{where}: expected regions with a 'value', found "
-                            f"{str(regions)[:60]}; export as JSON") from error
+            raise DataError(
+                f"{where}: expected regions with a 'value', found "
+                f"{str(regions)[:60]}; export as JSON"
+            ) from error
         name = task.get("id", f"{file_stem(reading.path)}-{len(records)}")
-        records.append(_Record(where, str(name), _studio_text(task, where),
-                               mentions))
+        records.append(_Record(where, str(name), _studio_text(task, where), mentions))
     return records
 
 # %% ../nbs/01b_formats.ipynb #c3b53487
@@ -622,13 +701,25 @@ def _studio_task(example: Example) -> dict:
     "One example as a task, labelled ones with an annotation."
     task = {"id": json_id(example.id), "data": {"text": example.text}}
     if example.spans is not None:
-        task["annotations"] = [{"result": [
-            {"id": f"s{number}", "from_name": "label", "to_name": "text",
-             "type": "labels",
-             "value": {"start": start, "end": end, "labels": [label],
-                       "text": example.text[start:end]}}
-            for number, (label, start, end)
-            in enumerate(character_spans(example))]}]
+        task["annotations"] = [
+            {
+                "result": [
+                    {
+                        "id": f"s{number}",
+                        "from_name": "label",
+                        "to_name": "text",
+                        "type": "labels",
+                        "value": {
+                            "start": start,
+                            "end": end,
+                            "labels": [label],
+                            "text": example.text[start:end],
+                        },
+                    }
+                    for number, (label, start, end) in enumerate(character_spans(example))
+                ]
+            }
+        ]
     return task
 
 
@@ -649,44 +740,61 @@ def brat_paths(
     if name.endswith(".gz"):
         name, packed = name[:-3], ".gz"
     if not name.endswith((".txt", ".ann")):
-        raise DataError(f"{path}: expected a name that ends in .txt or .ann; "
-                        "brat keeps text and annotations in such a pair")
-    return (path.with_name(f"{name[:-4]}.txt{packed}"),
-            path.with_name(f"{name[:-4]}.ann{packed}"))
+        raise DataError(
+            f"{path}: expected a name that ends in .txt or .ann; "
+            "brat keeps text and annotations in such a pair"
+        )
+    return (path.with_name(f"{name[:-4]}.txt{packed}"), path.with_name(f"{name[:-4]}.ann{packed}"))
 
 
-_BRAT_KINDS = {"R": "relations", "E": "events", "A": "attributes",
-               "M": "modifications", "N": "normalisations", "#": "notes",
-               "*": "equivalences"}
+_BRAT_KINDS = {
+    "R": "relations",
+    "E": "events",
+    "A": "attributes",
+    "M": "modifications",
+    "N": "normalisations",
+    "#": "notes",
+    "*": "equivalences",
+}
 BRAT_SPAN = re.compile(r"T\S*\t(\S+) (\d+) (\d+)((?:;\d+ \d+)*)(?:\t(.*))?")
 
 
-def _brat_mentions(reading: Reading, path: Path
-                   ) -> list[tuple[str, Mention]] | None:
+def _brat_mentions(reading: Reading, path: Path) -> list[tuple[str, Mention]] | None:
     "The text-bound annotations with file and line; None without a file."
     if not path.exists():
-        reading.add("no-annotations", str(path), "there is no such file, so "
-                    "the text was read as unlabelled", "note")
+        reading.add(
+            "no-annotations",
+            str(path),
+            "there is no such file, so the text was read as unlabelled",
+            "note",
+        )
         return None
     mentions, text = [], read_text(path, reading.encoding)
     for number, line in enumerate(text.split("\n"), 1):
         where, match = f"{path}:{number}", BRAT_SPAN.fullmatch(line)
         if match is None and line.startswith("T"):
-            raise DataError(f"{where}: expected 'T1<TAB>TYPE START END<TAB>"
-                            f"text', found {line[:40]!r}; correct the line")
+            raise DataError(
+                f"{where}: expected 'T1<TAB>TYPE START END<TAB>"
+                f"text', found {line[:40]!r}; correct the line"
+            )
         if match is None and line.strip():
             if line[0] not in _BRAT_KINDS:
-                raise DataError(f"{where}: expected a line that begins with "
-                                f"T or one of {' '.join(_BRAT_KINDS)}, found "
-                                f"{line[:40]!r}")
+                raise DataError(
+                    f"{where}: expected a line that begins with "
+                    f"T or one of {' '.join(_BRAT_KINDS)}, found "
+                    f"{line[:40]!r}"
+                )
             reading.ignore(_BRAT_KINDS[line[0]], where)
         elif match is not None and match[4]:
-            reading.add("discontinuous", where, f"{match[1]} at {match[2]} "
-                        f"{match[3]}{match[4]} is in several pieces; left out "
-                        "(annotate one piece)")
+            reading.add(
+                "discontinuous",
+                where,
+                f"{match[1]} at {match[2]} "
+                f"{match[3]}{match[4]} is in several pieces; left out "
+                "(annotate one piece)",
+            )
         elif match is not None:
-            mentions.append((where, Mention(
-                match[1], int(match[2]), int(match[3]), match[5])))
+            mentions.append((where, Mention(match[1], int(match[2]), int(match[3]), match[5])))
     return mentions
 
 # %% ../nbs/01b_formats.ipynb #785be7d0
@@ -706,24 +814,32 @@ def _prepare_brat(reading: Reading, text: str) -> list[_Record]:
     text = read_text(text_path, reading.encoding, keep_returns=True)
     mentions, borders = _brat_mentions(reading, ann_path), _brat_lines(text)
     stem = file_stem(reading.path)
-    records = [_Record(f"{text_path}:{number}", f"{stem}-{number}",
-                       text[start:end], None if mentions is None else [])
-               for number, (start, end) in enumerate(borders, 1)]
+    records = [
+        _Record(
+            f"{text_path}:{number}",
+            f"{stem}-{number}",
+            text[start:end],
+            None if mentions is None else [],
+        )
+        for number, (start, end) in enumerate(borders, 1)
+    ]
     starts = [start for start, _ in borders]
     for where, mention in mentions or []:
         line = bisect_right(starts, mention.start) - 1
         start, end = borders[line]
         if mention.end > end:
             reading.add(
-                "crosses-line", where, f"{mention.label} at {mention.start} "
+                "crosses-line",
+                where,
+                f"{mention.label} at {mention.start} "
                 f"{mention.end} goes beyond line {line + 1} of "
-                f"{text_path.name}; left out (put the sentence on one line)")
+                f"{text_path.name}; left out (put the sentence on one line)",
+            )
             continue
-        records[line].mentions.append(Mention(
-            mention.label, mention.start - start, mention.end - start,
-            mention.surface))
-    filled = [record for record in records if split_words(record.text)
-              or record.mentions]
+        records[line].mentions.append(
+            Mention(mention.label, mention.start - start, mention.end - start, mention.surface)
+        )
+    filled = [record for record in records if split_words(record.text) or record.mentions]
     blank = len(records) - len(filled) - text.endswith("\n")
     if blank > 0:
         reading.ignore("blank lines", str(text_path), blank)
@@ -734,9 +850,11 @@ def _one_line(example: Example) -> str:
     "The text of an example; a DataError if it is not one line."
     text = example.text
     if "\n" in text or "\r" in text or not split_words(text):
-        raise DataError(f"{example_name(example)}: expected one line of text, "
-                        f"found {text[:40]!r}; write JSON lines "
-                        "(format='jsonl')")
+        raise DataError(
+            f"{example_name(example)}: expected one line of text, "
+            f"found {text[:40]!r}; write JSON lines "
+            "(format='jsonl')"
+        )
     return text
 
 
@@ -749,21 +867,26 @@ def _write_brat(examples: Sequence[Example], path: Path) -> None:
         texts.append(_one_line(example))
         for label, first, end in character_spans(example):
             if re.search(r"\s", label):
-                raise DataError(f"{example_name(example)}: expected a type "
-                                f"without blanks, found {label!r}; rename it")
-            lines.append(f"T{len(lines) + 1}\t{label} {start + first} "
-                         f"{start + end}\t{example.text[first:end]}")
+                raise DataError(
+                    f"{example_name(example)}: expected a type "
+                    f"without blanks, found {label!r}; rename it"
+                )
+            lines.append(
+                f"T{len(lines) + 1}\t{label} {start + first} "
+                f"{start + end}\t{example.text[first:end]}"
+            )
         start += len(texts[-1]) + 1
     if labelled:
         write_lines(ann_path, lines)
     elif ann_path.exists():
-        raise DataError(f"{ann_path}: there are annotations of another text; "
-                        "remove the file or choose another name")
+        raise DataError(
+            f"{ann_path}: there are annotations of another text; "
+            "remove the file or choose another name"
+        )
     write_lines(text_path, texts)
 
 # %% ../nbs/01b_formats.ipynb #a3117bf2
-_INLINE = re.compile(r"\\([\\{}:])|(\{\{)((?:\\[\\{}:]|[^\\{}:])+):|(\}\})",
-                     re.S)
+_INLINE = re.compile(r"\\([\\{}:])|(\{\{)((?:\\[\\{}:]|[^\\{}:])+):|(\}\})", re.S)
 
 
 def _unescape(text: str) -> str:
@@ -777,7 +900,7 @@ def parse_inline(
     "Read text with entities in braces; a ValueError where they do not fit."
     parts, spans, opened, length, last = [], [], [], 0, 0
     for match in _INLINE.finditer(line):
-        piece = line[last:match.start()]
+        piece = line[last : match.start()]
         if "{{" in piece:
             break
         piece += match[1] or ""
@@ -786,20 +909,26 @@ def parse_inline(
         if match[2]:
             opened.append((_unescape(match[3]), length, match.start()))
         elif match[4] and not opened:
-            raise ValueError(f"expected '{{{{type:' before the '}}}}' at "
-                             f"column {match.start() + 1}; for braces in the "
-                             "text write '\\}\\}'")
+            raise ValueError(
+                f"expected '{{{{type:' before the '}}}}' at "
+                f"column {match.start() + 1}; for braces in the "
+                "text write '\\}\\}'"
+            )
         elif match[4]:
             label, start, _ = opened.pop()
             spans.append(Span(label, start, length))
     if "{{" in line[last:]:
         column = line.index("{{", last) + 1
-        raise ValueError(f"expected '{{{{type:text}}}}' at column {column}, "
-                         f"found {line[column - 1:column + 19]!r}; for braces "
-                         "in the text write '\\{\\{'")
+        raise ValueError(
+            f"expected '{{{{type:text}}}}' at column {column}, "
+            f"found {line[column - 1 : column + 19]!r}; for braces "
+            "in the text write '\\{\\{'"
+        )
     if opened:
-        raise ValueError(f"expected '}}}}' for the '{{{{' at column "
-                         f"{opened[-1][2] + 1}, found the end of the line")
+        raise ValueError(
+            f"expected '}}}}' for the '{{{{' at column "
+            f"{opened[-1][2] + 1}, found the end of the line"
+        )
     return "".join([*parts, line[last:]]), spans
 
 # %% ../nbs/01b_formats.ipynb #754468b3
@@ -821,11 +950,9 @@ def format_inline(
     for span in sorted(spans, key=span_order):
         close(span.start)
         if opened and span.end > opened[-1].end:
-            raise ValueError(f"{span} crosses {opened[-1]}; braces can nest, "
-                             "not cross")
+            raise ValueError(f"{span} crosses {opened[-1]}; braces can nest, not cross")
         label = re.sub(r"([\\{}:])", r"\\\1", span.label)
-        parts.append(escape.sub(r"\\\1", text[last:span.start])
-                     + "{{" + label + ":")
+        parts.append(escape.sub(r"\\\1", text[last : span.start]) + "{{" + label + ":")
         last = span.start
         opened.append(span)
     close(len(text))
@@ -842,8 +969,9 @@ def _prepare_inline(reading: Reading, text: str) -> list[_Record]:
         except ValueError as error:
             raise DataError(f"{where}: {error}") from error
         number = reading.first_number + len(records)
-        records.append(_Record(where, f"{stem}-{number}", plain,
-                               [Mention(*span) for span in spans]))
+        records.append(
+            _Record(where, f"{stem}-{number}", plain, [Mention(*span) for span in spans])
+        )
     return records
 
 
@@ -852,21 +980,24 @@ def _inline_line(example: Example) -> str:
     text = _one_line(example)
     for label in {span.label for span in example.spans or []}:
         if re.search(r"[\r\n]", label):
-            raise DataError(f"{example_name(example)}: expected a type on one "
-                            f"line, found {label!r}; rename it")
+            raise DataError(
+                f"{example_name(example)}: expected a type on one line, found {label!r}; rename it"
+            )
     try:
         return format_inline(text, character_spans(example))
     except ValueError as error:
-        raise DataError(f"{example_name(example)}: {error}; write JSON lines, "
-                        "or drop one with on_bad='warn'") from error
+        raise DataError(
+            f"{example_name(example)}: {error}; write JSON lines, or drop one with on_bad='warn'"
+        ) from error
 
 # %% ../nbs/01b_formats.ipynb #0317189d
 def _prepare_text(reading: Reading, text: str) -> list[_Record]:
     "Unlabelled records, one a line."
     stem = file_stem(reading.path)
-    return [_Record(where, f"{stem}-{number}", line, None)
-            for number, (_, where, line) in enumerate(
-                reading.lines(text), reading.first_number)]
+    return [
+        _Record(where, f"{stem}-{number}", line, None)
+        for number, (_, where, line) in enumerate(reading.lines(text), reading.first_number)
+    ]
 
 # %% ../nbs/01b_formats.ipynb #bed5fcf4
 def _drop_comments(reading: Reading, text: str) -> str:
@@ -877,8 +1008,7 @@ def _drop_comments(reading: Reading, text: str) -> str:
     for index, line in enumerate(lines):
         if between and line.startswith("#") and "\t" not in line:
             lines[index] = ""
-            reading.ignore("comments",
-                           f"{reading.path}:{reading.first_line + index}")
+            reading.ignore("comments", f"{reading.path}:{reading.first_line + index}")
         between = not lines[index].strip()
     return "\n".join(lines)
 
@@ -886,41 +1016,47 @@ def _drop_comments(reading: Reading, text: str) -> str:
 def _prepare_columns(reading: Reading, text: str) -> list[ColumnSentence]:
     "Sentences of a column file, their tags not yet read."
     sentences, reading.columns = parse_columns(
-        reading.path, _drop_comments(reading, text), reading.token_column,
-        reading.tag_column, reading.first_line, reading.columns,
-        reading.columns_line)
+        reading.path,
+        _drop_comments(reading, text),
+        reading.token_column,
+        reading.tag_column,
+        reading.first_line,
+        reading.columns,
+        reading.columns_line,
+    )
     if reading.columns > 2 and sentences:
-        reading.ignore("columns beside token and tag",
-                       f"{reading.path}:{sentences[0].line}", len(sentences))
+        reading.ignore(
+            "columns beside token and tag", f"{reading.path}:{sentences[0].line}", len(sentences)
+        )
     return sentences
 
 
-def _finish_columns(reading: Reading, sentences: list[ColumnSentence],
-                    survey: Survey) -> list[Example]:
+def _finish_columns(
+    reading: Reading, sentences: list[ColumnSentence], survey: Survey
+) -> list[Example]:
     "Examples of a column file in any scheme."
     path, scheme = reading.path, None
     reading.findings += check_tokens(path, sentences)
     if survey.columns > 1:
         scheme = get_scheme(reading.scheme or survey.scheme(path)).name
         check_tag_names(
-            path, sentences,
+            path,
+            sentences,
             lambda tag: tags_to_spans([tag], scheme, mode="lenient"),
-            "pass the scheme that the file follows (scheme)")
+            "pass the scheme that the file follows (scheme)",
+        )
         reading.findings += check_tags(path, sentences, scheme)
-    return label_sentences(path, sentences, scheme, reading.first_number,
-                           survey.characters)
+    return label_sentences(path, sentences, scheme, reading.first_number, survey.characters)
 
 # %% ../nbs/01b_formats.ipynb #591c17c1
 def _prepare_cluener(reading: Reading, text: str) -> list[Example]:
     "Examples of CLUENER's JSON lines; every character is a token."
-    examples, findings = parse_cluener(
-        reading.path, text, reading.first_line, reading.first_number)
+    examples, findings = parse_cluener(reading.path, text, reading.first_line, reading.first_number)
     reading.findings += findings
     return examples
 
 
-def _finish_examples(reading: Reading, examples: list[Example],
-                     survey: Survey) -> list[Example]:
+def _finish_examples(reading: Reading, examples: list[Example], survey: Survey) -> list[Example]:
     "Nothing is left to do."
     return examples
 
@@ -930,8 +1066,9 @@ def _optional(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"this format needs the package {name!r}; install "
-                          f"it: pip install {name}") from error
+        raise ImportError(
+            f"this format needs the package {name!r}; install it: pip install {name}"
+        ) from error
 
 
 def _class_names(features: Mapping, column: str) -> list[str] | None:
@@ -944,19 +1081,22 @@ def _class_names(features: Mapping, column: str) -> list[str] | None:
     return None if names is None else list(names)
 
 
-def _named_tags(tags: Sequence, names: list[str] | None, where: str
-                ) -> list[str]:
+def _named_tags(tags: Sequence, names: list[str] | None, where: str) -> list[str]:
     "Tags as strings."
     if all(isinstance(tag, str) for tag in tags):
         return list(tags)
     if names is None:
-        raise DataError(f"{where}: expected integer tags with a ClassLabel, "
-                        "found none; cast the column to "
-                        "Sequence(ClassLabel(names=[...]))")
+        raise DataError(
+            f"{where}: expected integer tags with a ClassLabel, "
+            "found none; cast the column to "
+            "Sequence(ClassLabel(names=[...]))"
+        )
     for tag in tags:
         if isinstance(tag, str) or not 0 <= tag < len(names):
-            raise DataError(f"{where}: expected tags 0 to {len(names) - 1}, "
-                            f"found {tag!r}; leave out words without a tag")
+            raise DataError(
+                f"{where}: expected tags 0 to {len(names) - 1}, "
+                f"found {tag!r}; leave out words without a tag"
+            )
     return [names[tag] for tag in tags]
 
 # %% ../nbs/01b_formats.ipynb #a27bf6b9
@@ -970,30 +1110,34 @@ def _prepare_rows(reading: Reading, dataset) -> list[Example] | list[_Record]:
     tag_column = next((name for name in _TAGS if name in columns), None)
     place, rows = f"{reading.path}:row ", list(dataset)
     if token_column is None or ("text" in columns and tag_column is None):
-        return [_span_record(reading, f"{place}{number}", dict(row), number)
-                for number, row in enumerate(rows)]
+        return [
+            _span_record(reading, f"{place}{number}", dict(row), number)
+            for number, row in enumerate(rows)
+        ]
     for column in columns:
         if column not in ("id", token_column, tag_column):
             reading.ignore(f"the column {column!r}", str(reading.path))
     token_lists = [list(row[token_column]) for row in rows]
     tag_lists = [None] * len(rows)
     if tag_column is not None:
-        names = _class_names(getattr(dataset, "features", None) or {},
-                             tag_column)
-        tag_lists = [_named_tags(row[tag_column], names, f"{place}{number}")
-                     for number, row in enumerate(rows)]
+        names = _class_names(getattr(dataset, "features", None) or {}, tag_column)
+        tag_lists = [
+            _named_tags(row[tag_column], names, f"{place}{number}")
+            for number, row in enumerate(rows)
+        ]
     spans = _row_spans(reading, token_lists, tag_lists, place)
     stem = file_stem(reading.path)
-    return [Example(str(row.get("id", f"{stem}-{number}")), tokens, found,
-                    f"{place}{number}", sep)
-            for number, (row, tokens, found, sep) in enumerate(zip(
-                rows, token_lists, spans, separators_of(token_lists),
-                strict=True))]
+    return [
+        Example(str(row.get("id", f"{stem}-{number}")), tokens, found, f"{place}{number}", sep)
+        for number, (row, tokens, found, sep) in enumerate(
+            zip(rows, token_lists, spans, separators_of(token_lists), strict=True)
+        )
+    ]
 
 # %% ../nbs/01b_formats.ipynb #78dbd0f5
-def _row_spans(reading: Reading, token_lists: list[list[str]],
-               tag_lists: list[list[str] | None], place: str
-               ) -> list[list[Span] | None]:
+def _row_spans(
+    reading: Reading, token_lists: list[list[str]], tag_lists: list[list[str] | None], place: str
+) -> list[list[Span] | None]:
     "The spans of rows of tags; oddities are problems."
     tagged = [tags for tags in tag_lists if tags is not None]
     for tags in tagged:
@@ -1002,24 +1146,23 @@ def _row_spans(reading: Reading, token_lists: list[list[str]],
                 parse_tag(tag)
             except ValueError as error:
                 raise DataError(f"{reading.path}: {error}") from error
-    scheme = reading.scheme or Survey(
-        runs=dict.fromkeys(map(tuple, tagged))).scheme(reading.path)
+    scheme = reading.scheme or Survey(runs=dict.fromkeys(map(tuple, tagged))).scheme(reading.path)
     scheme = get_scheme(scheme).name
     spans = []
-    for number, (tokens, tags) in enumerate(
-            zip(token_lists, tag_lists, strict=True)):
+    for number, (tokens, tags) in enumerate(zip(token_lists, tag_lists, strict=True)):
         where = f"{place}{number}"
-        if not tokens or (tags is not None
-                          and len(tags) != len(tokens)):
-            raise DataError(f"{where}: expected a tag for each token, found "
-                            f"{len(tokens)} tokens and "
-                            f"{len(tags or [])} tags; correct the row")
-        reading.findings += [Finding("ill-formed-tag", where, reason)
-                             for _, reason
-                             in find_ill_formed(tags or [], scheme)]
+        if not tokens or (tags is not None and len(tags) != len(tokens)):
+            raise DataError(
+                f"{where}: expected a tag for each token, found "
+                f"{len(tokens)} tokens and "
+                f"{len(tags or [])} tags; correct the row"
+            )
+        reading.findings += [
+            Finding("ill-formed-tag", where, reason)
+            for _, reason in find_ill_formed(tags or [], scheme)
+        ]
         try:
-            spans.append(None if tags is None
-                         else tags_to_spans(tags, scheme, mode="lenient"))
+            spans.append(None if tags is None else tags_to_spans(tags, scheme, mode="lenient"))
         except ValueError as error:
             raise DataError(f"{where}: {error}; pass the scheme") from error
     return spans
@@ -1034,9 +1177,10 @@ def from_dataset(
 ) -> list[Example] | dict[str, list[Example]]:  # a dict for a DatasetDict
     "Read a `Dataset` or `DatasetDict` that is in memory."
     if isinstance(dataset, Mapping):
-        return {split: from_dataset(rows, f"{name}-{split}", scheme, on_bad,
-                                    warnings)
-                for split, rows in dataset.items()}
+        return {
+            split: from_dataset(rows, f"{name}-{split}", scheme, on_bad, warnings)
+            for split, rows in dataset.items()
+        }
     reading = Reading(Path(name), scheme=scheme)
     content = _prepare_rows(reading, dataset)
     examples = _finish_rows(reading, content, _survey(reading, content))
@@ -1044,8 +1188,9 @@ def from_dataset(
     return examples
 
 
-def _finish_rows(reading: Reading, content: list[Example] | list[_Record],
-                 survey: Survey) -> list[Example]:
+def _finish_rows(
+    reading: Reading, content: list[Example] | list[_Record], survey: Survey
+) -> list[Example]:
     "Examples of rows, be they tokens or text."
     if content and isinstance(content[0], _Record):
         return _finish_records(reading, content, survey)
@@ -1058,8 +1203,10 @@ def to_dataset(
 ):  # a `datasets.Dataset` with id, tokens and ner_tags (a ClassLabel)
     "Make a `Dataset` of tokens and integer tags; needs `datasets`."
     datasets = _optional("datasets")
-    columns = {"id": [example.id for example in examples],
-               "tokens": [list(example.tokens) for example in examples]}
+    columns = {
+        "id": [example.id for example in examples],
+        "tokens": [list(example.tokens) for example in examples],
+    }
     text = datasets.Value("string")
     features = {"id": text, "tokens": datasets.Sequence(text)}
     if all_labelled(examples, Path("dataset")):
@@ -1067,12 +1214,10 @@ def to_dataset(
         names = label_list(types, scheme)
         numbers = {name: number for number, name in enumerate(names)}
         columns["ner_tags"] = [
-            [numbers[tag] for tag in _tags(example, scheme)]
-            for example in examples]
-        features["ner_tags"] = datasets.Sequence(
-            datasets.ClassLabel(names=names))
-    return datasets.Dataset.from_dict(
-        columns, features=datasets.Features(features))
+            [numbers[tag] for tag in _tags(example, scheme)] for example in examples
+        ]
+        features["ner_tags"] = datasets.Sequence(datasets.ClassLabel(names=names))
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
 def _tags(example: Example, scheme: str) -> list[str]:
@@ -1080,29 +1225,28 @@ def _tags(example: Example, scheme: str) -> list[str]:
     try:
         return spans_to_tags(example.spans, len(example.tokens), scheme)
     except ValueError as error:
-        raise DataError(f"{example_name(example)}: {error}, or write with "
-                        "on_bad='warn'") from error
+        raise DataError(f"{example_name(example)}: {error}, or write with on_bad='warn'") from error
 
 # %% ../nbs/01b_formats.ipynb #18527787
-def _prepare_datasets(reading: Reading, text: str
-                      ) -> list[Example] | list[_Record]:
+def _prepare_datasets(reading: Reading, text: str) -> list[Example] | list[_Record]:
     "Rows of a folder that `save_to_disk` wrote."
     dataset = _optional("datasets").load_from_disk(str(reading.path))
     if isinstance(dataset, Mapping):
         if reading.split not in dataset:
             raise DataError(
                 f"{reading.path}: expected split to be one of "
-                f"{', '.join(dataset)}, got {reading.split!r}; pass split=")
+                f"{', '.join(dataset)}, got {reading.split!r}; pass split="
+            )
         dataset = dataset[reading.split]
     return _prepare_rows(reading, dataset)
 
 
-def _write_datasets(examples: Sequence[Example], path: Path, scheme: str
-                    ) -> None:
+def _write_datasets(examples: Sequence[Example], path: Path, scheme: str) -> None:
     "Save a folder that appears only when it is complete."
     if path.exists():
-        raise DataError(f"{path}: expected a new folder, found one; remove "
-                        "it or choose another name")
+        raise DataError(
+            f"{path}: expected a new folder, found one; remove it or choose another name"
+        )
     dataset = to_dataset(examples, scheme)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -1118,14 +1262,14 @@ def _write_docbin(examples: Sequence[Example], path: Path) -> None:
     for example in examples:
         offsets, text = example.offsets, example.text
         stops = [start for start, _ in offsets[1:]] + [len(text)]
-        spaces = [text[end:stop].startswith(" ") for (_, end), stop
-                  in zip(offsets, stops, strict=True)]
+        spaces = [
+            text[end:stop].startswith(" ") for (_, end), stop in zip(offsets, stops, strict=True)
+        ]
         doc = tokens.Doc(nlp.vocab, words=example.tokens, spaces=spaces)
         doc.user_data["id"] = example.id
 
         def made(spans, doc=doc):
-            return [tokens.Span(doc, start, end, label=label)
-                    for label, start, end in spans]
+            return [tokens.Span(doc, start, end, label=label) for label, start, end in spans]
 
         if example.spans is None:
             doc.set_ents([], default="missing")
@@ -1139,6 +1283,7 @@ def _write_docbin(examples: Sequence[Example], path: Path) -> None:
 @dataclass(frozen=True)
 class Format:
     "A format: how its files are called, how it is read and written."
+
     name: str  # a key of `FORMATS`
     extensions: tuple[str, ...]  # usual ends of names, without .gz
     prepare: Callable[[Reading, str], list] | None  # None: written only
@@ -1152,43 +1297,101 @@ class Format:
 
 def _by_line(line: Callable[[Example], str]) -> Callable:
     "A writer of one line an example."
+
     def render(examples: Sequence[Example], path: Path, scheme: str) -> None:
         write_lines(path, map(line, examples))
+
     return render
 
 
-def _write_columns(examples: Sequence[Example], path: Path, scheme: str
-                   ) -> None:
+def _write_columns(examples: Sequence[Example], path: Path, scheme: str) -> None:
     "Write a column file; unlabelled examples as one column."
     used = scheme if all_labelled(examples, path) else None
-    write_lines(path, (line for example in examples
-                       for line in column_lines(example, used)))
+    write_lines(path, (line for example in examples for line in column_lines(example, used)))
 
 # %% ../nbs/01b_formats.ipynb #9eb477d4
-FORMATS = {kind.name: kind for kind in (
-    Format("columns", (".txt", ".conll", ".tsv", ".bio", ".bmes", ".iob"),
-           _prepare_columns, _finish_columns, _write_columns, flat=True,
-           by_lines=True),
-    Format("cluener", (".json", ".jsonl"), _prepare_cluener,
-           _finish_examples, _by_line(cluener_line), by_lines=True),
-    Format("jsonl", (".jsonl", ".json"), _prepare_jsonl, _finish_records,
-           _by_line(_jsonl_line), by_lines=True, by_surfaces=True),
-    Format("doccano", (".jsonl",), _prepare_doccano, _finish_records,
-           _by_line(_doccano_line), by_lines=True, by_surfaces=True),
-    Format("label_studio", (".json",), _prepare_studio, _finish_records,
-           lambda examples, path, scheme: write_lines(
-               path, _studio_lines(examples))),
-    Format("brat", (".ann", ".txt"), _prepare_brat, _finish_records,
-           lambda examples, path, scheme: _write_brat(examples, path),
-           reads_path=True),
-    Format("inline", (".txt",), _prepare_inline, _finish_records,
-           _by_line(_inline_line), by_lines=True),
-    Format("text", (".txt",), _prepare_text, _finish_records,
-           _by_line(_one_line), by_lines=True),
-    Format("datasets", ("",), _prepare_datasets, _finish_rows,
-           _write_datasets, flat=True, reads_path=True),
-    Format("docbin", (".spacy",), None, _finish_examples,
-           lambda examples, path, scheme: _write_docbin(examples, path)))}
+FORMATS = {
+    kind.name: kind
+    for kind in (
+        Format(
+            "columns",
+            (".txt", ".conll", ".tsv", ".bio", ".bmes", ".iob"),
+            _prepare_columns,
+            _finish_columns,
+            _write_columns,
+            flat=True,
+            by_lines=True,
+        ),
+        Format(
+            "cluener",
+            (".json", ".jsonl"),
+            _prepare_cluener,
+            _finish_examples,
+            _by_line(cluener_line),
+            by_lines=True,
+        ),
+        Format(
+            "jsonl",
+            (".jsonl", ".json"),
+            _prepare_jsonl,
+            _finish_records,
+            _by_line(_jsonl_line),
+            by_lines=True,
+            by_surfaces=True,
+        ),
+        Format(
+            "doccano",
+            (".jsonl",),
+            _prepare_doccano,
+            _finish_records,
+            _by_line(_doccano_line),
+            by_lines=True,
+            by_surfaces=True,
+        ),
+        Format(
+            "label_studio",
+            (".json",),
+            _prepare_studio,
+            _finish_records,
+            lambda examples, path, scheme: write_lines(path, _studio_lines(examples)),
+        ),
+        Format(
+            "brat",
+            (".ann", ".txt"),
+            _prepare_brat,
+            _finish_records,
+            lambda examples, path, scheme: _write_brat(examples, path),
+            reads_path=True,
+        ),
+        Format(
+            "inline",
+            (".txt",),
+            _prepare_inline,
+            _finish_records,
+            _by_line(_inline_line),
+            by_lines=True,
+        ),
+        Format(
+            "text", (".txt",), _prepare_text, _finish_records, _by_line(_one_line), by_lines=True
+        ),
+        Format(
+            "datasets",
+            ("",),
+            _prepare_datasets,
+            _finish_rows,
+            _write_datasets,
+            flat=True,
+            reads_path=True,
+        ),
+        Format(
+            "docbin",
+            (".spacy",),
+            None,
+            _finish_examples,
+            lambda examples, path, scheme: _write_docbin(examples, path),
+        ),
+    )
+}
 
 
 def find_format(
@@ -1196,8 +1399,7 @@ def find_format(
 ) -> Format:  # ValueError for another name
     "A format by its name."
     if name not in FORMATS:
-        raise ValueError(f"expected a format of {', '.join(FORMATS)}, got "
-                         f"{name!r}")
+        raise ValueError(f"expected a format of {', '.join(FORMATS)}, got {name!r}")
     return FORMATS[name]
 
 # %% ../nbs/01b_formats.ipynb #0de95daa
@@ -1209,7 +1411,8 @@ def _detect_json(path: Path, text: str) -> str:
     is_array = text.lstrip().startswith("[")
     for _, record in _json_records(Reading(path), text):
         if isinstance(record.get("data"), dict) or (
-                is_array and isinstance(record.get("label"), list)):
+            is_array and isinstance(record.get("label"), list)
+        ):
             return "label_studio"
         if isinstance(record.get("label"), dict):
             return "cluener"
@@ -1219,8 +1422,7 @@ def _detect_json(path: Path, text: str) -> str:
             entries = record.get(name)
             if isinstance(entries, list) and entries:
                 triple = isinstance(entries[0], list)
-                return ("doccano" if triple or "start_offset" in entries[0]
-                        else "jsonl")
+                return "doccano" if triple or "start_offset" in entries[0] else "jsonl"
     plain = path.name.removesuffix(".gz")
     return "jsonl" if plain.endswith(".jsonl") else "cluener"
 
@@ -1231,13 +1433,16 @@ def detect_text(
 ) -> str:  # a key of `FORMATS`
     "Find the format of a text by its content."
     path = Path(path)
-    if (re.match(r'\s*(\{\s*"\w+"\s*:|\[\s*[{\]])', text)
-            or path.name.removesuffix(".gz").endswith((".json", ".jsonl"))):
+    if re.match(r'\s*(\{\s*"\w+"\s*:|\[\s*[{\]])', text) or path.name.removesuffix(".gz").endswith(
+        (".json", ".jsonl")
+    ):
         return _detect_json(path, text)
-    lines = [line.replace("\t", " ") for line
-             in text[:100_000].split("\n")[:400]]
-    cells = [[cell for cell in line.split(" ") if cell] for line in lines
-             if line.strip() and not line.startswith(("#", "-DOCSTART-"))]
+    lines = [line.replace("\t", " ") for line in text[:100_000].split("\n")[:400]]
+    cells = [
+        [cell for cell in line.split(" ") if cell]
+        for line in lines
+        if line.strip() and not line.startswith(("#", "-DOCSTART-"))
+    ]
     if cells and all(_TAG.fullmatch(row[-1]) for row in cells[:50]):
         return "columns"
     if re.search(r"\{\{[^{}:\s]+:", text):
@@ -1245,9 +1450,11 @@ def detect_text(
     tagged = any(_TAG.fullmatch(cell) for row in cells for cell in row)
     if tagged or all(len(row) == 1 for row in cells):
         return "columns"
-    raise DataError(f"{path}: cannot tell the format from its beginning "
-                    f"{text[:40]!r}; name one of {', '.join(FORMATS)} "
-                    "(--format)")
+    raise DataError(
+        f"{path}: cannot tell the format from its beginning "
+        f"{text[:40]!r}; name one of {', '.join(FORMATS)} "
+        "(--format)"
+    )
 
 # %% ../nbs/01b_formats.ipynb #e0caf2bf
 def detect_format(
@@ -1255,8 +1462,7 @@ def detect_format(
     encoding: str = "utf-8",  # of its text
 ) -> str:  # a key of `FORMATS`
     "Find the format of a file by its content, its name where that is mute."
-    return _detect_path(Path(path)) or detect_text(
-        path, read_text(path, encoding))
+    return _detect_path(Path(path)) or detect_text(path, read_text(path, encoding))
 
 
 def _detect_path(path: Path) -> str | None:
@@ -1274,6 +1480,7 @@ def _detect_path(path: Path) -> str | None:
 @dataclass
 class Prepared:
     "A text that has been taken apart; its tags are not yet read."
+
     format: Format  # it is in
     reading: Reading  # options, and what was found so far
     content: list  # sentences, records or examples
@@ -1298,12 +1505,18 @@ class Prepared:
     ) -> tuple[list[Example], list[Finding]]:  # what only a whole shows, too
         "Make the examples of a whole file."
         examples, findings = self.finish(survey)
-        if (survey.mentions and not survey.fits
-                and self.reading.end == "auto"):
-            findings.insert(0, Finding(
-                "ends-unknown", str(self.reading.path), "no span gives a "
-                "surface that fits, so ends were read as exclusive; pass "
-                "end='inclusive' if they are not", "note"))
+        if survey.mentions and not survey.fits and self.reading.end == "auto":
+            findings.insert(
+                0,
+                Finding(
+                    "ends-unknown",
+                    str(self.reading.path),
+                    "no span gives a "
+                    "surface that fits, so ends were read as exclusive; pass "
+                    "end='inclusive' if they are not",
+                    "note",
+                ),
+            )
         return examples, findings
 
 # %% ../nbs/01b_formats.ipynb #bce61d0b
@@ -1320,8 +1533,7 @@ def prepare_file(
     if format == "auto" or not find_format(format).reads_path:
         text = "" if format == "docbin" else read_text(path, encoding)
         if not text.strip() and format != "docbin":
-            raise DataError(f"{path}: expected at least one sentence, found "
-                            "none")
+            raise DataError(f"{path}: expected at least one sentence, found none")
     if format == "auto":
         format = detect_text(path, text)
     prepared = _prepare(find_format(format), reading, text)
@@ -1333,13 +1545,13 @@ def prepare_file(
 def _prepare(kind: Format, reading: Reading, text: str) -> Prepared:
     "Take a text apart."
     if kind.prepare is None:
-        raise ValueError(f"{reading.path}: the format {kind.name} is written "
-                         "only")
+        raise ValueError(f"{reading.path}: the format {kind.name} is written only")
     return Prepared(kind, reading, kind.prepare(reading, text))
 
 # %% ../nbs/01b_formats.ipynb #33f877e8
 class Examined(NamedTuple):
     "A file, and everything odd in it."
+
     examples: list[Example]  # in the order of the file, read leniently
     findings: list[Finding]  # in the order of the file
     format: str  # a key of `FORMATS`
@@ -1356,8 +1568,7 @@ def examine(
     prepared = prepare_file(path, format, encoding, **options)
     survey, scheme = prepared.survey(), None
     if survey.columns > 1:
-        scheme = get_scheme(prepared.reading.scheme
-                            or survey.scheme(path)).name
+        scheme = get_scheme(prepared.reading.scheme or survey.scheme(path)).name
         prepared.reading.scheme = scheme
     examples, findings = prepared.finish_file(survey)
     return Examined(examples, findings, prepared.format.name, scheme)
@@ -1420,8 +1631,9 @@ def _part_format(name: str) -> Format:
     kind = find_format(name)
     if not kind.by_lines:
         names = [kind.name for kind in FORMATS.values() if kind.by_lines]
-        raise ValueError(f"expected a format that is read by lines "
-                         f"({', '.join(names)}), got {name!r}")
+        raise ValueError(
+            f"expected a format that is read by lines ({', '.join(names)}), got {name!r}"
+        )
     return kind
 
 # %% ../nbs/01b_formats.ipynb #baf5ff72
@@ -1441,13 +1653,16 @@ def write_examples(
     for index, example in enumerate(examples):
         name = example_name(example)
         if "" in example.tokens:
-            raise DataError(f"{name}: expected tokens of at least one "
-                            "character, found ''; remove it")
-        if on_bad == "warn" and example.spans and (
-                kind.flat or kind.name == "inline"):
+            raise DataError(
+                f"{name}: expected tokens of at least one character, found ''; remove it"
+            )
+        if on_bad == "warn" and example.spans and (kind.flat or kind.name == "inline"):
             chosen = flatten_spans(example.spans)
-            losses += [f"{name}: {span} overlaps another span and was left "
-                       "out" for span in example.spans if span not in chosen]
+            losses += [
+                f"{name}: {span} overlaps another span and was left out"
+                for span in example.spans
+                if span not in chosen
+            ]
             if len(chosen) < len(example.spans):
                 examples[index] = replace(example, spans=chosen)
     kind.render(examples, Path(path), get_scheme(scheme).name)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 # %% ../nbs/00_labels.ipynb #8e274662
 class Span(NamedTuple):
     "An entity: a label over the words `start` to `end`, the end exclusive."
+
     label: str  # type of the entity, for example "PER"
     start: int  # index of its first word
     end: int  # index after its last word
@@ -34,13 +35,15 @@ def parse_tag(
     if len(prefix) != 1 or prefix == "O" or not label:
         raise ValueError(
             f"expected the tag 'O' or a tag like 'B-PER' (one letter, "
-            f"a hyphen, a type), got {tag!r}")
+            f"a hyphen, a type), got {tag!r}"
+        )
     return prefix, label
 
 # %% ../nbs/00_labels.ipynb #bcf5b951
 @dataclass(frozen=True)
 class Scheme:
     "A choice of letters for the four roles of a word within an entity."
+
     name: str  # canonical name, for example "BIOES"
     begin: str  # letter of the first of several words
     inside: str  # letter of a word in the middle
@@ -56,13 +59,17 @@ class Scheme:
         return tuple(dict.fromkeys(letters))
 
 # %% ../nbs/00_labels.ipynb #451a1174
-SCHEMES = {scheme.name: scheme for scheme in (
-    Scheme("BIO", begin="B", inside="I", last="I", single="B"),
-    Scheme("IOB1", begin="I", inside="I", last="I", single="I"),
-    Scheme("BIOES", begin="B", inside="I", last="E", single="S"),
-    Scheme("BMES", begin="B", inside="M", last="E", single="S"),
-    Scheme("BILOU", begin="B", inside="I", last="L", single="U"),
-    Scheme("BIOS", begin="B", inside="I", last="I", single="S"))}
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("BIO", begin="B", inside="I", last="I", single="B"),
+        Scheme("IOB1", begin="I", inside="I", last="I", single="I"),
+        Scheme("BIOES", begin="B", inside="I", last="E", single="S"),
+        Scheme("BMES", begin="B", inside="M", last="E", single="S"),
+        Scheme("BILOU", begin="B", inside="I", last="L", single="U"),
+        Scheme("BIOS", begin="B", inside="I", last="I", single="S"),
+    )
+}
 
 # %% ../nbs/00_labels.ipynb #1036be42
 def get_scheme(
@@ -78,12 +85,12 @@ def get_scheme(
     for scheme in SCHEMES.values():
         if letters == set(scheme.prefixes):
             return scheme
-    raise ValueError(f"expected one of the tag schemes "
-                     f"{', '.join(SCHEMES)}, got {name!r}")
+    raise ValueError(f"expected one of the tag schemes {', '.join(SCHEMES)}, got {name!r}")
 
 # %% ../nbs/00_labels.ipynb #4a920749
 class _Tag(NamedTuple):
     "What one tag may do in its scheme."
+
     prefix: str
     type: str
     starts: bool
@@ -99,14 +106,20 @@ def _read_tag(tag: str, scheme: Scheme) -> _Tag:
     if prefix != "O" and prefix not in scheme.prefixes:
         raise ValueError(
             f"expected a tag of the scheme {scheme.name} (prefixes "
-            f"{', '.join(scheme.prefixes)} or the tag 'O'), got {tag!r}")
+            f"{', '.join(scheme.prefixes)} or the tag 'O'), got {tag!r}"
+        )
     first, middle = prefix == scheme.begin, prefix == scheme.inside
     last, only = prefix == scheme.last, prefix == scheme.single
     if scheme.name == "IOB1" and prefix == "B":
         first, only = True, True
-    return _Tag(prefix, label, starts=first or only,
-                continues=middle or last, opens=first or middle,
-                closes=last or only)
+    return _Tag(
+        prefix,
+        label,
+        starts=first or only,
+        continues=middle or last,
+        opens=first or middle,
+        closes=last or only,
+    )
 
 # %% ../nbs/00_labels.ipynb #fc22a089
 def _joins(left: _Tag, right: _Tag) -> bool:
@@ -131,8 +144,7 @@ def _closes_entity(tag: _Tag, right: _Tag, scheme: Scheme) -> bool:
 def _check_mode(mode: str) -> bool:
     "Whether the reading is strict; a ValueError for an unknown mode."
     if mode not in ("strict", "lenient"):
-        raise ValueError(
-            f"expected mode 'strict' or 'lenient', got {mode!r}")
+        raise ValueError(f"expected mode 'strict' or 'lenient', got {mode!r}")
     return mode == "strict"
 
 # %% ../nbs/00_labels.ipynb #a29e0eac
@@ -151,8 +163,11 @@ def tags_to_spans(
             if not strict or _closes_entity(left, tag, scheme):
                 spans.append(Span(left.type, start, index))
             start = None
-        if start is None and tag.prefix != "O" and (
-                not strict or _starts_entity(left, tag, scheme)):
+        if (
+            start is None
+            and tag.prefix != "O"
+            and (not strict or _starts_entity(left, tag, scheme))
+        ):
             start = index
         left = tag
     return spans
@@ -165,11 +180,12 @@ def _check_spans(spans: Sequence[Span], length: int) -> None:
         if not span.label or not 0 <= span.start < span.end <= length:
             raise ValueError(
                 f"expected spans with a label and 0 <= start < end <= "
-                f"{length} (the number of words), got {span}")
+                f"{length} (the number of words), got {span}"
+            )
         if covered is not None and span.start < covered.end:
             raise ValueError(
-                f"{span} overlaps {covered}: one tag a word cannot hold "
-                f"both; keep one of them")
+                f"{span} overlaps {covered}: one tag a word cannot hold both; keep one of them"
+            )
         covered = span
 
 # %% ../nbs/00_labels.ipynb #fbe593df
@@ -233,8 +249,13 @@ def find_ill_formed(
         if tag in unreadable:
             found.append((index, unreadable[tag]))
         elif tag != better:
-            found.append((index, f"{_describe_tag(tags, index)} is ill-formed "
-                                 f"in {scheme.name}; {better!r} would fit"))
+            found.append(
+                (
+                    index,
+                    f"{_describe_tag(tags, index)} is ill-formed "
+                    f"in {scheme.name}; {better!r} would fit",
+                )
+            )
     return found
 
 # %% ../nbs/00_labels.ipynb #ba1a9b5e
@@ -244,8 +265,7 @@ def label_list(
 ) -> list[str]:  # "O", then every prefix of every type
     "All tags that a scheme has for these types, in a fixed order."
     prefixes = get_scheme(scheme).prefixes
-    return ["O"] + [f"{prefix}-{label}" for label in sorted(set(types))
-                    for prefix in prefixes]
+    return ["O"] + [f"{prefix}-{label}" for label in sorted(set(types)) for prefix in prefixes]
 
 # %% ../nbs/00_labels.ipynb #713810f5
 def entity_types(
@@ -267,7 +287,8 @@ def ids_to_spans(
         if not 0 <= tag_id < len(labels):
             raise ValueError(
                 f"expected label numbers 0 to {len(labels) - 1}, got "
-                f"{tag_id} at word {index}; leave out words without a label")
+                f"{tag_id} at word {index}; leave out words without a label"
+            )
         tags.append(labels[tag_id])
     return tags_to_spans(tags, scheme, mode)
 
@@ -283,6 +304,7 @@ def _is_legal(left: _Tag, right: _Tag, scheme: Scheme) -> bool:
 # %% ../nbs/00_labels.ipynb #a8728c85
 class Constraints(NamedTuple):
     "What a label set allows: sentence starts, transitions, sentence ends."
+
     start: list[bool]  # [label] may stand at the first word
     transitions: list[list[bool]]  # [from][to] may be neighbours
     end: list[bool]  # [label] may stand at the last word
@@ -298,13 +320,14 @@ def allowed_transitions(
     tags = [_read_tag(label, scheme) for label in labels]
     return Constraints(
         start=[_is_legal(outside, tag, scheme) for tag in tags],
-        transitions=[[_is_legal(left, right, scheme) for right in tags]
-                     for left in tags],
-        end=[_is_legal(tag, outside, scheme) for tag in tags])
+        transitions=[[_is_legal(left, right, scheme) for right in tags] for left in tags],
+        end=[_is_legal(tag, outside, scheme) for tag in tags],
+    )
 
 # %% ../nbs/00_labels.ipynb #bb0b0d75
 class EntitySteps(NamedTuple):
     "Pairs of neighbouring tags at which an entity begins, goes on, ends."
+
     types: list[str]  # the entity types, sorted
     type_of: list[int]  # [label] index of its type, -1 for "O"
     begins: list[list[bool]]  # [from][to]; the last row: a sentence begins
@@ -323,13 +346,22 @@ def entity_steps(
     return EntitySteps(
         types=types,
         type_of=[types.index(tag.type) if tag.type else -1 for tag in tags],
-        begins=[[tag.prefix != "O" and not _joins(left, tag)
-                 and _starts_entity(left, tag, scheme) for tag in tags]
-                for left in framed],
+        begins=[
+            [
+                tag.prefix != "O" and not _joins(left, tag) and _starts_entity(left, tag, scheme)
+                for tag in tags
+            ]
+            for left in framed
+        ],
         continues=[[_joins(left, tag) for tag in tags] for left in tags],
-        ends=[[tag.prefix != "O" and not _joins(tag, right)
-               and _closes_entity(tag, right, scheme) for right in framed]
-              for tag in tags])
+        ends=[
+            [
+                tag.prefix != "O" and not _joins(tag, right) and _closes_entity(tag, right, scheme)
+                for right in framed
+            ]
+            for tag in tags
+        ],
+    )
 
 # %% ../nbs/00_labels.ipynb #52562c51
 def detect_scheme(
@@ -339,16 +371,15 @@ def detect_scheme(
     sequences = [list(tags) for tags in sequences]
     seen = {tag for tags in sequences for tag in tags}
     prefixes = {parse_tag(tag)[0] for tag in seen} - {"O"}
-    candidates = [name for name, scheme in SCHEMES.items()
-                  if prefixes <= set(scheme.prefixes)]
+    candidates = [name for name, scheme in SCHEMES.items() if prefixes <= set(scheme.prefixes)]
     if not candidates:
         raise ValueError(
             f"no tag scheme has the prefixes {', '.join(sorted(prefixes))} "
-            f"together; expected those of one of {', '.join(SCHEMES)}")
+            f"together; expected those of one of {', '.join(SCHEMES)}"
+        )
     counts = {}
     for name in candidates:
-        counts[name] = sum(len(find_ill_formed(tags, name))
-                           for tags in sequences)
+        counts[name] = sum(len(find_ill_formed(tags, name)) for tags in sequences)
         if counts[name] == 0:
             return name
     return min(candidates, key=counts.__getitem__)

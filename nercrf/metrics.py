@@ -11,8 +11,7 @@ __all__ = ['Score', 'score_counts', 'EntityScores', 'score_spans', 'leave_out', 
 
 # %% ../nbs/09_metrics.ipynb #104d500f
 from collections import Counter
-from collections.abc import (
-    Callable, Collection, Iterable, Sequence)
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from .labels import Scheme, Span, tags_to_spans
 # %% ../nbs/09_metrics.ipynb #1c3947cc
 class Score(NamedTuple):
     "Precision, recall and F1 (0 to 1) and the counts that they come from."
+
     precision: float  # share of the predicted entities that are correct
     recall: float  # share of the gold entities that were found
     f1: float  # harmonic mean of the two
@@ -40,14 +40,20 @@ def score_counts(
     correct: int,  # number of entities in both
 ) -> Score:  # the three ratios with their counts
     "Turn counts of entities into precision, recall and F1."
-    return Score(_ratio(correct, predicted), _ratio(correct, gold),
-                 _ratio(2 * correct, gold + predicted),
-                 gold, predicted, correct)
+    return Score(
+        _ratio(correct, predicted),
+        _ratio(correct, gold),
+        _ratio(2 * correct, gold + predicted),
+        gold,
+        predicted,
+        correct,
+    )
 
 # %% ../nbs/09_metrics.ipynb #e6f3174a
 @dataclass
 class EntityScores:
     "Counts of gold, predicted and correct entities by type."
+
     gold: Counter[str] = field(default_factory=Counter)  # by type
     predicted: Counter[str] = field(default_factory=Counter)  # by type
     correct: Counter[str] = field(default_factory=Counter)  # by type
@@ -76,15 +82,15 @@ class EntityScores:
     @property
     def per_type(self) -> dict[str, Score]:  # by type, alphabetically
         "The score of every type that is in gold or prediction."
-        return {label: score_counts(self.gold[label], self.predicted[label],
-                                    self.correct[label])
-                for label in sorted(self.gold | self.predicted)}
+        return {
+            label: score_counts(self.gold[label], self.predicted[label], self.correct[label])
+            for label in sorted(self.gold | self.predicted)
+        }
 
     @property
     def micro(self) -> Score:  # ratios of the summed counts
         "The score over all entities, whatever their type."
-        return score_counts(self.gold.total(), self.predicted.total(),
-                            self.correct.total())
+        return score_counts(self.gold.total(), self.predicted.total(), self.correct.total())
 
     @property
     def macro(self) -> Score:  # mean ratios, summed counts
@@ -98,27 +104,26 @@ class EntityScores:
 
     def to_dict(self) -> dict[str, dict[str, int]]:  # counts by type
         "The counts as plain dictionaries, ready for JSON."
-        return {label: {"gold": score.gold, "predicted": score.predicted,
-                        "correct": score.correct}
-                for label, score in self.per_type.items()}
+        return {
+            label: {"gold": score.gold, "predicted": score.predicted, "correct": score.correct}
+            for label, score in self.per_type.items()
+        }
 
 # %% ../nbs/09_metrics.ipynb #687d9cf2
-def _average(
-    scores: EntityScores, weight: Callable[[Score], int]
-) -> Score:
+def _average(scores: EntityScores, weight: Callable[[Score], int]) -> Score:
     "The weighted mean of the types' ratios, with the total counts."
     rows = list(scores.per_type.values())
     total = sum(map(weight, rows))
-    means = (_ratio(sum(weight(row) * row[column] for row in rows), total)
-             for column in range(3))
+    means = (_ratio(sum(weight(row) * row[column] for row in rows), total) for column in range(3))
     return Score(*means, *scores.micro[3:])
 
 # %% ../nbs/09_metrics.ipynb #e2cfa99f
 def _check_lengths(what: str, gold: Sequence, other: Sequence) -> None:
     "A ValueError unless both sides have the same number of items."
     if len(gold) != len(other):
-        raise ValueError(f"expected as many {what} as on the gold side "
-                         f"({len(gold)}), got {len(other)}")
+        raise ValueError(
+            f"expected as many {what} as on the gold side ({len(gold)}), got {len(other)}"
+        )
 
 # %% ../nbs/09_metrics.ipynb #319b7353
 def score_spans(
@@ -143,9 +148,12 @@ def leave_out(
     _check_lengths("sentences of ignored entities", gold, ignored)
     taken = [set(spans) for spans in ignored]
     gold, predicted = (
-        [[span for span in spans if span not in out]
-         for spans, out in zip(side, taken, strict=True)]
-        for side in (gold, predicted))
+        [
+            [span for span in spans if span not in out]
+            for spans, out in zip(side, taken, strict=True)
+        ]
+        for side in (gold, predicted)
+    )
     return gold, predicted
 
 # %% ../nbs/09_metrics.ipynb #db251608
@@ -161,8 +169,7 @@ def score_tags(
     pairs = zip(gold, predicted, strict=True)
     for number, (gold_tags, tags) in enumerate(pairs):
         _check_lengths(f"tags in sentence {number}", gold_tags, tags)
-        scores.add(tags_to_spans(gold_tags, scheme, mode),
-                   tags_to_spans(tags, scheme, mode))
+        scores.add(tags_to_spans(gold_tags, scheme, mode), tags_to_spans(tags, scheme, mode))
     return scores
 
 # %% ../nbs/09_metrics.ipynb #809b8313
@@ -171,13 +178,11 @@ def report(
     digits: int = 4,  # decimals of the ratios
 ) -> str:  # a table of several lines, columns separated by blanks
     "Write scores as a table: one row a type, then the averages."
-    averages = {"micro": scores.micro, "macro": scores.macro,
-                "weighted": scores.weighted}
+    averages = {"micro": scores.micro, "macro": scores.macro, "weighted": scores.weighted}
     rows = [*scores.per_type.items(), *averages.items()]
     width = max(len(name) for name, _ in rows)
     column = max(9, digits + 3)
-    lines = [" " * width + "".join(f" {title:>{column}}"
-                                   for title in Score._fields)]
+    lines = [" " * width + "".join(f" {title:>{column}}" for title in Score._fields)]
     for name, score in rows:
         ratios = "".join(f" {ratio:{column}.{digits}f}" for ratio in score[:3])
         counts = "".join(f" {count:{column}d}" for count in score[3:])
@@ -192,17 +197,17 @@ def surface(
 ) -> str:  # the entity's words joined by blanks
     "The words of an entity as they are written."
     if isinstance(tokens, str):
-        raise ValueError(f"expected a list of words, got the text "
-                         f"{tokens!r}; split it as the spans count it")
-    return " ".join(tokens[span.start:span.end])
+        raise ValueError(
+            f"expected a list of words, got the text {tokens!r}; split it as the spans count it"
+        )
+    return " ".join(tokens[span.start : span.end])
 
 # %% ../nbs/09_metrics.ipynb #abd98d07
 def surfaces(
     examples: Iterable,  # objects with `tokens` and `spans` (or None)
 ) -> set[str]:  # surfaces, each once
     "All entity surfaces of a corpus."
-    return {surface(example.tokens, span)
-            for example in examples for span in example.spans or ()}
+    return {surface(example.tokens, span) for example in examples for span in example.spans or ()}
 
 # %% ../nbs/09_metrics.ipynb #b64f233a
 def score_unseen(
@@ -215,7 +220,11 @@ def score_unseen(
     _check_lengths("predicted sentences", gold, predicted)
     _check_lengths("sentences of words", gold, tokens)
     seen = set(train_surfaces)
-    kept = [[[span for span in spans if surface(words, span) not in seen]
-             for spans, words in zip(side, tokens, strict=True)]
-            for side in (gold, predicted)]
+    kept = [
+        [
+            [span for span in spans if surface(words, span) not in seen]
+            for spans, words in zip(side, tokens, strict=True)
+        ]
+        for side in (gold, predicted)
+    ]
     return score_spans(*kept)

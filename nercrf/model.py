@@ -25,13 +25,7 @@ __all__ = ['SPECIAL_TOKENS', 'SmallEncoderConfig', 'bigram_buckets', 'drop_words
 # %% ../nbs/07_model.ipynb #9ed058b6
 import torch
 from fastcore.basics import patch
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from torch import nn
 from torch.nn import functional
@@ -89,13 +83,11 @@ def _check_sizes(config: SmallEncoderConfig):
     size, heads = config.hidden_size, config.num_attention_heads
     if size % heads:
         raise ValueError(
-            f"hidden_size must be a multiple of num_attention_heads = {heads}, "
-            f"got {size}"
+            f"hidden_size must be a multiple of num_attention_heads = {heads}, got {size}"
         )
     if config.conv_window % 2 == 0:
         raise ValueError(
-            "conv_window must be odd, as many pieces on either side, "
-            f"got {config.conv_window}"
+            f"conv_window must be odd, as many pieces on either side, got {config.conv_window}"
         )
 
 # %% ../nbs/07_model.ipynb #f8bd24a7
@@ -344,9 +336,7 @@ def _init_weights(self: SmallEncoder, module):
 
 # %% ../nbs/07_model.ipynb #3a17e967
 @patch
-def get_input_embeddings(
-    self: SmallEncoder,
-) -> nn.Embedding:  # the table of the pieces
+def get_input_embeddings(self: SmallEncoder) -> nn.Embedding:  # the table of the pieces
     "The embedding of the pieces."
     return self.embeddings.word_embeddings
 
@@ -366,10 +356,7 @@ AutoModel.register(SmallEncoderConfig, SmallEncoder, exist_ok=True)
 # %% ../nbs/07_model.ipynb #c670bc38
 def _text_steps(lowercase: bool):
     normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=True,
-        strip_accents=False,
-        lowercase=lowercase,
+        clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=lowercase
     )
     return normalizer, pre_tokenizers.BertPreTokenizer()
 
@@ -483,10 +470,7 @@ def _check_labels(id2label: dict, label2id: dict | None = None):
         raise ValueError(f"id2label holds {twice[0]!r} more than once")
     inverse = {label: number for number, label in enumerate(labels)}
     if label2id not in (None, inverse):
-        raise ValueError(
-            f"label2id {label2id} contradicts id2label {id2label}; "
-            "leave label2id out"
-        )
+        raise ValueError(f"label2id {label2id} contradicts id2label {id2label}; leave label2id out")
     return dict(enumerate(labels)), inverse
 
 # %% ../nbs/07_model.ipynb #203c0bdb
@@ -518,9 +502,7 @@ class NerCrfConfig(PreTrainedConfig):
         self.encoder = copy.deepcopy(encoder or SmallEncoderConfig())
         id2label, label2id = _check_labels(id2label or {0: "O"}, label2id)
         if split_by not in ("words", "characters"):
-            raise ValueError(
-                f'split_by must be "words" or "characters", got {split_by!r}'
-            )
+            raise ValueError(f'split_by must be "words" or "characters", got {split_by!r}')
         if constrain_likelihood and not constrain:
             raise ValueError(
                 "constrain_likelihood=True needs constrain=True: a sum over "
@@ -673,9 +655,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         self.dropout = nn.Dropout(config.classifier_dropout)
         labels, scheme = config.labels, config.scheme
         self.classifier = nn.Linear(config.encoder.hidden_size, len(labels))
-        self.crf = CRF.from_labels(
-            labels, scheme, True, config.constrain_likelihood
-        )
+        self.crf = CRF.from_labels(labels, scheme, True, config.constrain_likelihood)
         if not config.constrain:
             self.crf.set_constraints(None)
         self.post_init()
@@ -700,9 +680,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
             hidden = gather_words(hidden, word_index)
         elif word_mask is None:
             word_mask = attention_mask
-        emissions = linear_in_full_precision(
-            self.classifier, self.dropout(hidden)
-        )
+        emissions = linear_in_full_precision(self.classifier, self.dropout(hidden))
         loss = None
         if labels is not None:
             loss = -self.crf(emissions, labels, word_mask, reduction)
@@ -751,9 +729,7 @@ def save_pretrained(
 
 # %% ../nbs/07_model.ipynb #873d91a4
 AutoConfig.register("nercrf", NerCrfConfig, exist_ok=True)
-AutoModelForTokenClassification.register(
-    NerCrfConfig, NerCrfForTokenClassification, exist_ok=True
-)
+AutoModelForTokenClassification.register(NerCrfConfig, NerCrfForTokenClassification, exist_ok=True)
 
 # %% ../nbs/07_model.ipynb #5ab7b524
 @contextmanager
@@ -810,11 +786,7 @@ def _load_weights(name_or_path, config: PreTrainedConfig, options: dict):
         kind = NerCrfForTokenClassification
     with _quiet_loading(name_or_path):
         model, report = kind.from_pretrained(
-            name_or_path,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **options,
+            name_or_path, config=config, dtype=torch.float32, output_loading_info=True, **options
         )
     missing = sorted(k for k in report["missing_keys"] if "pooler" not in k)
     if missing:
@@ -860,11 +832,8 @@ def from_encoder(
 ) -> NerCrfForTokenClassification:  # linear layer and CRF are untrained
     "Put a new linear layer and a new CRF on an encoder."
     encoder = load_encoder(
-        name_or_path, local_files_only, cache_dir, config_name, dropout,
-        attention_dropout,
-    )  # fmt: skip
-    id2label = dict(enumerate(labels))
-    config = NerCrfConfig(
-        encoder.config, scheme=scheme, id2label=id2label, **config_options
+        name_or_path, local_files_only, cache_dir, config_name, dropout, attention_dropout
     )
+    id2label = dict(enumerate(labels))
+    config = NerCrfConfig(encoder.config, scheme=scheme, id2label=id2label, **config_options)
     return cls(config, encoder)

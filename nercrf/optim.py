@@ -43,14 +43,21 @@ def encoder_layers(
     root = "encoder." if encoder is not model else ""
     if not any(isinstance(each, nn.ModuleList) for each in encoder.modules()):
         encoder, root = model, ""
-    lists = {name: module for name, module in encoder.named_modules()
-             if isinstance(module, nn.ModuleList) and len(module)}
-    outermost = {name: module for name, module in lists.items()
-                 if not any(name.startswith(f"{other}.") for other in lists)}
+    lists = {
+        name: module
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
+    }
+    outermost = {
+        name: module
+        for name, module in lists.items()
+        if not any(name.startswith(f"{other}.") for other in lists)
+    }
     if not outermost:
         raise ValueError(
             f"{type(encoder).__name__}: expected an encoder with a list of "
-            "layers (nn.ModuleList), found none; leave the flags of layers out")
+            "layers (nn.ModuleList), found none; leave the flags of layers out"
+        )
     name = max(outermost, key=lambda each: len(outermost[each]))
     return root + name, list(outermost[name])
 
@@ -60,12 +67,11 @@ def layer_depths(
 ) -> dict[str, int]:  # parameters of the encoder: 0 embeddings, 1 first layer
     "How high each parameter of the encoder lies; what is above the layers last."
     root, layers = encoder_layers(model)
-    names = [name for name, _ in model.named_parameters()
-             if _part_of(name) == "encoder"]
+    names = [name for name, _ in model.named_parameters() if _part_of(name) == "encoder"]
     depths, depth = {}, 0
     for name in names:
         if name.startswith(f"{root}."):
-            depth = 1 + int(name[len(root) + 1:].split(".")[0])
+            depth = 1 + int(name[len(root) + 1 :].split(".")[0])
         elif depth:
             depth = len(layers) + 1
         depths[name] = depth
@@ -79,8 +85,7 @@ def layer_rates(
     "The share of the encoder's rate that each of its parameters gets."
     depths = layer_depths(model)
     top = len(encoder_layers(model)[1])
-    return {name: layer_decay ** max(0, top - depth)
-            for name, depth in depths.items()}
+    return {name: layer_decay ** max(0, top - depth) for name, depth in depths.items()}
 
 # %% ../nbs/08_optim.ipynb #4b08c8ad
 def parameter_groups(
@@ -108,20 +113,29 @@ def parameter_groups(
             key = (_group_of(name, parameter), factors.get(name, 1.0))
             members.setdefault(key, []).append(parameter)
     if not members:
-        raise ValueError("expected a model with trainable parameters, got "
-                         "none; set requires_grad on those that should learn")
+        raise ValueError(
+            "expected a model with trainable parameters, got "
+            "none; set requires_grad on those that should learn"
+        )
     order = list(settings)
     keys = sorted(members, key=lambda key: (order.index(key[0]), -key[1]))
-    return [{"name": name if factor == 1 else f"{name} x {factor:.4g}",
-             "params": members[name, factor], "lr": settings[name][0] * factor,
-             "weight_decay": settings[name][1]} for name, factor in keys]
+    return [
+        {
+            "name": name if factor == 1 else f"{name} x {factor:.4g}",
+            "params": members[name, factor],
+            "lr": settings[name][0] * factor,
+            "weight_decay": settings[name][1],
+        }
+        for name, factor in keys
+    ]
 
 # %% ../nbs/08_optim.ipynb #317a7297
 def _can_fuse(parameters: list[nn.Parameter]) -> bool:
     "Does torch have a fused AdamW for all of these?"
-    return all(parameter.device.type in ("cpu", "cuda")
-               and torch.is_floating_point(parameter)
-               for parameter in parameters)
+    return all(
+        parameter.device.type in ("cpu", "cuda") and torch.is_floating_point(parameter)
+        for parameter in parameters
+    )
 
 # %% ../nbs/08_optim.ipynb #9c65e684
 def build_optimizer(
@@ -135,12 +149,17 @@ def build_optimizer(
     fused: bool | None = None,  # one-pass kernel; None: where there is one
 ) -> AdamW:  # with the groups of `parameter_groups`
     "AdamW over the groups of a model."
-    groups = parameter_groups(model, learning_rate, crf_learning_rate,
-                              weight_decay, layer_decay)
+    groups = parameter_groups(model, learning_rate, crf_learning_rate, weight_decay, layer_decay)
     if fused is None:
         fused = all(_can_fuse(group["params"]) for group in groups)
-    return AdamW(groups, lr=learning_rate, betas=betas, eps=adam_epsilon,
-                 weight_decay=weight_decay, fused=fused)
+    return AdamW(
+        groups,
+        lr=learning_rate,
+        betas=betas,
+        eps=adam_epsilon,
+        weight_decay=weight_decay,
+        fused=fused,
+    )
 
 # %% ../nbs/08_optim.ipynb #942b3d2a
 _SCHEDULES = ("linear", "cosine", "constant")
@@ -154,11 +173,11 @@ def schedule_factor(
 ) -> float:  # between 0 and 1, to multiply peak rates with
     "The share of the peak learning rate that the next step uses."
     if kind not in _SCHEDULES:
-        raise ValueError(f"schedule: expected one of {', '.join(_SCHEDULES)}; "
-                         f"got {kind!r}")
+        raise ValueError(f"schedule: expected one of {', '.join(_SCHEDULES)}; got {kind!r}")
     if not 0 <= warmup_steps <= total_steps:
-        raise ValueError("warmup_steps: expected 0 to total_steps "
-                         f"({total_steps}), got {warmup_steps}")
+        raise ValueError(
+            f"warmup_steps: expected 0 to total_steps ({total_steps}), got {warmup_steps}"
+        )
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if kind == "constant":

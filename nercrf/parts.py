@@ -26,20 +26,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from nercrf.columns import (
-    ColumnSource, is_row_column, load_features, save_features,
-)
+from .columns import ColumnSource, is_row_column, load_features, save_features
 from .corpus import split_formats, unseen_tags
 from nercrf.data import (
-    ColumnSentence, DataError, Example, Finding, check_tag_names, check_tags,
-    file_digest, label_sentences, merge_findings, parse_columns, read_text,
+    ColumnSentence,
+    DataError,
+    Example,
+    Finding,
+    check_tag_names,
+    check_tags,
+    file_digest,
+    label_sentences,
+    merge_findings,
+    parse_columns,
+    read_text,
     report_findings,
 )
 from .features import convert_examples_to_features
 from .formats import Survey as TextSurvey
-from nercrf.formats import (
-    FORMATS, Prepared, detect_text, find_format, prepare_text,
-)
+from .formats import FORMATS, Prepared, detect_text, find_format, prepare_text
 from .labels import Span, find_ill_formed, label_list, tags_to_spans
 
 # %% auto #0
@@ -51,7 +56,8 @@ __all__ = ['logger', 'PART', 'LINE_FORMATS', 'Part', 'cut_file', 'find_first_lin
 logger = logging.getLogger(__name__)
 PART = 4 << 20  # bytes of text that are converted at a time
 LINE_FORMATS = tuple(  # those that can be cut
-    kind.name for kind in FORMATS.values() if kind.by_lines)
+    kind.name for kind in FORMATS.values() if kind.by_lines
+)
 
 
 class Part(NamedTuple):
@@ -109,8 +115,7 @@ def find_first_line(
             if not line.strip(" \t") or line.startswith("-DOCSTART-"):
                 continue
             if not line.startswith("#") or "\t" in line:
-                return (line, number) if "\t" in line else (
-                    comment or (line, number))
+                return (line, number) if "\t" in line else (comment or (line, number))
             comment = comment or (line, number)
     return comment or ("", 0)
 
@@ -161,6 +166,7 @@ def _read_part(part: Part) -> str:
 @dataclass
 class _Parsed:
     "A part as parsed, before its tags are read under a scheme."
+
     path: Path
     sentences: list[ColumnSentence] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
@@ -178,8 +184,14 @@ def _prepare_part(part: Part, reader: Mapping[str, Any]) -> Prepared:
     if number:
         count = parse_columns(path, line, **columns, first_line=number)[1]
     return prepare_text(
-        _read_part(part), reader["format"], path, first_line=part.line,
-        columns=count, columns_line=number, **columns)
+        _read_part(part),
+        reader["format"],
+        path,
+        first_line=part.line,
+        columns=count,
+        columns_line=number,
+        **columns,
+    )
 
 
 def _parse_part(part: Part, reader: Mapping[str, Any]) -> _Parsed:
@@ -188,8 +200,7 @@ def _parse_part(part: Part, reader: Mapping[str, Any]) -> _Parsed:
     whole = _surface_survey(reader.get("surfaces", (False, [])))
     examples, findings = prepared.finish(whole)
     if reader["format"] != "columns":
-        return _Parsed(path, [], examples, False, findings,
-                       len(prepared.content))
+        return _Parsed(path, [], examples, False, findings, len(prepared.content))
     labelled, sentences = prepared.reading.columns > 1, prepared.content
     return _Parsed(path, sentences, [], labelled, findings, len(sentences))
 
@@ -197,15 +208,17 @@ def _parse_part(part: Part, reader: Mapping[str, Any]) -> _Parsed:
 def _part_surfaces(part: Part, reader: Mapping[str, Any]) -> tuple[bool, list]:
     "What the surfaces of a part tell, as JSON."
     survey = _prepare_part(part, reader).survey()
-    return survey.mentions, [
-        [sorted(fit), where] for fit, where in survey.fits.items()]
+    return survey.mentions, [[sorted(fit), where] for fit, where in survey.fits.items()]
 
 
 def _surface_survey(told: tuple[bool, list]) -> TextSurvey:
     "What was told, as the reader of texts takes it."
     mentions, fits = told
-    return TextSurvey(columns=1, mentions=mentions, fits={
-        frozenset(map(tuple, fit)): where for fit, where in fits})
+    return TextSurvey(
+        columns=1,
+        mentions=mentions,
+        fits={frozenset(map(tuple, fit)): where for fit, where in fits},
+    )
 
 
 def _whole_findings(path: Path, reader: Mapping[str, Any]) -> list[Finding]:
@@ -213,7 +226,8 @@ def _whole_findings(path: Path, reader: Mapping[str, Any]) -> list[Finding]:
     if "surfaces" not in reader:
         return []
     return prepare_text("", reader["format"], path).finish_file(
-        _surface_survey(reader["surfaces"]))[1]
+        _surface_survey(reader["surfaces"])
+    )[1]
 
 # %% ../nbs/03c_parts.ipynb #970cccb2
 def _scan_part(part: Part, reader: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,16 +240,19 @@ def _scan_part(part: Part, reader: Mapping[str, Any]) -> dict[str, Any]:
     for example in parsed.examples:
         for label, start, end in example.spans or []:
             spans.setdefault((label, min(end - start, 3)), example.source)
-    return {"sentences": len(parsed.sentences) + len(parsed.examples),
-            "read": parsed.read,
-            "labelled": parsed.labelled,
-            "runs": [[run, *lines] for run, lines in runs.items()],
-            "spans": [[*key, source] for key, source in spans.items()],
-            "findings": parsed.findings}
+    return {
+        "sentences": len(parsed.sentences) + len(parsed.examples),
+        "read": parsed.read,
+        "labelled": parsed.labelled,
+        "runs": [[run, *lines] for run, lines in runs.items()],
+        "spans": [[*key, source] for key, source in spans.items()],
+        "findings": parsed.findings,
+    }
 
 # %% ../nbs/03c_parts.ipynb #36ddae6d
 class _Likeness(NamedTuple):
     "A file in small: all that is distinct in its scans, each once."
+
     parsed: _Parsed  # a sentence for each run of tags
     sources: list[str]  # where the sentence of each run begins
 
@@ -251,15 +268,16 @@ def _likeness(path: Path, scans: Sequence[dict]) -> _Likeness:
         for label, length, source in scan["spans"]:
             spans.setdefault((label, length), source)
     parsed = _Parsed(
-        path, labelled=any(scan["labelled"] for scan in scans),
-        sentences=[ColumnSentence(line, list(run), list(run))
-                   for run, (_, line) in runs.items()],
-        examples=[Example("", [], [Span(label, 0, length)], source)
-                  for (label, length), source in spans.items()],
-        findings=[Finding(*finding) for scan in scans
-                  for finding in scan["findings"]])
-    return _Likeness(parsed, [f"{path}:{sentence}"
-                              for sentence, _ in runs.values()])
+        path,
+        labelled=any(scan["labelled"] for scan in scans),
+        sentences=[ColumnSentence(line, list(run), list(run)) for run, (_, line) in runs.items()],
+        examples=[
+            Example("", [], [Span(label, 0, length)], source)
+            for (label, length), source in spans.items()
+        ],
+        findings=[Finding(*finding) for scan in scans for finding in scan["findings"]],
+    )
+    return _Likeness(parsed, [f"{path}:{sentence}" for sentence, _ in runs.values()])
 
 # %% ../nbs/03c_parts.ipynb #58174ba4
 def cache_key(
@@ -292,19 +310,29 @@ def _tokenizer_content(tokenizer):
         content.pop("padding", None)
         content.pop("truncation", None)
         return content
-    named = {name: value for name, value in tokenizer.init_kwargs.items()
-             if name.endswith(("_file", "_path"))}
-    files = {name: file_digest(path) for name, path in named.items()
-             if name in getattr(tokenizer, "vocab_files_names", ())
-             and path and os.path.isfile(path)}
+    named = {
+        name: value
+        for name, value in tokenizer.init_kwargs.items()
+        if name.endswith(("_file", "_path"))
+    }
+    files = {
+        name: file_digest(path)
+        for name, path in named.items()
+        if name in getattr(tokenizer, "vocab_files_names", ()) and path and os.path.isfile(path)
+    }
     return {
-        "vocabulary": tokenizer.get_vocab(), "files": files,
-        "added": {str(index): _describe_token(token) for index, token
-                  in tokenizer.added_tokens_decoder.items()},
-        "options": {name: value for name, value
-                    in tokenizer.init_kwargs.items()
-                    if name not in named and name != "added_tokens_decoder"
-                    and _is_plain(value)}}
+        "vocabulary": tokenizer.get_vocab(),
+        "files": files,
+        "added": {
+            str(index): _describe_token(token)
+            for index, token in tokenizer.added_tokens_decoder.items()
+        },
+        "options": {
+            name: value
+            for name, value in tokenizer.init_kwargs.items()
+            if name not in named and name != "added_tokens_decoder" and _is_plain(value)
+        },
+    }
 
 # %% ../nbs/03c_parts.ipynb #df06b6a2
 def describe_tokenizer(
@@ -315,11 +343,18 @@ def describe_tokenizer(
     return {
         "class": f"{kind.__module__}.{kind.__qualname__}",
         "content": cache_key({"content": _tokenizer_content(tokenizer)}),
-        "special_tokens": {name: str(token) for name, token
-                           in tokenizer.special_tokens_map.items()},
-        **{name: getattr(tokenizer, name, None) for name in (
-            "padding_side", "pad_token_type_id", "do_lower_case",
-            "split_special_tokens")},
+        "special_tokens": {
+            name: str(token) for name, token in tokenizer.special_tokens_map.items()
+        },
+        **{
+            name: getattr(tokenizer, name, None)
+            for name in (
+                "padding_side",
+                "pad_token_type_id",
+                "do_lower_case",
+                "split_special_tokens",
+            )
+        },
     }
 
 # %% ../nbs/03c_parts.ipynb #f912654c
@@ -369,22 +404,32 @@ class PartReader:
         for part in parts:
             parsed = _parse_part(Part(*part), reader)
             examples += parsed.examples or label_sentences(
-                parsed.path, parsed.sentences,
-                scheme if parsed.labelled else None)
+                parsed.path, parsed.sentences, scheme if parsed.labelled else None
+            )
         return examples
 
-    def _convert(self, part: list, around: list, reader: dict,
-                 tag_scheme: str, labels: list, scheme: str, conversion: dict,
-                 target: str) -> int:
+    def _convert(
+        self,
+        part: list,
+        around: list,
+        reader: dict,
+        tag_scheme: str,
+        labels: list,
+        scheme: str,
+        conversion: dict,
+        target: str,
+    ) -> int:
         examples, *neighbours = (
-            self._examples(parts, reader, tag_scheme)
-            for parts in ([part], *around))
+            self._examples(parts, reader, tag_scheme) for parts in ([part], *around)
+        )
         if context := conversion.get("context"):
-            conversion = {**conversion, "neighbours": (
-                neighbours[0][-context:], neighbours[1][:context])}
+            conversion = {
+                **conversion,
+                "neighbours": (neighbours[0][-context:], neighbours[1][:context]),
+            }
         features = convert_examples_to_features(
-            examples, labels, tokenizer=self.tokenizer, scheme=scheme,
-            **conversion)
+            examples, labels, tokenizer=self.tokenizer, scheme=scheme, **conversion
+        )
         save_features(target, features, {})
         return len(features)
 
@@ -422,14 +467,20 @@ def serve_parts() -> None:
 # %% ../nbs/03c_parts.ipynb #af20f9f5
 def _start_worker() -> subprocess.Popen:
     "Start a process that answers requests."
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "",
-                   "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-                   "PYTHONPATH": os.pathsep.join(
-                       item or os.getcwd() for item in sys.path)}
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(item or os.getcwd() for item in sys.path),
+    }
     return subprocess.Popen(
-        [sys.executable, "-c", "from nercrf.parts import serve_parts; "
-         "serve_parts()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env=environment, encoding="utf-8")
+        [sys.executable, "-c", "from nercrf.parts import serve_parts; serve_parts()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        encoding="utf-8",
+    )
 
 
 def _ask(worker: subprocess.Popen, request: Mapping[str, Any]) -> Any:
@@ -443,7 +494,8 @@ def _ask(worker: subprocess.Popen, request: Mapping[str, Any]) -> Any:
     if not line:
         raise RuntimeError(
             f"a process that converts ended with code {worker.wait()}; was "
-            "memory short? Set conversion_processes to 1")
+            "memory short? Set conversion_processes to 1"
+        )
     answer = json.loads(line)
     if "data" in answer:
         raise DataError(answer["data"])
@@ -522,32 +574,38 @@ class Survey(NamedTuple):
     counts: dict[str, list[int]]  # sentences in each part of each split
 
 # %% ../nbs/03c_parts.ipynb #bf0e58ad
-def _tag_problems(workers: Workers, likeness: _Likeness,
-                  parts: Sequence[Part], reader: Mapping[str, Any],
-                  scheme: str) -> list[Finding]:
+def _tag_problems(
+    workers: Workers,
+    likeness: _Likeness,
+    parts: Sequence[Part],
+    reader: Mapping[str, Any],
+    scheme: str,
+) -> list[Finding]:
     "Every ill-formed tag of a file, after a check that there is one."
     if not likeness.parsed.labelled:
         return []
     check_tag_names(
-        likeness.parsed.path, likeness.parsed.sentences,
+        likeness.parsed.path,
+        likeness.parsed.sentences,
         lambda tag: tags_to_spans([tag], scheme, mode="lenient"),
-        "pass the scheme that the file follows (scheme)")
-    if not any(find_ill_formed(sentence.tags, scheme)
-               for sentence in likeness.parsed.sentences):
+        "pass the scheme that the file follows (scheme)",
+    )
+    if not any(find_ill_formed(sentence.tags, scheme) for sentence in likeness.parsed.sentences):
         return []
-    found = workers.map({"do": "tag_problems", "part": part, "reader": reader,
-                         "scheme": scheme} for part in parts)
+    found = workers.map(
+        {"do": "tag_problems", "part": part, "reader": reader, "scheme": scheme} for part in parts
+    )
     return [Finding(*problem) for problems in found for problem in problems]
 
 # %% ../nbs/03c_parts.ipynb #f85233b7
-def _find_surfaces(workers: Workers, parts: Sequence[Part],
-                   reader: Mapping[str, Any]) -> dict[str, Any]:
+def _find_surfaces(
+    workers: Workers, parts: Sequence[Part], reader: Mapping[str, Any]
+) -> dict[str, Any]:
     "The options of a file's reader, with what all its surfaces tell."
     if not find_format(reader["format"]).by_surfaces:
         return dict(reader)
     whole = TextSurvey()
-    for told in workers.map({"do": "surfaces", "part": part, "reader": reader}
-                            for part in parts):
+    for told in workers.map({"do": "surfaces", "part": part, "reader": reader} for part in parts):
         whole = whole.merge(_surface_survey(told))
     fits = [[sorted(fit), where] for fit, where in whole.fits.items()]
     return {**reader, "surfaces": (whole.mentions, fits)}
@@ -561,16 +619,15 @@ def _progress(answers: Iterable[Any], what: str, total: int) -> Iterator[Any]:
         now = time.monotonic()
         if now - said > 10 or (done == total and now - begin > 10):
             said = now
-            logger.info("%s: %d of %d parts, %.0f s", what, done, total,
-                        now - begin)
+            logger.info("%s: %d of %d parts, %.0f s", what, done, total, now - begin)
 
 
-def _scan_file(workers: Workers, parts: Sequence[Part],
-               reader: Mapping[str, Any]) -> tuple[_Likeness, list[int]]:
+def _scan_file(
+    workers: Workers, parts: Sequence[Part], reader: Mapping[str, Any]
+) -> tuple[_Likeness, list[int]]:
     "The likeness of a file, and the sentences of each part."
     path = Path(parts[0].path)
-    scans = workers.map({"do": "scan", "part": part, "reader": reader}
-                        for part in parts)
+    scans = workers.map({"do": "scan", "part": part, "reader": reader} for part in parts)
     try:
         scans = list(_progress(scans, f"{path} read", len(parts)))
     except DataError as error:
@@ -590,32 +647,38 @@ def survey_corpus(
     "First pass over all files of a corpus."
     likenesses, warnings, examples, counts = {}, [], {}, {}
     for split, pieces in parts.items():
-        likenesses[split], counts[split] = _scan_file(
-            workers, pieces, readers[split])
+        likenesses[split], counts[split] = _scan_file(workers, pieces, readers[split])
     runs = TextSurvey()
     for likeness in likenesses.values():
         if likeness.parsed.labelled:
             check_tag_names(likeness.parsed.path, likeness.parsed.sentences)
-            runs = runs.merge(TextSurvey(runs=dict.fromkeys(
-                tuple(sentence.tags)
-                for sentence in likeness.parsed.sentences)))
+            runs = runs.merge(
+                TextSurvey(
+                    runs=dict.fromkeys(
+                        tuple(sentence.tags) for sentence in likeness.parsed.sentences
+                    )
+                )
+            )
     scheme = runs.scheme(next(iter(likenesses.values())).parsed.path.parent)
     for split, likeness in likenesses.items():
         parsed = likeness.parsed
         if parsed.error is not None:
             raise parsed.error
         findings = parsed.findings + _tag_problems(
-            workers, likeness, parts[split], readers[split], scheme)
+            workers, likeness, parts[split], readers[split], scheme
+        )
         findings.sort(key=lambda finding: finding.line)
         findings[:0] = _whole_findings(parsed.path, readers[split])
         report_findings(merge_findings(findings), on_bad, warnings)
         examples[split] = parsed.examples + [
-            Example("", sentence.tokens,
-                    tags_to_spans(sentence.tags, scheme, mode="lenient"), source)
-            for sentence, source in zip(parsed.sentences, likeness.sources,
-                                        strict=True)]
-    types = {span.label for items in examples.values()
-             for example in items for span in example.spans}
+            Example(
+                "", sentence.tokens, tags_to_spans(sentence.tags, scheme, mode="lenient"), source
+            )
+            for sentence, source in zip(parsed.sentences, likeness.sources, strict=True)
+        ]
+    types = {
+        span.label for items in examples.values() for example in items for span in example.spans
+    }
     warnings += unseen_tags(examples, scheme)
     return Survey(sorted(types), scheme, warnings, counts)
 
@@ -629,20 +692,23 @@ def join_columns(
     for path in paths:
         for name, array in load_features(path)[0].arrays.items():
             lengths[name] += len(array) - is_row_column(name)
-    return {name: ColumnSource(
-        array.dtype, lengths[name] + is_row_column(name),
-        lambda name=name: _column_parts(paths, name))
-        for name, array in arrays.items()}
+    return {
+        name: ColumnSource(
+            array.dtype,
+            lengths[name] + is_row_column(name),
+            lambda name=name: _column_parts(paths, name),
+        )
+        for name, array in arrays.items()
+    }
 
 
-def _column_parts(paths: Sequence[str | Path],
-                  name: str) -> Iterator[np.ndarray]:
+def _column_parts(paths: Sequence[str | Path], name: str) -> Iterator[np.ndarray]:
     "One column of several files, the beginnings of rows counted on."
     total = 0
     for index, path in enumerate(paths):
         array = np.asarray(getattr(load_features(path)[0], name))
         if is_row_column(name):
-            yield array[min(index, 1):] + total
+            yield array[min(index, 1) :] + total
             total += int(array[-1])
         else:
             yield array
@@ -672,14 +738,14 @@ def count_processes(
     asked: int | None = None,  # None: as many as there are cores, at most 4
 ) -> int:  # processes that convert; 0: the caller does it
     "How many processes are worth their start."
-    cores = len(os.sched_getaffinity(0)) if hasattr(
-        os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     count = min(cores, 4) if asked is None else asked
     return min(count, parts) if min(count, parts) > 1 else 0
 
 
-def _share_tokenizer(workers: Workers, tokenizer: PreTrainedTokenizerBase,
-                     folder: Path) -> bool:
+def _share_tokenizer(workers: Workers, tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
     "Give the processes the tokenizer; whether what they got does the same."
     try:
         _save_tokenizer(tokenizer, folder)
@@ -690,8 +756,7 @@ def _share_tokenizer(workers: Workers, tokenizer: PreTrainedTokenizerBase,
     return all(answer == describe_tokenizer(tokenizer) for answer in answers)
 
 # %% ../nbs/03c_parts.ipynb #ffbcc915
-def _part_reader(path: Path, format: str,
-                 reader: Mapping[str, Any]) -> dict[str, Any]:
+def _part_reader(path: Path, format: str, reader: Mapping[str, Any]) -> dict[str, Any]:
     "How the parts of a file are read."
     format = resolve_format(path, format, reader.get("encoding", "utf-8"))
     first = find_first_line(path) if format == "columns" else ("", 0)
@@ -721,35 +786,41 @@ def convert_in_parts(
     processes: int | None = None,  # None: see `count_processes`
 ) -> Converted:  # columns that read those files
     "Read all splits and convert one of them, part by part."
-    formats = split_formats(files, reader["format"],
-                            reader.get("encoding", "utf-8"))
-    readers = {name: _part_reader(path, formats[name], reader)
-               for name, path in files.items()}
-    parts = {name: cut_file(path, readers[name]["format"], PART)
-             for name, path in files.items()}
+    formats = split_formats(files, reader["format"], reader.get("encoding", "utf-8"))
+    readers = {name: _part_reader(path, formats[name], reader) for name, path in files.items()}
+    parts = {name: cut_file(path, readers[name]["format"], PART) for name, path in files.items()}
     count = count_processes(sum(map(len, parts.values())), processes)
     with open_workers(count, PartReader(tokenizer)) as workers:
-        readers = {name: _find_surfaces(workers, parts[name], options)
-                   for name, options in readers.items()}
+        readers = {
+            name: _find_surfaces(workers, parts[name], options) for name, options in readers.items()
+        }
         survey = survey_corpus(workers, parts, readers, reader["on_bad"])
         scheme = scheme or survey.scheme
         labels = list(labels or label_list(survey.types, scheme))
-        if count and not _share_tokenizer(
-                workers, tokenizer, Path(folder, "tokenizer")):
-            logger.info("%s can't be loaded in other processes, one converts",
-                        type(tokenizer).__name__)
+        if count and not _share_tokenizer(workers, tokenizer, Path(folder, "tokenizer")):
+            logger.info(
+                "%s can't be loaded in other processes, one converts", type(tokenizer).__name__
+            )
             workers.close()
-        paths = [str(Path(folder, f"{index:06d}.safetensors"))
-                 for index in range(len(parts[split]))]
+        paths = [
+            str(Path(folder, f"{index:06d}.safetensors")) for index in range(len(parts[split]))
+        ]
         context = conversion.get("context") or 0
         answers = workers.map(
-            {"do": "convert", "part": parts[split][index], "around":
-             parts_around(parts[split], survey.counts[split], index, context),
-             "reader": readers[split], "tag_scheme": survey.scheme,
-             "labels": labels, "scheme": scheme, "conversion": conversion,
-             "target": path} for index, path in enumerate(paths))
+            {
+                "do": "convert",
+                "part": parts[split][index],
+                "around": parts_around(parts[split], survey.counts[split], index, context),
+                "reader": readers[split],
+                "tag_scheme": survey.scheme,
+                "labels": labels,
+                "scheme": scheme,
+                "conversion": conversion,
+                "target": path,
+            }
+            for index, path in enumerate(paths)
+        )
         what = f"{files[split]} converted"
         sentences = sum(_progress(answers, what, len(paths)))
     options = load_features(paths[0])[0].options
-    return Converted(join_columns(paths), options, labels, scheme,
-                     survey.warnings, sentences)
+    return Converted(join_columns(paths), options, labels, scheme, survey.warnings, sentences)

@@ -16,13 +16,7 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nercrf.data import (
-    Example,
-    split_words,
-    write_cluener,
-    write_columns,
-    write_lines,
-)
+from .data import Example, split_words, write_cluener, write_columns, write_lines
 from .evaluate import evaluation_batches, run_batches
 from .features import FeatureDataset, convert_examples_to_features
 from .formats import read_examples
@@ -58,9 +52,7 @@ def to_entities(
     entities = []
     for label, first, behind in spans:
         start, end = offsets[first][0], offsets[behind - 1][1]
-        entities.append(
-            Entity(label, text[start:end], start, end, first, behind)
-        )
+        entities.append(Entity(label, text[start:end], start, end, first, behind))
     return entities
 
 # %% ../nbs/13_predict.ipynb #5d7e1786
@@ -78,8 +70,7 @@ def _check_is_tagger(folder: Path) -> None:
 def find_model(
     folder: str | Path,  # a model's folder, or the output folder of a run
 ) -> Path:  # the folder with config.json
-    """Find the model: ValueError that says what was expected where there is
-    none."""
+    "Find the model: ValueError that says what was expected where there is none."
     folder = Path(folder)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
@@ -91,8 +82,7 @@ def find_model(
         else "does not exist"
     )
     raise ValueError(
-        f"{folder} {what}: give the output folder of nercrf train, or a "
-        "checkpoint in it"
+        f"{folder} {what}: give the output folder of nercrf train, or a checkpoint in it"
     )
 
 # %% ../nbs/13_predict.ipynb #1cd6983c
@@ -132,11 +122,9 @@ class Tagger:
     def __init__(
         self,
         model: NerCrfForTokenClassification,  # the trained model
-        # the tokenizer that it was trained with
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase,  # the tokenizer that it was trained with
         batch_size: int = 32,  # sentences a batch
-        # None: the GPU if there is one
-        device: str | torch.device | None = None,
+        device: str | torch.device | None = None,  # None: the GPU if there is one
     ):
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -157,8 +145,7 @@ class Tagger:
 
     def tag_examples(
         self,
-        # sentences of known words; their own spans are not looked at
-        examples: Sequence[Example],
+        examples: Sequence[Example],  # sentences of known words; their own spans are not looked at
         with_context: bool = True,  # with those around, if trained so
     ) -> list[list[Span]]:  # the entities of each, in words
         "Tag sentences of words."
@@ -188,16 +175,11 @@ class Tagger:
 def _as_example(
     tagger: Tagger, item: object, place: int
 ) -> tuple[Example, str, list[tuple[int, int]]]:
-    """One element of the input as an example, its text, and the characters of
-    its words."""
+    "One element of the input as an example, its text, and the characters of its words."
     if isinstance(item, str):
-        example, offsets = text_example(
-            item, tagger.model.config.split_by, str(place)
-        )
+        example, offsets = text_example(item, tagger.model.config.split_by, str(place))
         return example, item, offsets
-    if isinstance(item, Sequence) and all(
-        isinstance(token, str) for token in item
-    ):
+    if isinstance(item, Sequence) and all(isinstance(token, str) for token in item):
         example = Example(str(place), list(item), source=f"input {place}")
         return example, example.text, example.offsets
     raise TypeError(
@@ -207,13 +189,9 @@ def _as_example(
     )
 
 
-def _tag_inputs(
-    tagger: Tagger, inputs: list, connected: bool
-) -> list[list[Entity]]:
+def _tag_inputs(tagger: Tagger, inputs: list, connected: bool) -> list[list[Entity]]:
     "Tag the elements of a list."
-    prepared = [
-        _as_example(tagger, item, place) for place, item in enumerate(inputs)
-    ]
+    prepared = [_as_example(tagger, item, place) for place, item in enumerate(inputs)]
     examples = [example for example, _, _ in prepared]
     if connected:  # of one document, so from one place
         examples = [replace(example, source="") for example in examples]
@@ -254,12 +232,9 @@ def entity_line(
     "One line of the tagger's own output."
     keys = ("label", "text", "start", "end")
     rows = [
-        {key: value for key, value in asdict(entity).items() if key in keys}
-        for entity in entities
+        {key: value for key, value in asdict(entity).items() if key in keys} for entity in entities
     ]
-    return json.dumps(
-        {"id": id, "text": text, "entities": rows}, ensure_ascii=False
-    )
+    return json.dumps({"id": id, "text": text, "entities": rows}, ensure_ascii=False)
 
 # %% ../nbs/13_predict.ipynb #202d516d
 @dataclass(frozen=True)
@@ -283,20 +258,15 @@ def write_tagged(
     output_format: str = "jsonl",  # jsonl, cluener or columns
     scheme: str = "BIO",  # tag scheme of a column file
 ) -> None:
-    """Write tagged sentences: ValueError for an unknown format, before
-    anything is written."""
+    "Write tagged sentences: ValueError for an unknown format, before anything is written."
     if output_format not in OUTPUT_FORMATS:
         raise ValueError(
-            f"output format {output_format!r}: expected one of "
-            f"{', '.join(OUTPUT_FORMATS)}"
+            f"output format {output_format!r}: expected one of {', '.join(OUTPUT_FORMATS)}"
         )
     if output_format == "jsonl":
         _write_lines(
             path,
-            (
-                entity_line(s.example.id, s.text or s.example.text, s.entities)
-                for s in sentences
-            ),
+            (entity_line(s.example.id, s.text or s.example.text, s.entities) for s in sentences),
         )
         return
     if str(path) == "-":
@@ -319,30 +289,17 @@ def _write_lines(path: str | Path, lines: Iterable[str]) -> None:
     write_lines(path, lines)
 
 # %% ../nbs/13_predict.ipynb #fc518afd
-def _read_sentences(
-    path: str | Path, split_by: str, reader_options: dict
-) -> list[Tagged]:
-    """The sentences of a file, not yet tagged; `-` is standard input, a text a
-    line."""
-    plain = (
-        reader_options.get("format", "text" if str(path) == "-" else "auto")
-        == "text"
-    )
+def _read_sentences(path: str | Path, split_by: str, reader_options: dict) -> list[Tagged]:
+    "The sentences of a file, not yet tagged; `-` is standard input, a text a line."
+    plain = reader_options.get("format", "text" if str(path) == "-" else "auto") == "text"
     if str(path) == "-" and not plain:
         raise ValueError(
             "standard input is read as plain text, a sentence a line: write "
             "other formats to a file first"
         )
     if not plain:
-        return [
-            Tagged(example, [])
-            for example in read_examples(path, **reader_options)
-        ]
-    content = (
-        sys.stdin.read()
-        if str(path) == "-"
-        else Path(path).read_text(encoding="utf-8-sig")
-    )
+        return [Tagged(example, []) for example in read_examples(path, **reader_options)]
+    content = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8-sig")
     sentences = []
     for number, line in enumerate(content.split("\n"), start=1):
         text = line.rstrip("\r")
@@ -354,9 +311,7 @@ def _read_sentences(
 # %% ../nbs/13_predict.ipynb #5851ac59
 def tag_file(
     tagger: Tagger,  # the tagger
-    # a file in a format that `read_examples` knows; "-" for standard
-    # input
-    path: str | Path,
+    path: str | Path,  # a file in a format that `read_examples` knows; "-" for standard input
     output: str | Path,  # the file to write; "-" for standard output
     output_format: str = "jsonl",  # jsonl, cluener or columns
     **reader_options,  # of `read_examples`: format, token_column, on_bad, ...
@@ -366,8 +321,7 @@ def tag_file(
     sentences = _read_sentences(path, config.split_by, reader_options)
     spans = tagger.tag_examples([sentence.example for sentence in sentences])
     tagged = [
-        replace(sentence, spans=found)
-        for sentence, found in zip(sentences, spans, strict=True)
+        replace(sentence, spans=found) for sentence, found in zip(sentences, spans, strict=True)
     ]
     write_tagged(output, tagged, output_format, config.scheme)
     return tagged

@@ -33,10 +33,8 @@ class RecipeConfig:
 
     # weight of the past in a moving average of the weights; 0: no average
     average_decay: float = 0.0
-    # rate of an encoder's layer, relative to the layer above; 1: the same
-    layer_decay: float = 1.0
-    # FGM: train on the worst small change of the embedding as well
-    do_adv: bool = False
+    layer_decay: float = 1.0  # rate of an encoder's layer, relative to the layer above; 1: the same
+    do_adv: bool = False  # FGM: train on the worst small change of the embedding as well
     adv_epsilon: float = 1.0  # norm of that change
     # part of the names of the parameters that FGM and AWP change; left
     # out: the embedding of the pieces
@@ -44,15 +42,12 @@ class RecipeConfig:
     # AWP: train on the worst change of the embedding of this relative
     # norm, such as 0.005; 0: off
     awp_gamma: float = 0.0
-    # R-Drop: weight of the divergence between two passes; 0: off
-    rdrop_alpha: float = 0.0
-    # share of the words whose pieces are hidden in training
-    word_dropout: float = 0.0
+    rdrop_alpha: float = 0.0  # R-Drop: weight of the divergence between two passes; 0: off
+    word_dropout: float = 0.0  # share of the words whose pieces are hidden in training
     word_dropout_piece: str = "unk"  # what hides them: unk or mask
     freeze_embeddings: bool = False  # keep the encoder's embeddings as they are
     freeze_layers: int = 0  # how many of the lowest layers stay as they are
-    # how many of the highest layers start from random weights
-    reinit_layers: int = 0
+    reinit_layers: int = 0  # how many of the highest layers start from random weights
 
 # %% ../nbs/11c_recipes.ipynb #bd2a6574
 def check_recipes(
@@ -61,10 +56,7 @@ def check_recipes(
     "Refuse values that mean nothing: ValueError with flag and value."
     for name in ("average_decay", "word_dropout"):
         if not 0 <= getattr(args, name) < 1:
-            raise ValueError(
-                f"--{name} must be at least 0 and below 1, got "
-                f"{getattr(args, name)}"
-            )
+            raise ValueError(f"--{name} must be at least 0 and below 1, got {getattr(args, name)}")
     if not 0 < args.layer_decay <= 1:
         raise ValueError(
             "--layer_decay must be above 0 and at most 1 (all layers at one "
@@ -72,21 +64,14 @@ def check_recipes(
         )
     for name in ("awp_gamma", "rdrop_alpha", "freeze_layers", "reinit_layers"):
         if getattr(args, name) < 0:
-            raise ValueError(
-                f"--{name} must not be negative, got {getattr(args, name)}"
-            )
+            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
     if args.do_adv and not args.adv_epsilon > 0:
-        raise ValueError(
-            f"--adv_epsilon must be greater than 0, got {args.adv_epsilon}"
-        )
+        raise ValueError(f"--adv_epsilon must be greater than 0, got {args.adv_epsilon}")
     if args.do_adv and args.awp_gamma:
-        raise ValueError(
-            "--do_adv and --awp_gamma both change the embedding: choose one"
-        )
+        raise ValueError("--do_adv and --awp_gamma both change the embedding: choose one")
     if args.word_dropout_piece not in ("unk", "mask"):
         raise ValueError(
-            "--word_dropout_piece must be unk or mask, got "
-            f"{args.word_dropout_piece!r}"
+            f"--word_dropout_piece must be unk or mask, got {args.word_dropout_piece!r}"
         )
 
 # %% ../nbs/11c_recipes.ipynb #d1d0f9bb
@@ -100,11 +85,7 @@ def attacked_parameters(
         each: parameter
         for each, parameter in bare.named_parameters()
         if parameter.requires_grad
-        and (
-            name in each
-            if name
-            else parameter is bare.encoder.get_input_embeddings().weight
-        )
+        and (name in each if name else parameter is bare.encoder.get_input_embeddings().weight)
     }
     if not found:
         embeddings = [
@@ -185,10 +166,7 @@ class AWP(TrainingCallback):
         "Over the update again, with the changed embedding; nothing else counts."
         bare = unwrap_model(run.model)
         attacked = attacked_parameters(run.model, self.name)
-        changes = [
-            _towards(p.grad, self.gamma * weight_norm(bare, p))
-            for p in attacked.values()
-        ]
+        changes = [_towards(p.grad, self.gamma * weight_norm(bare, p)) for p in attacked.values()]
         for parameter in bare.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
@@ -205,9 +183,7 @@ def crf_divergence(
     "KL(p, q) + KL(q, p) of the two distributions over tag sequences."
     both = torch.cat([first, second]).detach()
     marginals = crf.marginals(both, torch.cat([mask, mask]))
-    here, there = marginals.masked_fill(
-        ~torch.cat([mask, mask]).unsqueeze(-1), 0.0
-    ).chunk(2)
+    here, there = marginals.masked_fill(~torch.cat([mask, mask]).unsqueeze(-1), 0.0).chunk(2)
     return ((here - there) * (first - second)).sum()
 
 # %% ../nbs/11c_recipes.ipynb #ce7efb46
@@ -335,12 +311,9 @@ class WordDropout(TrainingCallback):
             self.special = torch.tensor(known, device=ids.device)
         rows = torch.from_numpy(np.asarray(sentences)).to(ids.device)
         words = batch["word_mask"].shape[1]
-        hidden = hidden_words(
-            rows, words, self.share, self.seed, run.progress.step
-        )
+        hidden = hidden_words(rows, words, self.share, self.seed, run.progress.step)
         piece = self.piece_id(run.tokenizer)
-        return {**batch, "input_ids": hide_words(batch, hidden, piece,
-                                                 self.special)}
+        return {**batch, "input_ids": hide_words(batch, hidden, piece, self.special)}
 
 # %% ../nbs/11c_recipes.ipynb #cb56c296
 def averaging_weight(

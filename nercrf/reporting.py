@@ -49,8 +49,7 @@ def append_text(
         size = os.fstat(file.fileno()).st_size
         try:
             if file.write(data) < len(data):
-                raise OSError(
-                    errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         except OSError:
             file.truncate(size)
             raise
@@ -71,8 +70,11 @@ class History(TrainingCallback):
             first = not self.waiting
             self.waiting += json.dumps(record) + "\n"
             if not self._append(run) and first:
-                logger.error("%s: the disk is full; the training goes on, and "
-                             "its log waits until there is room", HISTORY)
+                logger.error(
+                    "%s: the disk is full; the training goes on, and "
+                    "its log waits until there is room",
+                    HISTORY,
+                )
 
     def on_evaluate(self, run, result, record):
         "Append a line."
@@ -81,8 +83,9 @@ class History(TrainingCallback):
     def on_train_end(self, run):
         "Say what the disk never took."
         if self.waiting and not self._append(run):
-            logger.error("%s: the disk is full; these lines are missing:\n%s",
-                         HISTORY, self.waiting)
+            logger.error(
+                "%s: the disk is full; these lines are missing:\n%s", HISTORY, self.waiting
+            )
 
     def _append(self, run) -> bool:
         "Was there room for what waits?"
@@ -119,8 +122,7 @@ def plot_history(
     if best is not None:
         axes = losses if metric == "loss" else scores
         axes.axvline(best, color="0.6", linestyle=":", label="best")
-    _draw(rates, records, {"learning_rate": "encoder",
-                           "crf_learning_rate": "head"})
+    _draw(rates, records, {"learning_rate": "encoder", "crf_learning_rate": "head"})
     losses.set_ylabel("nats a sentence")
     scores.set_ylabel("score on dev")
     rates.set_ylabel("learning rate")
@@ -169,10 +171,7 @@ class LearningCurve(TrainingCallback):
             figure.savefig(folder / "learning_curve.png", dpi=100)
 
 # %% ../nbs/11d_reporting.ipynb #bb8e3f72
-_PACKAGES = (
-    "torch", "transformers", "tokenizers", "safetensors", "pytorch-crf",
-    "numpy", "numba",
-)  # fmt: skip
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pytorch-crf", "numpy", "numba")
 
 
 def data_fingerprint(
@@ -206,9 +205,12 @@ def git_state(
     for words in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
         try:
             finished = subprocess.run(
-                ["git", "-C", str(folder), *words], timeout=10, check=True,
-                capture_output=True, text=True,
-            )  # fmt: skip
+                ["git", "-C", str(folder), *words],
+                timeout=10,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         answers.append(finished.stdout.strip())
@@ -371,9 +373,12 @@ class WeightsAndBiases(TrainingCallback):
         "Begin a run there, or go on with that of the checkpoint."
         if run.info.is_main:
             self.run = self.module.init(
-                project="nercrf", dir=run.args.output_dir, id=self.run_id,
-                resume="allow", config=asdict(run.args),
-            )  # fmt: skip
+                project="nercrf",
+                dir=run.args.output_dir,
+                id=self.run_id,
+                resume="allow",
+                config=asdict(run.args),
+            )
             self.run_id = self.run.id
 
     def on_log(self, run, record):
@@ -408,10 +413,7 @@ def report_callbacks(
     "The callbacks that send figures elsewhere."
     unknown = [name for name in names if name not in REPORTERS]
     if unknown:
-        raise ValueError(
-            f"--report_to must be out of {', '.join(REPORTERS)}, got "
-            f"{unknown[0]!r}"
-        )
+        raise ValueError(f"--report_to must be out of {', '.join(REPORTERS)}, got {unknown[0]!r}")
     return [REPORTERS[name]() for name in names]
 
 # %% ../nbs/11d_reporting.ipynb #01a383f4
@@ -431,8 +433,7 @@ def read_config_file(
         content = read(text)
     except ImportError as error:
         raise ValueError(
-            f"--config {path}: YAML needs PyYAML: pip install pyyaml, or give "
-            "a JSON file"
+            f"--config {path}: YAML needs PyYAML: pip install pyyaml, or give a JSON file"
         ) from error
     except Exception as error:  # yaml has its own kinds
         raise ValueError(f"--config {path}: {error}") from error

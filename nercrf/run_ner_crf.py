@@ -89,8 +89,7 @@ def build_parser(
 
 # %% ../nbs/15_run_ner_crf.ipynb #b7e7b659
 def parse_args(
-    # the words of the command line; None: those of the process
-    argv: Sequence[str] | None = None,
+    argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
     prog: str = "python -m nercrf.run_ner_crf",  # the name in the usage line
     **defaults,  # other defaults than the dataclass has
 ) -> TrainingConfig:  # checked
@@ -123,8 +122,7 @@ def _parse_words(parser: HfArgumentParser, words: list[str]) -> TrainingConfig:
 def prepare_data(
     args: TrainingConfig,  # flags
 ) -> tuple[TrainingConfig, Corpus]:  # flags with a data folder, its content
-    """Read the data, the built-in sample where no folder is given; every
-    process must call it."""
+    "Read the data, the built-in sample where no folder is given; every process must call it."
     if args.data_dir is None:
         folder = Path(args.output_dir) / "sample"
         if not args.do_train and not folder.is_dir():
@@ -158,17 +156,11 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:  # the encoder's tokenizer
     "Load a tokenizer; --do_lower_case must take effect or is an error."
     name = args.tokenizer_name or args.model_name_or_path
-    options = {
-        "cache_dir": args.cache_dir,
-        "local_files_only": not args.download,
-    }
+    options = {"cache_dir": args.cache_dir, "local_files_only": not args.download}
     if args.do_lower_case:
         options["do_lower_case"] = True
     tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    if (
-        args.do_lower_case
-        and tokenizer("ABC")["input_ids"] != tokenizer("abc")["input_ids"]
-    ):
+    if args.do_lower_case and tokenizer("ABC")["input_ids"] != tokenizer("abc")["input_ids"]:
         raise ValueError(
             f"--do_lower_case has no effect on the tokenizer {name} "
             f"({type(tokenizer).__name__}): "
@@ -181,8 +173,7 @@ def check_model_type(
     args: TrainingConfig,  # flags; model_type is read
     found: str,  # the model type that the encoder's configuration names
 ) -> None:
-    """Refuse an encoder of another architecture than --model_type says:
-    ValueError."""
+    "Refuse an encoder of another architecture than --model_type says: ValueError."
     if args.model_type is not None and args.model_type != found:
         raise ValueError(
             f"--model_type {args.model_type}, but {args.model_name_or_path} "
@@ -208,19 +199,23 @@ def load_model(
     check_model_type(args, config.model_type)
     args = resolve_config(args, pretrained=True)
     model = NerCrfForTokenClassification.from_encoder(
-        args.model_name_or_path, labels, scheme,
-        local_files_only=not args.download, cache_dir=args.cache_dir,
-        config_name=args.config_name, dropout=args.encoder_dropout,
+        args.model_name_or_path,
+        labels,
+        scheme,
+        local_files_only=not args.download,
+        cache_dir=args.cache_dir,
+        config_name=args.config_name,
+        dropout=args.encoder_dropout,
         attention_dropout=args.attention_dropout,
         **_model_options(args, corpus),
-    )  # fmt: skip
+    )
     check_lengths(args, model.traits.max_pieces)
     return LoadedModel(model, load_tokenizer(args), args)
 
 # %% ../nbs/15_run_ner_crf.ipynb #5c067657
 def _encoder_config(args: TrainingConfig) -> PretrainedConfig:
-    """The configuration in --model_name_or_path or --config_name:
-    FileNotFoundError where there is none."""
+    """The configuration in --model_name_or_path or --config_name: FileNotFoundError where there
+    is none."""
     name = args.config_name or args.model_name_or_path
     try:
         return AutoConfig.from_pretrained(
@@ -255,9 +250,7 @@ def _model_options(args: TrainingConfig, corpus: Corpus) -> dict:
         "classifier_dropout": args.dropout,
         "constrain": args.constrain,
         "constrain_likelihood": args.constrain_likelihood,
-        "split_by": "characters"
-        if all(len(token) == 1 for token in tokens)
-        else "words",
+        "split_by": "characters" if all(len(token) == 1 for token in tokens) else "words",
         "max_seq_length": args.eval_max_seq_length,
         "stride": args.stride,
         "context": args.context,
@@ -272,18 +265,18 @@ def _model_from_scratch(
     args = resolve_config(args, pretrained=False)
     tokenizer = build_tokenizer(corpus.train, lowercase=args.do_lower_case)
     model = NerCrfForTokenClassification.from_encoder(
-        SmallEncoderConfig(vocab_size=len(tokenizer)), labels, scheme,
-        dropout=args.encoder_dropout, attention_dropout=args.attention_dropout,
+        SmallEncoderConfig(vocab_size=len(tokenizer)),
+        labels,
+        scheme,
+        dropout=args.encoder_dropout,
+        attention_dropout=args.attention_dropout,
         **_model_options(args, corpus),
-    )  # fmt: skip
+    )
     return LoadedModel(model, tokenizer, args)
 
 # %% ../nbs/15_run_ner_crf.ipynb #c2d90e64
-def _trained_model(
-    args: TrainingConfig, config: NerCrfConfig, labels: list[str]
-) -> LoadedModel:
-    """A tagger that was trained before; flags that are given replace what it
-    was trained with."""
+def _trained_model(args: TrainingConfig, config: NerCrfConfig, labels: list[str]) -> LoadedModel:
+    "A tagger that was trained before; flags that are given replace what it was trained with."
     if config.labels != labels:
         raise ValueError(
             f"{args.model_name_or_path} was trained for the labels "
@@ -292,9 +285,7 @@ def _trained_model(
             "data with the same types and scheme"
         )
     check_model_type(args, config.encoder.model_type)
-    config.encoder = set_dropout(
-        config.encoder, args.encoder_dropout, args.attention_dropout
-    )
+    config.encoder = set_dropout(config.encoder, args.encoder_dropout, args.attention_dropout)
     if args.dropout is not None:
         config.classifier_dropout = args.dropout
     config.constrain = args.constrain
@@ -308,9 +299,7 @@ def _trained_model(
         local_files_only=not args.download,
     )
     check_lengths(args, model.traits.max_pieces)
-    return LoadedModel(
-        model, load_tokenizer(args), resolve_config(args, pretrained=True)
-    )
+    return LoadedModel(model, load_tokenizer(args), resolve_config(args, pretrained=True))
 
 # %% ../nbs/15_run_ner_crf.ipynb #6a091960
 def is_labelled(
@@ -372,8 +361,7 @@ def evaluate_splits(
     corpus: Corpus,  # the data
     info: ProcessInfo,  # what this process is
 ) -> dict[str, dict[str, float]]:  # the figures of each labelled split
-    """Evaluate on dev and test, as far as they have labels; every process must
-    call it."""
+    "Evaluate on dev and test, as far as they have labels; every process must call it."
     figures = {}
     for split in ("dev", "test"):
         examples = corpus.splits.get(split, [])
@@ -382,9 +370,7 @@ def evaluate_splits(
         dataset = load_and_cache_examples(
             _cache_args(args, loaded), args.task_name, loaded.tokenizer, split
         )
-        result = evaluate(
-            args, loaded.model, dataset, split, unlearnable=args.unlearnable
-        )
+        result = evaluate(args, loaded.model, dataset, split, unlearnable=args.unlearnable)
         figures[split] = result.to_dict() | unseen_f1(
             result, examples, corpus.splits.get("train", [])
         )
@@ -411,22 +397,13 @@ def predict(
         Path(args.output_dir) / f"predictions.{_SUFFIX[args.output_format]}"
     )
     if args.input is not None:
-        options = reader_options(args, args.task_name) | {
-            "format": args.input_format
-        }
-        tagged = tag_file(
-            tagger, args.input, output, args.output_format, **options
-        )
+        options = reader_options(args, args.task_name) | {"format": args.input_format}
+        tagged = tag_file(tagger, args.input, output, args.output_format, **options)
     else:
         examples = corpus.test
         spans = tagger.tag_examples(examples)
-        tagged = [
-            Tagged(example, found)
-            for example, found in zip(examples, spans, strict=True)
-        ]
-        write_tagged(
-            output, tagged, args.output_format, tagger.model.config.scheme
-        )
+        tagged = [Tagged(example, found) for example, found in zip(examples, spans, strict=True)]
+        write_tagged(output, tagged, args.output_format, tagger.model.config.scheme)
     if output != "-":
         logger.info("%d sentences tagged: %s", len(tagged), output)
     return tagged
@@ -446,14 +423,10 @@ def mark_up(
     return "".join(parts) + text[done:]
 
 # %% ../nbs/15_run_ner_crf.ipynb #f6bc0a79
-def _load_finished(
-    args: TrainingConfig, info: ProcessInfo, folder: Path
-) -> LoadedModel:
+def _load_finished(args: TrainingConfig, info: ProcessInfo, folder: Path) -> LoadedModel:
     "A trained model from its folder, on the device of this process."
     tagger = Tagger.from_pretrained(folder, device=info.device)
-    return LoadedModel(
-        tagger.model, tagger.tokenizer, resolve_config(args, pretrained=True)
-    )
+    return LoadedModel(tagger.model, tagger.tokenizer, resolve_config(args, pretrained=True))
 
 
 def _finished_folder(args: TrainingConfig, step: int = 0) -> Path:
@@ -477,18 +450,14 @@ def run_training(
     loaded = load_model(args, corpus)
     datasets = {
         split: load_and_cache_examples(
-            _cache_args(loaded.args, loaded),
-            args.task_name,
-            loaded.tokenizer,
-            split,
+            _cache_args(loaded.args, loaded), args.task_name, loaded.tokenizer, split
         )
         for split in ("train", "dev")
         if is_labelled(corpus.splits.get(split, []))
     }
     if "train" not in datasets:
         raise ValueError(
-            f"{args.data_dir}: no labelled training file (train.*): "
-            "--do_train needs one"
+            f"{args.data_dir}: no labelled training file (train.*): --do_train needs one"
         )
     if args.dry_run:
         found = estimate_training(
@@ -498,16 +467,9 @@ def run_training(
             print(f"dry run: {found}")
         return 0, math.nan
     step, loss = train(
-        loaded.args,
-        datasets["train"],
-        loaded.model,
-        loaded.tokenizer,
-        datasets.get("dev"),
-        info,
+        loaded.args, datasets["train"], loaded.model, loaded.tokenizer, datasets.get("dev"), info
     )
-    logger.info(
-        "trained: %d updates, mean loss %.4f nats a sentence", step, loss
-    )
+    logger.info("trained: %d updates, mean loss %.4f nats a sentence", step, loss)
     return step, loss
 
 # %% ../nbs/15_run_ner_crf.ipynb #0554bf42
@@ -559,9 +521,7 @@ def run(
 ) -> None:
     "Train, evaluate and predict, as the flags say."
     info = init_distributed(
-        no_cuda=args.no_cuda,
-        local_rank=args.local_rank,
-        timeout_seconds=args.ddp_timeout,
+        no_cuda=args.no_cuda, local_rank=args.local_rank, timeout_seconds=args.ddp_timeout
     )
     _set_up_logging(info)
     try:
@@ -584,14 +544,12 @@ def run(
 
 
 def _can_predict(args: TrainingConfig, corpus: Corpus | None) -> bool:
-    """Is there something to tag? A training without a test file is complete
-    without."""
+    "Is there something to tag? A training without a test file is complete without."
     if args.input is not None or "test" in corpus.splits:
         return True
     if not args.do_train:
         raise ValueError(
-            f"{args.data_dir}: no test file (test.*) to predict: add one, or "
-            "give --input"
+            f"{args.data_dir}: no test file (test.*) to predict: add one, or give --input"
         )
     logger.info("%s has no test file: nothing to predict", args.data_dir)
     return False
@@ -629,16 +587,12 @@ def guarded(
 
 # %% ../nbs/15_run_ner_crf.ipynb #37549406
 def main(
-    # the words of the command line; None: those of the process
-    argv: Sequence[str] | None = None,
+    argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
 ) -> int:  # exit code
     "The trainer script."
     args = parse_args(argv)
     if not (args.do_train or args.do_eval or args.do_predict):
-        print(
-            "error: nothing to do: give --do_train, --do_eval or --do_predict",
-            file=sys.stderr,
-        )
+        print("error: nothing to do: give --do_train, --do_eval or --do_predict", file=sys.stderr)
         return 2
     return guarded(lambda: run(args))
 

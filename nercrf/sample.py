@@ -39,60 +39,113 @@ class _Dice:
 
 # %% ../nbs/01e_sample.ipynb #7594071f
 _SURNAMES = "林苏方顾陆沈唐梁许邓冯曹彭曾萧田董潘袁蒋"
-_GIVEN = ("晓", "明", "文", "静", "志远", "雨桐", "家豪", "敏", "思海", "波",
-          "佩玲", "子轩", "若兰", "国栋", "燕", "一鸣", "书瑶", "建业")
+_GIVEN = (
+    "晓",
+    "明",
+    "文",
+    "静",
+    "志远",
+    "雨桐",
+    "家豪",
+    "敏",
+    "思海",
+    "波",
+    "佩玲",
+    "子轩",
+    "若兰",
+    "国栋",
+    "燕",
+    "一鸣",
+    "书瑶",
+    "建业",
+)
 _PLACES = ("霁", "砚", "荻", "澄", "苓", "砾", "岚", "棠", "翎", "珂")
 _LANDS = ("川市", "溪县", "桥镇", "岭村", "原区", "浦岛", "坪", "塘", "岗", "湾")
-_ROOTS = ("恒睿", "启盈", "腾鼎", "旭和", "盛泰", "卓信", "宏泽", "嘉禾", "中砺",
-          "联朔", "霁川", "砚溪", "澄浦", "岚桥")
-_TRADES = ("科技", "银行", "药业", "电力公司", "物流", "集团", "大学", "医院",
-           "日报", "乳业")
+_ROOTS = (
+    "恒睿",
+    "启盈",
+    "腾鼎",
+    "旭和",
+    "盛泰",
+    "卓信",
+    "宏泽",
+    "嘉禾",
+    "中砺",
+    "联朔",
+    "霁川",
+    "砚溪",
+    "澄浦",
+    "岚桥",
+)
+_TRADES = ("科技", "银行", "药业", "电力公司", "物流", "集团", "大学", "医院", "日报", "乳业")
 _BRANDS = ("灵鹿", "极鸟", "飞鲸", "幻雀", "速舟", "米鲤", "星梭", "云豹")
 _MODELS = ("X3", "Q7", "S9", "一号", "二代", "Pro", "手环", "音箱", "平板", "L2")
 
 
 def _chinese_names() -> dict[str, list[str]]:
     "Every full name of each type."
-    parts = {"PER": (_SURNAMES, _GIVEN), "LOC": (_PLACES, _LANDS),
-             "ORG": (_ROOTS, _TRADES), "PRODUCT": (_BRANDS, _MODELS)}
-    return {label: [first + second for first in left for second in right]
-            for label, (left, right) in parts.items()}
+    parts = {
+        "PER": (_SURNAMES, _GIVEN),
+        "LOC": (_PLACES, _LANDS),
+        "ORG": (_ROOTS, _TRADES),
+        "PRODUCT": (_BRANDS, _MODELS),
+    }
+    return {
+        label: [first + second for first in left for second in right]
+        for label, (left, right) in parts.items()
+    }
 
 # %% ../nbs/01e_sample.ipynb #87c24870
-_FIRST = ("Mara Tobin Elsa Ivor Nadia Colm Petra Silas Junia Edric Wanda "
-          "Luca Orla Bram Selma Hugo")
-_LAST = ("Winson Calman Morsen Barwick Thornley Kelovic Dunner Whitlow "
-         "Hargrove Ostrin Pellman Quillon")
+_FIRST = "Mara Tobin Elsa Ivor Nadia Colm Petra Silas Junia Edric Wanda Luca Orla Bram Selma Hugo"
+_LAST = (
+    "Winson Calman Morsen Barwick Thornley Kelovic Dunner Whitlow Hargrove Ostrin Pellman Quillon"
+)
 _PLACE_ROOTS = "Ash Kel Win Thorn Mar Bel Dun Cal Os Pell"
 _PLACE_ENDS = "ford bury haven mouth stead"
 _PLACE_FORMS = ("{}", "Lake {}", "{} Bay")
-_FIRM_ROOTS = ("Norvane Altus Brightwell Corvid Delmar Fenwright Osgrave "
-               "Tamsin Ridgeway Thornley Harbor Stone")
-_FIRM_ENDS = ("Bank", "Group", "Labs", "Holdings", "Airlines", "University",
-              "Foods", "Energy Partners")
+_FIRM_ROOTS = (
+    "Norvane Altus Brightwell Corvid Delmar Fenwright Osgrave Tamsin Ridgeway Thornley Harbor Stone"
+)
+_FIRM_ENDS = (
+    "Bank",
+    "Group",
+    "Labs",
+    "Holdings",
+    "Airlines",
+    "University",
+    "Foods",
+    "Energy Partners",
+)
 _BRAND_ROOTS = "Zenix Velora Novia Pixeo Trunia Aerix Lumeo Quantra"
 _BRAND_ENDS = ("7", "X2", "Pro", "Mini", "Go", "One", "Max 3", "S9")
 
 
 def _english_names() -> dict[str, list[str]]:
     "Every full name of each type, words separated by blanks."
-    towns = [root + end for root in _PLACE_ROOTS.split()
-             for end in _PLACE_ENDS.split()]
+    towns = [root + end for root in _PLACE_ROOTS.split() for end in _PLACE_ENDS.split()]
     places = [form.format(town) for town in towns for form in _PLACE_FORMS]
-    parts = {"PER": (_FIRST, _LAST.split()), "ORG": (_FIRM_ROOTS, _FIRM_ENDS),
-             "PRODUCT": (_BRAND_ROOTS, _BRAND_ENDS)}
-    names = {label: [f"{first} {second}" for first in left.split()
-                     for second in right]
-             for label, (left, right) in parts.items()}
+    parts = {
+        "PER": (_FIRST, _LAST.split()),
+        "ORG": (_FIRM_ROOTS, _FIRM_ENDS),
+        "PRODUCT": (_BRAND_ROOTS, _BRAND_ENDS),
+    }
+    names = {
+        label: [f"{first} {second}" for first in left.split() for second in right]
+        for label, (left, right) in parts.items()
+    }
     return {**names, "LOC": places}
 
 # %% ../nbs/01e_sample.ipynb #3f447136
 _SHORT = {
-    "zh": ("白云 高山 江南 石林 方舟 林海 田园 金星 云岭 常青 春晓 明月 长风 "
-           "安宁 华章 文峰 康宁 海棠 丁香 雷鸣 温泉 平湖 晨光 远山 向阳 青松"),
-    "en": ("Rose Hope Grant Stone Baker Summit Harbor Swift Reed Marsh Frost "
-           "Vale Ridge Hollis Mercer Wren Sterling Dale Heath Page Archer "
-           "Brook Lane Mason Ward Garland"),
+    "zh": (
+        "白云 高山 江南 石林 方舟 林海 田园 金星 云岭 常青 春晓 明月 长风 "
+        "安宁 华章 文峰 康宁 海棠 丁香 雷鸣 温泉 平湖 晨光 远山 向阳 青松"
+    ),
+    "en": (
+        "Rose Hope Grant Stone Baker Summit Harbor Swift Reed Marsh Frost "
+        "Vale Ridge Hollis Mercer Wren Sterling Dale Heath Page Archer "
+        "Brook Lane Mason Ward Garland"
+    ),
 }
 
 # %% ../nbs/01e_sample.ipynb #92515017
@@ -127,8 +180,8 @@ _CLAUSES_ZH = {
 _FRAMES_ZH = (
     ("", "", "昨天，", "据说", "三月里，", "雨停以后，", "有消息说，", "其实"),
     ("，", "，而", "，但是", "，所以"),
-    ("", "", "，这并不奇怪", "，大家都很意外", "，至少报纸这么写",
-     "，后来才知道"))
+    ("", "", "，这并不奇怪", "，大家都很意外", "，至少报纸这么写", "，后来才知道"),
+)
 
 # %% ../nbs/01e_sample.ipynb #dbff93a5
 _CLAUSES_EN = {
@@ -176,11 +229,10 @@ _CLAUSES_EN = {
         |he slept at home""",
 }
 _FRAMES_EN = (
-    ("", "", "yesterday", "in March", "after the rain", "as we heard ,",
-     "in fact ,", "once more"),
+    ("", "", "yesterday", "in March", "after the rain", "as we heard ,", "in fact ,", "once more"),
     (", and", ", while", ", but", ";"),
-    ("", "", ", as expected", ", to our surprise", ", the paper said",
-     ", or so they say"))
+    ("", "", ", as expected", ", to our surprise", ", the paper said", ", or so they say"),
+)
 
 # %% ../nbs/01e_sample.ipynb #c375b950
 SAMPLE_TYPES = ("LOC", "ORG", "PER", "PRODUCT")
@@ -193,9 +245,9 @@ class _Writer:
         self.dice, self.sep = dice, "" if language == "zh" else " "
         clauses, self.frames, names = {
             "zh": (_CLAUSES_ZH, _FRAMES_ZH, _chinese_names()),
-            "en": (_CLAUSES_EN, _FRAMES_EN, _english_names())}[language]
-        self.clauses = {kind: re.split(r"\s*\|", text)
-                        for kind, text in clauses.items()}
+            "en": (_CLAUSES_EN, _FRAMES_EN, _english_names()),
+        }[language]
+        self.clauses = {kind: re.split(r"\s*\|", text) for kind, text in clauses.items()}
         self.names, self.new_names = {}, {}
         names["short"] = _SHORT[language].split()
         for label, full in names.items():
@@ -204,8 +256,7 @@ class _Writer:
             self.names[label] = mixed[:count]
             self.new_names[label] = mixed[count:]
 
-    def name(self, slot: str, short: float, unseen: float
-             ) -> tuple[str, str]:
+    def name(self, slot: str, short: float, unseen: float) -> tuple[str, str]:
         "Type and name for a slot, with the chances of a short, a new one."
         label = slot.upper()
         if slot == "any":
@@ -217,12 +268,10 @@ class _Writer:
 
     def clause(self) -> str:
         "A clause with its slots still open."
-        kinds = (*SAMPLE_TYPES, *SAMPLE_TYPES, "mixed", "mixed", "open",
-                 "open", "none")
+        kinds = (*SAMPLE_TYPES, *SAMPLE_TYPES, "mixed", "mixed", "open", "open", "none")
         return self.dice.pick(self.clauses[self.dice.pick(kinds)])
 
-    def sentence(self, short: float, unseen: float
-                 ) -> tuple[list[str], list[Span]]:
+    def sentence(self, short: float, unseen: float) -> tuple[list[str], list[Span]]:
         "Tokens and spans of a new sentence."
         before, between, after = map(self.dice.pick, self.frames)
         parts = [before, self.clause()]
@@ -255,15 +304,16 @@ def sample_corpus(
         while len(examples) < size:
             attempts += 1
             if attempts > 20 * size + 1000:
-                raise ValueError(f"the templates do not give {size} different "
-                                 f"{split} sentences; ask for fewer (sizes)")
+                raise ValueError(
+                    f"the templates do not give {size} different "
+                    f"{split} sentences; ask for fewer (sizes)"
+                )
             writer = writers[len(examples) % 2]
             chances = (0.4, 0.0) if split == "train" else (0.25, 0.35)
             tokens, spans = writer.sentence(*chances)
             if tuple(tokens) not in written:
                 written.add(tuple(tokens))
-                examples.append(Example(f"{split}-{len(examples)}", tokens,
-                                        spans, sep=writer.sep))
+                examples.append(Example(f"{split}-{len(examples)}", tokens, spans, sep=writer.sep))
     return Corpus(splits, list(SAMPLE_TYPES), "BIO")
 
 # %% ../nbs/01e_sample.ipynb #4086ea08

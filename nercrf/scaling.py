@@ -68,8 +68,10 @@ class Cluster:
         "The slowest link of the ring."
         if devices <= self.devices_a_host:
             return self.inside
-        return Link(min(self.inside.bandwidth, self.between.bandwidth),
-                    max(self.inside.latency, self.between.latency))
+        return Link(
+            min(self.inside.bandwidth, self.between.bandwidth),
+            max(self.inside.latency, self.between.latency),
+        )
 
 # %% ../nbs/21b_scaling.ipynb #fb4cb85f
 def exchange_seconds(

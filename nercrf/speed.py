@@ -29,10 +29,9 @@ __all__ = ['SpeedConfig', 'check_speed', 'processor_features', 'slow_precision',
 class SpeedConfig:
     "What makes a step cheaper."
 
-    # sentences of similar length share a batch
-    group_by_length: bool = True
-    # short to long sentences in so many groups: an update takes an equal part
-    # of each, in forward passes of its own
+    group_by_length: bool = True  # sentences of similar length share a batch
+    # short to long sentences in so many groups: an update takes an equal part of each, in forward
+    # passes of its own
     length_groups: int = 1
     # word pieces of a forward pass on each device, padding included; an
     # update that has more is cut into several; left out: on the processor
@@ -41,15 +40,12 @@ class SpeedConfig:
     # train those rows of the piece embedding whose pieces the training set
     # has; the others decay as in AdamW (not with fsdp)
     seen_embedding: bool = True
-    # of the last layer, compute what follows the attention only where a word
-    # begins (on the processor, in encoders built like BERT)
+    # of the last layer, compute what follows the attention only where a word begins (on the
+    # processor, in encoders built like BERT)
     lean_last_layer: bool = True
-    # one kernel for the whole optimiser, where torch has one
-    fused_optimizer: bool = True
-    # of the CRF: auto, kernels, scaled, scan or log
-    crf_algorithm: str = "auto"
-    # draw dropout on the processor from 16 bits a number
-    cheap_dropout: bool = True
+    fused_optimizer: bool = True  # one kernel for the whole optimiser, where torch has one
+    crf_algorithm: str = "auto"  # of the CRF: auto, kernels, scaled, scan or log
+    cheap_dropout: bool = True  # draw dropout on the processor from 16 bits a number
     # dropout of the attention; left out: from scratch on the processor 0,
     # otherwise that of the other dropouts
     attention_dropout: float | None = None
@@ -58,12 +54,9 @@ class SpeedConfig:
     attn_implementation: str | None = None
     # forget what the layers computed and compute it again when it is needed
     gradient_checkpointing: bool = False
-    # let torch.compile build the encoder's kernels
-    compile: bool = False
-    # several processes: ddp, each holds all weights, or fsdp, each its share
-    strategy: str = "ddp"
-    # drop gradients after a step in place of filling them with zeros
-    grads_to_none: bool = True
+    compile: bool = False  # let torch.compile build the encoder's kernels
+    strategy: str = "ddp"  # several processes: ddp, each holds all weights, or fsdp, each its share
+    grads_to_none: bool = True  # drop gradients after a step in place of filling them with zeros
 
 # %% ../nbs/07b_speed.ipynb #fefb86c6
 def check_speed(
@@ -73,28 +66,19 @@ def check_speed(
     known = ("auto", *ALGORITHMS)
     if args.crf_algorithm not in known:
         raise ValueError(
-            f"--crf_algorithm must be one of {', '.join(known)}, got "
-            f"{args.crf_algorithm!r}"
+            f"--crf_algorithm must be one of {', '.join(known)}, got {args.crf_algorithm!r}"
         )
     if args.crf_algorithm != "auto":
         choose_algorithm(args.crf_algorithm, torch.device("cpu"))
     if args.strategy not in ("ddp", "fsdp"):
-        raise ValueError(
-            f"--strategy must be ddp or fsdp, got {args.strategy!r}"
-        )
+        raise ValueError(f"--strategy must be ddp or fsdp, got {args.strategy!r}")
     if args.length_groups < 1:
-        raise ValueError(
-            f"--length_groups must be at least 1, got {args.length_groups}"
-        )
+        raise ValueError(f"--length_groups must be at least 1, got {args.length_groups}")
     if args.pass_pieces is not None and args.pass_pieces < 0:
-        raise ValueError(
-            f"--pass_pieces must not be negative, got {args.pass_pieces}"
-        )
+        raise ValueError(f"--pass_pieces must not be negative, got {args.pass_pieces}")
     value = args.attention_dropout
     if value is not None and not 0 <= value < 1:
-        raise ValueError(
-            f"--attention_dropout must be at least 0 and below 1, got {value}"
-        )
+        raise ValueError(f"--attention_dropout must be at least 0 and below 1, got {value}")
 
 # %% ../nbs/07b_speed.ipynb #fce5798e
 _HALF_FEATURES = {  # as the Linux kernel names them
@@ -112,9 +96,12 @@ def processor_features(
     except OSError:
         return frozenset()
     found = (line.partition(":") for line in text.splitlines())
-    return frozenset(name for key, _, names in found
-                     if key.strip() in ("flags", "Features")
-                     for name in names.split())
+    return frozenset(
+        name
+        for key, _, names in found
+        if key.strip() in ("flags", "Features")
+        for name in names.split()
+    )
 
 # %% ../nbs/07b_speed.ipynb #20cc0516
 def slow_precision(
@@ -127,11 +114,12 @@ def slow_precision(
         return None
     name = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
-        hardware = dtype == torch.float16 or torch.cuda.is_bf16_supported(
-            including_emulation=False)
-        return None if hardware else (
-            f"this GPU has no arithmetic in {name} and emulates it: --fp16 is "
-            "faster")
+        hardware = dtype == torch.float16 or torch.cuda.is_bf16_supported(including_emulation=False)
+        return (
+            None
+            if hardware
+            else (f"this GPU has no arithmetic in {name} and emulates it: --fp16 is faster")
+        )
     if features is None:
         features = processor_features()
     wanted = _HALF_FEATURES[dtype]
@@ -140,7 +128,8 @@ def slow_precision(
     return (
         f"this processor has no arithmetic in {name} (none of "
         f"{', '.join(wanted)}) and emulates it: a step was measured to take 9 "
-        "to 17 times as long as in float32; leave the flag out")
+        "to 17 times as long as in float32; leave the flag out"
+    )
 
 # %% ../nbs/07b_speed.ipynb #43ef0400
 def leave_out_full_mask(
@@ -150,8 +139,7 @@ def leave_out_full_mask(
     mask = batch.get("attention_mask")
     if mask is None or "word_index" not in batch or not bool(mask.all()):
         return batch
-    return {name: tensor for name, tensor in batch.items()
-            if name != "attention_mask"}
+    return {name: tensor for name, tensor in batch.items() if name != "attention_mask"}
 
 # %% ../nbs/07b_speed.ipynb #e6912fa3
 class LeanLastLayer:
@@ -252,7 +240,8 @@ def set_attention(
             problem = str(error)
     raise ValueError(
         f"--attn_implementation {implementation}: {problem}; leave the flag "
-        "out for the best one that the encoder has")
+        "out for the best one that the encoder has"
+    )
 
 # %% ../nbs/07b_speed.ipynb #3e9d4d78
 def use_gradient_checkpointing(
@@ -262,13 +251,13 @@ def use_gradient_checkpointing(
     enable = getattr(model, "activation_checkpointing_enable", None)
     try:
         # transformers up to 5.22 has the older name alone
-        (enable or model.gradient_checkpointing_enable)(
-            {"use_reentrant": False})
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     except ValueError as error:
         raise ValueError(
             f"--gradient_checkpointing: {type(model.encoder).__name__} cannot "
             "compute its layers again; lower --per_gpu_train_batch_size and "
-            "raise --gradient_accumulation_steps instead") from error
+            "raise --gradient_accumulation_steps instead"
+        ) from error
 
 # %% ../nbs/07b_speed.ipynb #1d5473ff
 def compile_encoder(

@@ -140,17 +140,13 @@ class DataConfig:
     encoding: str | None = None  # of the files; left out: UTF-8
     token_column: int = 0  # column of the token in a column file
     tag_column: int = -1  # column of the tag in a column file
-    # error, or warn: read ill-formed tags leniently and report each
-    on_bad: str | None = None
-    # word pieces a window in training, special tokens included
-    train_max_seq_length: int = 128
-    # word pieces a window in evaluation and prediction
-    eval_max_seq_length: int = 512
+    on_bad: str | None = None  # error, or warn: read ill-formed tags leniently and report each
+    train_max_seq_length: int = 128  # word pieces a window in training, special tokens included
+    eval_max_seq_length: int = 512  # word pieces a window in evaluation and prediction
     # word pieces that neighbouring windows of a long text share; left out:
     # a quarter of the window; 0: none
     stride: int | None = None
-    # sentences of the same file that the encoder sees on either side
-    context: int = 0
+    context: int = 0  # sentences of the same file that the encoder sees on either side
     # of gold spans that share a word the labels hold the outermost or the
     # innermost
     nested: str = "outermost"
@@ -160,16 +156,13 @@ class DataConfig:
     # word pieces of a device's batch, padding included, in place of
     # --per_gpu_train_batch_size; with several devices up to a tenth more
     max_pieces: int | None = None
-    # where features are cached; left out: beside the data
-    feature_cache_dir: str | None = None
+    feature_cache_dir: str | None = None  # where features are cached; left out: beside the data
     overwrite_cache: bool = False  # build the cached features again
     # predict: a file to tag, - for standard input; left out: the test
     # file
     input: str | None = None
-    # of --input: text (a sentence a line), auto, or as for --format
-    input_format: str = "text"
-    # predict: where the result goes, - for standard output
-    output: str | None = None
+    input_format: str = "text"  # of --input: text (a sentence a line), auto, or as for --format
+    output: str | None = None  # predict: where the result goes, - for standard output
     output_format: str = "jsonl"  # of the result: jsonl, cluener or columns
 
 # %% ../nbs/12_trainer.ipynb #9c959088
@@ -183,22 +176,18 @@ class EncoderConfig:
     model_name_or_path: str | None = None
     # folder or name of the encoder's configuration, if it is elsewhere
     config_name: str | None = None
-    # folder or name of the tokenizer, if it is elsewhere
-    tokenizer_name: str | None = None
+    tokenizer_name: str | None = None  # folder or name of the tokenizer, if it is elsewhere
     cache_dir: str | None = None  # where downloaded models are kept
     # fetch a model that is not on this machine; otherwise no network is
     # used
     download: bool = False
     do_lower_case: bool = False  # lower-case the text; for uncased models
-    # dropout before the classifier; left out: 0.1, from scratch 0.3
-    dropout: float | None = None
+    dropout: float | None = None  # dropout before the classifier; left out: 0.1, from scratch 0.3
     # every dropout inside the encoder; left out: the encoder's own
     encoder_dropout: float | None = None
     constrain: bool = True  # never decode an ill-formed tag sequence
-    # let the loss sum over well-formed tag sequences only
-    constrain_likelihood: bool = False
-    # of the softmax script; refused: the CRF has its likelihood
-    loss_type: str | None = None
+    constrain_likelihood: bool = False  # let the loss sum over well-formed tag sequences only
+    loss_type: str | None = None  # of the softmax script; refused: the CRF has its likelihood
 
 # %% ../nbs/12_trainer.ipynb #bd600bdb
 @dataclass
@@ -207,10 +196,8 @@ class OptimizationConfig:
 
     # sentences a step and device; left out: 8, from scratch 32
     per_gpu_train_batch_size: int | None = None
-    # sentences a batch and device in evaluation
-    per_gpu_eval_batch_size: int = 32
-    # steps whose gradients are added up for one update
-    gradient_accumulation_steps: int = 1
+    per_gpu_eval_batch_size: int = 32  # sentences a batch and device in evaluation
+    gradient_accumulation_steps: int = 1  # steps whose gradients are added up for one update
     # sentences an update over all devices and processes, whatever their
     # number; the steps that it takes follow; left out: from the two above
     train_batch_size: int | None = None
@@ -218,28 +205,21 @@ class OptimizationConfig:
     learning_rate: float | None = None
     # peak rate of classifier and CRF; left out: 1e-3, from scratch 1e-2
     crf_learning_rate: float | None = None
-    # of weight matrices; never of biases, norms and the CRF
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # of weight matrices; never of biases, norms and the CRF
     adam_epsilon: float = 1e-8  # AdamW's epsilon
-    # gradients are clipped to this norm; 0: not clipped
-    max_grad_norm: float = 1.0
-    # passes over the data; left out: 3, from scratch 8
-    num_train_epochs: float | None = None
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0: not clipped
+    num_train_epochs: float | None = None  # passes over the data; left out: 3, from scratch 8
     # stop after so many updates, whatever the epochs, or after this share
     # of them (below 1); -1: by epochs
     max_steps: float = -1
-    # share of the updates in which the rate grows
-    warmup_proportion: float = 0.1
-    # what the rate does after warm-up: linear, cosine or constant
-    schedule: str = "linear"
+    warmup_proportion: float = 0.1  # share of the updates in which the rate grows
+    schedule: str = "linear"  # what the rate does after warm-up: linear, cosine or constant
     fp16: bool = False  # train in float16 with a gradient scaler
     bf16: bool = False  # train in bfloat16
-    # apex's level: O0 and O1 are understood, O2 and O3 refused
-    fp16_opt_level: str | None = None
+    fp16_opt_level: str | None = None  # apex's level: O0 and O1 are understood, O2 and O3 refused
     no_cuda: bool = False  # use the CPU even where there is a GPU
     local_rank: int = -1  # set by old launchers; torchrun needs no flag
-    # seconds that a process waits for another one before it gives up
-    ddp_timeout: float = 1800.0
+    ddp_timeout: float = 1800.0  # seconds that a process waits for another one before it gives up
     seed: int = 42  # of weights, dropout and the order of the data
     # of the order of the data and of hidden words alone; left out: seed
     data_seed: int | None = None
@@ -259,10 +239,8 @@ class RunConfig:
     dry_run: bool = False
     # evaluate at every logging step instead of every eval_steps
     evaluate_during_training: bool = False
-    # folder of everything that the run writes
-    output_dir: str = "outputs/nercrf"
-    # start anew where the folder holds an earlier run
-    overwrite_output_dir: bool = False
+    output_dir: str = "outputs/nercrf"  # folder of everything that the run writes
+    overwrite_output_dir: bool = False  # start anew where the folder holds an earlier run
     resume: str | None = None  # auto, or a checkpoint folder, to go on from
     # updates between two log lines, or a share of the training (below 1);
     # -1: once an epoch
@@ -273,46 +251,36 @@ class RunConfig:
     # updates between two checkpoints, or a share of the training; -1: once
     # an epoch; 0: only at the end
     save_steps: float = -1
-    # checkpoints that stay; the best model is kept beside them
-    save_total_limit: int = 2
-    # checkpoints with the best metric_for_best_model that stay beside them
-    keep_best: int = 0
-    # checkpoints of multiples of so many updates stay, too; 0: none
-    keep_every: int = 0
+    save_total_limit: int = 2  # checkpoints that stay; the best model is kept beside them
+    keep_best: int = 0  # checkpoints with the best metric_for_best_model that stay beside them
+    keep_every: int = 0  # checkpoints of multiples of so many updates stay, too; 0: none
     # a thread writes checkpoints from a copy in memory; the training goes on
     background_save: bool = True
-    # no room for a checkpoint: stop, or continue without it
-    on_disk_full: str = "stop"
-    # a loss or gradient that is not finite: stop, or skip the update
-    on_nonfinite: str = "stop"
+    on_disk_full: str = "stop"  # no room for a checkpoint: stop, or continue without it
+    on_nonfinite: str = "stop"  # a loss or gradient that is not finite: stop, or skip the update
     # figure on dev that says which model is best: f1, precision, recall,
     # loss, or what a callback adds
     metric_for_best_model: str = "f1"
-    # stop after so many evaluations without a better one; 0: never
-    patience: int = 0
+    patience: int = 0  # stop after so many evaluations without a better one; 0: never
     # where figures go beside history.jsonl: tensorboard, wandb
     report_to: list[str] = field(default_factory=list)
     learning_curve: bool = True  # draw learning_curve.png at the end
-    # do_eval: every checkpoint, not only the best model
-    eval_all_checkpoints: bool = False
-    # do_predict: with the checkpoint of this step; 0: the best model
-    predict_checkpoints: int = 0
+    eval_all_checkpoints: bool = False  # do_eval: every checkpoint, not only the best model
+    predict_checkpoints: int = 0  # do_predict: with the checkpoint of this step; 0: the best model
     server_ip: str | None = None  # of a remote debugger; refused
     server_port: str | None = None  # of a remote debugger; refused
 
 # %% ../nbs/12_trainer.ipynb #167c3940
 @dataclass
 class TrainingConfig(
-    DataConfig, EncoderConfig, OptimizationConfig, SpeedConfig, RecipeConfig,
-    RunConfig,
-):  # fmt: skip
+    DataConfig, EncoderConfig, OptimizationConfig, SpeedConfig, RecipeConfig, RunConfig
+):
     "All flags of a run."
 
 # %% ../nbs/12_trainer.ipynb #cc37a3cb
 _REFUSED = {
     "loss_type": (
-        "a CRF is trained by its likelihood, so there is no loss to choose: "
-        "leave it out"
+        "a CRF is trained by its likelihood, so there is no loss to choose: leave it out"
     ),
     "server_ip": (
         "start the script under a debugger instead: python -m debugpy --listen "
@@ -368,22 +336,14 @@ def _check_values(args: TrainingConfig) -> None:
     for name in _SHARES:
         value = getattr(args, name)
         if value is not None and not 0 <= value < 1:
-            raise ValueError(
-                f"--{name} must be at least 0 and below 1, got {value}"
-            )
+            raise ValueError(f"--{name} must be at least 0 and below 1, got {value}")
     for name, choices in _CHOICES.items():
         value = getattr(args, name)
         if value is not None and value not in choices:
-            raise ValueError(
-                f"--{name} must be one of {', '.join(choices)}, got {value!r}"
-            )
-    for name in (
-        "context", "weight_decay", "max_grad_norm", "patience", "keep_best", "keep_every",
-    ):
+            raise ValueError(f"--{name} must be one of {', '.join(choices)}, got {value!r}")
+    for name in ("context", "weight_decay", "max_grad_norm", "patience", "keep_best", "keep_every"):
         if getattr(args, name) < 0:
-            raise ValueError(
-                f"--{name} must not be negative, got {getattr(args, name)}"
-            )
+            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
     if args.train_batch_size and args.gradient_accumulation_steps > 1:
         raise ValueError(
             "--train_batch_size and --gradient_accumulation_steps say the "
@@ -391,17 +351,13 @@ def _check_values(args: TrainingConfig) -> None:
         )
     for name in ("seed", "data_seed"):
         if (getattr(args, name) or 0) < 0:
-            raise ValueError(
-                f"--{name} must be 0 or greater, got {getattr(args, name)}"
-            )
+            raise ValueError(f"--{name} must be 0 or greater, got {getattr(args, name)}")
 
 
 def _check_steps(args: TrainingConfig) -> None:
     "Refuse what is neither a number of updates nor a share of them."
     if args.max_steps == 0:
-        raise ValueError(
-            "--max_steps 0 trains nothing: leave it out to train by epochs"
-        )
+        raise ValueError("--max_steps 0 trains nothing: leave it out to train by epochs")
     for name in (*_STEPS, "max_steps"):
         value = getattr(args, name)
         if value < 0 and value != -1:
@@ -421,9 +377,7 @@ def _check_speed(args: TrainingConfig) -> None:
             "--max_pieces makes batches of similar length: leave out "
             "--no_group_by_length, or give --per_gpu_train_batch_size instead"
         )
-    if args.length_groups > 1 and (
-        args.max_pieces or not args.group_by_length
-    ):
+    if args.length_groups > 1 and (args.max_pieces or not args.group_by_length):
         raise ValueError(
             "--length_groups mixes lengths in batches of so many sentences: "
             "leave out --max_pieces and --no_group_by_length, or this flag"
@@ -442,8 +396,8 @@ def _check_speed(args: TrainingConfig) -> None:
 def check_config(
     args: TrainingConfig,  # flags as the user gave them
 ) -> None:
-    """Refuse flags that contradict each other or cannot be honoured:
-    ValueError with flag, value and remedy."""
+    """Refuse flags that contradict each other or cannot be honoured: ValueError with flag, value
+    and remedy."""
     _check_values(args)
     _check_steps(args)
     check_recipes(args)
@@ -456,15 +410,11 @@ def check_config(
         )
     if args.fp16_opt_level == "O0" and args.fp16:
         raise ValueError(
-            "--fp16_opt_level O0 means full precision and contradicts "
-            "--fp16: leave one of them out"
+            "--fp16_opt_level O0 means full precision and contradicts --fp16: leave one of them out"
         )
     unknown = [name for name in args.report_to if name not in REPORTERS]
     if unknown:
-        raise ValueError(
-            f"--report_to must be out of {', '.join(REPORTERS)}, got "
-            f"{unknown[0]!r}"
-        )
+        raise ValueError(f"--report_to must be out of {', '.join(REPORTERS)}, got {unknown[0]!r}")
     autocast_dtype(args)
     if args.markup is not None:
         get_scheme(args.markup)
@@ -531,12 +481,10 @@ class UpdatePlan:
     "Which sentences each update of a training sees."
 
     lengths: np.ndarray  # word pieces of each sentence, of its longest window
-    # sentences in one forward pass, over all devices of all processes
-    micro_size: int
+    micro_size: int  # sentences in one forward pass, over all devices of all processes
     update_size: int  # sentences in one update, in as many passes as it takes
     seed: int  # of the order
-    # updates in all, when positive; below 1: this share of the epochs
-    max_steps: float
+    max_steps: float  # updates in all, when positive; below 1: this share of the epochs
     epochs: float  # passes over the data, otherwise
     windows: np.ndarray | None = None  # of each sentence; None: one
     # word pieces in one forward pass over all devices, padding included
@@ -546,8 +494,7 @@ class UpdatePlan:
     by_length: bool = True  # sentences of similar length share a pass
     groups: int = 1  # of lengths; an update takes an equal part of each
     devices: int = 1  # that share each forward pass
-    # word pieces of a forward pass on each device; 0: any number
-    pass_pieces: int = 0
+    pass_pieces: int = 0  # word pieces of a forward pass on each device; 0: any number
 
     @property
     def updates_per_epoch(self) -> int:  # at least 1
@@ -628,8 +575,7 @@ def _fitting_parts(plan: UpdatePlan, part: np.ndarray) -> list[np.ndarray]:
         padded = rows * plan.lengths[share].max(initial=0)
         if len(share) > 1 and padded * plan.devices > limit:
             half = len(part) // 2
-            return [*_fitting_parts(plan, part[:half]),
-                    *_fitting_parts(plan, part[half:])]
+            return [*_fitting_parts(plan, part[:half]), *_fitting_parts(plan, part[half:])]
     return [part]
 
 
@@ -648,8 +594,7 @@ def micro_batches(
     self: UpdatePlan,
     update: np.ndarray,  # sentence indices of one update
 ) -> list[np.ndarray]:  # at most `micro_size` sentences, or pieces, each
-    """Cut an update into forward passes, sentences of similar length
-    together."""
+    "Cut an update into forward passes, sentences of similar length together."
     if self.micro_pieces is not None:
         windows = self.windows
         passes = plan_batches(
@@ -658,8 +603,7 @@ def micro_batches(
             max_pieces=self.micro_pieces,
             windows=None if windows is None else windows[update],
         )
-        return [part for places in passes
-                for part in _fitting_parts(self, update[places])]
+        return [part for places in passes for part in _fitting_parts(self, update[places])]
     ordered = update[np.argsort(-self.lengths[update], kind="stable")]
     # a pass holds sentences of one group of lengths
     size = min(self.micro_size, self.update_size // self.groups)
@@ -723,9 +667,7 @@ def build_plan(
         epochs=args.num_train_epochs,
         windows=dataset.features.window_counts,
         micro_pieces=micro_pieces,
-        update_pieces=micro_pieces * args.gradient_accumulation_steps
-        if by_pieces
-        else None,
+        update_pieces=micro_pieces * args.gradient_accumulation_steps if by_pieces else None,
         by_length=args.group_by_length,
         groups=args.length_groups,
         devices=devices,
@@ -735,14 +677,12 @@ def build_plan(
 # %% ../nbs/12_trainer.ipynb #ff899127
 @dataclass
 class Progress:
-    """The numbers that a training carries from update to update; they go into
-    each checkpoint."""
+    "The numbers that a training carries from update to update; they go into each checkpoint."
 
     step: int = 0  # updates done
     skipped: int = 0  # updates that the scaler left out because of an overflow
     nonfinite: int = 0  # updates that `on_nonfinite` left out
-    # an evaluation after the last update was broken off by a signal
-    evaluation_due: bool = False
+    evaluation_due: bool = False  # an evaluation after the last update was broken off by a signal
     loss_sum: float = 0.0  # loss of all sentences up to the last log line, nats
     sentences: int = 0  # how many they were
     window_sentences: int = 0  # sentences since the last log line
@@ -771,46 +711,35 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer  # AdamW
     schedule: torch.optim.lr_scheduler.LambdaLR  # the learning rates
     scaler: torch.amp.GradScaler  # off unless fp16
-    # this process's loss since the last log line, float64, on the device
-    window_loss: torch.Tensor
-    # numbers that go into checkpoints
-    progress: Progress = field(default_factory=Progress)
+    window_loss: torch.Tensor  # this process's loss since the last log line, float64, on the device
+    progress: Progress = field(default_factory=Progress)  # numbers that go into checkpoints
     # what a checkpoint must agree with, see `training_identity`
     identity: dict[str, object] = field(default_factory=dict)
     # what is called at the moments of the training
     callbacks: Callbacks = field(default_factory=Callbacks)
     # updates since the losses were looked at: number, sentences, loss
-    recent: list[tuple[int, np.ndarray, torch.Tensor]] = field(
-        default_factory=list
-    )
+    recent: list[tuple[int, np.ndarray, torch.Tensor]] = field(default_factory=list)
     loss: torch.Tensor | None = None  # this process's part of this update's
     # norm of the last gradient; None where gradients are not clipped
     norm: torch.Tensor | None = None
     figures: dict[str, object] = field(default_factory=dict)  # last on dev
     # writes in a thread; None: what is written is written at once
     writer: BackgroundWriter | None = None
-    # set by a signal
-    stop: threading.Event = field(default_factory=threading.Event)
-    # why the training ends early, in words; set by a callback
-    stop_reason: str | None = None
+    stop: threading.Event = field(default_factory=threading.Event)  # set by a signal
+    stop_reason: str | None = None  # why the training ends early, in words; set by a callback
     # the piece embedding, where not all of its rows are trained
     embedding: SeenEmbedding | None = None
 
 # %% ../nbs/12_trainer.ipynb #e9241d80
 def freeze_unused_parameters(
     model: nn.Module,  # the bare model
-    # any batch with labels, on the model's device
-    batch: dict[str, torch.Tensor],
+    batch: dict[str, torch.Tensor],  # any batch with labels, on the model's device
 ) -> list[str]:  # names of the parameters that are frozen now
     "Freeze what one backward pass does not reach."
     was_training = model.training
     model.eval()
     model(**batch, reduction="sum").loss.backward()
-    unused = [
-        name
-        for name, p in model.named_parameters()
-        if p.requires_grad and p.grad is None
-    ]
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     for name in unused:
         model.get_parameter(name).requires_grad_(False)
     model.zero_grad(set_to_none=True)
@@ -824,13 +753,8 @@ def _collate(run: TrainingRun, share: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
-    """The summed loss of this process's part of a micro-batch, on the model's
-    device."""
-    devices = (
-        len(run.model.devices)
-        if isinstance(run.model, BatchDataParallel)
-        else 1
-    )
+    "The summed loss of this process's part of a micro-batch, on the model's device."
+    devices = len(run.model.devices) if isinstance(run.model, BatchDataParallel) else 1
     parts = run.info.world_size * devices
     first = run.info.rank * devices
     shares = run.plan.shares(micro_batch, parts)[first : first + devices]
@@ -839,9 +763,7 @@ def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
     if not shares:
         shares, weight = [micro_batch[:1]], 0.0
     batches = [
-        run.callbacks.change_batch(
-            run, move_batch(_collate(run, share), run.info.device), share
-        )
+        run.callbacks.change_batch(run, move_batch(_collate(run, share), run.info.device), share)
         for share in shares
     ]
     with autocast(run.args, run.info.device):
@@ -850,9 +772,7 @@ def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
         else:
             outputs = [run.model(**batches[0], reduction="sum")]
     losses = [
-        run.callbacks.change_loss(
-            run, batch, output, output.loss.to(run.info.device)
-        )
+        run.callbacks.change_loss(run, batch, output, output.loss.to(run.info.device))
         for batch, output in zip(batches, outputs, strict=True)
     ]
     return torch.stack(losses).sum() * weight
@@ -880,8 +800,8 @@ def training_update(
     run: TrainingRun,  # the training
     update: np.ndarray,  # indices of the sentences, the same on every process
 ) -> None:
-    """Forward, backward and one step of the optimiser; the loss stays on the
-    device until it is logged."""
+    """Forward, backward and one step of the optimiser; the loss stays on the device until it is
+    logged."""
     run.model.train()
     before = run.window_loss.clone()
     run.callbacks.call("on_update_begin", run, update)
@@ -905,8 +825,7 @@ def _optimizer_step(run: TrainingRun) -> bool:
         run.scaler.unscale_(run.optimizer)
         groups = run.optimizer.param_groups
         norm = clip_gradients(
-            [p for group in groups for p in group["params"]],
-            run.args.max_grad_norm,
+            [p for group in groups for p in group["params"]], run.args.max_grad_norm
         )
     run.norm = norm
     run.callbacks.call("on_before_step", run, norm)
@@ -933,9 +852,7 @@ def _optimizer_step(run: TrainingRun) -> bool:
 _LONGEST_WINDOW = 1000  # updates
 
 
-def _remember_loss(
-    run: TrainingRun, update: np.ndarray, loss: torch.Tensor
-) -> None:
+def _remember_loss(run: TrainingRun, update: np.ndarray, loss: torch.Tensor) -> None:
     "Keep the loss of an update on the device until it is looked at."
     if run.norm is not None:
         loss = loss + 0 * run.norm.to(loss.device)
@@ -954,15 +871,14 @@ def _must_skip(run: TrainingRun) -> bool:
     total = float(all_reduce_sum(loss))
     if not math.isfinite(total):
         logger.warning(
-            "update %d is skipped: its loss or gradient is not finite",
-            run.progress.step + 1,
+            "update %d is skipped: its loss or gradient is not finite", run.progress.step + 1
         )
     return not math.isfinite(total)
 
 # %% ../nbs/12_trainer.ipynb #e5f05005
 def _check_losses(run: TrainingRun) -> None:
-    """Look at the losses since the last look: FloatingPointError with update,
-    sentences and the last good checkpoint."""
+    """Look at the losses since the last look: FloatingPointError with update, sentences and the
+    last good checkpoint."""
     if not run.recent:
         return
     losses = all_reduce_sum(torch.stack([loss for *_, loss in run.recent]))
@@ -984,9 +900,7 @@ def _last_good(run: TrainingRun) -> str | None:
     return str(found) if found else None
 
 
-def _not_finite(
-    step: int, update: np.ndarray, checkpoint: str | None
-) -> FloatingPointError:
+def _not_finite(step: int, update: np.ndarray, checkpoint: str | None) -> FloatingPointError:
     "The error that names update, sentences and checkpoint."
     return FloatingPointError(
         f"the loss or the gradient of update {step} is not finite; its "
@@ -1037,9 +951,8 @@ def training_identity(
 
 # %% ../nbs/12_trainer.ipynb #0af187e3
 def _prepare_devices(
-    args: TrainingConfig, model: nn.Module, info: ProcessInfo,
-    batch: dict[str, torch.Tensor],
-) -> nn.Module:  # fmt: skip
+    args: TrainingConfig, model: nn.Module, info: ProcessInfo, batch: dict[str, torch.Tensor]
+) -> nn.Module:
     "Do to the model what makes it fast, and wrap it for the devices."
     args.set_up(model)
     # what is computed twice, or compiled, must be the same each time
@@ -1064,9 +977,12 @@ def restore_model(
 
 
 def _part_embedding(
-    args: TrainingConfig, model: nn.Module, dataset: FeatureDataset,
-    tokenizer: object, batch: dict[str, torch.Tensor],
-) -> SeenEmbedding | None:  # fmt: skip
+    args: TrainingConfig,
+    model: nn.Module,
+    dataset: FeatureDataset,
+    tokenizer: object,
+    batch: dict[str, torch.Tensor],
+) -> SeenEmbedding | None:
     "Leave rows out of the training that it cannot read."
     if not args.seen_embedding or args.strategy == "fsdp":
         return None
@@ -1075,18 +991,18 @@ def _part_embedding(
 
 # %% ../nbs/12_trainer.ipynb #f1423238
 def _prepare(
-    args: TrainingConfig, model: nn.Module, dataset: FeatureDataset,
-    tokenizer: object, info: ProcessInfo,
-) -> tuple[nn.Module, SeenEmbedding | None]:  # fmt: skip
+    args: TrainingConfig,
+    model: nn.Module,
+    dataset: FeatureDataset,
+    tokenizer: object,
+    info: ProcessInfo,
+) -> tuple[nn.Module, SeenEmbedding | None]:
     "The model as the run needs it, wrapped, and its embedding if it is parted."
     first = dataset.collate(np.arange(min(2, len(dataset))))
     batch = move_batch(first, info.device)
     unused = freeze_unused_parameters(model, batch)
     if unused:
-        logger.info(
-            "frozen, since the loss does not depend on them: %s",
-            ", ".join(unused),
-        )
+        logger.info("frozen, since the loss does not depend on them: %s", ", ".join(unused))
     prepare_model(args, model, args.seed)
     embedding = _part_embedding(args, model, dataset, tokenizer, batch)
     return _prepare_devices(args, model, info, batch), embedding
@@ -1099,19 +1015,15 @@ def start_run(
     tokenizer: object,  # saved beside the model
     # labelled sentences for the choice of the best model
     dev_dataset: FeatureDataset | None = None,
-    # what this process is; None: found out here
-    info: ProcessInfo | None = None,
+    info: ProcessInfo | None = None,  # what this process is; None: found out here
     callbacks: Sequence[TrainingCallback] = (),  # called after the recipes
 ) -> TrainingRun:  # ready for its first update
     "Build everything that a training needs."
     info = info or init_distributed(
-        no_cuda=args.no_cuda,
-        local_rank=args.local_rank,
-        timeout_seconds=args.ddp_timeout,
+        no_cuda=args.no_cuda, local_rank=args.local_rank, timeout_seconds=args.ddp_timeout
     )
     plan = build_plan(args, train_dataset, info)
-    steps = {name: count_steps(getattr(args, name), plan.total)
-             for name in _STEPS}
+    steps = {name: count_steps(getattr(args, name), plan.total) for name in _STEPS}
     args = replace(args, **steps)
     restore_model(model)  # an earlier run may have changed it
     model = model.to(info.device)
@@ -1127,13 +1039,19 @@ def start_run(
     )
     warmup_steps = math.ceil(args.warmup_proportion * plan.total)
     run = TrainingRun(
-        args, info, wrapped, tokenizer,
-        train_dataset, dev_dataset, plan, optimizer,
+        args,
+        info,
+        wrapped,
+        tokenizer,
+        train_dataset,
+        dev_dataset,
+        plan,
+        optimizer,
         build_schedule(optimizer, args.schedule, warmup_steps, plan.total),
         torch.amp.GradScaler(info.device.type, enabled=args.fp16),
         torch.zeros((), dtype=torch.float64, device=info.device),
         embedding=embedding,
-    )  # fmt: skip
+    )
     run.identity = training_identity(args, train_dataset, plan)
     run.callbacks = Callbacks([*recipe_callbacks(args, plan.seed), *callbacks])
     set_seed(args.seed, info.rank)
@@ -1141,15 +1059,13 @@ def start_run(
 
 # %% ../nbs/12_trainer.ipynb #2453c78e
 def _finite_loss(run: TrainingRun) -> float:
-    """The loss since the last log line, over all processes; an error if not
-    finite."""
+    "The loss since the last log line, over all processes; an error if not finite."
     _check_losses(run)
     return float(all_reduce_sum(run.window_loss))
 
 # %% ../nbs/12_trainer.ipynb #42c825ae
 def _close_window(run: TrainingRun) -> float:
-    """The mean loss since the last log line, over all processes; a new window
-    begins."""
+    "The mean loss since the last log line, over all processes; a new window begins."
     progress = run.progress
     total, sentences = _finite_loss(run), progress.window_sentences
     progress.loss_sum += total
@@ -1173,10 +1089,7 @@ def log_progress(
         "crf_learning_rate": run.optimizer.param_groups[-1]["lr"],
     }
     if run.scaler.is_enabled():
-        record |= {
-            "scale": run.scaler.get_scale(),
-            "skipped": run.progress.skipped,
-        }
+        record |= {"scale": run.scaler.get_scale(), "skipped": run.progress.skipped}
     if run.progress.nonfinite:
         record["nonfinite"] = run.progress.nonfinite
     run.callbacks.call("on_log", run, record)
@@ -1190,9 +1103,7 @@ def _weights_to_write(run: TrainingRun) -> dict[str, torch.Tensor]:
     return {}
 
 
-def _save_model(
-    run: TrainingRun, folder: Path, weights: dict[str, torch.Tensor]
-) -> None:
+def _save_model(run: TrainingRun, folder: Path, weights: dict[str, torch.Tensor]) -> None:
     "Model, tokenizer and flags, as a folder that loads by itself."
     bare = unwrap_model(run.model)
     bare.save_pretrained(folder, state_dict=weights)
@@ -1247,9 +1158,7 @@ def save_best_model(
     barrier()
 
 
-def _write_best(
-    run: TrainingRun, weights: dict[str, torch.Tensor], best: dict
-) -> None:
+def _write_best(run: TrainingRun, weights: dict[str, torch.Tensor], best: dict) -> None:
     "Write the best model from a copy of its weights."
     with write_folder(Path(run.args.output_dir) / "model") as folder:
         _save_model(run, folder, weights)
@@ -1267,28 +1176,28 @@ def save_checkpoint(
     _finite_loss(run)
     output_dir = Path(run.args.output_dir)
     target = output_dir / f"checkpoint-{run.progress.step}"
-    own = {
-        "random": _packed(random_state()),
-        "window_loss": float(run.window_loss),
-    }
+    own = {"random": _packed(random_state()), "window_loss": float(run.window_loss)}
     processes = gather_json(own)
     optimizer = whole_tensors(run.optimizer.state_dict())
     weights = _weights_to_write(run)
     if run.info.is_main:
-        state = take_snapshot({
-            "progress": asdict(run.progress),
-            "optimizer": optimizer,
-            "schedule": run.schedule.state_dict(),
-            "scaler": run.scaler.state_dict(),
-            "callbacks": run.callbacks.state_dict(),
-            "processes": processes,
-            "identity": run.identity,
-            "embedding_rows": run.embedding and run.embedding.seen,
-        })  # fmt: skip
-        _write(run, target.name, partial(
-            _write_checkpoint, run, target, weights, state,
-            _figures_now(run),
-        ))  # fmt: skip
+        state = take_snapshot(
+            {
+                "progress": asdict(run.progress),
+                "optimizer": optimizer,
+                "schedule": run.schedule.state_dict(),
+                "scaler": run.scaler.state_dict(),
+                "callbacks": run.callbacks.state_dict(),
+                "processes": processes,
+                "identity": run.identity,
+                "embedding_rows": run.embedding and run.embedding.seen,
+            }
+        )
+        _write(
+            run,
+            target.name,
+            partial(_write_checkpoint, run, target, weights, state, _figures_now(run)),
+        )
         if wait and run.writer is not None:
             run.writer.wait()
     barrier()
@@ -1308,9 +1217,12 @@ def _figures_now(run: TrainingRun) -> dict[str, float]:
 
 
 def _write_checkpoint(
-    run: TrainingRun, target: Path, weights: dict[str, torch.Tensor],
-    state: StateSnapshot, figures: dict[str, float],
-) -> None:  # fmt: skip
+    run: TrainingRun,
+    target: Path,
+    weights: dict[str, torch.Tensor],
+    state: StateSnapshot,
+    figures: dict[str, float],
+) -> None:
     "Write a checkpoint from copies; then remove those that need not stay."
     with write_folder(target) as folder:
         _save_model(run, folder, weights)
@@ -1324,21 +1236,19 @@ def _prune(run: TrainingRun) -> None:
     "Remove the checkpoints that need not stay."
     metric = run.args.metric_for_best_model
     prune_checkpoints(
-        run.args.output_dir, run.args.save_total_limit,
-        keep_best=run.args.keep_best, metric=metric,
+        run.args.output_dir,
+        run.args.save_total_limit,
+        keep_best=run.args.keep_best,
+        metric=metric,
         higher_is_better=greater_is_better(metric),
         keep_every=run.args.keep_every,
-    )  # fmt: skip
+    )
 
 # %% ../nbs/12_trainer.ipynb #d9ebea69
 def _packed(value):
-    """A random state in JSON: tensors, lists and tuples become objects that
-    name their kind."""
+    "A random state in JSON: tensors, lists and tuples become objects that name their kind."
     if isinstance(value, torch.Tensor):
-        return {
-            "tensor": value.tolist(),
-            "dtype": str(value.dtype).removeprefix("torch."),
-        }
+        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, dict):
         return {key: _packed(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -1349,27 +1259,20 @@ def _packed(value):
 def _unpacked(value):
     "The random state that `_packed` was given."
     if isinstance(value, dict) and set(value) == {"tensor", "dtype"}:
-        return torch.tensor(
-            value["tensor"], dtype=getattr(torch, value["dtype"])
-        )
+        return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
     if isinstance(value, dict) and set(value) in ({"list"}, {"tuple"}):
         items = [_unpacked(item) for item in next(iter(value.values()))]
         return items if "list" in value else tuple(items)
     return (
-        {key: _unpacked(item) for key, item in value.items()}
-        if isinstance(value, dict)
-        else value
+        {key: _unpacked(item) for key, item in value.items()} if isinstance(value, dict) else value
     )
 
 # %% ../nbs/12_trainer.ipynb #a6e72725
 def _fit_optimizer(run: TrainingRun, state: dict) -> dict:
-    """The saved state of the optimiser, with the rows of the embedding that
-    this run trains."""
+    "The saved state of the optimiser, with the rows of the embedding that this run trains."
     held = state.get("embedding_rows")  # older checkpoints hold all
     wanted = None if run.embedding is None else run.embedding.seen.cpu()
-    if held is wanted or (
-        held is not None and wanted is not None and held.equal(wanted)
-    ):
+    if held is wanted or (held is not None and wanted is not None and held.equal(wanted)):
         return state["optimizer"]
     if run.args.average_decay:
         raise ValueError(
@@ -1377,14 +1280,8 @@ def _fit_optimizer(run: TrainingRun, state: dict) -> dict:
             "resume with the --seen_embedding that it was made with"
         )
     embedding = unwrap_model(run.model).encoder.get_input_embeddings()
-    parameters = [
-        each for group in run.optimizer.param_groups for each in group["params"]
-    ]
-    number = next(
-        number
-        for number, each in enumerate(parameters)
-        if each is embedding.weight
-    )
+    parameters = [each for group in run.optimizer.param_groups for each in group["params"]]
+    number = next(number for number, each in enumerate(parameters) if each is embedding.weight)
     entries = dict(state["optimizer"]["state"])
     if number in entries:
         entries[number] = {
@@ -1398,13 +1295,11 @@ def load_checkpoint(
     run: TrainingRun,  # a training that was just set up
     folder: Path,  # a checkpoint's folder
 ) -> None:
-    """Put a training where a checkpoint left it: ValueError when it is broken
-    or of another training."""
+    """Put a training where a checkpoint left it: ValueError when it is broken or of another
+    training."""
     problems = verify_folder(folder)
     if problems:
-        raise ValueError(
-            f"{folder}: not a whole checkpoint: {'; '.join(problems)}"
-        )
+        raise ValueError(f"{folder}: not a whole checkpoint: {'; '.join(problems)}")
     state = load_state(folder)
     for name, value in run.identity.items():
         if state["identity"].get(name) != value:
@@ -1437,20 +1332,14 @@ def _restore_process(run: TrainingRun, processes: list[dict]) -> None:
         set_random_state(_unpacked(own["random"]))
         run.window_loss.fill_(own["window_loss"])
         return
-    logger.warning(
-        "the checkpoint was made by %d process(es): dropout draws anew",
-        len(processes),
-    )
+    logger.warning("the checkpoint was made by %d process(es): dropout draws anew", len(processes))
     set_seed(run.args.seed + run.progress.step, run.info.rank)
     if run.info.is_main:
-        run.window_loss.fill_(
-            math.fsum(process["window_loss"] for process in processes)
-        )
+        run.window_loss.fill_(math.fsum(process["window_loss"] for process in processes))
 
 # %% ../nbs/12_trainer.ipynb #86b65987
 def _give_up_later(run: TrainingRun) -> None:
-    """Drop what an earlier attempt left from after the checkpoint; it will be
-    made again."""
+    "Drop what an earlier attempt left from after the checkpoint; it will be made again."
     kept_best = True
     if run.info.is_main:
         folder, step = Path(run.args.output_dir), run.progress.step
@@ -1479,46 +1368,33 @@ def _step_of_best(folder: Path) -> int | None:
 def find_resume(
     args: TrainingConfig,  # flags; `resume` and `output_dir` are read
 ) -> Path | None:  # the checkpoint to go on from, None to start anew
-    """The checkpoint that `--resume` means; the main process looks and tells
-    the others."""
+    "The checkpoint that `--resume` means; the main process looks and tells the others."
     if args.resume is None:
         return None
     found = None
     if is_main_process():
         restore_folders(args.output_dir, remove_unfinished=True)
-        found = (
-            latest_checkpoint(args.output_dir)
-            if args.resume == "auto"
-            else Path(args.resume)
-        )
+        found = latest_checkpoint(args.output_dir) if args.resume == "auto" else Path(args.resume)
     found = broadcast_json(str(found) if found else None)
     if found is None:
-        logger.info(
-            "--resume auto: no whole checkpoint in %s: starting anew",
-            args.output_dir,
-        )
+        logger.info("--resume auto: no whole checkpoint in %s: starting anew", args.output_dir)
         return None
     if not Path(found).is_dir():
         raise ValueError(
-            f"--resume {found}: there is no such folder; give a checkpoint-N "
-            "folder or auto"
+            f"--resume {found}: there is no such folder; give a checkpoint-N folder or auto"
         )
     return Path(found)
 
 # %% ../nbs/12_trainer.ipynb #838ffd43
 class TrainingInterrupted(RuntimeError):
-    """A signal ended the training after a checkpoint was written; `checkpoint`
-    is its folder."""
+    "A signal ended the training after a checkpoint was written; `checkpoint` is its folder."
 
     def __init__(
         self,
         checkpoint: Path,  # what to resume from
         step: int,  # updates done
     ):
-        super().__init__(
-            f"interrupted at update {step}; go on with --resume auto "
-            f"({checkpoint})"
-        )
+        super().__init__(f"interrupted at update {step}; go on with --resume auto ({checkpoint})")
         self.checkpoint = checkpoint
         self.step = step
 
@@ -1527,8 +1403,8 @@ class TrainingInterrupted(RuntimeError):
 def catch_signals(
     stop: threading.Event,  # set when a signal arrives
 ) -> Iterator[None]:
-    """Take note of SIGINT, SIGTERM and SIGUSR1 inside the block; a second one
-    has its usual effect."""
+    """Take note of SIGINT, SIGTERM and SIGUSR1 inside the block; a second one has its usual
+    effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -1554,15 +1430,11 @@ _UPDATES_BETWEEN_AGREEMENTS = 10
 
 
 def _agree_to_stop(run: TrainingRun, last: bool = False) -> bool:
-    """Has any process been asked to stop? On GPUs asked only now and then,
-    since asking makes them wait."""
+    """Has any process been asked to stop? On GPUs asked only now and then, since asking makes
+    them wait."""
     if run.info.world_size == 1:
         return run.stop.is_set()
-    if (
-        run.info.backend != "gloo"
-        and run.progress.step % _UPDATES_BETWEEN_AGREEMENTS
-        and not last
-    ):
+    if run.info.backend != "gloo" and run.progress.step % _UPDATES_BETWEEN_AGREEMENTS and not last:
         return False
     return bool(all_reduce_sum(torch.tensor(int(run.stop.is_set()))))
 
@@ -1576,13 +1448,10 @@ class BestModel(TrainingCallback):
         if f"dev_{metric}" not in record:
             known = [x[4:] for x in record if x.startswith("dev_")]
             raise ValueError(
-                f"--metric_for_best_model {metric}: the evaluation has "
-                f"{', '.join(known)}"
+                f"--metric_for_best_model {metric}: the evaluation has {', '.join(known)}"
             )
         score, best = record[f"dev_{metric}"], progress.best_score
-        if best is None or (
-            score > best if greater_is_better(metric) else score < best
-        ):
+        if best is None or (score > best if greater_is_better(metric) else score < best):
             progress.best_score, progress.best_step = score, progress.step
             progress.without_gain = 0
             save_best_model(run)
@@ -1621,9 +1490,8 @@ def evaluate_run(
     _check_losses(run)  # weights that are not finite cannot be decoded with
     with run.callbacks.evaluation_weights(run):
         result = evaluate(
-            run.args, run.model, run.dev_dataset, "dev", run.stop.is_set,
-            run.args.unlearnable,
-        )  # fmt: skip
+            run.args, run.model, run.dev_dataset, "dev", run.stop.is_set, run.args.unlearnable
+        )
     figures = {f"dev_{name}": x for name, x in result.to_dict().items()}
     record = {"step": run.progress.step, **figures}
     run.callbacks.call("on_evaluate", run, result, record)
@@ -1651,13 +1519,9 @@ def _after_update(run: TrainingRun) -> None:
     if log_now:
         log_progress(run)
     evaluation_due = (
-        log_now
-        if args.evaluate_during_training
-        else is_due(args.eval_steps, step, epoch)
+        log_now if args.evaluate_during_training else is_due(args.eval_steps, step, epoch)
     )
-    if run.dev_dataset is not None and (
-        evaluation_due or (last and args.eval_steps)
-    ):
+    if run.dev_dataset is not None and (evaluation_due or (last and args.eval_steps)):
         run.progress.evaluation_due = True
         try:
             scores = evaluate_run(run).scores
@@ -1665,9 +1529,12 @@ def _after_update(run: TrainingRun) -> None:
             return
         run.progress.evaluation_due = False
         logger.info(
-            "update %d: dev F1 %.4f (best %s %s)", step, scores.micro.f1,
-            args.metric_for_best_model, run.progress.best_score,
-        )  # fmt: skip
+            "update %d: dev F1 %.4f (best %s %s)",
+            step,
+            scores.micro.f1,
+            args.metric_for_best_model,
+            run.progress.best_score,
+        )
     ended = last or run.stop_reason is not None
     if ended or is_due(args.save_steps, step, epoch):
         save_checkpoint(run)
@@ -1707,38 +1574,34 @@ def _run_updates(run: TrainingRun) -> None:
 
 # %% ../nbs/12_trainer.ipynb #18a5a2c5
 def train(
-    # flags; what depends on the encoder is filled in for a pretrained one
-    args: TrainingConfig,
+    args: TrainingConfig,  # flags; what depends on the encoder is filled in for a pretrained one
     train_dataset: FeatureDataset,  # labelled sentences
     model: nn.Module,  # the bare model; holds the trained weights afterwards
     tokenizer: object,  # saved beside the model
     # labelled sentences for the choice of the best model
     dev_dataset: FeatureDataset | None = None,
-    # what this process is; None: found out here
-    info: ProcessInfo | None = None,
-    # your own parts, see the chapter on callbacks
-    callbacks: Sequence[TrainingCallback] = (),
+    info: ProcessInfo | None = None,  # what this process is; None: found out here
+    callbacks: Sequence[TrainingCallback] = (),  # your own parts, see the chapter on callbacks
 ) -> tuple[int, float]:  # updates made, and mean loss a sentence in nats
     "Train a model; every process of the group must call it."
     args = resolve_config(args, pretrained=True)
     check_config(args)
     run = start_run(
-        args, train_dataset, model, tokenizer, dev_dataset, info,
-        [*callbacks, *own_callbacks(args)],
-    )  # fmt: skip
-    checkpoint = find_resume(args)
-    elsewhere = checkpoint is not None and checkpoint.parent != Path(
-        args.output_dir
+        args, train_dataset, model, tokenizer, dev_dataset, info, [*callbacks, *own_callbacks(args)]
     )
+    checkpoint = find_resume(args)
+    elsewhere = checkpoint is not None and checkpoint.parent != Path(args.output_dir)
     if checkpoint is None or elsewhere:
         _prepare_output(run)
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
     logger.info(
         "training on %d sentences, %d an update, %d updates, %d process(es)",
-        len(train_dataset), run.plan.update_size,
-        run.plan.total, get_world_size(),
-    )  # fmt: skip
+        len(train_dataset),
+        run.plan.update_size,
+        run.plan.total,
+        get_world_size(),
+    )
     with catch_signals(run.stop):
         try:
             with _background_writes(run):
@@ -1770,13 +1633,10 @@ def _earlier_run(folder: Path) -> list[Path]:
 
 
 def _clear_output(args: TrainingConfig) -> str | None:
-    """Make the output folder, without an earlier run; the reason where it may
-    not be removed."""
+    "Make the output folder, without an earlier run; the reason where it may not be removed."
     folder = Path(args.output_dir)
     earlier = _earlier_run(folder)
-    checkpoints = [
-        path for path in earlier if path.name.startswith("checkpoint-")
-    ]
+    checkpoints = [path for path in earlier if path.name.startswith("checkpoint-")]
     used = Path(args.model_name_or_path or "/").resolve()
     if any(used == path.resolve() for path in earlier):
         return (
@@ -1787,11 +1647,7 @@ def _clear_output(args: TrainingConfig) -> str | None:
     abandoned = args.resume == "auto" and not checkpoints
     if earlier and not (args.overwrite_output_dir or abandoned):
         names = ", ".join(sorted(path.name for path in earlier))
-        what = (
-            "only broken checkpoints"
-            if args.resume == "auto"
-            else f"an earlier run ({names})"
-        )
+        what = "only broken checkpoints" if args.resume == "auto" else f"an earlier run ({names})"
         return (
             f"{folder} holds {what}: --resume auto goes on with a whole "
             "checkpoint, "

@@ -26,7 +26,9 @@ def data_folder():
 
 @pytest.fixture
 def mount_disk(tmp_path):
-    """Makes small file systems in memory; a test that asks for one is skipped where the machine lets us mount none."""
+    """Makes small file systems in memory; a test that asks for one is skipped where the machine
+    lets us mount none.
+    """
     with ExitStack() as stack:
 
         def mount(size: str) -> Path:

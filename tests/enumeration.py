@@ -1,4 +1,6 @@
-"""All tag sequences of tiny sentences and their scores: the truth that the tests of the CRF compare with."""
+"""All tag sequences of tiny sentences and their scores: the truth that the tests of the CRF compare
+with.
+"""
 
 import itertools
 
@@ -19,7 +21,7 @@ def all_paths(words, labels):
 
 
 def all_scores(emissions, scores, paths):
-    "(paths,) scores of paths over the (words, labels) emissions of one sentence without masked words."
+    """(paths,) scores of paths over the (words, labels) emissions of one sentence without masked words."""
     if paths.shape[1] == 0:
         return emissions.new_zeros(1)
     total = scores.start[paths[:, 0]] + scores.end[paths[:, -1]]
@@ -43,7 +45,9 @@ def enumerate_batch(emissions, scores, mask):
 
 
 def log_partitions(truth):
-    "(batch,) log partitions of what `enumerate_batch` found, -inf without a gradient where no path is possible."
+    """(batch,) log partitions of what `enumerate_batch` found, -inf without a gradient where no
+    path is possible.
+    """
     totals = []
     for _, values in truth:
         possible = bool((values > -torch.inf).any())
@@ -60,7 +64,9 @@ def path_numbers(tags, labels):
 
 
 def random_mask(batch, words, kind, generator):
-    "A mask of one of the shapes that occur: full, right and left padding, holes; some sentences without words."
+    """A mask of one of the shapes that occur: full, right and left padding, holes; some sentences
+    without words.
+    """
     lengths = torch.randint(0, words + 1, (batch, 1), generator=generator)
     places = torch.arange(words).expand(batch, words)
     if kind == "full":

@@ -1,7 +1,8 @@
-"""Hosts with networks of their own on one machine: network namespaces of Linux, each with a cable to a switch.
+"""Hosts with networks of their own on one machine: network namespaces of Linux, each with a cable
+to a switch.
 
-A host has an address, a loopback and nothing else; the files are those of the machine, as on a cluster with a shared
-file system. Needs root and iproute2.
+A host has an address, a loopback and nothing else; the files are those of the machine, as on a
+cluster with a shared file system. Needs root and iproute2.
 """
 
 import os
@@ -52,7 +53,20 @@ class Network:
             space = self.spaces[name]
             ip("netns", "add", space)
             self._write_names(FILES / space)
-            ip("link", "add", "eth0", "netns", space, "type", "veth", "peer", "name", name, "netns", switch)
+            ip(
+                "link",
+                "add",
+                "eth0",
+                "netns",
+                space,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                name,
+                "netns",
+                switch,
+            )
             ip("-n", switch, "link", "set", "dev", name, "master", "bridge", "up")
             ip("-n", space, "address", "add", f"{address}/24", "dev", "eth0")
             ip("-n", space, "link", "set", "dev", "eth0", "up")

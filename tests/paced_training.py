@@ -1,7 +1,8 @@
-"""The trainer script with a pause after every update, so that a test finds time to break it off; see `test_elastic`.
+"""The trainer script with a pause after every update, so that a test finds time to break it off;
+see `test_elastic`.
 
-The environment says how long the pauses are (PACE, seconds), and which process shall fail at which update (FAIL_AT,
-rank:update).
+The environment says how long the pauses are (PACE, seconds), and which process shall fail at which
+update (FAIL_AT, rank:update).
 """
 
 import os

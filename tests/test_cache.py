@@ -50,17 +50,34 @@ from nercrf.formats import write_examples
 from nercrf.labels import Span
 
 torch.set_num_threads(1)
-DATA = Path(os.environ.get("NERCRF_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+DATA = Path(
+    os.environ.get("NERCRF_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data"
+)
 SENTENCES = [
     Example("1", ["Ada", "met", "Bobby"], [Span("PER", 0, 1), Span("PER", 2, 3)]),
     Example("2", ["Ada", "in", "Paris"], [Span("PER", 0, 1), Span("LOC", 2, 3)]),
     Example("3", ["met"], []),
 ]
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ada", "met", "bob", "##by", "Ada", "in", "paris"]
+PIECES = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "ada",
+    "met",
+    "bob",
+    "##by",
+    "Ada",
+    "in",
+    "paris",
+]
 
 
 def make_tokenizer(pieces=PIECES, lowercase=True, **options):
-    return BertTokenizer(vocab={piece: at for at, piece in enumerate(pieces)}, do_lower_case=lowercase, **options)
+    return BertTokenizer(
+        vocab={piece: at for at, piece in enumerate(pieces)}, do_lower_case=lowercase, **options
+    )
 
 
 @pytest.fixture
@@ -74,7 +91,9 @@ def args(tmp_path):
     folder.mkdir()
     write_columns(folder / "train.txt", SENTENCES, "BIO")
     write_columns(folder / "dev.txt", SENTENCES[:2], "BIO")
-    return SimpleNamespace(data_dir=str(folder), feature_cache_dir=str(tmp_path / "cache"), train_max_seq_length=16)
+    return SimpleNamespace(
+        data_dir=str(folder), feature_cache_dir=str(tmp_path / "cache"), train_max_seq_length=16
+    )
 
 
 @pytest.fixture
@@ -137,17 +156,26 @@ def test_every_format_trains_alike(args, tokenizer, tmp_path, format, name, enco
 
 @pytest.mark.parametrize("large", [0, 1 << 40], ids=["in parts", "whole"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_json_without_labels_is_read_like_the_training_file(args, tokenizer, tmp_path, monkeypatch, large, packed):
-    """An unlabelled line of CLUENER looks like one of character spans; it has to be read by characters all the same."""
+def test_json_without_labels_is_read_like_the_training_file(
+    args, tokenizer, tmp_path, monkeypatch, large, packed
+):
+    """An unlabelled line of CLUENER looks like one of character spans; it has to be read by
+    characters all the same.
+    """
     monkeypatch.setattr(nercrf.cache, "LARGE", large)
     folder, ending = tmp_path / "cluener", ".jsonl.gz" if packed else ".jsonl"
-    lines = {"train": '{"text": "ab", "label": {"X": {"a": [[0, 0]]}}}\n', "test": '{"text": "abc"}\n'}
+    lines = {
+        "train": '{"text": "ab", "label": {"X": {"a": [[0, 0]]}}}\n',
+        "test": '{"text": "abc"}\n',
+    }
     folder.mkdir()
     for split, line in lines.items():
         data = line.encode()
         (folder / f"{split}{ending}").write_bytes(gzip.compress(data) if packed else data)
     args.data_dir = str(folder)
-    assert load_and_cache_examples(args, "ner", tokenizer, "test").features.word_lengths.tolist() == [3]
+    assert load_and_cache_examples(
+        args, "ner", tokenizer, "test"
+    ).features.word_lengths.tolist() == [3]
 
 
 def test_second_call_reads_what_the_first_wrote(args, tokenizer, builds):
@@ -220,7 +248,9 @@ OPTIONS = {
 
 
 def test_no_option_of_reader_or_conversion_is_missing():
-    """Every parameter of the two functions that make the features, but for the data themselves, is in the key."""
+    """Every parameter of the two functions that make the features, but for the data themselves, is
+    in the key.
+    """
     parameters = set(inspect.signature(convert_examples_to_features).parameters)
     data = {"examples", "label_list", "max_seq_length", "tokenizer", "scheme", "neighbours"}
     assert set(CONVERSION_OPTIONS) == parameters - data
@@ -281,7 +311,9 @@ TOKENIZERS = {
     "accents": make_tokenizer(strip_accents=True),
     "padding side": make_tokenizer(padding_side="left"),
     "special token": make_tokenizer(cls_token="[MASK]"),
-    "class": PreTrainedTokenizerFast(tokenizer_object=make_tokenizer().backend_tokenizer, pad_token="[PAD]"),
+    "class": PreTrainedTokenizerFast(
+        tokenizer_object=make_tokenizer().backend_tokenizer, pad_token="[PAD]"
+    ),
     "python": ByT5Tokenizer(),
     "python, other": ByT5Tokenizer(extra_ids=7),
 }
@@ -299,7 +331,11 @@ def test_a_change_of_the_tokenizer_misses(name, args, tokenizer):
 
 @pytest.mark.parametrize(
     ("target", "value"),
-    [("CACHE_FORMAT", 99), ("version", lambda name: "0"), ("nercrf", SimpleNamespace(__version__="99"))],
+    [
+        ("CACHE_FORMAT", 99),
+        ("version", lambda name: "0"),
+        ("nercrf", SimpleNamespace(__version__="99")),
+    ],
 )
 def test_a_change_of_code_misses(target, value, args, tokenizer, monkeypatch):
     before = cache_key(describe_request(args, "ner", tokenizer, "train"))
@@ -350,7 +386,9 @@ def test_renamed_folder_hits(args, tokenizer, builds):
     assert len(builds) == 1
 
 
-def test_copy_in_another_folder_hits_where_the_cache_is_shared(args, tokenizer, builds, tmp_path, monkeypatch):
+def test_copy_in_another_folder_hits_where_the_cache_is_shared(
+    args, tokenizer, builds, tmp_path, monkeypatch
+):
     """Two folders that can't be written, one user."""
     args.feature_cache_dir = None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
@@ -373,7 +411,9 @@ def test_a_name_that_decides_the_format_is_in_the_key(args, tokenizer):
 
 @pytest.fixture
 def old_file(tmp_path, monkeypatch):
-    """A file that counts as large, last changed a while ago as far as the clock says; and how often it was read."""
+    """A file that counts as large, last changed a while ago as far as the clock says; and how often
+    it was read.
+    """
     monkeypatch.setattr(nercrf.cache, "REMEMBERED", 4)
     path = tmp_path / "train.txt"
     path.write_bytes(b"old content")
@@ -545,7 +585,10 @@ def test_without_a_place_in_the_data_folder_the_users_cache_is_used(
         load_and_cache_examples(args, "ner", tokenizer)
         load_and_cache_examples(args, "ner", tokenizer)
     (message,) = caplog.messages
-    assert f"cached in {tmp_path / 'home' / 'nercrf'}, since nothing could be written to {args.data_dir}" in message
+    assert (
+        f"cached in {tmp_path / 'home' / 'nercrf'}, since nothing could be written to {args.data_dir}"
+        in message
+    )
     assert len(builds) == 1
     assert len(list((tmp_path / "home" / "nercrf").glob("*.safetensors"))) == 1
 
@@ -565,7 +608,9 @@ def bad_disk(args, request, mount_disk):
 
 @pytest.mark.parametrize("large", [0, 1 << 30], ids=["in parts", "whole"])
 @pytest.mark.parametrize("home", ["home", "data/train.txt"], ids=["user's cache", "nowhere"])
-def test_a_disk_that_is_really_full_or_read_only(bad_disk, home, large, args, tokenizer, tmp_path, monkeypatch, caplog):
+def test_a_disk_that_is_really_full_or_read_only(
+    bad_disk, home, large, args, tokenizer, tmp_path, monkeypatch, caplog
+):
     expected = load_and_cache_examples(args, "ner", tokenizer)
     args.data_dir, args.feature_cache_dir = str(bad_disk), None
     monkeypatch.setattr(nercrf.cache, "LARGE", large)
@@ -579,9 +624,15 @@ def test_a_disk_that_is_really_full_or_read_only(bad_disk, home, large, args, to
         assert ("No space left" in message) or ("Read-only" in message)
         assert len(list((tmp_path / "home" / "nercrf").glob("*.safetensors"))) == 1
     else:
-        assert all("no folder could be written" in message for message in caplog.messages if "cached" in message)
+        assert all(
+            "no folder could be written" in message
+            for message in caplog.messages
+            if "cached" in message
+        )
         assert len(caplog.messages) >= 2
-    assert not [path for path in bad_disk.rglob("*") if path.suffix in (".tmp", ".parts", ".safetensors")]
+    assert not [
+        path for path in bad_disk.rglob("*") if path.suffix in (".tmp", ".parts", ".safetensors")
+    ]
 
 
 def test_default_place_is_beside_the_data(args, tokenizer, builds):
@@ -727,7 +778,9 @@ def test_processes_of_a_group_build_once_and_fail_together(count, args, tmp_path
 
 def in_child(function, *arguments):
     """Start a forked process; it has everything imported."""
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True)
+    process = multiprocessing.get_context("fork").Process(
+        target=function, args=arguments, daemon=True
+    )
     process.start()
     return process
 
@@ -791,7 +844,9 @@ def kill_at_random_moments(args, large, trials, seed):
     folder = Path(args.feature_cache_dir)
     (path,) = folder.glob("*.safetensors")
     left = trial = 0
-    while trial < trials or (not left and trial < 40 * trials):  # on a slow machine few are killed while they write
+    while trial < trials or (
+        not left and trial < 40 * trials
+    ):  # on a slow machine few are killed while they write
         trial += 1
         if trial % 2:
             path.unlink()
@@ -901,7 +956,9 @@ def test_without_locks_the_file_is_built_all_the_same(args, tokenizer, monkeypat
 # A file that is broken where nobody has looked yet.
 
 
-def test_a_broken_block_is_found_in_use_and_the_next_start_builds(args, tokenizer, builds, monkeypatch):
+def test_a_broken_block_is_found_in_use_and_the_next_start_builds(
+    args, tokenizer, builds, monkeypatch
+):
     monkeypatch.setattr(nercrf.columns, "RESIDENT", 0)
     monkeypatch.setattr(nercrf.cache, "RESIDENT", 0)
     first = load_and_cache_examples(args, "ner", tokenizer)
@@ -913,7 +970,9 @@ def test_a_broken_block_is_found_in_use_and_the_next_start_builds(args, tokenize
     damaged[header.start + header.table["input_ids"]["data_offsets"][0]] ^= 1
     path.write_bytes(damaged)
     opened = load_and_cache_examples(args, "ner", tokenizer)
-    with pytest.raises(CacheError, match=r"block 0 of input_ids.*moved to .*broken, so start again"):
+    with pytest.raises(
+        CacheError, match=r"block 0 of input_ids.*moved to .*broken, so start again"
+    ):
         opened.collate([0])
     assert [path.suffix for path in Path(args.feature_cache_dir).glob("train-*")] == [".broken"]
     again = load_and_cache_examples(args, "ner", tokenizer)
@@ -946,7 +1005,9 @@ def test_a_planted_pickle_is_passed_over(args, tokenizer, tmp_path, caplog):
 
 @pytest.fixture
 def cached(args, tokenizer):
-    """A data folder with a cache beside it: two good files, and one of each other kind; and what isn't ours."""
+    """A data folder with a cache beside it: two good files, and one of each other kind; and what
+    isn't ours.
+    """
     args.feature_cache_dir = None
     for data_type in ("train", "dev"):
         load_and_cache_examples(args, "ner", tokenizer, data_type)
@@ -958,7 +1019,11 @@ def cached(args, tokenizer):
     parts = folder / ".dev-0123456789abcdef.safetensors.77.parts"
     parts.mkdir()
     (parts / "000000.safetensors").write_bytes(b"x" * 100)
-    for name in ("train.safetensors", "train-0123456789abcdef.safetensors.bak", "model-0123456789abcdef.safetensors"):
+    for name in (
+        "train.safetensors",
+        "train-0123456789abcdef.safetensors.bak",
+        "model-0123456789abcdef.safetensors",
+    ):
         (folder / name).write_text("not ours")
     (folder / ".train-x.77.tmp").write_text("not ours")
     return folder
@@ -973,7 +1038,11 @@ OURS = {
 
 
 def not_ours(folder):
-    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.read_bytes() == b"not ours")
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_file() and path.read_bytes() == b"not ours"
+    )
 
 
 def test_ls_names_our_files_and_their_states(cached, args, capsys):

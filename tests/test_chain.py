@@ -1,4 +1,6 @@
-"""The algorithms under the CRF against enumeration over all paths, against the log domain, and against themselves."""
+"""The algorithms under the CRF against enumeration over all paths, against the log domain, and
+against themselves.
+"""
 
 import itertools
 import math
@@ -70,7 +72,9 @@ class Problem(NamedTuple):
 
 
 def possible_tags(truth, mask, generator):
-    "Tags of a random possible path of each sentence, and which sentences have one; nonsense where masked."
+    """Tags of a random possible path of each sentence, and which sentences have one; nonsense where
+    masked.
+    """
     tags, possible = torch.full(mask.shape, 77), torch.zeros(len(mask), dtype=torch.bool)
     for sequence, (paths, values) in enumerate(truth):
         choices = (values > -INF).nonzero().flatten()
@@ -82,10 +86,20 @@ def possible_tags(truth, mask, generator):
 
 
 @st.composite
-def problems(draw, forbidden=(0.0, 0.3, 0.6), dtypes=(torch.float32, torch.float64), least_batch=0, holes=(0.0, 0.2)):
+def problems(
+    draw,
+    forbidden=(0.0, 0.3, 0.6),
+    dtypes=(torch.float32, torch.float64),
+    least_batch=0,
+    holes=(0.0, 0.2),
+):
     "A small chain with forbidden steps and a batch of tiny sentences."
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    labels, batch, words = draw(st.integers(1, 4)), draw(st.integers(least_batch, 4)), draw(st.integers(0, 5))
+    labels, batch, words = (
+        draw(st.integers(1, 4)),
+        draw(st.integers(least_batch, 4)),
+        draw(st.integers(0, 5)),
+    )
     size, dtype = draw(st.sampled_from([0.1, 1.0, 10.0, 100.0])), draw(st.sampled_from(dtypes))
     rate, lost = draw(st.sampled_from(forbidden)), draw(st.sampled_from(holes))
 
@@ -115,7 +129,9 @@ def weighted_gradients(value, emissions, scores):
 
 def assert_gradients_close(got, wanted, atol):
     for name, one, other in zip(("emissions", *Scores._fields), got, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=atol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            one, other, rtol=atol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 # Paths
@@ -137,7 +153,11 @@ def test_follow_path():
 
 
 def test_path_scores_by_hand():
-    scores = Scores(torch.tensor([1.0, 2.0]), torch.tensor([[10.0, 20.0], [30.0, 40.0]]), torch.tensor([100.0, 200.0]))
+    scores = Scores(
+        torch.tensor([1.0, 2.0]),
+        torch.tensor([[10.0, 20.0], [30.0, 40.0]]),
+        torch.tensor([100.0, 200.0]),
+    )
     emissions = torch.tensor([[[0.1, 0.2], [math.nan, INF], [0.3, 0.4]]])
     mask = torch.tensor([[True, False, True]])
     value = path_scores(emissions, scores, mask, follow_path(mask, torch.tensor([[1, -100, 0]])))
@@ -150,7 +170,9 @@ def test_path_scores_equal_enumeration(problem):
     emissions, scores = lift(problem.emissions, problem.scores)
     got = path_scores(emissions, scores, problem.mask, follow_path(problem.mask, problem.tags))
     for value, row, keep, tags in zip(got, emissions, problem.mask, problem.tags, strict=True):
-        torch.testing.assert_close(value, all_scores(row[keep], scores, tags[keep][None])[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            value, all_scores(row[keep], scores, tags[keep][None])[0], rtol=1e-12, atol=1e-12
+        )
 
 
 # Likelihood and gradients
@@ -165,7 +187,11 @@ def test_log_domain_equals_enumeration(problem):
     torch.testing.assert_close(total, wanted, rtol=1e-11, atol=1e-11)
     states = log_states(emissions, scores, problem.mask)
     endings = reversed_log_states(emissions, scores, problem.mask)
-    assert states.shape == endings.shape == (*problem.mask.shape[:1], problem.mask.shape[1] + 1, len(scores.start))
+    assert (
+        states.shape
+        == endings.shape
+        == (*problem.mask.shape[:1], problem.mask.shape[1] + 1, len(scores.start))
+    )
     assert not states.isnan().any()
     assert not endings.isnan().any()
     if wanted.requires_grad:
@@ -186,14 +212,18 @@ def test_value_and_gradients_equal_enumeration(name, given_tags, problem, chunk)
     if given_tags:
         gold = [
             values[path_numbers(row[keep], len(scores.start))]
-            for (_, values), row, keep in zip(enumerate_batch(emissions, scores, mask), problem.tags, mask, strict=True)
+            for (_, values), row, keep in zip(
+                enumerate_batch(emissions, scores, mask), problem.tags, mask, strict=True
+            )
         ]
         wanted = wanted + (torch.stack(gold) if gold else 0)
     with mock.patch.object(chain, "CHUNK", chunk):
         value = log_likelihood(emissions, scores, mask, tags, name)
         assert value.dtype == torch.float64
         torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-10)
-        alone = log_likelihood(emissions.detach(), Scores(*(score.detach() for score in scores)), mask, tags, name)
+        alone = log_likelihood(
+            emissions.detach(), Scores(*(score.detach() for score in scores)), mask, tags, name
+        )
         torch.testing.assert_close(alone, wanted.detach(), rtol=1e-10, atol=1e-10)
         assert not alone.requires_grad
         got = weighted_gradients(value, emissions, scores)
@@ -207,14 +237,18 @@ def test_value_and_gradients_equal_enumeration(name, given_tags, problem, chunk)
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_equals_enumeration(name, dtype):
     generator = torch.Generator().manual_seed(3)
-    scores = Scores(*(torch.randn(shape, generator=generator).to(dtype) for shape in [(3,), (3, 3), (3,)]))
+    scores = Scores(
+        *(torch.randn(shape, generator=generator).to(dtype) for shape in [(3,), (3, 3), (3,)])
+    )
     emissions, scores = attached((5 * torch.randn(4, 5, 3, generator=generator)).to(dtype), scores)
     mask = random_mask(4, 5, "holes", generator)
     value = log_likelihood(emissions, scores, mask, algorithm=name)
     wanted = -log_partitions(enumerate_batch(emissions, scores, mask))
     torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-10)
     for got, expected in zip(
-        weighted_gradients(value, emissions, scores), weighted_gradients(wanted, emissions, scores), strict=True
+        weighted_gradients(value, emissions, scores),
+        weighted_gradients(wanted, emissions, scores),
+        strict=True,
     ):
         assert got.dtype == dtype
         torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
@@ -230,12 +264,20 @@ def test_literal_values(name):
     "Two labels, nothing learnt: each of the 2 ** words paths has the same weight."
     zero = Scores(torch.zeros(2), torch.zeros(2, 2), torch.zeros(2))
     mask = torch.tensor([[True, True, True], [True, False, True], [False, False, False]])
-    value = log_likelihood(torch.zeros(3, 3, 2), zero, mask, torch.zeros(3, 3, dtype=torch.long), name)
+    value = log_likelihood(
+        torch.zeros(3, 3, 2), zero, mask, torch.zeros(3, 3, dtype=torch.long), name
+    )
     torch.testing.assert_close(value, -math.log(2) * torch.tensor([3.0, 2.0, 0.0]).double())
-    certain = Scores(torch.tensor([0.0, -INF]), torch.tensor([[-INF, 0.0], [0.0, -INF]]), torch.tensor([0.0, -INF]))
+    certain = Scores(
+        torch.tensor([0.0, -INF]),
+        torch.tensor([[-INF, 0.0], [0.0, -INF]]),
+        torch.tensor([0.0, -INF]),
+    )
     value = log_likelihood(torch.zeros(1, 3, 2), certain, mask[:1], torch.tensor([[0, 1, 0]]), name)
     assert value.tolist() == [0.0]
-    assert log_likelihood(torch.zeros(1, 2, 2), certain, mask[:1, :2], algorithm=name).tolist() == [INF]
+    assert log_likelihood(torch.zeros(1, 2, 2), certain, mask[:1, :2], algorithm=name).tolist() == [
+        INF
+    ]
 
 
 @pytest.mark.parametrize("name", FASTER)
@@ -245,7 +287,9 @@ def test_without_words(name, batch):
     for words in (0, 4):
         emissions, given_scores = attached(torch.randn(batch, words, 2), scores)
         mask = torch.zeros(batch, words, dtype=torch.bool)
-        value = log_likelihood(emissions, given_scores, mask, torch.full((batch, words), IGNORED), name)
+        value = log_likelihood(
+            emissions, given_scores, mask, torch.full((batch, words), IGNORED), name
+        )
         assert value.tolist() == [0.0] * batch
         for gradient in weighted_gradients(value, emissions, given_scores):
             assert gradient.abs().sum() == 0
@@ -256,8 +300,12 @@ def test_without_words(name, batch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_graph_can_be_used_twice(name):
-    emissions, scores = attached(torch.randn(3, 5, 3), Scores(torch.randn(3), torch.randn(3, 3), torch.randn(3)))
-    value = log_likelihood(emissions, scores, torch.ones(3, 5, dtype=torch.bool), algorithm=name).sum()
+    emissions, scores = attached(
+        torch.randn(3, 5, 3), Scores(torch.randn(3), torch.randn(3, 3), torch.randn(3))
+    )
+    value = log_likelihood(
+        emissions, scores, torch.ones(3, 5, dtype=torch.bool), algorithm=name
+    ).sum()
     inputs = (emissions, *scores)
     first = [gradient.clone() for gradient in torch.autograd.grad(value, inputs, retain_graph=True)]
     for one, other in zip(first, torch.autograd.grad(value, inputs), strict=True):
@@ -270,13 +318,19 @@ def test_any_subset_of_inputs_may_want_a_gradient(name):
     inputs = [torch.randn(2, 4, 3), torch.randn(3), torch.randn(3, 3), torch.randn(3)]
     mask, tags = torch.ones(2, 4, dtype=torch.bool), torch.zeros(2, 4, dtype=torch.long)
     emissions, scores = attached(inputs[0], inputs[1:])
-    full = torch.autograd.grad(log_likelihood(emissions, scores, mask, tags, name).sum(), (emissions, *scores))
+    full = torch.autograd.grad(
+        log_likelihood(emissions, scores, mask, tags, name).sum(), (emissions, *scores)
+    )
     for wanted in itertools.product([False, True], repeat=4):
         if not any(wanted):
             continue
-        given_inputs = [tensor.clone().requires_grad_(want) for tensor, want in zip(inputs, wanted, strict=True)]
+        given_inputs = [
+            tensor.clone().requires_grad_(want) for tensor, want in zip(inputs, wanted, strict=True)
+        ]
         for second_order in (False, True):
-            value = log_likelihood(given_inputs[0], Scores(*given_inputs[1:]), mask, tags, name).sum()
+            value = log_likelihood(
+                given_inputs[0], Scores(*given_inputs[1:]), mask, tags, name
+            ).sum()
             chosen = list(itertools.compress(given_inputs, wanted))
             got = torch.autograd.grad(value, chosen, create_graph=second_order)
             for one, other in zip(got, itertools.compress(full, wanted), strict=True):
@@ -354,7 +408,10 @@ def make_adversary(kind, seed):
         ]
     if kind == "edge":
         size = [150, 200, 250, 290, 299.9, 301][seed % 6]
-        scores = [-size * torch.randint(0, 3, score.shape, generator=generator).double() / 2 for score in scores]
+        scores = [
+            -size * torch.randint(0, 3, score.shape, generator=generator).double() / 2
+            for score in scores
+        ]
         steps = torch.tensor([0.0, 150.0, 1e4]).double()
         emissions = -steps[torch.randint(0, 3, emissions.shape, generator=generator)]
     if kind == "impossible labels":
@@ -364,7 +421,9 @@ def make_adversary(kind, seed):
     return emissions, Scores(*scores), mask
 
 
-@pytest.mark.parametrize("kind", ["plain", "forbidden", "one way", "range", "edge", "impossible labels"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "forbidden", "one way", "range", "edge", "impossible labels"]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_never_a_silent_wrong_number(name, kind):
     finite = 0
@@ -376,7 +435,9 @@ def test_never_a_silent_wrong_number(name, kind):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_lost_before_the_first_scaling(name):
-    "Tables whose range is 300 nats, the first word a label that starts at -300, the second one that leads to -300."
+    """Tables whose range is 300 nats, the first word a label that starts at -300, the second one
+    that leads to -300.
+    """
     scores = [[0.0, -300.0], [[0.0, -300.0], [-300.0, -300.0]], [0.0, 0.0]]
     emissions = torch.tensor([[[-1e4, 0], [-150, 0], [0, -1e4]]]).double()
     scores = Scores(*(torch.tensor(score).double() for score in scores))
@@ -388,7 +449,12 @@ def test_lost_before_the_first_scaling(name):
 def test_lost_within_the_sentence(name):
     emissions = [[0, -1e4], [0, -1e4], [-1e4, 0], [-150, 0], [0, -1e4], [0, -1e4]]
     emissions = torch.tensor([emissions]).double()
-    scores = Scores(*(torch.tensor(score).double() for score in [[0.0, 0], [[0.0, -300], [-300, -300]], [0.0, 0]]))
+    scores = Scores(
+        *(
+            torch.tensor(score).double()
+            for score in [[0.0, 0], [[0.0, -300], [-300, -300]], [0.0, 0]]
+        )
+    )
     for shift in range(2):
         mask = torch.ones(1, 6, dtype=torch.bool)
         mask[0, :shift] = False
@@ -441,7 +507,9 @@ def test_an_impossible_sentence_beside_a_possible_one(name):
     mask = torch.ones(2, 3, dtype=torch.bool)
     inputs = attached(emissions, scores)
     value = log_likelihood(*inputs, mask, algorithm=name)
-    torch.testing.assert_close(value, torch.stack([torch.tensor(INF).double(), -(emissions[1, :, 1].sum() + 0.5)]))
+    torch.testing.assert_close(
+        value, torch.stack([torch.tensor(INF).double(), -(emissions[1, :, 1].sum() + 0.5)])
+    )
     gradients = torch.autograd.grad(value, (inputs[0], *inputs[1]), torch.ones(2).double())
     torch.testing.assert_close(gradients[0][1], torch.tensor([[0.0, -1.0]] * 3).double())
     assert gradients[0][0].abs().sum() == 0
@@ -499,7 +567,9 @@ def test_ordinary_batches_need_no_log_domain(name):
     generator = torch.Generator().manual_seed(0)
     names = ["O", "B-A", "I-A", "B-B", "I-B"]
     for constrained in (False, True):
-        crf = CRF.from_labels(names, batch_first=True, constrain_likelihood=constrained, algorithm=name)
+        crf = CRF.from_labels(
+            names, batch_first=True, constrain_likelihood=constrained, algorithm=name
+        )
         emissions = (5 * torch.randn(4, 200, 5, generator=generator)).requires_grad_()
         allowed = torch.rand(4, 200, 5, generator=generator) < 0.7
         allowed[:, :, 0] = True
@@ -522,7 +592,9 @@ def test_check_path_says_where():
     tail = "; repair the tags or leave the constraints out of the likelihood"
     head = "the constraints forbid the given tags of sequence "
     for tags, message in {
-        ((0, 0, 0), (9, 2, 0)): head + "1: tag 2 at the beginning of the sentence, at word 1" + tail,
+        ((0, 0, 0), (9, 2, 0)): head
+        + "1: tag 2 at the beginning of the sentence, at word 1"
+        + tail,
         ((1, 0, 2), (9, 1, 0)): head + "0: tag 2 after tag 0, at word 2" + tail,
         ((1, 2, 2), (9, 1, 1)): head + "1: tag 1 at the end of the sentence, at word 2" + tail,
         ((0, 0, 0), (9, 0, 3)): "expected tags of 0 to 2, got 3 at word 2 of sequence 1; "
@@ -532,7 +604,12 @@ def test_check_path_says_where():
     }.items():
         for function in (
             lambda tags: check_path(scores, mask, tags),
-            *(lambda tags, name=name: log_likelihood(torch.zeros(2, 3, 3), scores, mask, tags, name) for name in NAMES),
+            *(
+                lambda tags, name=name: log_likelihood(
+                    torch.zeros(2, 3, 3), scores, mask, tags, name
+                )
+                for name in NAMES
+            ),
         ):
             with pytest.raises(ValueError, match="tag") as caught:
                 function(torch.tensor(tags))
@@ -550,7 +627,10 @@ def test_choose_algorithm():
     assert choose_algorithm("auto", torch.device("cuda")) == "scan"
     assert choose_algorithm("auto", torch.device("mps")) == "log"
     assert choose_algorithm("scan", cpu) == "scan"
-    with pytest.raises(ValueError, match="expected the algorithm 'auto' or one of log, scaled, scan, kernels, got 'x'"):
+    with pytest.raises(
+        ValueError,
+        match="expected the algorithm 'auto' or one of log, scaled, scan, kernels, got 'x'",
+    ):
         choose_algorithm("x", cpu)
     with mock.patch.object(chain, "load_kernels", return_value=None):
         assert choose_algorithm("auto", cpu) == "scaled"
@@ -569,7 +649,9 @@ def test_best_paths_equal_enumeration(name, problem):
     tags, total = best_paths(emissions, scores, mask, name)
     assert tags.shape == mask.shape
     assert (tags[~mask] == IGNORED).all()
-    for (_, values), path, best, keep in zip(enumerate_batch(emissions, scores, mask), tags, total, mask, strict=True):
+    for (_, values), path, best, keep in zip(
+        enumerate_batch(emissions, scores, mask), tags, total, mask, strict=True
+    ):
         torch.testing.assert_close(best.double(), values.max(), rtol=1e-12, atol=1e-12)
         if best > -INF:
             attained = values[path_numbers(path[keep], len(scores.start))]
@@ -589,7 +671,9 @@ def test_tied_best_paths_are_best_paths(name, seed, labels, words):
     scores = Scores(drawn(labels), drawn(labels, labels), drawn(labels))
     emissions, mask = drawn(4, words, labels), random_mask(4, words, "holes", generator)
     tags, total = best_paths(emissions, scores, mask, name)
-    for (_, values), path, best, keep in zip(enumerate_batch(emissions, scores, mask), tags, total, mask, strict=True):
+    for (_, values), path, best, keep in zip(
+        enumerate_batch(emissions, scores, mask), tags, total, mask, strict=True
+    ):
         assert values[path_numbers(path[keep], labels)] == best == values.max()
 
 
@@ -615,7 +699,9 @@ def test_k_best_paths_equal_enumeration(problem, k):
         torch.testing.assert_close(values[numbers], wanted, rtol=1e-12, atol=1e-12)
         if possible[sequence]:
             chances = found.log_probabilities[sequence]
-            torch.testing.assert_close(chances[:count], wanted - values.logsumexp(0), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(
+                chances[:count], wanted - values.logsumexp(0), rtol=1e-9, atol=1e-9
+            )
             assert chances[count:].tolist() == [-INF] * (k - count)
 
 
@@ -630,7 +716,9 @@ def test_transition_probabilities_equal_enumeration(problem):
     labels = len(scores.start)
     got = transition_probabilities(emissions, scores, mask)
     assert got.shape == (*mask.shape, labels, labels)
-    for chances, (paths, values), keep in zip(got, enumerate_batch(emissions, scores, mask), mask, strict=True):
+    for chances, (paths, values), keep in zip(
+        got, enumerate_batch(emissions, scores, mask), mask, strict=True
+    ):
         wanted, places = torch.zeros_like(chances), keep.nonzero().flatten()
         weights = (values - values.logsumexp(0)).exp()
         for word in range(1, len(places)):
@@ -641,7 +729,9 @@ def test_transition_probabilities_equal_enumeration(problem):
 
 def test_transition_probabilities_sum_to_the_marginals():
     generator = torch.Generator().manual_seed(0)
-    scores = Scores(*(torch.randn(shape, generator=generator).double() for shape in [(4,), (4, 4), (4,)]))
+    scores = Scores(
+        *(torch.randn(shape, generator=generator).double() for shape in [(4,), (4, 4), (4,)])
+    )
     emissions = (3 * torch.randn(3, 20, 4, generator=generator)).double()
     mask = random_mask(3, 20, "holes", generator)
     emissions, scores = attached(emissions, scores)
@@ -694,7 +784,9 @@ def test_samples_are_possible(problem):
     emissions, scores, _, _, possible = problem
     mask = problem.mask & possible.unsqueeze(1)
     drawn = sample_paths(emissions, scores, mask, 20, torch.Generator().manual_seed(0))
-    for tags, (_, values), keep in zip(drawn, enumerate_batch(emissions, scores, mask), mask, strict=True):
+    for tags, (_, values), keep in zip(
+        drawn, enumerate_batch(emissions, scores, mask), mask, strict=True
+    ):
         assert (values[path_numbers(tags[:, keep], len(scores.start))] > -INF).all()
 
 
@@ -702,7 +794,12 @@ def test_samples_are_possible(problem):
 
 
 @FAST
-@given(seed=st.integers(0, 2**31), batch=st.integers(1, 8), words=st.integers(1, 9), kind=st.sampled_from(MASKS))
+@given(
+    seed=st.integers(0, 2**31),
+    batch=st.integers(1, 8),
+    words=st.integers(1, 9),
+    kind=st.sampled_from(MASKS),
+)
 def test_packing(seed, batch, words, kind):
     generator = torch.Generator().manual_seed(seed)
     mask = random_mask(batch, words, kind, generator).numpy()
@@ -790,14 +887,29 @@ def test_custom_operators_keep_their_promises(name, kind):
         inputs[0] = inputs[0].detach().clone()
         inputs[0][0, 1] = -INF
         inputs[0].requires_grad_()
-    mask = torch.ones(2, 4, dtype=torch.bool) if kind != "no words" else torch.zeros(2, 4, dtype=torch.bool)
+    mask = (
+        torch.ones(2, 4, dtype=torch.bool)
+        if kind != "no words"
+        else torch.zeros(2, 4, dtype=torch.bool)
+    )
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.nercrf.log_likelihood, (*inputs, mask, None, name), test_utils=checks)
+    torch.library.opcheck(
+        torch.ops.nercrf.log_likelihood, (*inputs, mask, None, name), test_utils=checks
+    )
     transposed = inputs[0].detach().transpose(0, 1).contiguous().transpose(0, 1)
     gradient = torch.ones(2, dtype=torch.float64)
     for emissions in (inputs[0].detach(), transposed):
-        arguments = (gradient, emissions, *(tensor.detach() for tensor in inputs[1:]), mask, None, name)
-        torch.library.opcheck(torch.ops.nercrf.log_likelihood_gradients, arguments, test_utils=checks)
+        arguments = (
+            gradient,
+            emissions,
+            *(tensor.detach() for tensor in inputs[1:]),
+            mask,
+            None,
+            name,
+        )
+        torch.library.opcheck(
+            torch.ops.nercrf.log_likelihood_gradients, arguments, test_utils=checks
+        )
     arguments = (*(tensor.detach() for tensor in inputs), mask, name)
     torch.library.opcheck(torch.ops.nercrf.best_paths, arguments, test_utils=checks)
 
@@ -837,7 +949,9 @@ def count_operations(model, words, batch=32, labels=23):
 
 def test_scan_needs_few_operations():
     "At 512 words at most 400; the loop of torchcrf needs more than 20,000: more than 40 a word."
-    counts = [count_operations(CRF(23, batch_first=True, algorithm="scan"), words) for words in (64, 512)]
+    counts = [
+        count_operations(CRF(23, batch_first=True, algorithm="scan"), words) for words in (64, 512)
+    ]
     assert 50 < counts[0] < counts[1] <= 400
     peer = torchcrf.CRF(23, batch_first=True)
     per_word = (count_operations(peer, 24) - count_operations(peer, 8)) / 16
@@ -845,7 +959,10 @@ def test_scan_needs_few_operations():
 
 
 def test_scaled_makes_no_loop_of_tensor_operations():
-    counts = [count_operations(CRF(5, batch_first=True, algorithm="scaled"), words, 4, 5) for words in (8, 128)]
+    counts = [
+        count_operations(CRF(5, batch_first=True, algorithm="scaled"), words, 4, 5)
+        for words in (8, 128)
+    ]
     assert counts[0] == counts[1] <= 200
 
 
@@ -859,14 +976,18 @@ def test_without_a_working_numba_the_others_do_the_work(fails, caplog):
     load_kernels.cache_clear()
     try:
         with (
-            mock.patch.object(chain.importlib.util, "find_spec", return_value="found" if fails else None),
+            mock.patch.object(
+                chain.importlib.util, "find_spec", return_value="found" if fails else None
+            ),
             mock.patch.object(chain.importlib, "import_module", broken),
         ):
             for _ in range(3):
                 assert choose_algorithm("auto", torch.device("cpu")) == "scaled"
             with pytest.raises(ValueError, match=r"pip install 'nercrf\[fast\]'"):
                 choose_algorithm("kernels", torch.device("cpu"))
-            loss = CRF(3, batch_first=True)(torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.long))
+            loss = CRF(3, batch_first=True)(
+                torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.long)
+            )
     finally:
         load_kernels.cache_clear()
     assert loss.item() < 0
@@ -891,7 +1012,7 @@ def test_a_kept_graph_can_be_used_again(algorithm):
 
 
 def test_an_exported_decoder_runs_without_the_library(tmp_path):
-    "Saved, loaded in a process that cannot import nercrf, at other sizes than it was exported with."
+    """Saved, loaded in a process that cannot import nercrf, at other sizes than it was exported with."""
     labels = label_list(["PER", "LOC"], "BIO")
     torch.manual_seed(0)
 
@@ -906,7 +1027,10 @@ def test_an_exported_decoder_runs_without_the_library(tmp_path):
     decoder = Decoder()
     sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("words", min=1)}
     example = torch.randn(3, 7, len(labels)), torch.ones(3, 7, dtype=torch.bool)
-    torch.export.save(torch.export.export(decoder, example, dynamic_shapes=(sizes, sizes)), tmp_path / "decoder.pt2")
+    torch.export.save(
+        torch.export.export(decoder, example, dynamic_shapes=(sizes, sizes)),
+        tmp_path / "decoder.pt2",
+    )
     cases = []
     for batch, words in ((1, 1), (1, 30), (5, 1), (6, 40)):
         emissions, mask = 5 * torch.randn(batch, words, len(labels)), torch.rand(batch, words) < 0.7
@@ -922,6 +1046,8 @@ def test_an_exported_decoder_runs_without_the_library(tmp_path):
         "    torch.testing.assert_close(got[1], scores)\n"
         "print('equal')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "equal\n"

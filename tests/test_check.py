@@ -20,7 +20,9 @@ from nercrf.features import convert_examples_to_features
 from nercrf.formats import read_examples, write_examples
 from nercrf.labels import Span, tags_to_spans
 
-in_folder = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_folder = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def columns(path, *sentences):
@@ -33,7 +35,10 @@ def columns(path, *sentences):
 
 
 def json_lines(path, *records):
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -67,7 +72,12 @@ def odd(tmp_path):
         "Ash/B-ORG hired/O Mara/B-PER Winson/I-PER",
         "Mara/O Winson/O left/O",
     )
-    columns(tmp_path / "dev.txt", "in/O Ash/B-LOC", "a/O Zenix/B-PRODUCT", "Ash/B-LOC Ford/I-LOC Upon/I-LOC Bel/I-LOC")
+    columns(
+        tmp_path / "dev.txt",
+        "in/O Ash/B-LOC",
+        "a/O Zenix/B-PRODUCT",
+        "Ash/B-LOC Ford/I-LOC Upon/I-LOC Bel/I-LOC",
+    )
     return tmp_path
 
 
@@ -93,31 +103,54 @@ def test_messages_tell_what_and_how_often(odd):
     messages = {finding.kind: finding.message for finding in check_paths(odd).findings}
     assert messages["unknown-type"] == "dev has the type 'PRODUCT', train has not"
     assert messages["shared-sentence"] == "'in Ash' is in train.txt:5 too"
-    assert messages["repeated-sentence"] == "'Mara Winson left' is in train.txt:1 too, labelled otherwise"
+    assert (
+        messages["repeated-sentence"]
+        == "'Mara Winson left' is in train.txt:1 too, labelled otherwise"
+    )
     assert messages["conflicting-type"] == "'Ash' is ORG here (once in all), LOC 4 times"
-    assert messages["missed-entity"] == "'Mara Winson' is unlabelled here (once in all), PER 2 times"
+    assert (
+        messages["missed-entity"] == "'Mara Winson' is unlabelled here (once in all), PER 2 times"
+    )
 
 
 def test_a_blank_line_that_cuts_an_entity(tmp_path):
-    path = columns(tmp_path / "train.txt", "the/O Ash/B-ORG Bel/I-ORG", "Bank/I-ORG met/O", "in/O Bel/B-LOC")
+    path = columns(
+        tmp_path / "train.txt", "the/O Ash/B-ORG Bel/I-ORG", "Bank/I-ORG met/O", "in/O Bel/B-LOC"
+    )
     bmes = columns(tmp_path / "dev.txt", "北/B-ORG 方/M-ORG", "银/M-ORG 行/E-ORG 在/O", "人/S-PER")
-    assert found(check_paths(path), "cut-entity") == []  # only one side is odd: B-ORG I-ORG may end there
+    assert (
+        found(check_paths(path), "cut-entity") == []
+    )  # only one side is odd: B-ORG I-ORG may end there
     (finding,) = (finding for finding in check_paths(bmes).findings if finding.kind == "cut-entity")
     assert finding.where == f"{bmes}:3"
-    assert finding.message == ("this blank line cuts the ORG '北方' + '银行'; join the sentences if they are one")
+    assert finding.message == (
+        "this blank line cuts the ORG '北方' + '银行'; join the sentences if they are one"
+    )
 
 
 def test_every_oddity_of_character_spans(tmp_path):
     path = json_lines(
         tmp_path / "train.json",
-        {"id": 1, "text": "张三在NBA打球", "label": {"PER": {"张三": [[0, 1]]}, "ORG": {"NB": [[3, 4]]}}},
+        {
+            "id": 1,
+            "text": "张三在NBA打球",
+            "label": {"PER": {"张三": [[0, 1]]}, "ORG": {"NB": [[3, 4]]}},
+        },
         {
             "id": 1,
             "text": "北京大学在北京",
             "label": {"ORG": {"北京大学": [[0, 3]]}, "LOC": {"北京": [[0, 1]]}},
         },
-        {"id": 3, "text": "甲乙丙丁", "label": {"A": {"甲乙丙": [[0, 2]]}, "B": {"乙丙丁": [[1, 3]]}}},
-        {"id": 4, "text": "张三 走", "label": {"PER": {"张三 ": [[0, 2]], "走": [[9, 9]], "三": [[0, 0]]}}},
+        {
+            "id": 3,
+            "text": "甲乙丙丁",
+            "label": {"A": {"甲乙丙": [[0, 2]]}, "B": {"乙丙丁": [[1, 3]]}},
+        },
+        {
+            "id": 4,
+            "text": "张三 走",
+            "label": {"PER": {"张三 ": [[0, 2]], "走": [[9, 9]], "三": [[0, 0]]}},
+        },
         {"id": 5, "text": "李\u200b四走", "label": {"PER": {"四": [[2, 2], [2, 2]]}}},
         {"id": 6, "text": "", "label": {}},
     )
@@ -202,15 +235,23 @@ def test_unlabelled_names_against_a_scan_of_every_name_at_every_word(tmp_path, s
         for name in free
         if labelled[name] > free[name]
     }
-    messages = {finding.message for finding in check_paths(path).findings if finding.kind == "missed-entity"}
+    messages = {
+        finding.message for finding in check_paths(path).findings if finding.kind == "missed-entity"
+    }
     assert messages == expected
 
 
 def test_the_most_lopsided_names_come_first(tmp_path):
     path = columns(
         tmp_path / "train.txt",
-        *["Ash/B-LOC"] * 4, "Ash/B-ORG", "Ash/B-ORG", *["Bel/B-LOC"] * 3, "Bel/B-PER", *["Cal/B-LOC"] * 5, "Cal/O",
-    )  # fmt: skip
+        *["Ash/B-LOC"] * 4,
+        "Ash/B-ORG",
+        "Ash/B-ORG",
+        *["Bel/B-LOC"] * 3,
+        "Bel/B-PER",
+        *["Cal/B-LOC"] * 5,
+        "Cal/O",
+    )
     places = found(check_paths(path), "conflicting-type", "missed-entity")
     assert places == [
         ("conflicting-type", "train.txt:19"),
@@ -250,17 +291,27 @@ def test_statistics_of_a_small_corpus(odd):
     assert words.longest_at.endswith("train.txt:8")
     assert words.longest_entity_at.endswith("train.txt:1")
     seen = dev.overlap
-    assert (seen.sentences, seen.mentions, seen.seen_mentions, seen.names, seen.seen_names) == (1, 3, 1, 3, 1)
+    assert (seen.sentences, seen.mentions, seen.seen_mentions, seen.names, seen.seen_names) == (
+        1,
+        3,
+        1,
+        3,
+        1,
+    )
 
 
 def test_pieces_and_windows_are_those_of_the_features(tmp_path):
     path = write_columns(tmp_path / "train.txt", CORPUS.train, CORPUS.scheme)
     (dataset,) = check_paths(path, tokenizer=TOKENIZER, max_seq_length=20).datasets
     lengths = dataset.splits[0].pieces
-    features = convert_examples_to_features(CORPUS.train, CORPUS.labels, 20, TOKENIZER, scheme=CORPUS.scheme)
+    features = convert_examples_to_features(
+        CORPUS.train, CORPUS.labels, 20, TOKENIZER, scheme=CORPUS.scheme
+    )
     windows = features.sentence_windows[1:] - features.sentence_windows[:-1]
     assert lengths.over == (windows > 1).sum() > 0
-    whole = convert_examples_to_features(CORPUS.train, CORPUS.labels, 512, TOKENIZER, scheme=CORPUS.scheme)
+    whole = convert_examples_to_features(
+        CORPUS.train, CORPUS.labels, 512, TOKENIZER, scheme=CORPUS.scheme
+    )
     assert lengths.longest == whole.piece_lengths.max() - 2
     index = int(whole.piece_lengths.argmax())
     assert lengths.longest_at == read_examples(path)[index].source
@@ -279,7 +330,10 @@ def test_files_of_one_data_set_are_read_in_one_scheme(tmp_path):
     columns(tmp_path / "dev.txt", "Mara/B-PER left/O")
     report = check_paths(tmp_path)
     assert [split.scheme for split in report.datasets[0].splits] == ["BIOES", "BIOES"]
-    assert found(report, "scheme", "ill-formed-tag") == [("ill-formed-tag", "dev.txt:1"), ("scheme", "dev.txt")]
+    assert found(report, "scheme", "ill-formed-tag") == [
+        ("ill-formed-tag", "dev.txt:1"),
+        ("scheme", "dev.txt"),
+    ]
 
 
 def test_schemes_that_do_not_fit_each_other_are_a_problem(tmp_path):
@@ -305,10 +359,9 @@ def test_a_file_that_shows_no_format_is_read_like_the_others(tmp_path):
     columns(tmp_path / "train.txt", "in/O Ash/B-LOC")
     columns(tmp_path / "test.txt", "Ash froze")
     report = check_paths(tmp_path)
-    assert [(split.name, split.unlabelled, split.tokens) for split in report.datasets[0].splits] == [
-        ("train", 0, 2),
-        ("test", 1, 2),
-    ]
+    assert [
+        (split.name, split.unlabelled, split.tokens) for split in report.datasets[0].splits
+    ] == [("train", 0, 2), ("test", 1, 2)]
     assert report.findings == []
     assert run(tmp_path, "--fix", "--output", tmp_path / "new")[0] == 0
     assert (tmp_path / "new" / "test.txt").read_bytes() == (tmp_path / "test.txt").read_bytes()
@@ -351,9 +404,14 @@ def test_a_folder_that_datasets_has_saved(tmp_path, monkeypatch):
     package = SimpleNamespace(load_from_disk=lambda path: rows[Path(path).name])
     monkeypatch.setattr("nercrf.formats._optional", lambda name: package)
     report = check_paths(tmp_path)
-    assert [(split.name, split.sentences) for split in report.datasets[0].splits] == [("train", 1), ("dev", 2)]
+    assert [(split.name, split.sentences) for split in report.datasets[0].splits] == [
+        ("train", 1),
+        ("dev", 2),
+    ]
     assert report.to_dict()["findings"][0]["file"] == str(tmp_path / "validation")
-    assert [(f.kind, f.where) for f in report.findings] == [("repeated-sentence", f"{tmp_path / 'validation'}:row 1")]
+    assert [(f.kind, f.where) for f in report.findings] == [
+        ("repeated-sentence", f"{tmp_path / 'validation'}:row 1")
+    ]
     with pytest.raises(DataError, match="expected a file, found a folder"):
         fix_file(tmp_path / "train")
 
@@ -387,7 +445,8 @@ def test_problems_come_first_and_long_lists_are_cut(tmp_path):
 
 def test_the_table_is_aligned_in_a_terminal(tmp_path):
     json_lines(
-        tmp_path / "train.json", {"text": "张三走", "label": {"人名": {"张三": [[0, 1]]}, "x": {"走": [[2, 2]]}}}
+        tmp_path / "train.json",
+        {"text": "张三走", "label": {"人名": {"张三": [[0, 1]]}, "x": {"走": [[2, 2]]}}},
     )
     json_lines(tmp_path / "dev.json", {"text": "李四", "label": {"人名": {"李四": [[0, 1]]}}})
     lines = str(check_paths(tmp_path)).split("\n")
@@ -404,14 +463,28 @@ def test_json_is_the_report(odd):
     assert content["version"] == 1
     assert set(content) == {"version", "datasets", "findings"}
     assert content["findings"][0] == {
-        "kind": "ill-formed-tag", "severity": "problem", "file": str(odd / "train.txt"), "line": 6,
-        "message": "'I-LOC' between 'O' and the end is ill-formed in BIO; 'B-LOC' would fit", "fixable": True,
-    }  # fmt: skip
+        "kind": "ill-formed-tag",
+        "severity": "problem",
+        "file": str(odd / "train.txt"),
+        "line": 6,
+        "message": "'I-LOC' between 'O' and the end is ill-formed in BIO; 'B-LOC' would fit",
+        "fixable": True,
+    }
     assert {finding["kind"] for finding in content["findings"]} <= set(KINDS)
     assert set(content["datasets"][0]["splits"][1]) == {
-        "name", "files", "formats", "scheme", "sentences", "unlabelled", "repeated", "tokens", "entities", "words",
-        "pieces", "overlap",
-    }  # fmt: skip
+        "name",
+        "files",
+        "formats",
+        "scheme",
+        "sentences",
+        "unlabelled",
+        "repeated",
+        "tokens",
+        "entities",
+        "words",
+        "pieces",
+        "overlap",
+    }
 
 
 # The repair.
@@ -435,7 +508,9 @@ def lenient_spans(path, **options):
 
 tagged = st.lists(
     st.tuples(
-        st.sampled_from(["Ash", "Bel", "cal", "\u200b", "\ufeff"]), st.sampled_from("OBIES"), st.sampled_from("XY")
+        st.sampled_from(["Ash", "Bel", "cal", "\u200b", "\ufeff"]),
+        st.sampled_from("OBIES"),
+        st.sampled_from("XY"),
     ),
     min_size=1,
     max_size=6,
@@ -444,14 +519,19 @@ tagged = st.lists(
 
 @in_folder
 @given(
-    st.lists(tagged, min_size=1, max_size=5), st.sampled_from(["\n", "\r\n"]), st.sampled_from(["\t", "\t_\t", " x "])
+    st.lists(tagged, min_size=1, max_size=5),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["\t", "\t_\t", " x "]),
 )
 def test_a_repaired_column_file(tmp_path, sentences, end, gap):
     """It checks clean, says what the original said, and differs from it in the listed lines alone."""
     sentences = [[("Ash", "S", "X"), ("Bel", "B", "Y"), ("cal", "E", "Y")], *sentences]
     lines = []
     for sentence in sentences:
-        lines += [f"{token}{gap}{'O' if prefix == 'O' else f'{prefix}-{label}'}" for token, prefix, label in sentence]
+        lines += [
+            f"{token}{gap}{'O' if prefix == 'O' else f'{prefix}-{label}'}"
+            for token, prefix, label in sentence
+        ]
         lines.append("")
     path = tmp_path / "train.txt"
     path.write_bytes((end.join(lines) + end).encode())
@@ -475,7 +555,9 @@ def test_a_repaired_column_file(tmp_path, sentences, end, gap):
 
 
 characters = st.text(alphabet="AB 甲乙\u200b", min_size=1, max_size=10)
-mentions = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5), st.sampled_from("XY")), max_size=5)
+mentions = st.lists(
+    st.tuples(st.integers(0, 9), st.integers(1, 5), st.sampled_from("XY")), max_size=5
+)
 
 
 @in_folder
@@ -488,7 +570,11 @@ def test_repaired_json_lines(tmp_path, texts, format, compact):
     """The same, for spans of characters: trimmed spans are the only change."""
     lines = []
     for number, (text, spans) in enumerate([("A", []), *texts]):
-        spans = [(start, min(start + size, len(text)), label) for start, size, label in spans if start < len(text)]
+        spans = [
+            (start, min(start + size, len(text)), label)
+            for start, size, label in spans
+            if start < len(text)
+        ]
         record = {"id": number, "text": text, "meta": {"b": 1, "a": [1.5, None]}}
         if format == "cluener":
             record["label"] = {}
@@ -498,7 +584,9 @@ def test_repaired_json_lines(tmp_path, texts, format, compact):
         elif format == "doccano":
             record["label"] = [list(span) for span in spans]
         else:
-            record["spans"] = [dict(zip(("start", "end", "type"), span, strict=True)) for span in spans]
+            record["spans"] = [
+                dict(zip(("start", "end", "type"), span, strict=True)) for span in spans
+            ]
         separators = (",", ":") if compact else None
         lines.append(json.dumps(record, ensure_ascii=compact, separators=separators))
     path = tmp_path / "train.jsonl"
@@ -550,7 +638,10 @@ def test_each_repair_of_a_column_file_is_listed(odd):
         "",
     ]
     assert not (odd / "dev.fixed.txt").exists()
-    assert [split.files for split in check_paths(odd).datasets[0].splits] == [[str(train)], [str(odd / "dev.txt")]]
+    assert [split.files for split in check_paths(odd).datasets[0].splits] == [
+        [str(train)],
+        [str(odd / "dev.txt")],
+    ]
     assert [split.name for split in check_paths(copy).datasets[0].splits] == ["train"]
     lines = train.read_text("utf-8").split("\n")
     lines[5], lines[12] = "Ash\tB-LOC", "Bay\tB-LOC"
@@ -569,7 +660,8 @@ def test_an_invisible_token_takes_no_neighbour_with_it(tmp_path):
     )
     copy = fix_file(path).output
     assert [[*map(str, example.spans)] for example in read_examples(copy)] == [
-        [*map(str, spans)] for spans in ([], [Span("X", 0, 2)], [Span("X", 0, 1), Span("X", 1, 2)], [Span("X", 0, 1)])
+        [*map(str, spans)]
+        for spans in ([], [Span("X", 0, 2)], [Span("X", 0, 1), Span("X", 1, 2)], [Span("X", 0, 1)])
     ]
 
 
@@ -600,7 +692,9 @@ def test_a_folder_of_copies_is_a_whole_data_set(odd, tmp_path):
 
 
 def test_the_bytes_around_a_repair_stay(tmp_path):
-    """Byte order mark, carriage returns, comments, further columns, blanks after a tag, no line end at the end."""
+    """Byte order mark, carriage returns, comments, further columns, blanks after a tag, no line end
+    at the end.
+    """
     text = "# a comment\r\nAsh\tNN\tI-LOC \r\n\r\n-DOCSTART-\tX\tO\r\n\r\nBel\tNN\tB-LOC\r\n\r\nx\tNN\tO"
     path = tmp_path / "a.conll"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -610,7 +704,9 @@ def test_the_bytes_around_a_repair_stay(tmp_path):
     packed.write_bytes(gzip.compress(text.encode("gb18030")))
     repair = fix_file(packed, scheme="BIO", encoding="gb18030")
     assert repair.output.name == "b.fixed.conll.gz"
-    assert gzip.decompress(repair.output.read_bytes()) == text.replace("I-LOC", "B-LOC").encode("gb18030")
+    assert gzip.decompress(repair.output.read_bytes()) == text.replace("I-LOC", "B-LOC").encode(
+        "gb18030"
+    )
 
 
 def test_another_column_can_hold_the_tag(tmp_path):
@@ -622,15 +718,26 @@ def test_another_column_can_hold_the_tag(tmp_path):
 
 
 def test_repairs_of_inclusive_ends_and_surfaces(tmp_path):
-    wrong = {"begin": 6, "stop": 9, "tag": "PER", "word": "gone"}  # what is meant is not known: it stays
+    wrong = {
+        "begin": 6,
+        "stop": 9,
+        "tag": "PER",
+        "word": "gone",
+    }  # what is meant is not known: it stays
     path = json_lines(
         tmp_path / "a.jsonl",
-        {"text": "Mara  left", "entities": [{"begin": 0, "stop": 4, "tag": "PER", "word": "Mara ", "by": "x"}, wrong]},
+        {
+            "text": "Mara  left",
+            "entities": [{"begin": 0, "stop": 4, "tag": "PER", "word": "Mara ", "by": "x"}, wrong],
+        },
         {"text": "Ash", "entities": [{"begin": 0, "stop": 2, "tag": "LOC", "word": "Ash"}]},
     )
     repair = fix_file(path)
     first, second = repair.output.read_text().splitlines()
-    assert json.loads(first)["entities"] == [{"begin": 0, "stop": 3, "tag": "PER", "word": "Mara", "by": "x"}, wrong]
+    assert json.loads(first)["entities"] == [
+        {"begin": 0, "stop": 3, "tag": "PER", "word": "Mara", "by": "x"},
+        wrong,
+    ]
     assert second == path.read_text().splitlines()[1]
     first, left = (line.split(maxsplit=1) for line in str(repair).split("\n")[1:])
     assert first == [f"{path}:1", "\"PER 'Mara ' at [0, 5)\" is now \"'Mara' at [0, 4)\""]
@@ -639,7 +746,10 @@ def test_repairs_of_inclusive_ends_and_surfaces(tmp_path):
 
 
 def test_repairs_where_offsets_count_utf16_units(tmp_path):
-    record = {"text": "😀 Ada  left", "spans": [{"start": 3, "end": 7, "label": "PER", "text": "Ada "}]}
+    record = {
+        "text": "😀 Ada  left",
+        "spans": [{"start": 3, "end": 7, "label": "PER", "text": "Ada "}],
+    }
     path = json_lines(tmp_path / "a.jsonl", record)
     repair = fix_file(path)
     (written,) = map(json.loads, repair.output.read_text("utf-8").splitlines())
@@ -650,7 +760,10 @@ def test_repairs_where_offsets_count_utf16_units(tmp_path):
 def test_what_would_be_a_guess_is_left_and_said(tmp_path):
     path = json_lines(
         tmp_path / "a.json",
-        {"text": "张三走 ", "label": {"PER": {"张四": [[0, 1]], "": [[3, 9]], "张三": [[0, 1]], " ": [[3, 3]]}}},
+        {
+            "text": "张三走 ",
+            "label": {"PER": {"张四": [[0, 1]], "": [[3, 9]], "张三": [[0, 1]], " ": [[3, 3]]}},
+        },
     )
     repair = fix_file(path)
     assert (repair.changes, repair.output) == ([], None)
@@ -691,13 +804,20 @@ def test_repair_of_a_pair_of_brat(tmp_path):
 def test_a_format_without_lines_is_copied_as_it_is(tmp_path):
     path = tmp_path / "a.json"
     write_examples([Example("1", ["Mara", "left"], [Span("PER", 0, 1)])], path, "label_studio")
-    content = path.read_text().replace('"end": 4', '"end": 5').replace('"text": "Mara"', '"text": "Mara "')
+    content = (
+        path.read_text()
+        .replace('"end": 4', '"end": 5')
+        .replace('"text": "Mara"', '"text": "Mara "')
+    )
     path.write_text(content)
     report = check_paths(path)
     assert "problem: spans with blanks at an end (1)" in str(report)
     assert [finding["fixable"] for finding in report.to_dict()["findings"]] == [False]
     repair = fix_file(path, output=tmp_path / "new")
-    assert (repair.changes, [finding.kind for finding in repair.remaining]) == ([], ["blank-border"])
+    assert (repair.changes, [finding.kind for finding in repair.remaining]) == (
+        [],
+        ["blank-border"],
+    )
     assert repair.output.read_text() == content
 
 
@@ -718,7 +838,12 @@ def test_resume(data_folder, tmp_path):
     assert [sum(split.entities.values()) for split in dataset.splits] == [13440, 1497, 1630]
     assert [(split.scheme, len(split.entities)) for split in dataset.splits] == [("BMES", 8)] * 3
     repair = fix_file(data_folder / "resume" / "train.char.bmes", output=tmp_path)
-    assert [change.where.rpartition(":")[2] for change in repair.changes] == ["62390", "62392", "64412", "64414"]
+    assert [change.where.rpartition(":")[2] for change in repair.changes] == [
+        "62390",
+        "62392",
+        "64412",
+        "64414",
+    ]
     assert found(check_paths(repair.output), *FIXABLE) == []
     old, new = (path.read_bytes().split(b"\n") for path in (repair.path, repair.output))
     assert [n for n, pair in enumerate(zip(old, new, strict=True), 1) if pair[0] != pair[1]] == [
@@ -741,7 +866,10 @@ def test_cluener(data_folder):
 def test_wnut17(data_folder):
     report = check_paths(data_folder / "wnut17")
     (dataset,) = report.datasets
-    assert found(report, "dirty-token") == [("dirty-token", "dev.conll:15556"), ("dirty-token", "dev.conll:16730")]
+    assert found(report, "dirty-token") == [
+        ("dirty-token", "dev.conll:15556"),
+        ("dirty-token", "dev.conll:16730"),
+    ]
     assert report.exit_code() == 0
     assert [split.sentences for split in dataset.splits] == [3394, 1009, 1287]
     assert [sum(split.entities.values()) for split in dataset.splits] == [1975, 836, 1079]

@@ -1,4 +1,6 @@
-"""Checkpoints under fire: killed writers, changed bytes, a full disk, planted pickles; and the exact round trip."""
+"""Checkpoints under fire: killed writers, changed bytes, a full disk, planted pickles; and the
+exact round trip.
+"""
 
 import errno
 import logging
@@ -60,12 +62,17 @@ def write(folder, step, name="checkpoint-{}"):
 def content_step(path):
     """The step that every file of a checkpoint agrees on."""
     state = load_state(path)
-    steps = {state["step"], *state["weights"].tolist(), *map(int, (path / "tokenizer/vocab.txt").read_text().split())}
+    steps = {
+        state["step"],
+        *state["weights"].tolist(),
+        *map(int, (path / "tokenizer/vocab.txt").read_text().split()),
+    }
     assert len(steps) == 1
     return steps.pop()
 
 
-# --- the state --------------------------------------------------------------------------------------------------
+# --- the state
+# --------------------------------------------------------------------------------------------------
 
 
 def same_bits(one, two):
@@ -96,18 +103,24 @@ def assert_same(actual, expected):
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 DTYPES = [*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool]
 tensors = st.builds(
-    lambda shape, dtype, seed: torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype),
+    lambda shape, dtype, seed: torch.randint(
+        0, 2, shape, generator=torch.Generator().manual_seed(seed)
+    ).to(dtype),
     st.lists(st.integers(0, 3), max_size=3),
     st.sampled_from(DTYPES),
     st.integers(0, 99),
 )
-leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), tensors)
+leaves = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), tensors
+)
 pairs = st.tuples(st.integers(), st.text(max_size=2))
 keys = st.one_of(st.text(max_size=3), st.integers(0, 9), st.just("$type"), pairs)
 states = st.recursive(
     leaves,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.lists(inner, max_size=3).map(tuple), st.dictionaries(keys, inner, max_size=3)
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(keys, inner, max_size=3),
     ),
     max_leaves=8,
 )
@@ -129,7 +142,11 @@ def test_optimizer_state_goes_on_bit_for_bit(tmp_path, dtype):
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 2).to(dtype)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, amsgrad=True)
-        return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+        return (
+            model,
+            optimizer,
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1)),
+        )
 
     def advance(model, optimizer, schedule, steps):
         for _ in range(steps):
@@ -155,7 +172,9 @@ def test_documented_changes_of_the_round_trip(tmp_path):
     """Subclasses come back plain; shared and strided memory comes back as separate tensors."""
     base = torch.arange(12.0).view(3, 4)
     shared = torch.nn.Parameter(base)
-    save_state(tmp_path, OrderedDict(a=shared, b=shared, c=base[1:, ::2], d=base.T, e=np.float64(0.5)))
+    save_state(
+        tmp_path, OrderedDict(a=shared, b=shared, c=base[1:, ::2], d=base.T, e=np.float64(0.5))
+    )
     state = load_state(tmp_path)
     assert type(state) is dict
     assert type(state["a"]) is torch.Tensor
@@ -214,12 +233,21 @@ def test_unreadable_states_are_named(tmp_path):
 
 
 def test_random_states_go_on(tmp_path):
-    _ = torch.rand(1), np.random.randn(), random.gauss(0, 1)  # leaves half a pair of normal draws behind
+    _ = (
+        torch.rand(1),
+        np.random.randn(),
+        random.gauss(0, 1),
+    )  # leaves half a pair of normal draws behind
     save_state(tmp_path, random_state())
 
     def draw():
         dropout = torch.nn.functional.dropout(torch.ones(50))
-        return torch.randn(3).tolist(), dropout.tolist(), np.random.randn(3).tolist(), random.gauss(0, 1)
+        return (
+            torch.randn(3).tolist(),
+            dropout.tolist(),
+            np.random.randn(3).tolist(),
+            random.gauss(0, 1),
+        )
 
     expected = draw()
     assert draw() != expected
@@ -234,7 +262,8 @@ def test_other_number_of_gpus_warns(caplog):
     assert "dropout will differ" in caplog.text
 
 
-# --- changed bytes ----------------------------------------------------------------------------------------------
+# --- changed bytes
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +286,9 @@ def test_every_flipped_byte_is_found(whole, name, data):
         file.write_bytes(bad)
         problems = verify_folder(whole)
         assert problems
-        assert name == "manifest.json" or problems == [f"{name}: content has changed (its SHA-256 differs)"]
+        assert name == "manifest.json" or problems == [
+            f"{name}: content has changed (its SHA-256 differs)"
+        ]
     finally:
         file.write_bytes(good)
     assert verify_folder(whole) == []
@@ -290,7 +321,10 @@ def test_all_problems_are_listed(tmp_path):
     size = (path / "state.json").stat().st_size
     (path / "state.json").write_text("{}")
     (path / "tokenizer/vocab.txt").unlink()
-    assert verify_folder(path) == [f"state.json: has 2 bytes instead of {size}", "tokenizer/vocab.txt: is missing"]
+    assert verify_folder(path) == [
+        f"state.json: has 2 bytes instead of {size}",
+        "tokenizer/vocab.txt: is missing",
+    ]
 
 
 def test_odd_manifests(tmp_path):
@@ -306,19 +340,28 @@ def test_odd_manifests(tmp_path):
 
 def test_other_names_are_ignored(tmp_path):
     path = write(tmp_path, 3)
-    for name in ("checkpoint-best", "checkpoint-9x", "my-checkpoint-9", ".checkpoint-9.12345678.tmp", "checkpoint-"):
+    for name in (
+        "checkpoint-best",
+        "checkpoint-9x",
+        "my-checkpoint-9",
+        ".checkpoint-9.12345678.tmp",
+        "checkpoint-",
+    ):
         shutil.copytree(path, tmp_path / name)
     (tmp_path / "checkpoint-8").write_text("a file")
     assert latest_checkpoint(tmp_path) == path
     assert latest_checkpoint(tmp_path, prefix="epoch-") is None
 
 
-# --- killed writers ---------------------------------------------------------------------------------------------
+# --- killed writers
+# ---------------------------------------------------------------------------------------------
 
 
 def in_child(function, *arguments):
     """Start a forked process; it has everything imported."""
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True)
+    process = multiprocessing.get_context("fork").Process(
+        target=function, args=arguments, daemon=True
+    )
     process.start()
     return process
 
@@ -371,7 +414,15 @@ def test_killed_at_200_random_moments(tmp_path):
     kill_at_random_moments(tmp_path, trials=200, seed=1)
 
 
-FILE_EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree"}
+FILE_EVENTS = {
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "os.chmod",
+    "shutil.rmtree",
+}
 
 
 def replace_and_die(folder, name, fatal):
@@ -417,7 +468,9 @@ def test_killed_before_each_file_operation(tmp_path):
 
 
 def test_two_interruptions_never_put_back_the_older_one(tmp_path):
-    """Killed before the old one is deleted, later killed between the renames; the older one would be found first."""
+    """Killed before the old one is deleted, later killed between the renames; the older one would
+    be found first.
+    """
     write(tmp_path, 1, "best")
     shutil.copytree(tmp_path / "best", tmp_path / ".best.00000000.old")  # what the first kill left
     write(tmp_path, 2, "best").rename(tmp_path / ".best.ffffffff.old")  # and the second
@@ -459,7 +512,8 @@ def test_ctrl_c_leaves_the_old_one(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["best"]
 
 
-# --- a full disk ------------------------------------------------------------------------------------------------
+# --- a full disk
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -499,7 +553,9 @@ def test_a_disk_that_pretends_to_be_full(tmp_path, monkeypatch, call, number):
     method = {"open": "write_text", "os.mkdir": "mkdir", "os.rename": "rename"}[call]
     if method == "mkdir":
         original = Path.mkdir
-        monkeypatch.setattr(Path, "mkdir", lambda self, *a, **k: original(self, *a, **k) if k else full())
+        monkeypatch.setattr(
+            Path, "mkdir", lambda self, *a, **k: original(self, *a, **k) if k else full()
+        )
     else:
         monkeypatch.setattr(Path, method, full)
     with pytest.raises(DiskFullError, match="earlier ones stand"):
@@ -515,7 +571,8 @@ def test_other_errors_stay_what_they_are(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- planted pickles --------------------------------------------------------------------------------------------
+# --- planted pickles
+# --------------------------------------------------------------------------------------------
 
 
 class Malicious:
@@ -566,7 +623,8 @@ def test_a_pickle_in_the_place_of_a_state_is_refused(tmp_path):
     assert latest_checkpoint(tmp_path) is None
 
 
-# --- which ones stay --------------------------------------------------------------------------------------------
+# --- which ones stay
+# --------------------------------------------------------------------------------------------
 
 
 def names(folder):
@@ -585,7 +643,9 @@ def test_pruning_against_its_definition(steps, data):
             if step in broken:
                 (path / "state.json").write_text("")
         latest = latest_checkpoint(folder)
-        removed = prune_checkpoints(folder, keep_last, keep=[f"{folder}/checkpoint-{step}" for step in kept])
+        removed = prune_checkpoints(
+            folder, keep_last, keep=[f"{folder}/checkpoint-{step}" for step in kept]
+        )
         last_whole = sorted(steps - broken, reverse=True)[:keep_last]
         oldest = last_whole[-1] if len(last_whole) == keep_last else 0
         stay = {step for step in steps if step >= oldest or step in kept}
@@ -607,7 +667,9 @@ def test_others_may_read_what_was_written(tmp_path):
         path = write(tmp_path, 1)
     finally:
         os.umask(previous)
-    assert {oct(file.stat().st_mode & 0o777) for file in path.rglob("*") if file.is_file()} == {"0o644"}
+    assert {oct(file.stat().st_mode & 0o777) for file in path.rglob("*") if file.is_file()} == {
+        "0o644"
+    }
     assert oct(path.stat().st_mode & 0o777) == "0o755"
 
 
@@ -619,7 +681,13 @@ def test_hidden_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / ".checkpoint-3.0123abcd.tmp").mkdir()
     assert [path.name for path in restore_folders(tmp_path, remove_unfinished=True)] == ["model"]
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [".cache.12345678.old.d", ".config.backup.old", ".config.old", ".nvim.tmp", "model"]
+    assert left == [
+        ".cache.12345678.old.d",
+        ".config.backup.old",
+        ".config.old",
+        ".nvim.tmp",
+        "model",
+    ]
 
 
 @settings(max_examples=300, deadline=None)
@@ -631,7 +699,9 @@ def test_the_rule_of_what_stays(steps, data):
     scores = data.draw(st.dictionaries(st.integers(1, 60), score, max_size=12))
     keep_last, keep_best = data.draw(st.integers(1, 4)), data.draw(st.integers(0, 4))
     keep_every, higher = data.draw(st.integers(0, 5)), data.draw(st.booleans())
-    removed = choose_removals(steps, whole.__contains__, keep_last, keep_best, scores, higher, keep_every)
+    removed = choose_removals(
+        steps, whole.__contains__, keep_last, keep_best, scores, higher, keep_every
+    )
     left = steps - set(removed)
     assert removed == sorted(set(removed), reverse=True)
     assert set(removed) <= steps
@@ -655,7 +725,9 @@ def test_best_and_every_nth_stay_on_the_disk(tmp_path):
     for step, loss in enumerate([5.0, 1.0, 4.0, 0.5, 3.0, 2.0], start=1):
         with write_folder(tmp_path / f"checkpoint-{step}") as temporary:
             write_evaluation(temporary, {"loss": loss})
-    (tmp_path / "checkpoint-4" / "evaluation.json").write_text('{"loss": "0.1"}')  # the best, but broken
+    (tmp_path / "checkpoint-4" / "evaluation.json").write_text(
+        '{"loss": "0.1"}'
+    )  # the best, but broken
     assert read_scores(tmp_path, "loss") == {1: 5.0, 2: 1.0, 3: 4.0, 4: 0.1, 5: 3.0, 6: 2.0}
     prune_checkpoints(tmp_path, 1, keep_best=1, metric="loss", higher_is_better=False, keep_every=3)
     assert names(tmp_path) == [2, 3, 6]
@@ -668,7 +740,9 @@ def test_pruning_reads_only_what_is_new(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_TICK", 0)
     time.sleep(0.05)  # longer than a tick of any clock here
     hashed, original = [], checkpoint._describe_file
-    monkeypatch.setattr(checkpoint, "_describe_file", lambda path: hashed.append(path.parent) or original(path))
+    monkeypatch.setattr(
+        checkpoint, "_describe_file", lambda path: hashed.append(path.parent) or original(path)
+    )
     prune_checkpoints(tmp_path, 3)
     assert len(hashed) == 9
     prune_checkpoints(tmp_path, 3)
@@ -683,13 +757,20 @@ def test_pruning_reads_only_what_is_new(tmp_path, monkeypatch):
 
 
 def test_a_fresh_file_is_not_believed(tmp_path):
-    """A change within one tick of the clock has the same times; hashes of files just written are not remembered."""
+    """A change within one tick of the clock has the same times; hashes of files just written are
+    not remembered.
+    """
     path = write(tmp_path, 1)
     prune_checkpoints(tmp_path, 1)
-    assert not any(checkpoint._file_key(file) in checkpoint._hashes for file in path.rglob("*.*") if file.is_file())
+    assert not any(
+        checkpoint._file_key(file) in checkpoint._hashes
+        for file in path.rglob("*.*")
+        if file.is_file()
+    )
 
 
-# --- in the background ------------------------------------------------------------------------------------------
+# --- in the background
+# ------------------------------------------------------------------------------------------
 
 
 def write_snapshot(path, snapshot):
@@ -788,12 +869,16 @@ def save_in_background_for_ever(folder):
     with BackgroundWriter() as writer:
         while True:
             step += 1
-            writer.submit(str(step), lambda step=step: (write(folder, step), prune_checkpoints(folder, 2)))
+            writer.submit(
+                str(step), lambda step=step: (write(folder, step), prune_checkpoints(folder, 2))
+            )
 
 
 def test_killed_during_a_background_write(tmp_path):
     moments, reached, trial = random.Random(3), 0, 0
-    while trial < 10 or (reached <= 2 and trial < 200):  # on a slow machine many are killed before they save
+    while trial < 10 or (
+        reached <= 2 and trial < 200
+    ):  # on a slow machine many are killed before they save
         trial += 1
         process = in_child(save_in_background_for_ever, tmp_path)
         time.sleep(moments.uniform(0.02, 0.15))
@@ -806,7 +891,8 @@ def test_killed_during_a_background_write(tmp_path):
     assert reached > 2
 
 
-# --- the mean ---------------------------------------------------------------------------------------------------
+# --- the mean
+# ---------------------------------------------------------------------------------------------------
 
 
 def write_model(path, seed, dtype=torch.float32):
@@ -823,12 +909,20 @@ def write_model(path, seed, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_mean_is_rounded_once(tmp_path, dtype):
     folders = [tmp_path / f"checkpoint-{seed}" for seed in range(1, 8)]
-    by_hand = [write_model(folder, seed, dtype)["weight"].double().numpy() for seed, folder in enumerate(folders)]
+    by_hand = [
+        write_model(folder, seed, dtype)["weight"].double().numpy()
+        for seed, folder in enumerate(folders)
+    ]
     out = average_checkpoints(folders, tmp_path / "mean")
     mean = load_file(out / "model.safetensors")
     assert torch.equal(mean["weight"], torch.from_numpy(np.sum(by_hand, axis=0) / 7).to(dtype))
     assert mean["ids"].tolist() == [0, 1, 2, 3]
-    assert sorted(os.listdir(out)) == ["averaged.json", "config.json", "manifest.json", "model.safetensors"]
+    assert sorted(os.listdir(out)) == [
+        "averaged.json",
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+    ]
     assert verify_folder(out) == []
 
 

@@ -1,4 +1,6 @@
-"""Files of columns: every wrong byte is found, nothing of a broken block is used, mapped columns equal arrays."""
+"""Files of columns: every wrong byte is found, nothing of a broken block is used, mapped columns
+equal arrays.
+"""
 
 import os
 import pickle
@@ -33,13 +35,19 @@ LABELS = ["O", "B-LOC", "I-LOC"]
 
 
 def make_features(sentences=7, words=3, seed=0):
-    """Sentences of `words` words, each of one piece, between two special ones; one span in every second sentence."""
+    """Sentences of `words` words, each of one piece, between two special ones; one span in every
+    second sentence.
+    """
     dice = np.random.default_rng(seed)
     count = sentences * words
     pieces = np.full((sentences, words + 2), 2)
     pieces[:, 1:-1] = dice.integers(3, 9000, (sentences, words))
     spans = sentences // 2
-    others = {item.name: np.ones(spans, bool) for item in fields(Features) if item.name.startswith("span_")}
+    others = {
+        item.name: np.ones(spans, bool)
+        for item in fields(Features)
+        if item.name.startswith("span_")
+    }
     columns = {
         "input_ids": pieces.reshape(-1).astype(np.int32),
         "token_type_ids": np.zeros(pieces.size, np.int16),
@@ -77,7 +85,9 @@ def small_file():
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        return save_features(os.path.join(folder, "f"), make_features(), {"key": "x", "note": "真"}).read_bytes()
+        return save_features(
+            os.path.join(folder, "f"), make_features(), {"key": "x", "note": "真"}
+        ).read_bytes()
 
 
 LARGE = make_features(40_000, 5)  # a column of pieces has several blocks
@@ -187,7 +197,8 @@ def test_a_cut_or_lengthened_file_is_found_at_opening(length, more):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x80\x04.", b"not a cache file", b"\xff" * 100, (2).to_bytes(8, "little") + b"{}"]
+    "content",
+    [b"", b"\x80\x04.", b"not a cache file", b"\xff" * 100, (2).to_bytes(8, "little") + b"{}"],
 )
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "f").write_bytes(content)
@@ -230,9 +241,19 @@ def test_only_touched_blocks_are_read(large):
     flip(large, "input_ids", 3)
     features, _ = load_features(large, 0)
     assert features.input_ids[:1000].tolist() == LARGE.input_ids[:1000].tolist()
-    assert features.input_ids._proved.tolist() == [True, *[False] * (len(features.input_ids._proved) - 1)]
+    assert features.input_ids._proved.tolist() == [
+        True,
+        *[False] * (len(features.input_ids._proved) - 1),
+    ]
     broken = 3 * BLOCK // 4
-    for key in (broken, slice(broken - 1, broken + 1), [0, broken], np.array([broken + 5]), slice(None), [-1, broken]):
+    for key in (
+        broken,
+        slice(broken - 1, broken + 1),
+        [0, broken],
+        np.array([broken + 5]),
+        slice(None),
+        [-1, broken],
+    ):
         with pytest.raises(CacheError, match="block 3 of input_ids"):
             features.input_ids[key]
     with pytest.raises(CacheError, match="block 3 of input_ids"):
@@ -244,10 +265,14 @@ def test_a_broken_block_moves_the_file_aside(large, tmp_path):
     features, _ = load_features(large, 0)
     dataset = FeatureDataset(features, LABELS)
     good = dataset.collate([0, 1])
-    with pytest.raises(CacheError, match=r"train\.safetensors.*moved to train\.safetensors\.broken.*start again"):
+    with pytest.raises(
+        CacheError, match=r"train\.safetensors.*moved to train\.safetensors\.broken.*start again"
+    ):
         dataset.collate(np.arange(len(dataset)))
     assert os.listdir(tmp_path) == ["train.safetensors.broken"]
-    assert torch.equal(dataset.collate([0, 1])["labels"], good["labels"])  # the mapping is still there
+    assert torch.equal(
+        dataset.collate([0, 1])["labels"], good["labels"]
+    )  # the mapping is still there
 
 
 def test_a_file_built_meanwhile_is_not_moved(large, large_file, tmp_path):
@@ -261,7 +286,9 @@ def test_a_file_built_meanwhile_is_not_moved(large, large_file, tmp_path):
     verify_file(large)
 
 
-@pytest.mark.parametrize("name", ["word_offsets", "window_offsets", "sentence_windows", "span_offsets"])
+@pytest.mark.parametrize(
+    "name", ["word_offsets", "window_offsets", "sentence_windows", "span_offsets"]
+)
 def test_offsets_are_proved_at_opening(large, name):
     flip(large, name, 0)
     with pytest.raises(CacheError, match=f"block 0 of {name}"):
@@ -282,7 +309,9 @@ KEYS = st.one_of(
     st.integers(-70_000, 69_999),
     st.slices(70_000),
     st.lists(st.integers(-70_000, 69_999), min_size=1, max_size=9).map(np.array),
-    st.lists(st.integers(0, 69_999), min_size=1, max_size=9).map(lambda rows: np.array(rows, np.int32)),
+    st.lists(st.integers(0, 69_999), min_size=1, max_size=9).map(
+        lambda rows: np.array(rows, np.int32)
+    ),
 )
 
 
@@ -349,10 +378,14 @@ def test_mapped_features_serve_training_and_evaluation(large):
     mapped = FeatureDataset(load_features(large, 0)[0], LABELS)
     plain = FeatureDataset(LARGE, LABELS)
     assert_same_batches(batches_of(mapped), batches_of(plain))
-    assert [mapped.gold_spans(index) for index in range(99)] == [plain.gold_spans(index) for index in range(99)]
+    assert [mapped.gold_spans(index) for index in range(99)] == [
+        plain.gold_spans(index) for index in range(99)
+    ]
     for name, value in plain[77].items():
         assert torch.equal(torch.as_tensor(mapped[77][name]), torch.as_tensor(value)), name
-    for left, right in zip(mapped.as_tensor_dataset().tensors, plain.as_tensor_dataset().tensors, strict=True):
+    for left, right in zip(
+        mapped.as_tensor_dataset().tensors, plain.as_tensor_dataset().tensors, strict=True
+    ):
         assert torch.equal(left, right)
 
 
@@ -362,10 +395,15 @@ def test_data_loader_workers_read_mapped_features(large, context):
     dataset.collate([0])
     picked = torch.utils.data.Subset(dataset, range(0, 40_000, 4_000))
     loader = DataLoader(
-        picked, batch_size=4, num_workers=2, multiprocessing_context=context, collate_fn=dataset.collate_fn
+        picked,
+        batch_size=4,
+        num_workers=2,
+        multiprocessing_context=context,
+        collate_fn=dataset.collate_fn,
     )
     expected = [
-        collate_sentences(LARGE, range(start, min(start + 16_000, 40_000), 4_000)) for start in (0, 16_000, 32_000)
+        collate_sentences(LARGE, range(start, min(start + 16_000, 40_000), 4_000))
+        for start in (0, 16_000, 32_000)
     ]
     assert_same_batches(list(loader), expected)
 

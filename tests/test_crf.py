@@ -48,7 +48,9 @@ def problems(draw, constrained=False):
     crf = CRF(labels, batch_first=True, constraints=constraints, algorithm=name).double()
     with torch.no_grad():
         for parameter in crf.parameters():
-            parameter.copy_(size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+            parameter.copy_(
+                size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            )
     emissions = size * torch.randn(batch, words, labels, generator=generator, dtype=torch.float64)
     mask = torch.rand(batch, words, generator=generator) < draw(st.sampled_from([0.3, 0.8, 1.0]))
     tags = torch.randint(labels, (batch, words), generator=generator)
@@ -101,7 +103,11 @@ def test_constrained_quantities_equal_enumeration(problem):
         total = crf.log_partition(row, keep, constrained=True)
         if not paths:
             assert total.item() == -math.inf
-            for method in (crf.decode, crf.decode_tensor, lambda e, m: crf.marginals(e, m, constrained=True)):
+            for method in (
+                crf.decode,
+                crf.decode_tensor,
+                lambda e, m: crf.marginals(e, m, constrained=True),
+            ):
                 with pytest.raises(ValueError, match="sequence 0 has no possible tag sequence"):
                     method(row, keep)
             continue
@@ -113,8 +119,12 @@ def test_constrained_quantities_equal_enumeration(problem):
         marginals = torch.zeros_like(row)
         for path, chance in zip(paths, (scores - scores.logsumexp(0)).exp().tolist(), strict=True):
             marginals[0, keep[0].nonzero().flatten(), list(path)] += chance
-        torch.testing.assert_close(crf.marginals(row, keep, constrained=True), marginals, rtol=1e-9, atol=1e-9)
-        wanted = torch.autograd.grad(scores.logsumexp(0), parameters, allow_unused=True, materialize_grads=True)
+        torch.testing.assert_close(
+            crf.marginals(row, keep, constrained=True), marginals, rtol=1e-9, atol=1e-9
+        )
+        wanted = torch.autograd.grad(
+            scores.logsumexp(0), parameters, allow_unused=True, materialize_grads=True
+        )
         got = torch.autograd.grad(total.sum(), parameters)
         for one, other in zip(got, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
@@ -123,7 +133,9 @@ def test_constrained_quantities_equal_enumeration(problem):
             likelihood = scores[paths.index(tuple(gold[keep].tolist()))] - scores.logsumexp(0)
             torch.testing.assert_close(crf(row, gold, keep), likelihood, rtol=1e-10, atol=1e-10)
         else:
-            with pytest.raises(ValueError, match="the constraints forbid the given tags of sequence 0"):
+            with pytest.raises(
+                ValueError, match="the constraints forbid the given tags of sequence 0"
+            ):
                 crf(row, gold, keep)
         crf.constrain_likelihood = False
 
@@ -138,7 +150,9 @@ def test_free_decoding_and_marginals_ignore_the_constraints(problem):
     for index, (row, keep) in enumerate(zip(emissions, mask, strict=True)):
         paths, scores = enumerate_paths(crf, row[keep])
         assert tuple(decoded[index]) == paths[int(scores.argmax())]
-        torch.testing.assert_close(marginals[index, keep].sum(-1), torch.ones(int(keep.sum()), dtype=torch.float64))
+        torch.testing.assert_close(
+            marginals[index, keep].sum(-1), torch.ones(int(keep.sum()), dtype=torch.float64)
+        )
 
 
 def random_batch(batch=6, words=17, labels=5, seed=0, batch_first=True):
@@ -156,7 +170,11 @@ def random_batch(batch=6, words=17, labels=5, seed=0, batch_first=True):
     lengths[0] = words
     mask = torch.arange(words) < lengths[:, None]
     if not batch_first:
-        emissions, tags, mask = emissions.transpose(0, 1).contiguous(), tags.T.contiguous(), mask.T.contiguous()
+        emissions, tags, mask = (
+            emissions.transpose(0, 1).contiguous(),
+            tags.T.contiguous(),
+            mask.T.contiguous(),
+        )
     return ours, peer, emissions.requires_grad_(), tags, mask
 
 
@@ -225,7 +243,9 @@ def test_raises_the_errors_of_torchcrf(arguments):
 def test_a_tag_that_is_no_label_is_an_error_with_its_place(wrong):
     ours, _, emissions, tags, mask = random_batch()
     tags[0, 3] = wrong
-    with pytest.raises(ValueError, match=f"expected tags of 0 to 4, got {wrong} at word 3 of sequence 0"):
+    with pytest.raises(
+        ValueError, match=f"expected tags of 0 to 4, got {wrong} at word 3 of sequence 0"
+    ):
         ours(emissions, tags, mask)
     tags[0, 3] = -100
     ours(emissions, tags, mask)
@@ -248,15 +268,23 @@ def test_padding_and_holes_change_nothing(places, filler):
     wide = scatter(emissions, places, 25, filler).requires_grad_()
     wide_tags, wide_mask = scatter(tags, places, 25, -100), scatter(mask, places, 25, False)
     narrow = ours(emissions, tags, mask, "none")
-    torch.testing.assert_close(ours(wide, wide_tags, wide_mask, "none"), narrow, rtol=1e-13, atol=1e-12)
-    torch.testing.assert_close(ours(wide, wide_tags.masked_fill(~wide_mask, -100), None, "none"), narrow)
+    torch.testing.assert_close(
+        ours(wide, wide_tags, wide_mask, "none"), narrow, rtol=1e-13, atol=1e-12
+    )
+    torch.testing.assert_close(
+        ours(wide, wide_tags.masked_fill(~wide_mask, -100), None, "none"), narrow
+    )
     ours(wide, wide_tags, wide_mask).backward()
     ours(emissions, tags, mask).backward()
     torch.testing.assert_close(wide.grad[:, places], emissions.grad, rtol=1e-10, atol=1e-12)
     assert wide.grad[~wide_mask].abs().sum() == 0
     assert ours.decode(wide, wide_mask) == ours.decode(emissions, mask)
-    torch.testing.assert_close(ours.marginals(wide, wide_mask)[:, places], ours.marginals(emissions, mask))
-    torch.testing.assert_close(ours.score(wide, wide_tags, wide_mask), ours.score(emissions, tags, mask))
+    torch.testing.assert_close(
+        ours.marginals(wide, wide_mask)[:, places], ours.marginals(emissions, mask)
+    )
+    torch.testing.assert_close(
+        ours.score(wide, wide_tags, wide_mask), ours.score(emissions, tags, mask)
+    )
 
 
 def test_sequences_without_words():
@@ -312,7 +340,9 @@ def test_one_batch_member_never_touches_another():
         emissions[3] = value
         torch.testing.assert_close(ours(emissions, tags, mask, "none")[:3], clean[:3])
     emissions[3] = math.nan
-    with pytest.raises(ValueError, match="sequence 3 has no possible tag sequence: its emissions hold NaN"):
+    with pytest.raises(
+        ValueError, match="sequence 3 has no possible tag sequence: its emissions hold NaN"
+    ):
         ours.decode(emissions, mask)
 
 
@@ -395,7 +425,10 @@ def test_decoding_is_always_well_formed(scheme, name):
         if size <= 1e20:
             drawn = crf.sample(emissions, mask, count=3)
             decoded += [path[path != IGNORED].tolist() for path in drawn.flatten(0, 1)]
-            decoded += [path[path != IGNORED].tolist() for path in crf.nbest(emissions, mask, k=3).tags.flatten(0, 1)]
+            decoded += [
+                path[path != IGNORED].tolist()
+                for path in crf.nbest(emissions, mask, k=3).tags.flatten(0, 1)
+            ]
             assert len(decoded) == 350
         for path in decoded:
             assert find_ill_formed([names[label] for label in path], scheme) == []
@@ -425,7 +458,11 @@ def test_deepcopy_and_pickle():
     names = label_list(["A", "B"], "BIO")
     crf = CRF.from_labels(names, "BIO", batch_first=True, constrain_likelihood=True).double()
     tags = torch.zeros_like(tags)
-    wanted = crf(emissions, tags, mask), crf.decode(emissions, mask), crf.decode_entities(emissions, mask)
+    wanted = (
+        crf(emissions, tags, mask),
+        crf.decode(emissions, mask),
+        crf.decode_entities(emissions, mask),
+    )
     for other in (copy.deepcopy(crf), pickle.loads(pickle.dumps(crf))):
         torch.testing.assert_close(other(emissions, tags, mask), wanted[0])
         assert other.decode(emissions, mask) == wanted[1]
@@ -446,7 +483,9 @@ def test_loads_a_checkpoint_of_torchcrf(tmp_path):
 
 
 def test_unknown_algorithm():
-    with pytest.raises(ValueError, match="expected the algorithm 'auto' or one of log, scaled, scan, kernels"):
+    with pytest.raises(
+        ValueError, match="expected the algorithm 'auto' or one of log, scaled, scan, kernels"
+    ):
         CRF(3, algorithm="fast")
 
 
@@ -497,7 +536,9 @@ def test_partial_likelihood_equals_enumeration(problem, seed, constrained, batch
     truth, impossible = [], []
     for sequence, (row, keep, choice) in enumerate(zip(emissions, mask, allowed, strict=True)):
         paths, scores = enumerate_paths(crf, row[keep], crf.constraints)
-        fits = torch.tensor([all(choice[keep][range(len(path)), path]) for path in paths], dtype=torch.bool)
+        fits = torch.tensor(
+            [all(choice[keep][range(len(path)), path]) for path in paths], dtype=torch.bool
+        )
         if not fits.any():
             impossible.append(sequence)
         else:
@@ -507,14 +548,19 @@ def test_partial_likelihood_equals_enumeration(problem, seed, constrained, batch
         crf.batch_first = False
         arguments = [tensor.transpose(0, 1) for tensor in arguments]
     if impossible:
-        with pytest.raises(ValueError, match=f"sequence {impossible[0]} has no possible tag sequence: the constraints"):
+        with pytest.raises(
+            ValueError,
+            match=f"sequence {impossible[0]} has no possible tag sequence: the constraints",
+        ):
             crf(*arguments)
         return
     truth = torch.stack(truth)
     ours = crf(*arguments, reduction="none")
     torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(crf.log_probability(*arguments), truth, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(crf(*arguments, reduction="mean"), truth.mean(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        crf(*arguments, reduction="mean"), truth.mean(), rtol=1e-9, atol=1e-9
+    )
     weights = torch.linspace(0.5, 2.0, len(truth), dtype=torch.float64)
     inputs = (emissions, *crf.parameters())
     wanted = torch.autograd.grad(truth @ weights, inputs, allow_unused=True, materialize_grads=True)
@@ -532,7 +578,8 @@ def test_unknown_tags_equal_a_table(problem, seed):
     marked = tags.masked_fill(unknown, IGNORED).masked_fill(~mask, 99)
     for reduction in ("none", "sum", "mean", "token_mean"):
         torch.testing.assert_close(
-            crf(emissions, marked, mask, reduction, partial=True), crf(emissions, table, mask, reduction)
+            crf(emissions, marked, mask, reduction, partial=True),
+            crf(emissions, table, mask, reduction),
         )
     everything = torch.ones_like(table)
     zero = torch.zeros(len(mask), dtype=torch.float64)
@@ -554,19 +601,29 @@ def test_partial_likelihood_by_hand():
     mask = torch.tensor([[True, True, True], [True, True, False]])
     value = crf(emissions, tags, mask, "none", partial=True)
     torch.testing.assert_close(value, -math.log(2) * torch.tensor([2.0, 0.0]))
-    torch.testing.assert_close(crf(emissions, tags, mask, "token_mean", partial=True), torch.tensor(-0.4 * math.log(2)))
+    torch.testing.assert_close(
+        crf(emissions, tags, mask, "token_mean", partial=True), torch.tensor(-0.4 * math.log(2))
+    )
     # Without `partial` the words are no words.
-    torch.testing.assert_close(crf(emissions, tags, mask, "none"), -math.log(2) * torch.tensor([2.0, 0.0]))
+    torch.testing.assert_close(
+        crf(emissions, tags, mask, "none"), -math.log(2) * torch.tensor([2.0, 0.0])
+    )
     torch.testing.assert_close(crf(emissions, tags, mask, "token_mean"), torch.tensor(-math.log(2)))
 
 
 def test_errors_of_partial_annotation():
     crf = CRF(3, batch_first=True)
     emissions, allowed = torch.zeros(2, 4, 3), torch.ones(2, 4, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"expected allowed tags \(bool\) of the shape of the emissions, \(2, 4, 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected allowed tags \(bool\) of the shape of the emissions, \(2, 4, 3\)",
+    ):
         crf(emissions, allowed[:, :3])
     allowed[1, 2] = False
-    with pytest.raises(ValueError, match="no tag is allowed at word 2 of sequence 1; mask the word out or allow one"):
+    with pytest.raises(
+        ValueError,
+        match="no tag is allowed at word 2 of sequence 1; mask the word out or allow one",
+    ):
         crf(emissions, allowed)
     mask = torch.ones(2, 4, dtype=torch.bool)
     mask[1, 2] = False
@@ -578,7 +635,9 @@ def test_errors_of_partial_annotation():
     with pytest.raises(ValueError, match="got -1 at word 0 of sequence 0"):
         crf(emissions, tags.clamp(max=2) - 1, partial=True)
     emissions[0, 1] = math.nan
-    with pytest.raises(ValueError, match="sequence 0 has no possible tag sequence: its emissions hold NaN"):
+    with pytest.raises(
+        ValueError, match="sequence 0 has no possible tag sequence: its emissions hold NaN"
+    ):
         crf(emissions, torch.full((2, 4), IGNORED), partial=True)
 
 
@@ -593,14 +652,20 @@ def test_constrained_partition_counts_the_well_formed(scheme):
     for parameter in crf.parameters():
         torch.nn.init.zeros_(parameter)
     for words in (1, 2, 4):
-        well_formed = sum(find_ill_formed(list(tags), scheme) == [] for tags in itertools.product(names, repeat=words))
+        well_formed = sum(
+            find_ill_formed(list(tags), scheme) == []
+            for tags in itertools.product(names, repeat=words)
+        )
         emissions = torch.zeros(1, words, len(names), dtype=torch.float64)
         assert 1 < well_formed < len(names) ** words or words == 1
         for name in NAMES:
             crf.algorithm = name
-            torch.testing.assert_close(crf.log_partition(emissions).exp().item(), float(well_formed))
             torch.testing.assert_close(
-                crf.log_partition(emissions, constrained=False).exp().item(), float(len(names) ** words)
+                crf.log_partition(emissions).exp().item(), float(well_formed)
+            )
+            torch.testing.assert_close(
+                crf.log_partition(emissions, constrained=False).exp().item(),
+                float(len(names) ** words),
             )
 
 
@@ -661,7 +726,11 @@ def test_allowed_scores():
     constraints = allowed_transitions(["O", "B-A", "I-A"], "BIO")
     scores = allowed_scores(constraints, 3)
     assert scores.start.tolist() == [True, True, False]
-    assert scores.transitions.tolist() == [[True, True, False], [True, True, True], [True, True, True]]
+    assert scores.transitions.tolist() == [
+        [True, True, False],
+        [True, True, True],
+        [True, True, True],
+    ]
     assert scores.end.tolist() == [True, True, True]
 
 
@@ -704,14 +773,19 @@ def test_probabilities_equal_enumeration(problem, batch_first):
 def test_nbest_equals_enumeration(problem, k, constrained, batch_first):
     crf, emissions, mask, _ = problem
     constraints = crf.constraints if constrained else None
-    truth = [enumerate_paths(crf, row[keep], constraints) for row, keep in zip(emissions, mask, strict=True)]
+    truth = [
+        enumerate_paths(crf, row[keep], constraints)
+        for row, keep in zip(emissions, mask, strict=True)
+    ]
     impossible = [sequence for sequence, (paths, _) in enumerate(truth) if not paths]
     arguments = [emissions, mask]
     if not batch_first:
         crf.batch_first = False
         arguments = [tensor.transpose(0, 1) for tensor in arguments]
     if impossible:
-        with pytest.raises(ValueError, match=f"sequence {impossible[0]} has no possible tag sequence"):
+        with pytest.raises(
+            ValueError, match=f"sequence {impossible[0]} has no possible tag sequence"
+        ):
             crf.nbest(*arguments, k=k, constrained=constrained)
         return
     found = crf.nbest(*arguments, k=k, constrained=constrained)
@@ -719,9 +793,14 @@ def test_nbest_equals_enumeration(problem, k, constrained, batch_first):
     for sequence, (paths, scores) in enumerate(truth):
         wanted = scores.sort(descending=True).values[:k]
         kept = found.tags[sequence][: len(wanted)]
-        torch.testing.assert_close(found.scores[sequence, : len(wanted)], wanted, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(
-            found.log_probabilities[sequence, : len(wanted)], wanted - scores.logsumexp(0), rtol=1e-9, atol=1e-9
+            found.scores[sequence, : len(wanted)], wanted, rtol=1e-10, atol=1e-10
+        )
+        torch.testing.assert_close(
+            found.log_probabilities[sequence, : len(wanted)],
+            wanted - scores.logsumexp(0),
+            rtol=1e-9,
+            atol=1e-9,
         )
         assert found.scores[sequence, len(wanted) :].isneginf().all()
         chosen = [tuple(path) for path in kept[:, mask[sequence]].tolist()]
@@ -738,11 +817,17 @@ def test_samples_follow_the_distribution(batch_first):
     names = label_list(["A"], "BIO")
     torch.manual_seed(0)
     crf = CRF.from_labels(names, "BIO", batch_first=batch_first)
-    emissions, mask = torch.randn(2, 4, 3), torch.tensor([[True, False, True, True], [True, True, True, False]])
+    emissions, mask = (
+        torch.randn(2, 4, 3),
+        torch.tensor([[True, False, True, True], [True, True, True, False]]),
+    )
     arguments = [emissions, mask] if batch_first else [emissions.transpose(0, 1), mask.t()]
     for constrained in (True, False):
         drawn = crf.sample(
-            *arguments, count=10_000, generator=torch.Generator().manual_seed(1), constrained=constrained
+            *arguments,
+            count=10_000,
+            generator=torch.Generator().manual_seed(1),
+            constrained=constrained,
         )
         assert drawn.shape == (2, 10_000, 4)
         constraints = crf.constraints if constrained else None
@@ -753,8 +838,12 @@ def test_samples_follow_the_distribution(batch_first):
             counts = torch.bincount(path_numbers(tags[:, keep], 3), minlength=27)
             counts = counts[path_numbers(torch.tensor(paths), 3)]
             assert counts.sum() == 10_000
-            assert ((counts - 1e4 * chances).abs() <= 5 * (1e4 * chances * (1 - chances)).sqrt() + 1).all()
-    again = crf.sample(*arguments, count=10_000, generator=torch.Generator().manual_seed(1), constrained=False)
+            assert (
+                (counts - 1e4 * chances).abs() <= 5 * (1e4 * chances * (1 - chances)).sqrt() + 1
+            ).all()
+    again = crf.sample(
+        *arguments, count=10_000, generator=torch.Generator().manual_seed(1), constrained=False
+    )
     assert torch.equal(drawn, again)
     with pytest.raises(ValueError, match="expected k of at least 1, got 0"):
         crf.nbest(*arguments, k=0)
@@ -775,7 +864,7 @@ def spans_of_all_paths(names, words, scheme):
 
 
 def entity_truth(crf, names, scheme, row, constrained):
-    "The probability of each span of a (words, labels) sentence, and the expected number of entities."
+    """The probability of each span of a (words, labels) sentence, and the expected number of entities."""
     spans, legal = spans_of_all_paths(names, len(row), scheme)
     _, scores = enumerate_paths(crf, row)
     if constrained:
@@ -795,20 +884,31 @@ def entity_problems(draw, scheme):
     types = draw(st.sampled_from([["A"], ["A", "B"]]))
     names = label_list(types, scheme)
     words = draw(st.integers(1, 5 if len(names) <= 3 else 4 if len(names) <= 5 else 3))
-    crf = CRF.from_labels(names, scheme, batch_first=draw(st.booleans()), algorithm=draw(st.sampled_from(NAMES)))
+    crf = CRF.from_labels(
+        names, scheme, batch_first=draw(st.booleans()), algorithm=draw(st.sampled_from(NAMES))
+    )
     crf = crf.double()
     size = draw(st.sampled_from([0.1, 1.0, 3.0, 30.0]))
     with torch.no_grad():
         for parameter in crf.parameters():
-            parameter.copy_(size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+            parameter.copy_(
+                size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            )
     emissions = size * torch.randn(2, words, len(names), generator=generator, dtype=torch.float64)
-    mask = random_mask(2, words, draw(st.sampled_from(["full", "right", "left", "holes"])), generator)
+    mask = random_mask(
+        2, words, draw(st.sampled_from(["full", "right", "left", "holes"])), generator
+    )
     constrained = scheme == "IOB1" or draw(st.booleans())
     return crf, tuple(names), emissions, mask, constrained
 
 
 def all_spans(types, words):
-    return [Span(kind, start, end) for kind in types for start in range(words) for end in range(start + 1, words + 1)]
+    return [
+        Span(kind, start, end)
+        for kind in types
+        for start in range(words)
+        for end in range(start + 1, words + 1)
+    ]
 
 
 def best_total(chances, words, threshold):
@@ -890,7 +990,9 @@ def test_entities_by_hand():
     counts = [4 + 1, 2, 1, 4, 5]
     assert all(find_ill_formed(list(tags), "BIO") == [] for tags in [("B-A", "I-A", "I-A")])
     legal = [
-        tags_to_spans(tags) for tags in itertools.product(["O", "B-A", "I-A"], repeat=3) if not find_ill_formed(tags)
+        tags_to_spans(tags)
+        for tags in itertools.product(["O", "B-A", "I-A"], repeat=3)
+        if not find_ill_formed(tags)
     ]
     assert len(legal) == 13
     counts = [sum(span in entities for entities in legal) for span in spans[0]]
@@ -905,9 +1007,19 @@ def test_entities_by_hand():
 def test_errors_of_entity_probabilities():
     crf = CRF.from_labels(["O", "B-A", "I-A"], batch_first=True)
     emissions, mask = torch.zeros(2, 3, 3), torch.tensor([[True, True, True], [True, False, True]])
-    for wrong in ([2, 0, 0, 1], [-1, 0, 0, 1], [0, 1, 0, 1], [0, -1, 0, 1], [0, 0, 1, 1], [1, 0, 0, 3], [0, 0, -1, 1]):
+    for wrong in (
+        [2, 0, 0, 1],
+        [-1, 0, 0, 1],
+        [0, 1, 0, 1],
+        [0, -1, 0, 1],
+        [0, 0, 1, 1],
+        [1, 0, 0, 3],
+        [0, 0, -1, 1],
+    ):
         spans = torch.tensor([[0, 0, 0, 1], wrong])
-        with pytest.raises(ValueError, match=r"expected spans \(sequence, type, start, end\)") as caught:
+        with pytest.raises(
+            ValueError, match=r"expected spans \(sequence, type, start, end\)"
+        ) as caught:
             crf.span_probabilities(emissions, spans, mask)
         assert str(caught.value).endswith(f"got {tuple(wrong)} as span 1")
     with pytest.raises(ValueError, match=r"expected spans"):
@@ -941,4 +1053,7 @@ def test_every_method_without_words(batch, words):
         found = crf.nbest(emissions, mask, k=2)
         assert found.log_probabilities.tolist() == [[0.0, -math.inf]] * batch
         assert (found.tags == IGNORED).all()
-        assert crf(emissions, torch.full((batch, words), IGNORED), mask, "none", partial=True).tolist() == [0.0] * batch
+        assert (
+            crf(emissions, torch.full((batch, words), IGNORED), mask, "none", partial=True).tolist()
+            == [0.0] * batch
+        )

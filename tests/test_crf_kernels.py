@@ -1,4 +1,6 @@
-"""The compiled kernels against enumeration over all paths, a float64 recursion in the log domain, and torchcrf."""
+"""The compiled kernels against enumeration over all paths, a float64 recursion in the log domain,
+and torchcrf.
+"""
 
 import itertools
 import math
@@ -38,7 +40,9 @@ def problems(draw, labels=3, words=4, largest=1000.0):
 
     emissions = drawn(*shape).astype(draw(st.sampled_from(["float32", "float64"])))
     mask = generator.random(shape[:2]) < draw(st.sampled_from([0.5, 0.9, 1.0]))
-    tags = np.where(mask, generator.integers(0, count, shape[:2]), generator.integers(-100, 200, shape[:2]))
+    tags = np.where(
+        mask, generator.integers(0, count, shape[:2]), generator.integers(-100, 200, shape[:2])
+    )
     scores = drawn(count), drawn(count, count), drawn(count)
     return emissions, mask, tags, scores, generator.standard_normal(shape[0])
 
@@ -55,7 +59,11 @@ def path_score(emissions, path, scores):
 
 def log_sum(values):
     peak = max(values)
-    return peak if math.isinf(peak) else peak + math.log(math.fsum(math.exp(value - peak) for value in values))
+    return (
+        peak
+        if math.isinf(peak)
+        else peak + math.log(math.fsum(math.exp(value - peak) for value in values))
+    )
 
 
 def every_path(emissions, scores):
@@ -113,8 +121,15 @@ def recursion_with_torch(emissions, mask, scores, gradient):
     totals = torch.stack(totals)
     possible = totals > NEVER / 2
     objective = -(totals.where(possible, 0.0 * totals) * torch.from_numpy(gradient)).sum()
-    found = torch.autograd.grad(objective, inputs, allow_unused=True) if objective.requires_grad else [None] * 4
-    found = [np.zeros(value.shape) if grad is None else grad.numpy() for value, grad in zip(inputs, found, strict=True)]
+    found = (
+        torch.autograd.grad(objective, inputs, allow_unused=True)
+        if objective.requires_grad
+        else [None] * 4
+    )
+    found = [
+        np.zeros(value.shape) if grad is None else grad.numpy()
+        for value, grad in zip(inputs, found, strict=True)
+    ]
     return totals.detach().masked_fill(~possible, -math.inf).numpy(), found
 
 
@@ -132,7 +147,11 @@ def test_against_all_paths(problem):
         words = np.flatnonzero(mask[sequence])
         paths = every_path(emissions[sequence, words], scores)
         assert_near(state.log_partition[sequence], log_sum(paths.values()), 1e-12)
-        assert_near(state.gold[sequence], path_score(emissions[sequence, words], tags[sequence, words], scores), 1e-12)
+        assert_near(
+            state.gold[sequence],
+            path_score(emissions[sequence, words], tags[sequence, words], scores),
+            1e-12,
+        )
         assert_near(totals[sequence], max(paths.values()), 1e-12)
         assert (best[sequence, ~mask[sequence]] == -100).all()
         if totals[sequence] > -math.inf:
@@ -143,7 +162,9 @@ def test_against_all_paths(problem):
     limits = 3e-7 if emissions.dtype == np.float32 else 1e-9, 1e-9, 1e-9, 1e-9
     for kept, given_tags in ((state, tags), (without, None)):
         expected = enumerated_gradients(emissions, mask, given_tags, scores, gradient)
-        for found, right, limit in zip(likelihood_backward(kept, gradient), expected, limits, strict=True):
+        for found, right, limit in zip(
+            likelihood_backward(kept, gradient), expected, limits, strict=True
+        ):
             assert_near(found, right, limit)
 
 
@@ -165,10 +186,15 @@ def test_adversarial_scores(deviation, dtype):
     generator = np.random.default_rng(deviation)
     in_log_domain = 0
     for _ in range(40):
-        batch, words, labels = generator.integers(1, 5), generator.integers(1, 12), generator.integers(2, 9)
+        batch, words, labels = (
+            generator.integers(1, 5),
+            generator.integers(1, 12),
+            generator.integers(2, 9),
+        )
         emissions = (generator.standard_normal((batch, words, labels)) * deviation).astype(dtype)
         scores = [
-            generator.standard_normal(shape) * deviation / 3 for shape in ((labels,), (labels, labels), (labels,))
+            generator.standard_normal(shape) * deviation / 3
+            for shape in ((labels,), (labels, labels), (labels,))
         ]
         scores[1][generator.random((labels, labels)) < 0.6] = -np.inf
         mask = generator.random((batch, words)) < 0.9
@@ -200,7 +226,9 @@ def test_finite_transitions_need_no_second_run(span):
 
 
 def test_a_loss_on_the_way_back_only():
-    "No path comes to label 2, but from there on everything would be likelier: beta of the others vanishes."
+    """No path comes to label 2, but from there on everything would be likelier: beta of the others
+    vanishes.
+    """
     emissions = np.zeros((1, 6, 3))
     emissions[0, :, 2] = 600.0
     emissions[0, :, 1] = 1.0
@@ -228,7 +256,8 @@ def test_against_torchcrf(size):
     likelihoods = theirs(emissions, tags, mask, reduction="none")
     likelihoods.sum().backward()
     scores = [
-        getattr(theirs, name).detach().numpy() for name in ("start_transitions", "transitions", "end_transitions")
+        getattr(theirs, name).detach().numpy()
+        for name in ("start_transitions", "transitions", "end_transitions")
     ]
     inputs = emissions.detach().numpy(), mask.numpy(), tags.numpy()
     state = likelihood_forward(*inputs, *scores)
@@ -252,7 +281,12 @@ def large_problem(dtype="float32"):
     tags = generator.integers(0, 17, (48, 120))
     transitions = generator.standard_normal((17, 17))
     transitions[generator.random((17, 17)) < 0.2] = -np.inf
-    return emissions, mask, tags, (generator.standard_normal(17), transitions, generator.standard_normal(17))
+    return (
+        emissions,
+        mask,
+        tags,
+        (generator.standard_normal(17), transitions, generator.standard_normal(17)),
+    )
 
 
 def everything(threads, dtype="float32"):
@@ -316,7 +350,10 @@ def test_the_first_wrong_tag_is_named(threads):
         changed = tags.copy()
         changed[sequence, word] = wrong
         changed[tuple(shown[-1])] = -5
-        assert likelihood_forward(emissions, mask, changed, *scores, threads=threads).wrong_tag == sequence * 120 + word
+        assert (
+            likelihood_forward(emissions, mask, changed, *scores, threads=threads).wrong_tag
+            == sequence * 120 + word
+        )
     assert likelihood_forward(emissions, mask, np.where(mask, tags, -100), *scores).wrong_tag == -1
 
 
@@ -386,7 +423,11 @@ def test_ties_go_to_the_first_label(problem):
 def test_inputs_are_checked_and_laid_out():
     emissions, mask, tags, scores = large_problem("float64")
     expected = likelihood_forward(emissions, mask, tags, *scores).log_partition
-    turned = np.asfortranarray(emissions), np.asfortranarray(mask), np.asfortranarray(tags.astype("int32"))
+    turned = (
+        np.asfortranarray(emissions),
+        np.asfortranarray(mask),
+        np.asfortranarray(tags.astype("int32")),
+    )
     fixed = [score.copy() for score in scores]
     for array in fixed:
         array.flags.writeable = False
@@ -405,7 +446,9 @@ def test_inputs_are_checked_and_laid_out():
     with pytest.raises(ValueError, match=r"gradient of shape \(48,\)"):
         likelihood_backward(state, np.ones(47))
     with pytest.raises(ValueError, match="keep=True"):
-        likelihood_backward(likelihood_forward(emissions, mask, tags, *scores, keep=False), np.ones(48))
+        likelihood_backward(
+            likelihood_forward(emissions, mask, tags, *scores, keep=False), np.ones(48)
+        )
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (0, 0, 1)])
@@ -443,7 +486,11 @@ def test_the_second_process_loads_what_the_first_compiled(tmp_path):
     seconds = [
         float(
             subprocess.run(
-                [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+                [sys.executable, "-c", program],
+                env=environment,
+                check=True,
+                capture_output=True,
+                text=True,
             ).stdout
         )
         for _ in range(2)

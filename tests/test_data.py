@@ -30,8 +30,12 @@ from nercrf.sample import sample_corpus, write_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}; set NERCRF_DATA to their folder")
-in_folder = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"no real data at {DATA}; set NERCRF_DATA to their folder"
+)
+in_folder = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def read_text(tmp_path, text, name="train.txt", **options):
@@ -55,7 +59,10 @@ def test_the_first_sentence_is_not_dropped(tmp_path):
 def test_the_last_sentence_counts_without_a_final_empty_line(tmp_path):
     for end in ("", "\n", "\n\n", "\n\n\n", "\r\n", "\n \t"):
         examples = read_text(tmp_path, "Mara B-PER\n\nAsh B-LOC" + end)
-        assert tokens_and_spans(examples) == [(["Mara"], [Span("PER", 0, 1)]), (["Ash"], [Span("LOC", 0, 1)])]
+        assert tokens_and_spans(examples) == [
+            (["Mara"], [Span("PER", 0, 1)]),
+            (["Ash"], [Span("LOC", 0, 1)]),
+        ]
 
 
 def test_a_tab_separated_file_has_tokens_and_labels(tmp_path):
@@ -75,7 +82,9 @@ def test_a_line_of_blanks_separates_and_is_no_token(tmp_path, blank):
     assert [example.tokens for example in examples] == [["Mara"], ["left"]]
 
 
-@pytest.mark.parametrize("token", ["\u200b", "\ufeff", "\u3000", "\u00a0", "\ufffd", "\u200d", "\u2028", "\x85"])
+@pytest.mark.parametrize(
+    "token", ["\u200b", "\ufeff", "\u3000", "\u00a0", "\ufffd", "\u200d", "\u2028", "\x85"]
+)
 @pytest.mark.parametrize("separator", ["\t", " "])
 def test_an_invisible_token_is_reported_and_keeps_its_place(tmp_path, token, separator):
     text = f"a{separator}O\n{token}{separator}O\nMara{separator}B-PER\n"
@@ -186,7 +195,9 @@ def test_separators_follow_the_tokens(tmp_path):
 
 TYPES = ("PER", "creative-work", "x.y")
 plain_token = st.text(
-    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Cf", "Zs", "Zl", "Zp", "Cn")), min_size=1, max_size=6
+    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Cf", "Zs", "Zl", "Zp", "Cn")),
+    min_size=1,
+    max_size=6,
 ).filter(lambda token: is_visible(token) and "\ufffd" not in token)
 
 
@@ -316,7 +327,9 @@ def test_lines_of_another_shape_name_the_line(tmp_path, line):
 
 
 def test_ids_are_kept_for_the_submission(tmp_path):
-    examples = read_text(tmp_path, '{"id": 5, "text": "a"}\n{"id": "q-1", "text": "b"}\n{"text": "c"}')
+    examples = read_text(
+        tmp_path, '{"id": 5, "text": "a"}\n{"id": "q-1", "text": "b"}\n{"text": "c"}'
+    )
     assert [example.id for example in examples] == ["5", "q-1", "train-2"]
     lines = write_cluener(tmp_path / "out.json", examples).read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [5, "q-1", "train-2"]
@@ -377,7 +390,11 @@ def test_split_words_by_example(text, words):
 
 def test_plain_text_is_read_when_asked_for(tmp_path):
     one, two = read_text(tmp_path, "Mara left.\n\n林晓到了\n", format="text")
-    assert (one.tokens, one.spans, one.source.rpartition(":")[2]) == (["Mara", "left", "."], None, "1")
+    assert (one.tokens, one.spans, one.source.rpartition(":")[2]) == (
+        ["Mara", "left", "."],
+        None,
+        "1",
+    )
     assert two.text == "林晓到了"
 
 
@@ -387,8 +404,14 @@ def test_plain_text_is_read_when_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["train.char.bmes", "dev.char.bmes", "test.char.bmes"], "train.char.bmes dev.char.bmes test.char.bmes"),
-        (["train.json", "dev.json", "test.json", "cluener_dev.json", "README.md"], "train.json dev.json test.json"),
+        (
+            ["train.char.bmes", "dev.char.bmes", "test.char.bmes"],
+            "train.char.bmes dev.char.bmes test.char.bmes",
+        ),
+        (
+            ["train.json", "dev.json", "test.json", "cluener_dev.json", "README.md"],
+            "train.json dev.json test.json",
+        ),
         (["eng.train", "eng.testa", "eng.testb"], "eng.train eng.testa eng.testb"),
         (["train.tsv", "devel.tsv", "test.tsv", "train.py"], "train.tsv devel.tsv test.tsv"),
         (["train.conll", "dev.conll", "test.annotated"], "train.conll dev.conll test.annotated"),
@@ -404,7 +427,9 @@ def test_plain_text_is_read_when_asked_for(tmp_path):
 def test_split_files_are_found(tmp_path, names, expected):
     for name in names:
         (tmp_path / name).touch()
-    assert sorted(path.name for path in find_split_files(tmp_path).values()) == sorted(expected.split())
+    assert sorted(path.name for path in find_split_files(tmp_path).values()) == sorted(
+        expected.split()
+    )
 
 
 def test_two_candidates_are_an_error(tmp_path):
@@ -421,10 +446,9 @@ def test_a_type_unseen_in_train_is_reported_and_in_the_label_set(tmp_path):
     (tmp_path / "dev.txt").write_text("left O\n\nin O\nAsh B-LOC\nBay I-LOC\n")
     corpus = read_corpus(tmp_path)
     assert corpus.labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
-    assert [warning.partition(" does")[0].rpartition("dev.txt")[2] for warning in corpus.warnings] == [
-        ":3: the tag 'B-LOC' of dev",
-        ":3: the tag 'I-LOC' of dev",
-    ]
+    assert [
+        warning.partition(" does")[0].rpartition("dev.txt")[2] for warning in corpus.warnings
+    ] == [":3: the tag 'B-LOC' of dev", ":3: the tag 'I-LOC' of dev"]
     with pytest.raises(DataError, match="this corpus has train, dev"):
         corpus.test  # noqa: B018
 
@@ -465,7 +489,9 @@ def test_real_corpora_read_without_leniency_where_they_are_clean():
     with pytest.raises(DataError, match=r"train.char.bmes:62390: 'M-ORG'"):
         read_corpus(DATA / "resume")
     nested = read_corpus(DATA / "cluener").warnings
-    assert [warning.split(" ")[0].rpartition("/")[2] for warning in nested] == ["train.json:1507:"] * 2
+    assert [warning.split(" ")[0].rpartition("/")[2] for warning in nested] == [
+        "train.json:1507:"
+    ] * 2
 
 
 @needs_data
@@ -488,7 +514,11 @@ def test_real_corpora_survive_the_round_trip(tmp_path):
 
 # The sample.
 
-SAMPLE_DIGESTS = {"train": "152d84a27a2810a1", "dev": "5595324d2c597565", "test": "65ac39f65334275a"}
+SAMPLE_DIGESTS = {
+    "train": "152d84a27a2810a1",
+    "dev": "5595324d2c597565",
+    "test": "65ac39f65334275a",
+}
 
 
 def test_the_sample_is_the_same_everywhere(tmp_path):

@@ -21,12 +21,17 @@ def ranks():
 
 def test_each_process_knows_itself(ranks):
     results = [result["collectives"] for result in ranks]
-    assert [result["info"] for result in results] == [[0, 0, 2, 0, "gloo", True], [1, 1, 2, 0, "gloo", False]]
+    assert [result["info"] for result in results] == [
+        [0, 0, 2, 0, "gloo", True],
+        [1, 1, 2, 0, "gloo", False],
+    ]
     assert all(result["same"] and result["world"] == 2 for result in results)
 
 
 def test_messages_arrive_in_order_of_rank(ranks):
-    expected = [{"rank": rank, "text": "李" * (rank * 50), "pair": [1, 2], "none": None} for rank in (0, 1)]
+    expected = [
+        {"rank": rank, "text": "李" * (rank * 50), "pair": [1, 2], "none": None} for rank in (0, 1)
+    ]
     for result in (result["collectives"] for result in ranks):
         assert result["gathered"] == expected
         assert result["empty"] == [[], ""]
@@ -152,7 +157,9 @@ def test_shares_give_the_gradient_of_the_whole(cuts):
 
 
 def test_real_replicas_give_the_gradient_of_the_whole():
-    """torch's own replication, as on GPUs, with only the copy between devices replaced by one within the CPU."""
+    """torch's own replication, as on GPUs, with only the copy between devices replaced by one
+    within the CPU.
+    """
     torch.manual_seed(0)
     model = PaddedLoss()
     expected = expected_gradients(model)

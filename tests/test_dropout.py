@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from test_model import ENCODERS, SENTENCES, emissions, make_batch, make_model
 from torch.nn import functional
 
-from nercrf.dropout import CheapDropout, cheap_attention, cheap_dropout, keep_mask, use_cheap_dropout
+from nercrf.dropout import (
+    CheapDropout,
+    cheap_attention,
+    cheap_dropout,
+    keep_mask,
+    use_cheap_dropout,
+)
 from nercrf.model import NerCrfForTokenClassification
 
 COUNT = 1 << 20
@@ -52,7 +58,9 @@ def test_each_number_is_dropped_or_scaled_and_the_gradient_is_the_mask(shape, p,
     kept = out != 0
     scale = 1.0 if p in (0, 1) else 65536 / (65536 - min(round(p * 65536), 65535))
     torch.testing.assert_close(out, torch.where(kept, values * scale, 0.0), rtol=1e-12, atol=0)
-    torch.testing.assert_close(gradient, torch.where(kept, upstream * scale, 0.0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        gradient, torch.where(kept, upstream * scale, 0.0), rtol=1e-12, atol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -118,12 +126,16 @@ def test_every_encoder_computes_the_same_with_it(name, tmp_path):
     assert use_cheap_dropout(model) == 0
     assert list(model.state_dict()) == keys
     assert not any(type(module) is torch.nn.Dropout for module in model.modules())
-    for one, other in zip(before, emissions(model, make_batch(model, SENTENCES, extra=2)), strict=True):
+    for one, other in zip(
+        before, emissions(model, make_batch(model, SENTENCES, extra=2)), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
     model.save_pretrained(tmp_path)
     loaded = NerCrfForTokenClassification.from_pretrained(tmp_path).eval()
     assert loaded.encoder.config._attn_implementation in ("sdpa", "eager")
-    for one, other in zip(before, emissions(loaded, make_batch(model, SENTENCES, extra=2)), strict=True):
+    for one, other in zip(
+        before, emissions(loaded, make_batch(model, SENTENCES, extra=2)), strict=True
+    ):
         assert torch.equal(one, other)
 
 

@@ -1,7 +1,7 @@
 """Hosts that fail: a process that raises, a host that dies and comes back, a host that is cut off.
 
-A host is an agent of torchrun with its processes. Where a network is needed hosts are network namespaces of Linux, see
-`hosts`; these tests need root.
+A host is an agent of torchrun with its processes. Where a network is needed hosts are network
+namespaces of Linux, see `hosts`; these tests need root.
 """
 
 import os
@@ -27,19 +27,49 @@ def launch(arguments, prefix=(), **environment):
     """Start torchrun with the paced trainer; its output is collected in one pipe."""
     command = [*prefix, sys.executable, "-m", "torch.distributed.run", *arguments]
     values = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)} | environment
-    values["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # with one store a host that comes back waits for ever
+    values["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = (
+        "1"  # with one store a host that comes back waits for ever
+    )
     return subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=values
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=values,
     )
 
 
 def training_flags(folder, data, epochs):
     """Seven updates an epoch, no dropout; a checkpoint every third update."""
     return [
-        SCRIPT, "--do_train", "--data_dir", data, "--output_dir", folder, "--no_cuda", "--resume", "auto",
-        "--num_train_epochs", epochs, "--train_batch_size", 8, "--per_gpu_train_batch_size", 8, "--eval_steps", 0,
-        "--save_steps", 3, "--logging_steps", 7, "--dropout", 0, "--encoder_dropout", 0, "--ddp_timeout", 12,
-    ]  # fmt: skip
+        SCRIPT,
+        "--do_train",
+        "--data_dir",
+        data,
+        "--output_dir",
+        folder,
+        "--no_cuda",
+        "--resume",
+        "auto",
+        "--num_train_epochs",
+        epochs,
+        "--train_batch_size",
+        8,
+        "--per_gpu_train_batch_size",
+        8,
+        "--eval_steps",
+        0,
+        "--save_steps",
+        3,
+        "--logging_steps",
+        7,
+        "--dropout",
+        0,
+        "--encoder_dropout",
+        0,
+        "--ddp_timeout",
+        12,
+    ]
 
 
 def steps(folder):
@@ -59,7 +89,10 @@ def wait_until(reached, what, processes, seconds=120):
 
 def kill_host(process):
     """End an agent and all its processes at once, as a loss of power does."""
-    everything = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    everything = [
+        *psutil.Process(process.pid).children(recursive=True),
+        psutil.Process(process.pid),
+    ]
     for each in everything:
         each.kill()
     process.communicate()
@@ -82,11 +115,13 @@ def undisturbed(folder, data, epochs):
 
 
 def assert_same_training(folder, expected):
-    """The log has the same steps, each once, and the weights are equal up to the rounding of float32 sums.
+    """The log has the same steps, each once, and the weights are equal up to the rounding of
+    float32 sums.
 
-    A change of the number of processes changes the order in which a gradient is added up; AdamW's step is at most the
-    learning rate, 2e-3 here, whatever the gradient's size, so a difference in the last bit of a gradient near zero
-    can show as a fraction of that, and it grows from update to update. 2e-4 is a tenth of one step, after 98 of them.
+    A change of the number of processes changes the order in which a gradient is added up; AdamW's
+    step is at most the learning rate, 2e-3 here, whatever the gradient's size, so a difference in
+    the last bit of a gradient near zero can show as a fraction of that, and it grows from update to
+    update. 2e-4 is a tenth of one step, after 98 of them.
     """
     log, weights = expected
     assert [line["step"] for line in read_history(folder)] == [line["step"] for line in log]
@@ -106,9 +141,15 @@ def rendezvous(address, is_host, own_address=None):
     own_address = own_address or address.split(":")[0]
     conf = f"is_host={int(is_host)},join_timeout=60,last_call_timeout=2"
     return [
-        "--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_backend=c10d", "--rdzv_id=test",
-        f"--rdzv_endpoint={address}", f"--rdzv_conf={conf}", f"--local_addr={own_address}",
-    ]  # fmt: skip
+        "--nnodes=1:2",
+        "--nproc_per_node=1",
+        "--max-restarts=3",
+        "--rdzv_backend=c10d",
+        "--rdzv_id=test",
+        f"--rdzv_endpoint={address}",
+        f"--rdzv_conf={conf}",
+        f"--local_addr={own_address}",
+    ]
 
 
 def free_port():
@@ -129,7 +170,9 @@ def test_a_process_that_fails_ends_all_with_its_traceback_first(tmp_path):
     assert process.returncode == 1
     assert time.monotonic() - began < 90  # 60 for the end of all, 30 for the start
     assert "RuntimeError: this test wants process 1 to fail" in output
-    assert output.index("this test wants process 1 to fail") < output.find("Connection", output.index("Traceback"))
+    assert output.index("this test wants process 1 to fail") < output.find(
+        "Connection", output.index("Traceback")
+    )
     assert steps(tmp_path / "out") == [3]
 
 
@@ -141,15 +184,22 @@ def test_a_host_that_dies_and_comes_back(tmp_path):
     address = f"127.0.0.1:{free_port()}"
     flags = training_flags(out, data, epochs)
     with ExitStack() as stack:
-        hosts = [stack.enter_context(launch([*rendezvous(address, i == 0), *flags], PACE="0.8")) for i in range(2)]
+        hosts = [
+            stack.enter_context(launch([*rendezvous(address, i == 0), *flags], PACE="0.8"))
+            for i in range(2)
+        ]
         stack.callback(lambda: [host.poll() is None and kill_host(host) for host in hosts])
         wait_until(lambda: max(steps(out), default=0) >= 12, "update 12", hosts)
         kill_host(hosts[1])
         reached = max(steps(out))
-        wait_until(lambda: max(steps(out)) > reached + 3, "progress of the host that is left", hosts[:1])
+        wait_until(
+            lambda: max(steps(out)) > reached + 3, "progress of the host that is left", hosts[:1]
+        )
         hosts[1] = stack.enter_context(launch([*rendezvous(address, False), *flags], PACE="0.8"))
         outputs = [host.communicate(timeout=240)[0] for host in hosts]
-    first, second = map(process_counts, outputs)  # the process of rank 0 logs, and it can be on either host
+    first, second = map(
+        process_counts, outputs
+    )  # the process of rank 0 logs, and it can be on either host
     assert first[0] == 2
     assert 1 in first
     assert second == [2] or first[-1] == 2, outputs[0][-3000:] + outputs[1][-3000:]
@@ -157,7 +207,8 @@ def test_a_host_that_dies_and_comes_back(tmp_path):
     assert_same_training(out, expected)
 
 
-# --- with networks ------------------------------------------------------------------------------------------------
+# --- with networks
+# ------------------------------------------------------------------------------------------------
 
 EPOCHS = 14  # about a minute and a half on two hosts, without what befalls them
 
@@ -178,7 +229,9 @@ def network(request):
         yield network
 
 
-lost_has_rank = partial(pytest.mark.parametrize, "network", indirect=True, ids="the lost host has rank {}".format)
+lost_has_rank = partial(
+    pytest.mark.parametrize, "network", indirect=True, ids="the lost host has rank {}".format
+)
 
 
 def join(network, name, flags):
@@ -212,14 +265,20 @@ def assert_both_came_to_the_end(hosts, out, expected):
 @pytest.mark.slow
 @lost_has_rank([0, 1])
 def test_a_host_that_is_cut_off_ends_and_is_started_again(network, long_training, tmp_path):
-    """Its process gives up after --ddp_timeout, its agent when its kernel gives up; the other host goes on alone."""
+    """Its process gives up after --ddp_timeout, its agent when its kernel gives up; the other host
+    goes on alone.
+    """
     (data, expected), out = long_training, tmp_path / "out"
-    network.set_kernel("lost", "net.ipv4.tcp_retries2=6")  # with the usual 15 it takes a quarter of an hour
+    network.set_kernel(
+        "lost", "net.ipv4.tcp_retries2=6"
+    )  # with the usual 15 it takes a quarter of an hour
     flags = training_flags(out, data, EPOCHS)
     kept, lost = start_both(network, flags, out)
     processes = psutil.Process(lost.pid).children(recursive=True)
     network.cut("lost")
-    wait_until(lambda: all(map(is_over, processes)), "end of the process that is cut off", [kept], 12 + 30)
+    wait_until(
+        lambda: all(map(is_over, processes)), "end of the process that is cut off", [kept], 12 + 30
+    )
     output, _ = lost.communicate(timeout=90)
     assert lost.returncode == 1
     rank = sorted(network.addresses.values()).index(network.addresses["lost"])
@@ -255,7 +314,9 @@ def test_a_host_that_is_killed_while_its_network_lives(network, long_training, t
     kept, lost = start_both(network, flags, out)
     kill_host(lost)
     wait_for_progress(kept, out)
-    counts = process_counts(assert_both_came_to_the_end([kept, join(network, "lost", flags)], out, expected))
+    counts = process_counts(
+        assert_both_came_to_the_end([kept, join(network, "lost", flags)], out, expected)
+    )
     assert 1 in counts, counts
 
 

@@ -31,7 +31,9 @@ ROWS = len(TOKENIZER) + UNREAD
 
 @given(
     seen=hnp.arrays(bool, 9),
-    ids=hnp.arrays(int, hnp.array_shapes(min_dims=1, max_dims=3, max_side=4), elements=st.integers(0, 8)),
+    ids=hnp.arrays(
+        int, hnp.array_shapes(min_dims=1, max_dims=3, max_side=4), elements=st.integers(0, 8)
+    ),
     padding=st.none() | st.integers(0, 8),
 )
 def test_rows_and_gradients_are_those_of_the_whole(seen, ids, padding):
@@ -98,7 +100,9 @@ def test_a_training_of_the_seen_rows_is_that_of_all(tmp_path, flags):
 
 
 def test_what_is_saved_is_whole_and_the_averages_are_not(tmp_path):
-    """The dev set has pieces that the training set lacks; the model that `train` leaves is an ordinary one."""
+    """The dev set has pieces that the training set lacks; the model that `train` leaves is an
+    ordinary one.
+    """
     model = make_model()
     args = make_args(tmp_path, average_decay=0.0, eval_steps=2, num_train_epochs=1.0)
     train(args, TRAIN, model, TOKENIZER, DEV)
@@ -107,7 +111,9 @@ def test_what_is_saved_is_whole_and_the_averages_are_not(tmp_path):
     assert not set(DEV.features.input_ids.tolist()) <= set(seen.tolist())
     assert set(TRAIN.features.input_ids.tolist()) <= set(seen.tolist())
     assert tensors[f"model.safetensors:{WEIGHT}"].shape == (ROWS, 32)
-    sizes = [len(x) for name, x in tensors.items() if name.endswith("exp_avg") and x.shape[1:] == (32,)]
+    sizes = [
+        len(x) for name, x in tensors.items() if name.endswith("exp_avg") and x.shape[1:] == (32,)
+    ]
     assert max(sizes) == len(seen) < ROWS - UNREAD
     assert type(model.encoder.get_input_embeddings()) is nn.Embedding
     assert torch.equal(model.state_dict()[WEIGHT], tensors[f"model.safetensors:{WEIGHT}"])
@@ -135,7 +141,9 @@ def test_a_training_goes_on_with_the_other_choice(tmp_path, before):
     resumed = {"seen_embedding": not before, "resume": str(tmp_path / "whole" / "checkpoint-5")}
     assert last > 5
     train_in(tmp_path / "resumed", 0.0, **flags, **resumed)
-    one, other = (all_tensors(tmp_path / name / f"checkpoint-{last}") for name in ("whole", "resumed"))
+    one, other = (
+        all_tensors(tmp_path / name / f"checkpoint-{last}") for name in ("whole", "resumed")
+    )
     for name in (name for name in one if name.startswith("model")):
         torch.testing.assert_close(other[name], one[name], rtol=1e-3, atol=1e-4)
     assert ("state.safetensors:state/embedding_rows" in one) is before
@@ -149,7 +157,9 @@ def test_an_average_of_other_rows_is_refused(tmp_path):
 
 
 def test_a_step_that_is_left_out_leaves_the_rest_alone(tmp_path):
-    run = start_run(make_args(tmp_path, fp16=True, weight_decay=9.0), TRAIN, make_model(), TOKENIZER)
+    run = start_run(
+        make_args(tmp_path, fp16=True, weight_decay=9.0), TRAIN, make_model(), TOKENIZER
+    )
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     before = run.embedding.rest.clone()
     first, second = run.plan.epoch(0)[:2]
@@ -178,7 +188,9 @@ class OtherPieces(TrainingCallback):
 def test_a_piece_that_would_not_be_trained_is_an_error(tmp_path):
     """And the model is an ordinary one again after it."""
     callbacks, model = [OtherPieces(ROWS - 1)], make_model()
-    with pytest.raises(IndexError, match=rf"pieces \[{ROWS - 1}\] are to be trained.*--no_seen_embedding"):
+    with pytest.raises(
+        IndexError, match=rf"pieces \[{ROWS - 1}\] are to be trained.*--no_seen_embedding"
+    ):
         train(make_args(tmp_path / "seen"), TRAIN, model, TOKENIZER, callbacks=callbacks)
     assert type(model.encoder.get_input_embeddings()) is nn.Embedding
     args = make_args(tmp_path / "whole", seen_embedding=False, max_steps=2)
@@ -197,10 +209,15 @@ def test_an_estimate_counts_all_weights(tmp_path):
 
 
 def test_a_model_that_another_run_was_started_with_is_whole_first(tmp_path):
-    """After an estimate, or an error before the first update, a training trains and decays what it would have."""
+    """After an estimate, or an error before the first update, a training trains and decays what it
+    would have.
+    """
     model = make_model()
     weights = model.state_dict()[WEIGHT]
-    runs = [start_run(make_args(tmp_path, seen_embedding=seen), TRAIN, model, TOKENIZER) for seen in (True, True)]
+    runs = [
+        start_run(make_args(tmp_path, seen_embedding=seen), TRAIN, model, TOKENIZER)
+        for seen in (True, True)
+    ]
     assert model.encoder.get_input_embeddings() is runs[1].embedding is not runs[0].embedding
     assert torch.equal(model.state_dict()[WEIGHT], weights)
     run = start_run(make_args(tmp_path, seen_embedding=False), TRAIN, model, TOKENIZER)

@@ -65,7 +65,9 @@ def test_the_loss_is_the_mean_negative_log_likelihood(model):
 
 def test_batches_of_all_processes_are_the_batches_of_one():
     alone = [batch.tolist() for batch in evaluation_batches(DEV, 3)]
-    shares = [[batch.tolist() for batch in evaluation_batches(DEV, 3, rank, 4)] for rank in range(4)]
+    shares = [
+        [batch.tolist() for batch in evaluation_batches(DEV, 3, rank, 4)] for rank in range(4)
+    ]
     assert sorted(alone) == sorted(itertools.chain.from_iterable(shares))
 
 
@@ -84,16 +86,36 @@ def test_the_mode_of_the_model_is_left_as_it_was():
     assert training.training
 
 
-# Gold are 8 distinct entities, of which the labels hold 5: the places in the bank and in the minster, and the company
-# that crosses the sea, are in none. Predicted are 6: England (a place in a bank, so in no label), Ada Lovelace, York
-# Minster, Quilby (wrong), North Sea Ltd as one company (wrong: it only overlaps the crossing pair), and Oslo.
+# Gold are 8 distinct entities, of which the labels hold 5: the places in the bank and in the
+# minster, and the company that crosses the sea, are in none. Predicted are 6: England (a place in a
+# bank, so in no label), Ada Lovelace, York Minster, Quilby (wrong), North Sea Ltd as one company
+# (wrong: it only overlaps the crossing pair), and Oslo.
 COUNTED = {
-    "missed": {"gold": 8, "predicted": 6, "correct": 4, "precision": 4 / 6, "recall": 4 / 8, "f1": 8 / 14,
-               "ignored_gold": 0, "ignored_predicted": 0},
-    "ignored": {"gold": 5, "predicted": 5, "correct": 3, "precision": 3 / 5, "recall": 3 / 5, "f1": 6 / 10,
-                "ignored_gold": 3, "ignored_predicted": 1},
-}  # fmt: skip
-COUNTED = {way: figures | {"unlearnable": 3, "sentences": 5, "loss": 0.0} for way, figures in COUNTED.items()}
+    "missed": {
+        "gold": 8,
+        "predicted": 6,
+        "correct": 4,
+        "precision": 4 / 6,
+        "recall": 4 / 8,
+        "f1": 8 / 14,
+        "ignored_gold": 0,
+        "ignored_predicted": 0,
+    },
+    "ignored": {
+        "gold": 5,
+        "predicted": 5,
+        "correct": 3,
+        "precision": 3 / 5,
+        "recall": 3 / 5,
+        "f1": 6 / 10,
+        "ignored_gold": 3,
+        "ignored_predicted": 1,
+    },
+}
+COUNTED = {
+    way: figures | {"unlearnable": 3, "sentences": 5, "loss": 0.0}
+    for way, figures in COUNTED.items()
+}
 
 
 def test_entities_that_no_tag_can_hold_count_as_asked():
@@ -120,19 +142,32 @@ def test_without_overlap_there_is_nothing_to_ignore(model):
     assert results[1].unlearnable == results[1].ignored_predicted == 0
 
 
-_SPANS = st.lists(st.builds(lambda label, start, size: Span(label, start, start + size), st.sampled_from("AB"),
-                            st.integers(0, 3), st.integers(1, 3)), max_size=5)  # fmt: skip
+_SPANS = st.lists(
+    st.builds(
+        lambda label, start, size: Span(label, start, start + size),
+        st.sampled_from("AB"),
+        st.integers(0, 3),
+        st.integers(1, 3),
+    ),
+    max_size=5,
+)
 
 
 @given(st.lists(st.tuples(_SPANS, _SPANS, st.integers(0, 5)), max_size=4))
 def test_correct_missed_and_left_out_make_all_gold(sentences):
-    """The same for predictions: correct, wrong and left out make all; the rest of the counts does not change."""
+    """The same for predictions: correct, wrong and left out make all; the rest of the counts does
+    not change.
+    """
     gold, predicted = [g for g, _, _ in sentences], [p for _, p, _ in sentences]
     ignored = [g[:some] for g, _, some in sentences]
     scores = score_spans(*leave_out(gold, predicted, ignored)).micro
     triples = [tuple(map(set, three)) for three in zip(gold, predicted, ignored, strict=True)]
     missed = sum(len(g - i - p) for g, p, i in triples)
     wrong = sum(len(p - g) for g, p, _ in triples)
-    assert scores.correct + missed + sum(len(i) for *_, i in triples) == sum(len(g) for g, *_ in triples)
-    assert scores.correct + wrong + sum(len(p & i) for _, p, i in triples) == sum(len(p) for _, p, _ in triples)
+    assert scores.correct + missed + sum(len(i) for *_, i in triples) == sum(
+        len(g) for g, *_ in triples
+    )
+    assert scores.correct + wrong + sum(len(p & i) for _, p, i in triples) == sum(
+        len(p) for _, p, _ in triples
+    )
     assert (scores.gold, scores.predicted) == (scores.correct + missed, scores.correct + wrong)

@@ -37,7 +37,9 @@ from nercrf.labels import SCHEMES, Span, ids_to_spans, label_list, spans_to_tags
 from nercrf.model import NerCrfForTokenClassification, SmallEncoderConfig
 
 torch.set_num_threads(1)
-DATA = Path(os.environ.get("NERCRF_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+DATA = Path(
+    os.environ.get("NERCRF_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data"
+)
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCLPQ0123456789.,-'高勇男中国籍北京"
 
 
@@ -46,7 +48,9 @@ def bert(lowercase=False):
     words = ["the", "##ing", "Love", "##lace", "##th", "un", "##believ"]
     characters = sorted(set(ALPHABET) - set("Q"))
     pieces = specials + words + characters + ["##" + item for item in characters]
-    return BertTokenizer(vocab={piece: at for at, piece in enumerate(pieces)}, do_lower_case=lowercase)
+    return BertTokenizer(
+        vocab={piece: at for at, piece in enumerate(pieces)}, do_lower_case=lowercase
+    )
 
 
 def chinese_bert():
@@ -59,10 +63,14 @@ def chinese_bert():
 def roberta():
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "Ġt", "Ġth", "Ġthe"]
-    model = models.BPE({piece: at for at, piece in enumerate(pieces)}, [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e")])
+    model = models.BPE(
+        {piece: at for at, piece in enumerate(pieces)}, [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e")]
+    )
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=True)
+    backend.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), add_prefix_space=True
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
@@ -171,7 +179,11 @@ def labelled(draw):
     tokens = draw(words_of())
     spans = draw(
         st.sets(
-            st.tuples(st.sampled_from(["LOC", "PER"]), st.integers(0, len(tokens)), st.integers(0, len(tokens))),
+            st.tuples(
+                st.sampled_from(["LOC", "PER"]),
+                st.integers(0, len(tokens)),
+                st.integers(0, len(tokens)),
+            ),
             max_size=5,
         )
     )
@@ -203,7 +215,11 @@ def test_batches_equal_the_tokenizers_padding(tokenizer):
         pytest.skip("a tokenizer that can't pad")
     batch = FeatureDataset(convert(SENTENCES, tokenizer), LABELS).collate(range(5))
     expected = tokenizer(
-        SENTENCES, is_split_into_words=True, padding=True, return_token_type_ids=True, return_tensors="pt"
+        SENTENCES,
+        is_split_into_words=True,
+        padding=True,
+        return_token_type_ids=True,
+        return_tensors="pt",
     )
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert torch.equal(batch[name], expected[name]), name
@@ -217,7 +233,9 @@ def test_equals_the_tokenizer_on_random_words(sentences):
         dataset = FeatureDataset(convert(sentences, tokenizer, 512), LABELS)
         for index, words in enumerate(sentences):
             bare = (
-                tokenizer([[word] for word in words], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+                tokenizer(
+                    [[word] for word in words], is_split_into_words=True, add_special_tokens=False
+                )["input_ids"]
                 if words
                 else []
             )
@@ -237,8 +255,36 @@ TEXT = [
     "e\u0301tude nai\u0308ve co\u00adoperate zero\u200bwidth 3.14 1,200 #tag @name http://a.b/c?d=e",
 ]
 ODD = [
-    *("Ada", "didn't", "l'été", "1842", "3.14", "#tag", "北京", "高", "タワー", "मुंबई", "🙂", "👍🏽", "'", "’s", "▁"),
-    *("##ada", "<s>x", "ﬁ", "Ⅷ", "👩\u200d🚀", "e\u0301", "nai\u0308ve", "a\u200bb", "\u200d", "\ufeffAda", "\u00ad"),
+    *(
+        "Ada",
+        "didn't",
+        "l'été",
+        "1842",
+        "3.14",
+        "#tag",
+        "北京",
+        "高",
+        "タワー",
+        "मुंबई",
+        "🙂",
+        "👍🏽",
+        "'",
+        "’s",
+        "▁",
+    ),
+    *(
+        "##ada",
+        "<s>x",
+        "ﬁ",
+        "Ⅷ",
+        "👩\u200d🚀",
+        "e\u0301",
+        "nai\u0308ve",
+        "a\u200bb",
+        "\u200d",
+        "\ufeffAda",
+        "\u00ad",
+    ),
     *("x y", " Ada"),
 ]
 
@@ -247,7 +293,9 @@ def word_piece():
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.train_from_iterator(TEXT, trainers.WordPieceTrainer(vocab_size=220, special_tokens=["[UNK]", "[CLS]"]))
+    backend.train_from_iterator(
+        TEXT, trainers.WordPieceTrainer(vocab_size=220, special_tokens=["[UNK]", "[CLS]"])
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", cls_token="[CLS]")
 
 
@@ -257,11 +305,17 @@ def byte_level(prefix):
     backend.train_from_iterator(
         TEXT,
         trainers.BpeTrainer(
-            vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=400,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         ),
     )
-    backend.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0), add_prefix_space=prefix)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<s>", cls_token="<s>", sep_token="</s>")
+    backend.post_processor = processors.RobertaProcessing(
+        ("</s>", 1), ("<s>", 0), add_prefix_space=prefix
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<s>", cls_token="<s>", sep_token="</s>"
+    )
 
 
 def unigram(scheme):
@@ -269,9 +323,14 @@ def unigram(scheme):
     backend.normalizer = normalizers.NFKC()
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     backend.train_from_iterator(
-        TEXT, trainers.UnigramTrainer(vocab_size=160, special_tokens=["<unk>", "</s>"], unk_token="<unk>")
+        TEXT,
+        trainers.UnigramTrainer(
+            vocab_size=160, special_tokens=["<unk>", "</s>"], unk_token="<unk>"
+        ),
     )
-    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
 
 
@@ -313,7 +372,9 @@ class Characters(PreTrainedTokenizer):
     "A tokenizer in Python: a piece a character, none for what is not visible."
 
     def __init__(self, first_is_special=False, **options):
-        self.table = {piece: at for at, piece in enumerate(["<unk>", "<first>", *sorted(set(ALPHABET))])}
+        self.table = {
+            piece: at for at, piece in enumerate(["<unk>", "<first>", *sorted(set(ALPHABET))])
+        }
         self.first_is_special = first_is_special
         super().__init__(unk_token="<unk>", **options)
 
@@ -345,7 +406,11 @@ class FirstIsLower(PreTrainedTokenizerFast):
         def lower(row):
             return [row[0].lower(), *row[1:]]
 
-        rows = lower(text) if isinstance(text[0], str) else [lower(row) if row else row for row in text]
+        rows = (
+            lower(text)
+            if isinstance(text[0], str)
+            else [lower(row) if row else row for row in text]
+        )
         return super()._encode_plus(rows, **options)
 
 
@@ -359,7 +424,9 @@ def test_a_tokenizer_in_python_works_and_says_that_it_is_slower(log):
     tokenizer = Characters()
     for _ in range(2):
         dataset = FeatureDataset(convert([["ab", "\u200b", "高"], ["A"]], tokenizer), LABELS)
-    assert dataset[0]["input_ids"].tolist() == tokenizer.convert_tokens_to_ids(["a", "b", "<unk>", "高"])
+    assert dataset[0]["input_ids"].tolist() == tokenizer.convert_tokens_to_ids(
+        ["a", "b", "<unk>", "高"]
+    )
     assert dataset[0]["word_pieces"].tolist() == [0, 2, 3]
     assert [record.getMessage() for record in log.records] == [
         "Characters has no fast version: words are tokenised in Python, which takes longer"
@@ -369,7 +436,10 @@ def test_a_tokenizer_in_python_works_and_says_that_it_is_slower(log):
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [
-        (lambda: FirstIsLower(tokenizer_object=bert().backend_tokenizer, unk_token="[UNK]"), "FirstIsLower tokenises"),
+        (
+            lambda: FirstIsLower(tokenizer_object=bert().backend_tokenizer, unk_token="[UNK]"),
+            "FirstIsLower tokenises",
+        ),
         (lambda: Characters(first_is_special=True), "Characters tokenises"),
     ],
 )
@@ -414,7 +484,9 @@ def test_word_without_pieces_keeps_its_place(odd, small):
 
 
 def test_word_with_several_pieces_does_not_shift_labels(small):
-    example = Example("1", ["Lovelace", "the", "unbelieving", "cat"], [Span("PER", 0, 1), Span("LOC", 3, 4)])
+    example = Example(
+        "1", ["Lovelace", "the", "unbelieving", "cat"], [Span("PER", 0, 1), Span("LOC", 3, 4)]
+    )
     dataset = FeatureDataset(convert_examples_to_features([example], LABELS, 32, small), LABELS)
     batch = dataset.collate([0])
     assert ids_to_spans(batch["labels"][0].tolist(), LABELS, "BIO") == example.spans
@@ -423,7 +495,9 @@ def test_word_with_several_pieces_does_not_shift_labels(small):
 
 
 def test_without_unknown_token_an_error_names_the_word():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=roberta().backend_tokenizer, pad_token="<pad>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=roberta().backend_tokenizer, pad_token="<pad>"
+    )
     with pytest.raises(ValueError, match=r"the word ''.*no unknown"):
         convert([["a", ""]], tokenizer)
 
@@ -460,7 +534,9 @@ def test_every_entity_counts_once_at_any_length(pairs, length, left):
     dataset = FeatureDataset(
         convert_examples_to_features(examples, LABELS, length, tokenizer, pad_on_left=left), LABELS
     )
-    assert [dataset.gold_spans(at) for at in range(len(dataset))] == [example.spans for example in examples]
+    assert [dataset.gold_spans(at) for at in range(len(dataset))] == [
+        example.spans for example in examples
+    ]
     batch = dataset.collate(range(len(examples)))
     assert batch["input_ids"].shape[1] <= max(length, 1)
     for row, example in enumerate(examples):
@@ -479,11 +555,18 @@ def test_padding_side_and_windows_do_not_change_what_is_gathered(pairs, length):
     seen = []
     for size, left in [(256, False), (256, True), (length, False), (length, True)]:
         dataset = FeatureDataset(
-            convert_examples_to_features(examples, LABELS, size, tokenizer, pad_on_left=left), LABELS
+            convert_examples_to_features(examples, LABELS, size, tokenizer, pad_on_left=left),
+            LABELS,
         )
         batch = dataset.collate(range(len(examples)))
         words = batch["input_ids"].reshape(-1)[batch["word_index"]]
-        seen.append((words[batch["word_mask"]].tolist(), batch["labels"].tolist(), batch["word_mask"].tolist()))
+        seen.append(
+            (
+                words[batch["word_mask"]].tolist(),
+                batch["labels"].tolist(),
+                batch["word_mask"].tolist(),
+            )
+        )
         places = batch["word_index"][batch["word_mask"]]
         assert len(set(places.tolist())) == len(places)
         assert (batch["attention_mask"].reshape(-1)[places] == 1).all()
@@ -607,20 +690,35 @@ def test_windows_without_overlap_are_fewest(case):
 
 
 def windows_of(features, index, layout):
-    "The pieces of each window of a sentence, without special tokens, and where they begin in all its pieces."
-    ends = features.window_offsets[features.sentence_windows[index] : features.sentence_windows[index + 1] + 1]
+    """The pieces of each window of a sentence, without special tokens, and where they begin in all
+    its pieces.
+    """
+    ends = features.window_offsets[
+        features.sentence_windows[index] : features.sentence_windows[index + 1] + 1
+    ]
     before, after = len(layout.prefix), len(layout.suffix)
     return [(begin - ends[0] + before, end - ends[0] - after) for begin, end in pairwise(ends)]
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(labelled(), min_size=1, max_size=5), st.integers(4, 16), st.integers(0, 12), st.integers(0, 2))
+@given(
+    st.lists(labelled(), min_size=1, max_size=5),
+    st.integers(4, 16),
+    st.integers(0, 12),
+    st.integers(0, 2),
+)
 def test_each_word_is_read_where_it_has_the_most_context(pairs, length, stride, context):
     tokenizer = _made.setdefault("bert", bert())
     layout, examples = read_layout(tokenizer), make_examples(pairs)
     stride = min(stride, length - 3)
-    features = convert_examples_to_features(examples, LABELS, length, tokenizer, stride=stride, context=context)
-    table = {word: first_ids(tokenizer, word)[: length - 2] for example in examples for word in example.tokens}
+    features = convert_examples_to_features(
+        examples, LABELS, length, tokenizer, stride=stride, context=context
+    )
+    table = {
+        word: first_ids(tokenizer, word)[: length - 2]
+        for example in examples
+        for word in example.tokens
+    }
     dataset = FeatureDataset(features, LABELS)
     for index, example in enumerate(examples):
         pieces = dataset[index]["input_ids"].tolist()
@@ -628,7 +726,9 @@ def test_each_word_is_read_where_it_has_the_most_context(pairs, length, stride, 
         around = [word for item in near for word in item.tokens]
         first = sum(len(item.tokens) for item in examples[max(0, index - context) : index])
         windows = windows_of(features, index, layout)
-        ranges = brute_force_ranges([pieces[begin:end] for begin, end in windows], [table[word] for word in around])
+        ranges = brute_force_ranges(
+            [pieces[begin:end] for begin, end in windows], [table[word] for word in around]
+        )
         for word in range(len(example.tokens)):
             best = None
             for (begin, _), candidates in zip(windows, ranges, strict=True):
@@ -672,7 +772,9 @@ def test_window_of_most_context_by_enumeration(small):
     for index, word in enumerate(words):
         places = [at for at, token in enumerate(tokens) if token == word]
         inside = [(begin, end) for begin, end in windows for at in places if begin <= at < end]
-        context = [min(at - begin, end - 1 - at) for at, (begin, end) in zip(places, inside, strict=True)]
+        context = [
+            min(at - begin, end - 1 - at) for at, (begin, end) in zip(places, inside, strict=True)
+        ]
         assert features.word_pieces[index] == places[int(np.argmax(context))]
     assert features.piece_lengths.sum() > len(words) + 2 * len(windows)
 
@@ -680,7 +782,11 @@ def test_window_of_most_context_by_enumeration(small):
 def tiny_model(vocabulary, labels=LABELS):
     torch.manual_seed(0)
     config = SmallEncoderConfig(
-        vocab_size=vocabulary, hidden_size=16, embedding_size=8, num_hidden_layers=1, num_attention_heads=2
+        vocab_size=vocabulary,
+        hidden_size=16,
+        embedding_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
     )
     return NerCrfForTokenClassification.from_encoder(config, labels)
 
@@ -692,13 +798,17 @@ def run_model(model, batch):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(labelled().filter(lambda pair: pair[0]), min_size=1, max_size=4), st.integers(0, 60))
+@given(
+    st.lists(labelled().filter(lambda pair: pair[0]), min_size=1, max_size=4), st.integers(0, 60)
+)
 def test_text_shorter_than_a_window_is_as_without_windows(pairs, stride):
     tokenizer = _made.setdefault("bert", bert())
     model = _made.setdefault("model", tiny_model(len(tokenizer)).eval())
     results = []
     for length, options in [(256, {"stride": 0}), (128, {"stride": stride})]:
-        features = convert_examples_to_features(make_examples(pairs), LABELS, length, tokenizer, **options)
+        features = convert_examples_to_features(
+            make_examples(pairs), LABELS, length, tokenizer, **options
+        )
         batch = FeatureDataset(features, LABELS).collate(range(len(pairs)))
         emissions, loss = run_model(model, batch)
         results.append((emissions, loss, model.decode(emissions, batch["word_mask"])))
@@ -709,7 +819,10 @@ def test_text_shorter_than_a_window_is_as_without_windows(pairs, stride):
 
 def test_ten_thousand_words_train_and_decode(small):
     generator = np.random.default_rng(0)
-    words = [["Lovelace", "the", "cat", "北", "unbelieving"][at] for at in generator.integers(0, 5, 10_000)]
+    words = [
+        ["Lovelace", "the", "cat", "北", "unbelieving"][at]
+        for at in generator.integers(0, 5, 10_000)
+    ]
     spans = [Span("PER", at, at + 3) for at in range(0, 9_990, 10)]
     features = convert_examples_to_features([Example("1", words, spans)], LABELS, 128, small)
     assert features.window_counts.tolist() == [len(features.window_offsets) - 1]
@@ -738,7 +851,9 @@ def test_position_within_the_window_decides(small):
     context = torch.minimum(places - 1, lengths - 2 - places).clamp(min=-1)
     read = context.reshape(-1)[batch["word_index"][0]]
     bounds = cut_windows([1] * len(words), 18, 7)
-    best = [max(min(at - a, b - 1 - at) for a, b in bounds if a <= at < b) for at in range(len(words))]
+    best = [
+        max(min(at - a, b - 1 - at) for a, b in bounds if a <= at < b) for at in range(len(words))
+    ]
     assert read.tolist() == best
     assert min(best[3:-3]) >= 3  # with an overlap of seven nobody is nearer to a cut
 
@@ -752,7 +867,10 @@ def decoded(tokenizer, features, index):
 
 
 def test_context_is_shown_and_nothing_else(small):
-    examples = [Example(name, list(name * 3), [Span("PER", 0, 1)], f"f:{at}") for at, name in enumerate("abcd")]
+    examples = [
+        Example(name, list(name * 3), [Span("PER", 0, 1)], f"f:{at}")
+        for at, name in enumerate("abcd")
+    ]
     plain = convert_examples_to_features(examples, LABELS, 64, small)
     features = convert_examples_to_features(examples, LABELS, 64, small, context=1)
     assert decoded(small, features, 0) == ["[CLS]", *"aaabbb", "[SEP]"]
@@ -786,7 +904,9 @@ def test_context_at_the_ends_of_a_cut_sentence(small):
     assert rows[0][:5] == ["[CLS]", "a", "a", "a", "b"]
     assert rows[-1][-5:] == ["b", "c", "c", "c", "[SEP]"]
     batch = FeatureDataset(features, LABELS).collate([1])
-    assert set(small.convert_ids_to_tokens(batch["input_ids"].reshape(-1)[batch["word_index"][0]])) == {"b"}
+    assert set(
+        small.convert_ids_to_tokens(batch["input_ids"].reshape(-1)[batch["word_index"][0]])
+    ) == {"b"}
 
 
 @settings(max_examples=80, deadline=None)
@@ -821,7 +941,10 @@ def test_parts_with_their_neighbours_equal_one_conversion(pairs, cuts, length, c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 10}, "stride: expected 0 to 9, fewer pieces than fit into a window of 12, found 10"),
+        (
+            {"stride": 10},
+            "stride: expected 0 to 9, fewer pieces than fit into a window of 12, found 10",
+        ),
         ({"stride": -1}, "stride: expected 0 to 9"),
         ({"context": -1}, "context: expected 0 or a number of sentences, found -1"),
         ({"nested": "all"}, "nested: expected outermost or innermost, found 'all'"),
@@ -846,7 +969,9 @@ def test_labels_hold_the_learnable_spans_and_the_columns_hold_all(pairs, nested)
     for index, example in enumerate(examples):
         gold, rows = dataset.gold_spans(index), slice(*features.span_offsets[index : index + 2])
         assert gold == example.spans
-        held = [span for span, kept in zip(gold, features.span_learnable[rows], strict=True) if kept]
+        held = [
+            span for span, kept in zip(gold, features.span_learnable[rows], strict=True) if kept
+        ]
         assert sorted(held, key=lambda span: span.start) == flatten_spans(example.spans, nested)
         labels = dataset[index]["labels"].tolist()
         assert ids_to_spans(labels, LABELS, "BIO") == flatten_spans(example.spans, nested)
@@ -855,7 +980,9 @@ def test_labels_hold_the_learnable_spans_and_the_columns_hold_all(pairs, nested)
 
 
 def test_outermost_and_innermost(small):
-    example = Example("1", list("abcdef"), [Span("LOC", 0, 5), Span("PER", 1, 3), Span("PER", 4, 6)])
+    example = Example(
+        "1", list("abcdef"), [Span("LOC", 0, 5), Span("PER", 1, 3), Span("PER", 4, 6)]
+    )
     outer = convert_examples_to_features([example], LABELS, 64, small)
     inner = convert_examples_to_features([example], LABELS, 64, small, nested="innermost")
     names = [[LABELS[at] for at in features.labels] for features in (outer, inner)]
@@ -882,7 +1009,11 @@ def test_each_window_has_its_special_tokens(tokenizer):
 def test_word_longer_than_a_window_keeps_its_first_pieces(small):
     features = convert([["a", "abcdefghij", "b"]], small, 6, stride=0)
     windows = np.split(features.input_ids, features.window_offsets[1:-1])
-    assert [small.decode(window) for window in windows] == ["[CLS] a [SEP]", "[CLS] abcd [SEP]", "[CLS] b [SEP]"]
+    assert [small.decode(window) for window in windows] == [
+        "[CLS] a [SEP]",
+        "[CLS] abcd [SEP]",
+        "[CLS] b [SEP]",
+    ]
 
 
 def test_no_room_beside_special_tokens(small):
@@ -917,13 +1048,16 @@ def assert_same_features(found, expected):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(labelled(), max_size=8), st.lists(st.integers(0, 8), max_size=3), st.integers(5, 40))
+@given(
+    st.lists(labelled(), max_size=8), st.lists(st.integers(0, 8), max_size=3), st.integers(5, 40)
+)
 def test_parts_laid_end_to_end_equal_one_conversion(pairs, cuts, length):
     tokenizer = _made.setdefault("bert", bert())
     examples = make_examples(pairs)
     cuts = [0, *sorted(min(cut, len(examples)) for cut in cuts), len(examples)]
     parts = [
-        convert_examples_to_features(examples[begin:end], LABELS, length, tokenizer) for begin, end in pairwise(cuts)
+        convert_examples_to_features(examples[begin:end], LABELS, length, tokenizer)
+        for begin, end in pairwise(cuts)
     ]
     whole = convert_examples_to_features(examples, LABELS, length, tokenizer)
     assert_same_features(concatenate_features(parts), whole)
@@ -935,7 +1069,9 @@ def test_parts_laid_end_to_end_equal_one_conversion(pairs, cuts, length):
 def test_parameters_of_the_reference_override_the_tokenizer(small):
     own = convert([["a", "b"]], small)
     assert small.convert_ids_to_tokens(own.input_ids) == ["[CLS]", "a", "b", "[SEP]"]
-    moved = convert([["a", "b"]], small, cls_token_at_end=True, cls_token_segment_id=2, sequence_a_segment_id=1)
+    moved = convert(
+        [["a", "b"]], small, cls_token_at_end=True, cls_token_segment_id=2, sequence_a_segment_id=1
+    )
     assert small.convert_ids_to_tokens(moved.input_ids) == ["a", "b", "[SEP]", "[CLS]"]
     assert moved.token_type_ids.tolist() == [1, 1, 1, 2]
     assert moved.word_pieces.tolist() == [0, 1]
@@ -971,8 +1107,13 @@ def test_cls_parameter_needs_special_tokens():
 
 
 def test_tensor_dataset_of_old(small):
-    examples = [Example("1", ["Lovelace", "a"], [Span("PER", 0, 1)]), Example("2", ["b"] * 9, [Span("LOC", 8, 9)])]
-    dataset = FeatureDataset(convert_examples_to_features(examples, LABELS, 8, small, stride=0), LABELS)
+    examples = [
+        Example("1", ["Lovelace", "a"], [Span("PER", 0, 1)]),
+        Example("2", ["b"] * 9, [Span("LOC", 8, 9)]),
+    ]
+    dataset = FeatureDataset(
+        convert_examples_to_features(examples, LABELS, 8, small, stride=0), LABELS
+    )
     ids, mask, segments, lens, labels = dataset.as_tensor_dataset(10).tensors
     assert {tensor.dtype for tensor in (ids, mask, segments, lens, labels)} == {torch.int64}
     assert ids.shape == mask.shape == segments.shape == labels.shape == (3, 10)
@@ -1012,7 +1153,9 @@ def test_distinct_words_are_tokenised_once(small):
             return small(rows, **options)
 
     convert([["a", "Lovelace", "a"], ["Lovelace", "", "a"]], Counting())
-    assert calls.count("Lovelace") == 1 + 2  # in the table, and in the two sentences that are compared
+    assert (
+        calls.count("Lovelace") == 1 + 2
+    )  # in the table, and in the two sentences that are compared
     calls.clear()
     table = tokenize_words(["a", "Lovelace", ""], Counting())
     assert calls == ["a", "Lovelace", ""]
@@ -1026,7 +1169,11 @@ LENGTHS = np.random.default_rng(3).geometric(0.05, 777).clip(3, 128)
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.integers(1, 50), max_size=200), st.integers(1, 9), st.integers(0, 5), st.integers(0, 5), st.booleans()
+    st.lists(st.integers(1, 50), max_size=200),
+    st.integers(1, 9),
+    st.integers(0, 5),
+    st.integers(0, 5),
+    st.booleans(),
 )
 def test_plan_has_each_index_once_and_is_deterministic(lengths, size, seed, epoch, shuffle):
     options = {"seed": seed, "epoch": epoch, "shuffle": shuffle, "pool_batches": 3}
@@ -1054,7 +1201,13 @@ def test_plan_has_each_index_once_and_is_deterministic(lengths, size, seed, epoc
 def test_plan_by_word_pieces_keeps_to_its_budget(sizes, budget, count, shuffle, epoch):
     lengths = np.array([length for length, _ in sizes], np.int64)
     windows = np.array([number for _, number in sizes], np.int64)
-    options = {"max_pieces": budget, "windows": windows, "shuffle": shuffle, "epoch": epoch, "pool_batches": 3}
+    options = {
+        "max_pieces": budget,
+        "windows": windows,
+        "shuffle": shuffle,
+        "epoch": epoch,
+        "pool_batches": 3,
+    }
     plan = plan_batches(lengths, count, **options)
     again = plan_batches(lengths, count, **options)
     assert [item.tolist() for item in plan] == [item.tolist() for item in again]
@@ -1071,13 +1224,22 @@ def test_plan_by_word_pieces_keeps_to_its_budget(sizes, budget, count, shuffle, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 50), max_size=200), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3))
+@given(
+    st.lists(st.integers(1, 50), max_size=200),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(0, 3),
+)
 def test_plan_of_groups_has_each_sentence_once(lengths, part, groups, epoch):
     """Each sentence once, and as many batches as without groups."""
     lengths, size, pool = np.array(lengths, np.int64), part * groups, 3
     plan = plan_batches(lengths, size, epoch=epoch, pool_batches=pool, groups=groups)
     assert sorted(at for item in plan for at in item) == list(range(len(lengths)))
-    assert len(plan) == -(-len(lengths) // size) == len(plan_batches(lengths, size, epoch=epoch, pool_batches=pool))
+    assert (
+        len(plan)
+        == -(-len(lengths) // size)
+        == len(plan_batches(lengths, size, epoch=epoch, pool_batches=pool))
+    )
     assert all(len(item) <= size for item in plan)
     assert all((np.diff(lengths[item]) >= 0).all() for item in plan)
     if groups == 1:
@@ -1096,7 +1258,11 @@ def test_a_full_pool_has_a_part_of_each_group_in_each_batch(lengths, groups):
 
 
 def test_plan_depends_on_seed_and_epoch_and_order_of_evaluation():
-    plans = {(seed, epoch): str(plan_batches(LENGTHS, 16, seed, epoch)) for seed in range(3) for epoch in range(3)}
+    plans = {
+        (seed, epoch): str(plan_batches(LENGTHS, 16, seed, epoch))
+        for seed in range(3)
+        for epoch in range(3)
+    }
     assert len(set(plans.values())) == 9
     plan = plan_batches(LENGTHS, 16, shuffle=False)
     widths = [LENGTHS[item].max() for item in plan]
@@ -1114,7 +1280,9 @@ def test_shares_are_balanced_by_length():
 
 @pytest.mark.parametrize("options", [{"groups": 0}, {"groups": 3}, {"groups": 2, "max_pieces": 8}])
 def test_groups_that_do_not_divide_are_refused(options):
-    with pytest.raises(ValueError, match="expected a divisor of batch_size and no max_pieces, found"):
+    with pytest.raises(
+        ValueError, match="expected a divisor of batch_size and no max_pieces, found"
+    ):
         plan_batches([1, 2], 4, **options)
 
 
@@ -1136,7 +1304,9 @@ def resume():
 
 def test_resume_padding_is_at_most_five_percent(resume):
     tokenizer = chinese_bert()
-    features = convert_examples_to_features(resume.train, resume.labels, 128, tokenizer, resume.scheme)
+    features = convert_examples_to_features(
+        resume.train, resume.labels, 128, tokenizer, resume.scheme
+    )
     dataset = FeatureDataset(features, resume.labels, resume.scheme)
     real = features.piece_lengths.sum()
     for epoch in range(3):
@@ -1160,7 +1330,8 @@ def test_resume_no_entity_is_lost(resume):
 
 
 @pytest.mark.parametrize(
-    ("folder", "make", "options"), [("wnut17", minilm, {}), ("cluener", chinese_bert, {"format": "cluener"})]
+    ("folder", "make", "options"),
+    [("wnut17", minilm, {}), ("cluener", chinese_bert, {"format": "cluener"})],
 )
 def test_real_corpora_equal_the_tokenizer(folder, make, options):
     if not (DATA / folder).is_dir():
@@ -1168,7 +1339,8 @@ def test_real_corpora_equal_the_tokenizer(folder, make, options):
     corpus, tokenizer = read_corpus(DATA / folder, on_bad="warn", **options), make()
     examples = corpus.dev
     dataset = FeatureDataset(
-        convert_examples_to_features(examples, corpus.labels, 512, tokenizer, corpus.scheme), corpus.labels
+        convert_examples_to_features(examples, corpus.labels, 512, tokenizer, corpus.scheme),
+        corpus.labels,
     )
     without = 0
     for index, example in enumerate(examples):

@@ -31,8 +31,12 @@ from nercrf.labels import SCHEMES, Span
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}; set NERCRF_DATA to their folder")
-in_folder = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"no real data at {DATA}; set NERCRF_DATA to their folder"
+)
+in_folder = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 from nercrf.sample import write_sample
 
 
@@ -46,7 +50,12 @@ def read(tmp_path, content, name="a.jsonl", **options):
 
 def views(examples):
     return [
-        (example.text, list(example.tokens), example.spans, [tuple(pair) for pair in example.offsets])
+        (
+            example.text,
+            list(example.tokens),
+            example.spans,
+            [tuple(pair) for pair in example.offsets],
+        )
         for example in examples
     ]
 
@@ -81,12 +90,18 @@ def test_doccano_relations_and_unknown_fields_are_counted(tmp_path):
     record = {"text": "Mara", "label": [[0, 4, "PER"]], "relations": [{"id": 1}], "meta": {"a": 1}}
     warnings = []
     read(tmp_path, record, format="doccano", warnings=warnings)
-    assert [line.partition("ignored ")[2] for line in warnings] == ["the field 'relations' (1)", "the field 'meta' (1)"]
+    assert [line.partition("ignored ")[2] for line in warnings] == [
+        "the field 'relations' (1)",
+        "the field 'meta' (1)",
+    ]
 
 
 @pytest.mark.parametrize("end", [3, 4])
 def test_the_kind_of_end_is_found_from_the_surface(tmp_path, end):
-    record = {"text": "Mara left", "spans": [{"start": 0, "end": end, "label": "PER", "text": "Mara"}]}
+    record = {
+        "text": "Mara left",
+        "spans": [{"start": 0, "end": end, "label": "PER", "text": "Mara"}],
+    }
     warnings = []
     (example,) = read(tmp_path, record, warnings=warnings)
     assert (example.spans, warnings) == (PER, [])
@@ -103,16 +118,22 @@ def test_ends_without_a_surface_are_exclusive_and_said_to_be(tmp_path):
 
 def test_both_kinds_of_end_in_one_file_are_refused(tmp_path):
     lines = [
-        json.dumps({"text": "Mara", "spans": [{"start": 0, "end": end, "label": "P", "text": "Mara"}]})
+        json.dumps(
+            {"text": "Mara", "spans": [{"start": 0, "end": end, "label": "P", "text": "Mara"}]}
+        )
         for end in (3, 4)
     ]
-    with pytest.raises(DataError, match=r"a\.jsonl:2: a surface fits an exclusive end, but in .*a\.jsonl:1"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:2: a surface fits an exclusive end, but in .*a\.jsonl:1"
+    ):
         read(tmp_path, "\n".join(lines))
 
 
 def test_a_span_that_cuts_a_token_is_an_error_with_a_remedy(tmp_path):
     text = '{"text": "Mara", "label": []}\n{"text": "Mara left", "label": [[1, 4, "PER"]]}\n'
-    with pytest.raises(DataError, match=r"a\.jsonl:2: PER 'ara' at \[1, 4\) cuts a token; .*by='characters'"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:2: PER 'ara' at \[1, 4\) cuts a token; .*by='characters'"
+    ):
         read(tmp_path, text)
     warnings = []
     assert read(tmp_path, text, on_bad="warn", warnings=warnings)[1].spans == PER
@@ -122,7 +143,11 @@ def test_a_span_that_cuts_a_token_is_an_error_with_a_remedy(tmp_path):
 
 @pytest.mark.parametrize(
     ("span", "message"),
-    [([0, 5, "PER"], "has blanks at its border"), ([0, 99, "PER"], "outside the text"), ([2, 2, "PER"], "is empty")],
+    [
+        ([0, 5, "PER"], "has blanks at its border"),
+        ([0, 99, "PER"], "outside the text"),
+        ([2, 2, "PER"], "is empty"),
+    ],
 )
 def test_odd_offsets_are_named(tmp_path, span, message):
     with pytest.raises(DataError, match=rf"a\.jsonl:1: .*{message}"):
@@ -130,7 +155,10 @@ def test_odd_offsets_are_named(tmp_path, span, message):
 
 
 def test_a_wrong_surface_is_named(tmp_path):
-    record = {"text": "Mara left", "spans": [{"start": 0, "end": 4, "label": "PER", "text": "Sara"}]}
+    record = {
+        "text": "Mara left",
+        "spans": [{"start": 0, "end": 4, "label": "PER", "text": "Sara"}],
+    }
     with pytest.raises(DataError, match=r"'Sara' at \[0, 4\] is 'Mara' in the text"):
         read(tmp_path, record)
 
@@ -166,7 +194,14 @@ def test_malformed_json_names_the_line(tmp_path, text, message):
 
 def region(start, end, text, *labels, **further):
     value = {"start": start, "end": end, "text": text, "labels": list(labels)}
-    return {"value": value, "id": "x", "from_name": "label", "to_name": "text", "type": "labels", **further}
+    return {
+        "value": value,
+        "id": "x",
+        "from_name": "label",
+        "to_name": "text",
+        "type": "labels",
+        **further,
+    }
 
 
 def test_label_studio_export(tmp_path):
@@ -191,7 +226,11 @@ def test_label_studio_export(tmp_path):
     ]
     warnings = []
     first, second = read(tmp_path, json.dumps(tasks, indent=1), "a.json", warnings=warnings)
-    assert (first.id, first.spans, second.spans) == ("7", [Span("HERO", 0, 1), Span("PER", 0, 1)], None)
+    assert (first.id, first.spans, second.spans) == (
+        "7",
+        [Span("HERO", 0, 1), Span("PER", 0, 1)],
+        None,
+    )
     text = "\n".join(warnings)
     for what in ("cancelled", "beyond a task's first", "type 'relation'", "type 'choices'"):
         assert what in text
@@ -200,7 +239,9 @@ def test_label_studio_export(tmp_path):
 
 def test_label_studio_json_min_and_old_completions(tmp_path):
     value = {"start": 0, "end": 4, "text": "Mara", "labels": ["PER"]}
-    (example,) = read(tmp_path, [{"id": 1, "text": "Mara left", "label": [value], "annotator": 1}], "a.json")
+    (example,) = read(
+        tmp_path, [{"id": 1, "text": "Mara left", "label": [value], "annotator": 1}], "a.json"
+    )
     assert example.spans == PER
     task = {"data": {"text": "Mara left"}, "completions": [{"result": [{"value": value}]}]}
     assert read(tmp_path, [task], "a.json")[0].spans == PER
@@ -267,7 +308,9 @@ def test_byte_order_mark_and_gzip(tmp_path):
 def test_a_wrong_encoding_names_the_byte_and_offers_the_option(tmp_path):
     data = "a O\n林 B-PER\n".encode("gb18030")
     for packed in (data, gzip.compress(data)):
-        with pytest.raises(DataError, match=r"a\.txt:2: .* byte 0xc1 at offset 4; .*--encoding gb18030"):
+        with pytest.raises(
+            DataError, match=r"a\.txt:2: .* byte 0xc1 at offset 4; .*--encoding gb18030"
+        ):
             read(tmp_path, packed, "a.txt", format="columns")
     assert read(tmp_path, data, "a.txt", encoding="gb18030")[0].tokens == ["a", "林"]
     with pytest.raises(DataError, match=r"byte 0xff at offset 0, .*--encoding utf-16"):
@@ -310,7 +353,9 @@ def text_examples(draw, nested=True):
         spans = {Span(label, *pair) for label, pair in zip(labels, pairs, strict=True)}
         spans = sorted(spans, key=lambda span: (span.start, -span.end, span.label))
         offsets = [(start, end) for _, start, end in words]
-        examples.append(Example(str(number), [word[0] for word in words], spans, "", " ", text, offsets))
+        examples.append(
+            Example(str(number), [word[0] for word in words], spans, "", " ", text, offsets)
+        )
     return examples
 
 
@@ -353,11 +398,16 @@ def test_cluener_round_trips_characters(tmp_path, data):
     ]
     write_examples(examples, tmp_path / "r.json", "cluener")
     back = read_examples(tmp_path / "r.json", "cluener")
-    assert [(e.id, e.tokens, sorted(e.spans)) for e in back] == [(e.id, e.tokens, sorted(e.spans)) for e in examples]
+    assert [(e.id, e.tokens, sorted(e.spans)) for e in back] == [
+        (e.id, e.tokens, sorted(e.spans)) for e in examples
+    ]
 
 
 def test_jsonl_keeps_foreign_tokens_and_ids(tmp_path):
-    examples = [Example("007", ["New-", "York 1", " "], [Span("LOC", 0, 2)]), Example("x", ["a"], None)]
+    examples = [
+        Example("007", ["New-", "York 1", " "], [Span("LOC", 0, 2)]),
+        Example("x", ["a"], None),
+    ]
     write_examples(examples, tmp_path / "a.jsonl", "jsonl")
     back = read_examples(tmp_path / "a.jsonl", "jsonl")
     assert views(back) == views(examples)
@@ -386,11 +436,15 @@ def test_nothing_is_left_behind_by_a_failed_write(tmp_path):
 
 
 def test_a_conversion_is_lossless_or_says_what_is_lost(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"id": 3, "text": "Mara  left!", "label": [[0, 4, "PER"]]}\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"id": 3, "text": "Mara  left!", "label": [[0, 4, "PER"]]}\n'
+    )
     report = convert(tmp_path / "a.jsonl", tmp_path / "b.json", to_format="label_studio")
     assert report.lossless
     assert "nothing was lost" in str(report)
-    report = convert(tmp_path / "a.jsonl", tmp_path / "b.tsv", to_format="columns", to_scheme="BIOES")
+    report = convert(
+        tmp_path / "a.jsonl", tmp_path / "b.tsv", to_format="columns", to_scheme="BIOES"
+    )
     assert (tmp_path / "b.tsv").read_text() == "Mara\tS-PER\nleft\tO\n!\tO\n\n"
     assert not report.lossless
     assert [loss.kind for loss in report.losses] == ["ids", "texts"]
@@ -449,7 +503,9 @@ def test_real_datasets(tmp_path):
     for scheme in SCHEMES:
         write_examples(examples, tmp_path / scheme, "datasets", scheme)
         back = read_examples(tmp_path / scheme, scheme=scheme)
-        assert [(e.id, e.tokens, e.spans) for e in back] == [(e.id, e.tokens, e.spans) for e in examples]
+        assert [(e.id, e.tokens, e.spans) for e in back] == [
+            (e.id, e.tokens, e.spans) for e in examples
+        ]
     both = datasets.DatasetDict({"train": datasets.load_from_disk(str(tmp_path / "BIO"))})
     both.save_to_disk(str(tmp_path / "both"))
     assert len(read_examples(tmp_path / "both", split="train")) == 2
@@ -476,7 +532,13 @@ def test_real_spacy(tmp_path):
 @needs_data
 @pytest.mark.parametrize(
     "name",
-    ["resume/dev.char.bmes", "cluener/dev.json", "cluener/test.json", "wnut17/dev.conll", "ncbi_disease/devel.tsv"],
+    [
+        "resume/dev.char.bmes",
+        "cluener/dev.json",
+        "cluener/test.json",
+        "wnut17/dev.conll",
+        "ncbi_disease/devel.tsv",
+    ],
 )
 def test_real_sets_are_detected_read_and_converted(tmp_path, name):
     path = DATA / name
@@ -515,7 +577,10 @@ def test_parts_give_what_the_whole_gives(tmp_path, format, data):
 
 @pytest.mark.parametrize("end", [0, 1])
 def test_utf16_units_are_found_from_the_surface(tmp_path, end):
-    record = {"text": "😀 Mara left", "spans": [{"start": 3, "end": 7 - end, "label": "PER", "text": "Mara"}]}
+    record = {
+        "text": "😀 Mara left",
+        "spans": [{"start": 3, "end": 7 - end, "label": "PER", "text": "Mara"}],
+    }
     (example,) = read(tmp_path, record)
     assert example.surface(example.spans[0]) == "Mara"
     record["spans"] = [[3, 7, "PER"]]
@@ -526,8 +591,13 @@ def test_ids_that_a_reader_made_up_are_nothing_to_lose(tmp_path, capsys):
     """A column file has no ids: under another name and in another scheme it is still the same."""
     path = tmp_path / "devel.tsv"
     path.write_text("Mara\tB-PER\nTobin\tI-PER\nleft\tO\n\nKelford\tB-LOC\n", encoding="utf-8")
-    assert convert_main([str(path), str(tmp_path / "dev.conll"), "--to_scheme", "BIOES", "--strict"]) == 0
-    assert (tmp_path / "dev.conll").read_text() == "Mara\tB-PER\nTobin\tE-PER\nleft\tO\n\nKelford\tS-LOC\n\n"
+    assert (
+        convert_main([str(path), str(tmp_path / "dev.conll"), "--to_scheme", "BIOES", "--strict"])
+        == 0
+    )
+    assert (
+        tmp_path / "dev.conll"
+    ).read_text() == "Mara\tB-PER\nTobin\tE-PER\nleft\tO\n\nKelford\tS-LOC\n\n"
     assert "nothing was lost" in capsys.readouterr().out
 
 
@@ -543,7 +613,9 @@ def test_a_folder_of_splits_becomes_a_folder(tmp_path):
     assert convert_main([str(tmp_path / "from"), str(tmp_path / "to"), "--to", "jsonl"]) == 0
     before, after = read_corpus(tmp_path / "from"), read_corpus(tmp_path / "to")
     for split, examples in before.splits.items():
-        assert [(e.tokens, e.spans) for e in after.splits[split]] == [(e.tokens, e.spans) for e in examples]
+        assert [(e.tokens, e.spans) for e in after.splits[split]] == [
+            (e.tokens, e.spans) for e in examples
+        ]
 
 
 def test_what_cannot_be_converted_is_one_line_and_writes_nothing(tmp_path, capsys):

@@ -1,4 +1,6 @@
-"""Weights shared out among processes (FSDP): the same training as DDP, and checkpoints that do not tell."""
+"""Weights shared out among processes (FSDP): the same training as DDP, and checkpoints that do not
+tell.
+"""
 
 import json
 
@@ -20,7 +22,9 @@ def ranks():
 
 
 def test_gradient_norm_and_step_are_those_of_one_process(ranks):
-    """Uneven shares, two micro-batches: gradients of shares and of whole weights, their norm, a step of AdamW."""
+    """Uneven shares, two micro-batches: gradients of shares and of whole weights, their norm, a
+    step of AdamW.
+    """
     for rank in ranks:
         assert rank["kinds"] == ["BertModel", "CRF"]  # shared out, whole
         assert rank["gradient"] < 1e-6
@@ -60,12 +64,38 @@ def train_with(inputs, output, strategy, *more, processes=2):
     """A training of two epochs."""
     data, encoder = inputs
     run_script(
-        "--data_dir", data, "--model_name_or_path", encoder, "--output_dir", output, "--no_cuda", "--do_train",
-        "--do_eval", "--num_train_epochs", 2, "--dropout", 0, "--learning_rate", 1e-3, "--crf_learning_rate", 1e-2,
-        "--logging_steps", 1, "--eval_max_seq_length", 128, "--per_gpu_train_batch_size", 3,
-        "--gradient_accumulation_steps", 2, "--strategy", strategy, "--save_total_limit", 9, *more,
+        "--data_dir",
+        data,
+        "--model_name_or_path",
+        encoder,
+        "--output_dir",
+        output,
+        "--no_cuda",
+        "--do_train",
+        "--do_eval",
+        "--num_train_epochs",
+        2,
+        "--dropout",
+        0,
+        "--learning_rate",
+        1e-3,
+        "--crf_learning_rate",
+        1e-2,
+        "--logging_steps",
+        1,
+        "--eval_max_seq_length",
+        128,
+        "--per_gpu_train_batch_size",
+        3,
+        "--gradient_accumulation_steps",
+        2,
+        "--strategy",
+        strategy,
+        "--save_total_limit",
+        9,
+        *more,
         processes=processes,
-    )  # fmt: skip
+    )
     return output
 
 
@@ -82,16 +112,22 @@ def losses(folder):
 
 
 def whole_rows(folder):
-    """A checkpoint's tensors; the averages of the embedding with a row for each piece, whatever was trained."""
+    """A checkpoint's tensors; the averages of the embedding with a row for each piece, whatever was
+    trained.
+    """
     tensors = all_tensors(folder)
     held = tensors.pop("state.safetensors:state/embedding_rows", None)
     rows = len(tensors["model.safetensors:encoder.embeddings.word_embeddings.weight"])
-    return {name: fit_rows(tensor, held, None, rows) if name.startswith("state") else tensor
-            for name, tensor in tensors.items()}  # fmt: skip
+    return {
+        name: fit_rows(tensor, held, None, rows) if name.startswith("state") else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def close(one, other):
-    """Adam can turn a rounding error near a gradient of zero into a step of the rate, see the tests of DDP."""
+    """Adam can turn a rounding error near a gradient of zero into a step of the rate, see the tests
+    of DDP.
+    """
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-2, atol=2e-3, msg=name)
@@ -100,7 +136,10 @@ def close(one, other):
 def test_losses_figures_and_weights_are_those_of_ddp(trainings):
     assert len(losses(trainings["ddp"])) == 10
     assert losses(trainings["fsdp"]) == pytest.approx(losses(trainings["ddp"]), rel=1e-4)
-    figures = [json.loads((trainings[name] / "eval_results.json").read_text())["model"] for name in ("ddp", "fsdp")]
+    figures = [
+        json.loads((trainings[name] / "eval_results.json").read_text())["model"]
+        for name in ("ddp", "fsdp")
+    ]
     for split in ("dev", "test"):
         for name in ("gold", "predicted", "correct", "sentences", "f1"):
             assert figures[1][split][name] == figures[0][split][name]
@@ -109,11 +148,18 @@ def test_losses_figures_and_weights_are_those_of_ddp(trainings):
 
 
 def test_the_folders_are_the_same_and_load_in_one_process(trainings):
-    names = [sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) for folder in trainings.values()]
+    names = [
+        sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+        for folder in trainings.values()
+    ]
     assert names[0] == names[1]
-    configs = [json.loads((folder / "model" / "config.json").read_text()) for folder in trainings.values()]
+    configs = [
+        json.loads((folder / "model" / "config.json").read_text()) for folder in trainings.values()
+    ]
     assert configs[0] == configs[1]
-    taggers = [Tagger.from_pretrained(folder / "model", device="cpu") for folder in trainings.values()]
+    taggers = [
+        Tagger.from_pretrained(folder / "model", device="cpu") for folder in trainings.values()
+    ]
     weights = [tagger.model.state_dict() for tagger in taggers]
     close(*weights)
 
@@ -121,7 +167,9 @@ def test_the_folders_are_the_same_and_load_in_one_process(trainings):
 @pytest.mark.parametrize(
     ("before", "after", "processes"), [("fsdp", "fsdp", 2), ("fsdp", "ddp", 1), ("ddp", "fsdp", 2)]
 )
-def test_a_checkpoint_is_resumed_whatever_the_strategy(inputs, trainings, tmp_path, before, after, processes):
+def test_a_checkpoint_is_resumed_whatever_the_strategy(
+    inputs, trainings, tmp_path, before, after, processes
+):
     half = trainings[before] / "checkpoint-5"
     more = ["--resume", half]
     if processes == 1:  # as many sentences an update
@@ -129,7 +177,10 @@ def test_a_checkpoint_is_resumed_whatever_the_strategy(inputs, trainings, tmp_pa
     resumed = train_with(inputs, tmp_path / "resumed", after, *more, processes=processes)
     assert losses(resumed) == pytest.approx(losses(trainings[before])[5:], rel=1e-4)
     step = last_step(trainings[before])
-    close(whole_rows(trainings[before] / f"checkpoint-{step}"), whole_rows(resumed / f"checkpoint-{step}"))
+    close(
+        whole_rows(trainings[before] / f"checkpoint-{step}"),
+        whole_rows(resumed / f"checkpoint-{step}"),
+    )
     states = [load_state(folder / f"checkpoint-{step}") for folder in (trainings[before], resumed)]
     assert states[0]["progress"]["step"] == states[1]["progress"]["step"] == 10
     if before == after:

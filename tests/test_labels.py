@@ -1,4 +1,6 @@
-"""Tag schemes against seqeval, an own reading of conlleval's rules, exhaustive enumeration and four real corpora."""
+"""Tag schemes against seqeval, an own reading of conlleval's rules, exhaustive enumeration and four
+real corpora.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ from nercrf.labels import (
     tags_to_spans,
 )
 
-settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("repeatable")
 
 DATA = Path(os.environ.get("NERCRF_DATA") or Path(__file__).parents[1] / "../shared/data").resolve()
@@ -61,7 +65,10 @@ def span_lists(draw) -> tuple[list[Span], int]:
 
 
 def seqeval_strict(tags: list[str], scheme: str) -> list[Span]:
-    return [Span(entity.tag, entity.start, entity.end) for entity in Tokens(tags, SEQEVAL[scheme]).entities]
+    return [
+        Span(entity.tag, entity.start, entity.end)
+        for entity in Tokens(tags, SEQEVAL[scheme]).entities
+    ]
 
 
 def seqeval_lenient(tags: list[str]) -> list[Span]:
@@ -72,8 +79,27 @@ def seqeval_lenient(tags: list[str]) -> list[Span]:
 
 
 def conlleval_chunks(tags: list[str]) -> list[Span]:
-    """The chunk rules of the CoNLL scorer as a table of (last letter, letter), written without looking at nercrf."""
-    ends = {"EB", "EI", "EE", "ES", "EO", "SB", "SI", "SE", "SS", "SO", "BB", "BS", "BO", "IB", "IS", "IO"}
+    """The chunk rules of the CoNLL scorer as a table of (last letter, letter), written without
+    looking at nercrf.
+    """
+    ends = {
+        "EB",
+        "EI",
+        "EE",
+        "ES",
+        "EO",
+        "SB",
+        "SI",
+        "SE",
+        "SS",
+        "SO",
+        "BB",
+        "BS",
+        "BO",
+        "IB",
+        "IS",
+        "IO",
+    }
     begins = {"OI", "OE", "EI", "EE", "SI", "SE"}
     chunks, begin = [], 0
     previous, previous_type = "O", ""
@@ -172,7 +198,11 @@ def test_strict_and_lenient_agree_on_well_formed_tags(scheme, data):
 @given(any_scheme, st.data())
 def test_lenient_reading_covers_every_tagged_word_once(scheme, data):
     tags = data.draw(tag_sequences(scheme))
-    covered = [index for _, start, end in tags_to_spans(tags, scheme, "lenient") for index in range(start, end)]
+    covered = [
+        index
+        for _, start, end in tags_to_spans(tags, scheme, "lenient")
+        for index in range(start, end)
+    ]
     assert covered == [index for index, tag in enumerate(tags) if tag != "O"]
 
 
@@ -187,7 +217,9 @@ def test_transitions_allow_exactly_the_sequences_that_spans_can_produce(scheme):
     allowed = {
         tuple(labels[index] for index in ids)
         for ids in product(range(len(labels)), repeat=4)
-        if start[ids[0]] and end[ids[-1]] and all(transitions[left][right] for left, right in pairwise(ids))
+        if start[ids[0]]
+        and end[ids[-1]]
+        and all(transitions[left][right] for left, right in pairwise(ids))
     }
 
     def placements(position: int) -> list[list[Span]]:
@@ -235,9 +267,19 @@ def test_bioes_leaves_only_the_continuation_of_an_open_entity():
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("IOB2", "BIO"), ("iob", "BIO"), ("bio", "BIO"), ("IOBES", "BIOES"), ("BIESO", "BIOES"), ("BMES", "BMES"),
-     ("bmoes", "BMES"), ("BILUO", "BILOU"), ("Bios", "BIOS"), (" iob1 ", "IOB1")],
-)  # fmt: skip
+    [
+        ("IOB2", "BIO"),
+        ("iob", "BIO"),
+        ("bio", "BIO"),
+        ("IOBES", "BIOES"),
+        ("BIESO", "BIOES"),
+        ("BMES", "BMES"),
+        ("bmoes", "BMES"),
+        ("BILUO", "BILOU"),
+        ("Bios", "BIOS"),
+        (" iob1 ", "IOB1"),
+    ],
+)
 def test_scheme_names(name, expected):
     assert get_scheme(name) is SCHEMES[expected]
     assert get_scheme(SCHEMES[expected]) is SCHEMES[expected]
@@ -254,7 +296,9 @@ def test_parse_tag_undoes_joining(label, prefix):
     assert parse_tag(f"{prefix}-{label}") == (prefix, label)
 
 
-@pytest.mark.parametrize("tag", ["", "X", "B", "B-", "-PER", "B_PER", "O-PER", "[START]", "[CLS]", "o", "BI-PER", "O "])
+@pytest.mark.parametrize(
+    "tag", ["", "X", "B", "B-", "-PER", "B_PER", "O-PER", "[START]", "[CLS]", "o", "BI-PER", "O "]
+)
 def test_what_is_no_tag_is_refused(tag):
     with pytest.raises(ValueError, match="expected the tag 'O'"):
         parse_tag(tag)
@@ -301,7 +345,9 @@ def test_label_numbers_out_of_range_are_refused(bad):
         ids_to_spans([0, 1, bad], ["O", "B-A", "I-A"])
 
 
-@pytest.mark.parametrize("span", [Span("A", -1, 1), Span("A", 0, 5), Span("A", 2, 2), Span("A", 3, 2), Span("", 0, 1)])
+@pytest.mark.parametrize(
+    "span", [Span("A", -1, 1), Span("A", 0, 5), Span("A", 2, 2), Span("A", 3, 2), Span("", 0, 1)]
+)
 def test_impossible_spans_are_refused(span):
     with pytest.raises(ValueError, match="0 <= start < end <= 4"):
         spans_to_tags([span], 4)
@@ -371,7 +417,8 @@ def column_tags(path: Path) -> list[list[str]]:
 
 
 REAL = [
-    # Two entities are cut in two by a sentence border: 13,438 of B and S, two never closed, two never started.
+    # Two entities are cut in two by a sentence border: 13,438 of B and S, two never closed, two
+    # never started.
     ("resume/train.char.bmes", "BMES", 3821, 13_436, 13_440, 4),
     ("resume/dev.char.bmes", "BMES", 463, 1_497, 1_497, 0),
     ("resume/test.char.bmes", "BMES", 477, 1_630, 1_630, 0),

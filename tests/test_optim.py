@@ -23,7 +23,11 @@ class Tagger(nn.Module):
         self.encoder.tied.weight = self.encoder.embeddings.weight
         self.classifier = nn.Linear(4, 3)
         self.crf = nn.Module()
-        for name, shape in [("start_transitions", 3), ("end_transitions", 3), ("transitions", (3, 3))]:
+        for name, shape in [
+            ("start_transitions", 3),
+            ("end_transitions", 3),
+            ("transitions", (3, 3)),
+        ]:
             self.crf.register_parameter(name, nn.Parameter(torch.zeros(shape)))
 
 
@@ -65,7 +69,12 @@ def test_wrapped_model_has_the_same_groups():
 
 def test_real_encoder():
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
     config = transformers.BertConfig(vocab_size=30, **sizes)
     model = Tagger()
     model.encoder = transformers.BertModel(config)
@@ -102,11 +111,15 @@ def plain_step(weight, gradient, mean, square, step, rate, decay, epsilon, betas
 def test_adamw_is_its_formula(gradients, rate, decay, fused):
     model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     weight, mean, square = model.weight.item(), 0.0, 0.0
-    optimizer = optim.build_optimizer(model, rate, None, decay, adam_epsilon=1e-6, betas=(0.8, 0.95), fused=fused)
+    optimizer = optim.build_optimizer(
+        model, rate, None, decay, adam_epsilon=1e-6, betas=(0.8, 0.95), fused=fused
+    )
     for step, gradient in enumerate(gradients, start=1):
         model.weight.grad = torch.full((1, 1), gradient, dtype=torch.float64)
         optimizer.step()
-        weight, mean, square = plain_step(weight, gradient, mean, square, step, rate, decay, 1e-6, (0.8, 0.95))
+        weight, mean, square = plain_step(
+            weight, gradient, mean, square, step, rate, decay, 1e-6, (0.8, 0.95)
+        )
     assert model.weight.item() == pytest.approx(weight, rel=1e-9, abs=1e-9)
 
 
@@ -133,7 +146,9 @@ def test_equal_to_transformers_after_the_warm_up(kind):
     transformers = pytest.importorskip("transformers")
     name = {"constant": "constant_with_warmup"}.get(kind, kind)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = transformers.get_scheduler(name, optimizer, num_warmup_steps=5, num_training_steps=20).lr_lambdas[0]
+    theirs = transformers.get_scheduler(
+        name, optimizer, num_warmup_steps=5, num_training_steps=20
+    ).lr_lambdas[0]
     for step in range(5, 21):
         assert optim.schedule_factor(kind, step, 5, 20) == pytest.approx(theirs(step))
     assert theirs(0) == 0

@@ -1,4 +1,6 @@
-"""The package as users install it: built from the checkout and from the sdist, without the development packages."""
+"""The package as users install it: built from the checkout and from the sdist, without the
+development packages.
+"""
 
 import configparser
 import subprocess
@@ -10,7 +12,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DEVELOPMENT = ("nbdev", "execnb", "IPython", "ipykernel", "nbformat", "nbclient", "seqeval", "smalldocs")
+DEVELOPMENT = (
+    "nbdev",
+    "execnb",
+    "IPython",
+    "ipykernel",
+    "nbformat",
+    "nbclient",
+    "seqeval",
+    "smalldocs",
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +29,9 @@ def built(tmp_path_factory):
     """An sdist, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("dist")
     copy = folder / "checkout"
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if files.returncode:
         pytest.skip("the package is built from what git tracks, and this is no git checkout")
     for name in filter(None, files.stdout.split("\0")):
@@ -44,8 +57,16 @@ def test_wheel_holds_the_package_and_nothing_else(built):
     settings = configparser.ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     assert f"Version: {settings['DEFAULT']['version']}" in text
-    required = [line.split()[1].split(">")[0] for line in text.splitlines() if line.startswith("Requires-Dist")]
-    plain = [line for line in text.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
+    required = [
+        line.split()[1].split(">")[0]
+        for line in text.splitlines()
+        if line.startswith("Requires-Dist")
+    ]
+    plain = [
+        line
+        for line in text.splitlines()
+        if line.startswith("Requires-Dist") and "extra ==" not in line
+    ]
     assert "torch" in required
     assert len(plain) == len(settings["DEFAULT"]["requirements"].split())
     assert not [line for line in plain if any(name.lower() in line.lower() for name in DEVELOPMENT)]
@@ -55,7 +76,14 @@ def test_sdist_holds_what_its_build_needs(built):
     sdist, _ = built
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"settings.ini", "setup.py", "README.md", "LICENSE", "pyproject.toml", "nercrf/py.typed"} <= names
+    assert {
+        "settings.ini",
+        "setup.py",
+        "README.md",
+        "LICENSE",
+        "pyproject.toml",
+        "nercrf/py.typed",
+    } <= names
 
 
 def test_every_module_imports_without_the_development_packages(built, tmp_path):
@@ -63,7 +91,9 @@ def test_every_module_imports_without_the_development_packages(built, tmp_path):
     _, wheel = built
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    modules = sorted(path.stem for path in (tmp_path / "site" / "nercrf").glob("*.py") if path.stem != "_modidx")
+    modules = sorted(
+        path.stem for path in (tmp_path / "site" / "nercrf").glob("*.py") if path.stem != "_modidx"
+    )
     code = f"""
 import importlib, sys
 sys.path.insert(0, {str(tmp_path / "site")!r})
@@ -84,12 +114,22 @@ except SystemExit as end:
     assert end.code == 0
 """
     finished = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("nercrf ")
 
 
 def test_labels_and_data_need_no_torch():
-    code = "import sys, nercrf.labels, nercrf.data, nercrf.metrics; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
+    code = (
+        "import sys, nercrf.labels, nercrf.data, nercrf.metrics; sys.exit('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode
+        == 0
+    )

@@ -1,4 +1,6 @@
-"""A corpus converted in parts equals the corpus converted in one piece: columns, labels, warnings and errors."""
+"""A corpus converted in parts equals the corpus converted in one piece: columns, labels, warnings
+and errors.
+"""
 
 import gzip
 import json
@@ -23,7 +25,21 @@ from nercrf.formats import FORMATS
 from nercrf.labels import Span, spans_to_tags
 from nercrf.parts import LINE_FORMATS, PartReader, Workers, convert_in_parts, cut_file, open_workers
 
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ada", "met", "bob", "##by", "Ada", "in", "paris", "的"]
+PIECES = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "ada",
+    "met",
+    "bob",
+    "##by",
+    "Ada",
+    "in",
+    "paris",
+    "的",
+]
 
 
 def make_tokenizer(kind=BertTokenizer):
@@ -40,8 +56,19 @@ class OtherTokenizer(BertTokenizer):
 OtherTokenizer.__module__ = "not_there"
 
 
-def build(folder, in_parts, part=1, task="ner", tokenizer=TOKENIZER, processes=0, data_type="train", **settings):
-    """The bytes of the cache file of a data folder, or the error; always under the same name of the folder."""
+def build(
+    folder,
+    in_parts,
+    part=1,
+    task="ner",
+    tokenizer=TOKENIZER,
+    processes=0,
+    data_type="train",
+    **settings,
+):
+    """The bytes of the cache file of a data folder, or the error; always under the same name of the
+    folder.
+    """
     patch = pytest.MonkeyPatch()
     with patch.context() as patched:
         patched.setattr(nercrf.cache, "LARGE", 0 if in_parts else 1 << 40)
@@ -60,7 +87,9 @@ def build(folder, in_parts, part=1, task="ner", tokenizer=TOKENIZER, processes=0
         except DataError as error:
             return str(error)
         (path,) = cached.glob("*.safetensors")
-        assert [item.name for item in cached.iterdir() if not item.name.endswith(".lock")] == [path.name]
+        assert [item.name for item in cached.iterdir() if not item.name.endswith(".lock")] == [
+            path.name
+        ]
         return path.read_bytes()
 
 
@@ -118,7 +147,12 @@ def folder(tmp_path_factory):
 
 
 @settings(max_examples=120, deadline=None)
-@given(column_files(), st.one_of(st.none(), column_files()), st.integers(1, 60), st.sampled_from(["warn", "error"]))
+@given(
+    column_files(),
+    st.one_of(st.none(), column_files()),
+    st.integers(1, 60),
+    st.sampled_from(["warn", "error"]),
+)
 def test_columns_in_parts_equal_the_whole(folder, train, dev, part, on_bad):
     write(folder, train, dev or "")
     if dev is None:
@@ -129,7 +163,9 @@ def test_columns_in_parts_equal_the_whole(folder, train, dev, part, on_bad):
 
 @st.composite
 def span_files(draw):
-    """Records with spans of characters, their ends and units told by surfaces alone, and sometimes by none."""
+    """Records with spans of characters, their ends and units told by surfaces alone, and sometimes
+    by none.
+    """
     shift, units = draw(st.sampled_from([0, 1])), draw(st.sampled_from(["characters", "utf16"]))
     surfaces, lines = draw(st.booleans()), []
     for text in draw(st.lists(st.text("的x7 😀", max_size=9), min_size=1, max_size=8)):
@@ -141,15 +177,22 @@ def span_files(draw):
                 end = draw(st.integers(start + 1, 10))
                 span = {"label": label, "text": text[start:end]} if surfaces else {"label": label}
                 wide = units == "utf16" and draw(st.integers(0, 5))
-                places = [len(text[:at].encode("utf-16-le")) // 2 if wide else at for at in (start, end)]
+                places = [
+                    len(text[:at].encode("utf-16-le")) // 2 if wide else at for at in (start, end)
+                ]
                 record["spans"].append(span | {"start": places[0], "end": places[1] - shift})
         lines += [json.dumps(record, ensure_ascii=False), *[""] * draw(st.integers(0, 1))]
     return draw(ENDS).join(lines)
 
 
 TEXTS = st.lists(st.text("的x7 \u200b", max_size=9), min_size=1, max_size=8)
-MARKED = st.lists(st.sampled_from(["Ada met", "{{x: Ada}} met", "in {{y: Paris}}", "", "{{x: Ada", "{{a-b: 7}} 的"]),
-                  min_size=1, max_size=8)  # fmt: skip
+MARKED = st.lists(
+    st.sampled_from(
+        ["Ada met", "{{x: Ada}} met", "in {{y: Paris}}", "", "{{x: Ada", "{{a-b: 7}} 的"]
+    ),
+    min_size=1,
+    max_size=8,
+)
 ANY_FILE = {
     "columns": column_files(),
     "cluener": cluener_files(),
@@ -171,7 +214,11 @@ def test_every_format_of_lines_in_parts_equals_the_whole(folder, format, data, p
 
 
 def test_the_formats_that_can_be_cut_are_those_of_lines():
-    assert set(LINE_FORMATS) == {name for name, kind in FORMATS.items() if kind.by_lines} == set(ANY_FILE)
+    assert (
+        set(LINE_FORMATS)
+        == {name for name, kind in FORMATS.items() if kind.by_lines}
+        == set(ANY_FILE)
+    )
 
 
 ARRAY = """[{"text": "Ada met", "spans": [{"start": 0, "end": 3, "label": "x"}]},
@@ -200,7 +247,10 @@ def test_a_gzipped_file_is_read_whole(tmp_path):
 def test_one_surface_in_a_far_part_says_what_offsets_count(tmp_path):
     """Ends are inclusive, which only the last of fifty records shows."""
     record = {"text": "Ada met Bobby", "spans": [{"start": 0, "end": 2, "label": "x"}]}
-    shown = {"text": "Ada met Bobby", "spans": [{"start": 8, "end": 12, "label": "x", "text": "Bobby"}]}
+    shown = {
+        "text": "Ada met Bobby",
+        "spans": [{"start": 8, "end": 12, "label": "x", "text": "Bobby"}],
+    }
     lines = [json.dumps(record)] * 50 + [json.dumps(shown)]
     write(tmp_path, "\n".join(lines), None, "jsonl")
     whole = build(tmp_path, False)
@@ -284,7 +334,8 @@ def large_text(sentences=3000):
     dice = np.random.default_rng(0)
     words = ["Ada", "met", "Bobby", "in", "Paris"]
     return "".join(
-        "".join(f"{words[at]}\t{'B-X' if at in (0, 2) else 'O'}\n" for at in dice.integers(0, 5, 4)) + "\n"
+        "".join(f"{words[at]}\t{'B-X' if at in (0, 2) else 'O'}\n" for at in dice.integers(0, 5, 4))
+        + "\n"
         for _ in range(sentences)
     )
 
@@ -343,7 +394,12 @@ def test_a_full_disk_in_a_process_is_an_oserror(corpus):
         "do": "convert",
         "part": list(part),
         "around": [[], []],
-        "reader": {"format": "columns", "token_column": 0, "tag_column": -1, "first_line": ["Ada\tB-X", 1]},
+        "reader": {
+            "format": "columns",
+            "token_column": 0,
+            "tag_column": -1,
+            "first_line": ["Ada\tB-X", 1],
+        },
         "tag_scheme": "BIO",
         "labels": ["O", "B-X", "I-X", "B-Y", "I-Y"],
         "scheme": "BIO",
@@ -371,7 +427,9 @@ def test_files_in_between_are_in_the_given_folder(corpus, tmp_path, monkeypatch)
     monkeypatch.setattr(nercrf.parts, "PART", 20_000)
     reader = {"format": "auto", "token_column": 0, "tag_column": -1, "on_bad": "warn"}
     files = {"train": corpus / "train.txt"}
-    converted = convert_in_parts(files, "train", reader, TOKENIZER, {"max_seq_length": 8}, tmp_path, processes=1)
+    converted = convert_in_parts(
+        files, "train", reader, TOKENIZER, {"max_seq_length": 8}, tmp_path, processes=1
+    )
     assert converted.sentences == 3000
     count = len(cut_file(files["train"], "columns", 20_000))
     assert sorted(os.listdir(tmp_path)) == [f"{index:06d}.safetensors" for index in range(count)]
@@ -386,9 +444,13 @@ WINDOWS = [{"cls_token_at_end": True}, {"stride": 2}, {"context": 1}, {"context"
 def test_windows_and_context_reach_over_the_borders_of_parts(tmp_path, options):
     dice = np.random.default_rng(1)
     sentences = [
-        " ".join(dice.choice(["Ada", "met", "Bobby", "in", "Paris"], size)) for size in dice.integers(1, 9, 60)
+        " ".join(dice.choice(["Ada", "met", "Bobby", "in", "Paris"], size))
+        for size in dice.integers(1, 9, 60)
     ]
-    lines = ["".join(f"{word} O\n" for word in sentence.split()) + "\n" * dice.integers(1, 9) for sentence in sentences]
+    lines = [
+        "".join(f"{word} O\n" for word in sentence.split()) + "\n" * dice.integers(1, 9)
+        for sentence in sentences
+    ]
     write(tmp_path, "".join(lines), "Ada B-X\n")
     whole = build(tmp_path, False, **options)
     assert build(tmp_path, False) != whole

@@ -23,7 +23,9 @@ from nercrf.trainer import TrainingConfig
 def folder(tmp_path_factory):
     """The output folder of a training that is long enough to find entities."""
     folder = tmp_path_factory.mktemp("run")
-    train_in(folder, 0.0, num_train_epochs=15.0, learning_rate=4e-3, average_decay=0.0, eval_steps=0)
+    train_in(
+        folder, 0.0, num_train_epochs=15.0, learning_rate=4e-3, average_decay=0.0, eval_steps=0
+    )
     return folder
 
 
@@ -37,12 +39,19 @@ TEXTS = [example.text for example in CORPUS.train]
 
 def test_it_has_learned_something(tagger):
     found = tagger.tag_examples(CORPUS.train)
-    correct = sum(len(set(spans) & set(e.spans)) for spans, e in zip(found, CORPUS.train, strict=True))
+    correct = sum(
+        len(set(spans) & set(e.spans)) for spans, e in zip(found, CORPUS.train, strict=True)
+    )
     assert correct > 0.5 * sum(len(example.spans) for example in CORPUS.train)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.text(alphabet="Aab 王芳林.，\t\u200b\u3000é", max_size=30) | st.sampled_from(TEXTS), max_size=6))
+@given(
+    st.lists(
+        st.text(alphabet="Aab 王芳林.，\t\u200b\u3000é", max_size=30) | st.sampled_from(TEXTS),
+        max_size=6,
+    )
+)
 def test_entities_are_pieces_of_their_text(texts):
     """Offsets in characters and in words, for any text, in the order of the input."""
     tagger = Tagger(make_model(0.0), TOKENIZER, batch_size=3, device="cpu")
@@ -92,7 +101,9 @@ def test_every_folder_of_a_run_that_holds_a_model_loads(folder, name):
     assert Tagger.from_pretrained(folder / name, device="cpu")("") == []
 
 
-@pytest.mark.parametrize(("inputs", "message"), [([3], "got int"), ([["a", 3]], "got list"), ([None], "got NoneType")])
+@pytest.mark.parametrize(
+    ("inputs", "message"), [([3], "got int"), ([["a", 3]], "got list"), ([None], "got NoneType")]
+)
 def test_wrong_input_is_named(tagger, inputs, message):
     with pytest.raises(TypeError, match=message):
         tagger(inputs)
@@ -120,17 +131,24 @@ def test_lines_of_a_text_file_keep_their_spaces(tagger, tmp_path):
     source.write_bytes(b"\xef\xbb\xbf  two  spaces \r\n\r\n\t\nlast")
     tag_file(tagger, source, target, format="text")
     lines = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
-    assert [(line["id"], line["text"]) for line in lines] == [("1", "  two  spaces "), ("4", "last")]
+    assert [(line["id"], line["text"]) for line in lines] == [
+        ("1", "  two  spaces "),
+        ("4", "last"),
+    ]
 
 
 def cues_and_names(count, seed):
-    """Sentences of one document: a name is a place or a person, and only the sentence before it says which."""
+    """Sentences of one document: a name is a place or a person, and only the sentence before it
+    says which.
+    """
     chance, sentences = random.Random(seed), []
     for number in range(count):
         label = chance.choice(["LOC", "PER"])
         cue = ["we", "went", "to"] if label == "LOC" else ["we", "talked", "with"]
         sentences.append(Example(f"{number}a", cue, []))
-        sentences.append(Example(f"{number}b", [chance.choice(["Alma", "Ross", "Lund"])], [Span(label, 0, 1)]))
+        sentences.append(
+            Example(f"{number}b", [chance.choice(["Alma", "Ross", "Lund"])], [Span(label, 0, 1)])
+        )
     return sentences
 
 
@@ -140,15 +158,27 @@ def contextual(tmp_path_factory):
     folder = tmp_path_factory.mktemp("contextual")
     for split, count in (("train", 60), ("dev", 20)):
         write_columns(folder / f"{split}.bio", cues_and_names(count, split), "BIO")
-    flags = {"data_dir": folder, "output_dir": folder / "out", "context": 1, "num_train_epochs": 6,
-             "per_gpu_train_batch_size": 8, "eval_steps": 0, "save_steps": 0, "seed": 3}  # fmt: skip
-    words = itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in flags.items())
+    flags = {
+        "data_dir": folder,
+        "output_dir": folder / "out",
+        "context": 1,
+        "num_train_epochs": 6,
+        "per_gpu_train_batch_size": 8,
+        "eval_steps": 0,
+        "save_steps": 0,
+        "seed": 3,
+    }
+    words = itertools.chain.from_iterable(
+        (f"--{name}", str(value)) for name, value in flags.items()
+    )
     assert main([*words, "--no_cuda", "--do_train", "--do_eval", "--no_learning_curve"]) == 0
     return folder / "out", cues_and_names(20, "dev")
 
 
 def test_a_label_that_only_the_neighbour_tells_takes_connected_sentences(contextual, tmp_path):
-    """Of a call, a stream and a file; and they agree with the evaluation. Unconnected, the name says nothing."""
+    """Of a call, a stream and a file; and they agree with the evaluation. Unconnected, the name
+    says nothing.
+    """
     folder, examples = contextual
     gold, texts = [example.spans for example in examples], [example.text for example in examples]
     tagger = Tagger.from_pretrained(folder, device="cpu", batch_size=4)
@@ -165,16 +195,23 @@ def test_a_label_that_only_the_neighbour_tells_takes_connected_sentences(context
         assert spans(entities for _, entities in stream) == gold
     (tmp_path / "in.txt").write_text("\n".join(texts), encoding="utf-8")
     assert [
-        found.spans for found in tag_file(tagger, tmp_path / "in.txt", tmp_path / "out.jsonl", format="text")
+        found.spans
+        for found in tag_file(tagger, tmp_path / "in.txt", tmp_path / "out.jsonl", format="text")
     ] == gold
     figures = json.loads((folder / "eval_results.json").read_text())["model"]["dev"]
     assert (figures["gold"], figures["predicted"], figures["correct"]) == (20, 20, 20)
 
     alone = tagger(texts)
-    assert alone == [tagger(text) for text in texts] == [entities for _, entities in tag_stream(tagger, texts, chunk=3)]
+    assert (
+        alone
+        == [tagger(text) for text in texts]
+        == [entities for _, entities in tag_stream(tagger, texts, chunk=3)]
+    )
     answers = {}
     for text, entities in zip(texts, spans(alone), strict=True):
-        assert answers.setdefault(text, entities) == entities  # the same name, the same answer: right at most by chance
+        assert (
+            answers.setdefault(text, entities) == entities
+        )  # the same name, the same answer: right at most by chance
     assert spans(alone) != gold
 
 
@@ -184,7 +221,12 @@ def test_evaluation_and_tagger_agree_with_and_without_context(contextual):
     config, args = tagger.model.config, TrainingConfig(no_cuda=True, per_gpu_eval_batch_size=4)
     for context in (0, 1):
         features = convert_examples_to_features(
-            examples, config.labels, config.max_seq_length, tagger.tokenizer, scheme=config.scheme, context=context
+            examples,
+            config.labels,
+            config.max_seq_length,
+            tagger.tokenizer,
+            scheme=config.scheme,
+            context=context,
         )
         dataset = FeatureDataset(features, config.labels, config.scheme)
         found = tagger.tag_examples(examples, with_context=bool(context))

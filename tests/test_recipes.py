@@ -1,4 +1,6 @@
-"""Recipes in the trainer: formulas by hand, accumulation, replicas, half precision, overflow, layers that stay."""
+"""Recipes in the trainer: formulas by hand, accumulation, replicas, half precision, overflow,
+layers that stay.
+"""
 
 import itertools
 
@@ -34,7 +36,12 @@ UPDATE = np.arange(12)
 
 def start(folder, dropout=0.0, dataset=TRAIN, **changes):
     """A training of the tiny model in float64, ready for its first update."""
-    return start_run(make_args(folder, average_decay=0.0, **changes), dataset, make_model(dropout).double(), TOKENIZER)
+    return start_run(
+        make_args(folder, average_decay=0.0, **changes),
+        dataset,
+        make_model(dropout).double(),
+        TOKENIZER,
+    )
 
 
 def update_gradients(monkeypatch, run, update=UPDATE):
@@ -45,7 +52,9 @@ def update_gradients(monkeypatch, run, update=UPDATE):
     found = {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
     for name, parameter in run.model.named_parameters():
         if run.embedding is not None and parameter is run.embedding.weight:
-            found[name] = fit_rows(found[name], run.embedding.seen, None, run.embedding.num_embeddings)
+            found[name] = fit_rows(
+                found[name], run.embedding.seen, None, run.embedding.num_embeddings
+            )
     run.model.zero_grad()
     return found
 
@@ -75,7 +84,9 @@ def test_adversarial_gradients_are_those_of_the_formula(tmp_path, monkeypatch, r
     if recipe == "do_adv":
         expected = {name: clean[name] + gradient for name, gradient in expected.items()}
         flags = {"do_adv": True, "adv_epsilon": size}
-    run = start(tmp_path, per_gpu_train_batch_size=parts[0], gradient_accumulation_steps=parts[1], **flags)
+    run = start(
+        tmp_path, per_gpu_train_batch_size=parts[0], gradient_accumulation_steps=parts[1], **flags
+    )
     before = run.model.get_parameter(EMBEDDING).detach().clone()
     found = update_gradients(monkeypatch, run)
     assert torch.equal(run.model.get_parameter(EMBEDDING), before)
@@ -87,11 +98,19 @@ ALL = {"do_adv": True, "adv_epsilon": 0.3, "word_dropout": 0.3, "rdrop_alpha": 2
 
 
 def test_replicas_and_accumulation_give_the_gradient_of_one_batch(tmp_path, monkeypatch):
-    """All together, over sentences of one and of several windows; an update smaller than the number of replicas."""
+    """All together, over sentences of one and of several windows; an update smaller than the number
+    of replicas.
+    """
     for update in (UPDATE, np.array([0])):
         run = start(tmp_path, per_gpu_train_batch_size=12, dataset=UNEVEN, **ALL)
         expected = update_gradients(monkeypatch, run, update)
-        run = start(tmp_path, per_gpu_train_batch_size=5, gradient_accumulation_steps=3, dataset=UNEVEN, **ALL)
+        run = start(
+            tmp_path,
+            per_gpu_train_batch_size=5,
+            gradient_accumulation_steps=3,
+            dataset=UNEVEN,
+            **ALL,
+        )
         parts = update_gradients(monkeypatch, run, update)
         run = start(tmp_path, per_gpu_train_batch_size=12, dataset=UNEVEN, **ALL)
         run.model = BatchDataParallel(run.model, ["cpu"] * 3)
@@ -102,8 +121,15 @@ def test_replicas_and_accumulation_give_the_gradient_of_one_batch(tmp_path, monk
 
 
 def test_half_precision_and_its_scale_do_not_change_the_attack(tmp_path, monkeypatch):
-    """Gradients of FGM in float16, scaled by 2^8, beside those in full precision: the same direction and size."""
-    flags = {"per_gpu_train_batch_size": 12, "average_decay": 0.0, "do_adv": True, "adv_epsilon": 0.3}
+    """Gradients of FGM in float16, scaled by 2^8, beside those in full precision: the same
+    direction and size.
+    """
+    flags = {
+        "per_gpu_train_batch_size": 12,
+        "average_decay": 0.0,
+        "do_adv": True,
+        "adv_epsilon": 0.3,
+    }
     gradients = []
     for fp16 in (False, True):
         run = start_run(make_args(tmp_path, fp16=fp16, **flags), TRAIN, make_model(0.0), TOKENIZER)
@@ -151,10 +177,14 @@ def test_the_divergence_is_that_of_two_distributions_over_sequences(seed, words,
         scores.append(crf.score(repeated, paths))
     possible = torch.ones(len(paths), dtype=torch.bool)
     if constrained:  # I-PER neither first nor behind O
-        possible = torch.tensor([path[0] != 2 and (0, 2) not in itertools.pairwise(path) for path in paths.tolist()])
+        possible = torch.tensor(
+            [path[0] != 2 and (0, 2) not in itertools.pairwise(path) for path in paths.tolist()]
+        )
     p, q = (torch.log_softmax(score[possible], 0) for score in scores)
     expected = (p.exp() * (p - q)).sum() + (q.exp() * (q - p)).sum()
-    torch.testing.assert_close(crf_divergence(crf, first, second, mask), expected, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(
+        crf_divergence(crf, first, second, mask), expected, rtol=1e-8, atol=1e-10
+    )
 
 
 def test_r_drop_without_dropout_is_plain_training(tmp_path, monkeypatch):
@@ -227,18 +257,29 @@ def test_words_are_hidden_whole_and_special_pieces_never():
 
 
 def test_evaluation_sees_every_word(tmp_path):
-    """Word dropout, like every recipe, belongs to training alone: dev of an untrained step is that of the model."""
-    rates = {"learning_rate": 1e-12, "crf_learning_rate": 1e-12, "max_steps": 1, "average_decay": 0.0}
+    """Word dropout, like every recipe, belongs to training alone: dev of an untrained step is that
+    of the model.
+    """
+    rates = {
+        "learning_rate": 1e-12,
+        "crf_learning_rate": 1e-12,
+        "max_steps": 1,
+        "average_decay": 0.0,
+    }
     train_in(tmp_path, 0.0, word_dropout=0.9, **rates)
     model = NerCrfForTokenClassification.from_pretrained(tmp_path / "model")
     expected = trainer.evaluate(make_args(tmp_path), make_model(0.0), DEV)
-    assert trainer.evaluate(make_args(tmp_path), model, DEV).loss == pytest.approx(expected.loss, rel=1e-6)
+    assert trainer.evaluate(make_args(tmp_path), model, DEV).loss == pytest.approx(
+        expected.loss, rel=1e-6
+    )
 
 
 def test_frozen_layers_stay_and_others_learn(tmp_path):
     model = make_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    args = make_args(tmp_path, freeze_embeddings=True, freeze_layers=2, max_steps=3, average_decay=0.0)
+    args = make_args(
+        tmp_path, freeze_embeddings=True, freeze_layers=2, max_steps=3, average_decay=0.0
+    )
     trainer.train(args, TRAIN, model, TOKENIZER)
     depths = layer_depths(model)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
@@ -267,7 +308,11 @@ def test_new_layers_are_drawn_from_the_seed_alone(tmp_path):
 def test_rates_fall_from_layer_to_layer(tmp_path):
     run = start(tmp_path, layer_decay=0.5, warmup_proportion=0.0)
     names = {id(p): name for name, p in run.model.named_parameters()}
-    rates = {names[id(p)]: group["initial_lr"] for group in run.optimizer.param_groups for p in group["params"]}
+    rates = {
+        names[id(p)]: group["initial_lr"]
+        for group in run.optimizer.param_groups
+        for p in group["params"]
+    }
     assert rates[EMBEDDING] == 1e-3 / 8
     assert [rates[f"encoder.layers.{layer}.mix.bias"] for layer in (0, 1)] == [1e-3 / 4, 1e-3 / 2]
     assert rates["encoder.layers.2.narrow.weight"] == rates["encoder.norm.weight"] == 1e-3
@@ -307,5 +352,8 @@ def test_parts_can_be_given_as_callbacks_too(tmp_path):
     flags = {"max_steps": 4, "average_decay": 0.0}
     train_in(tmp_path / "flag", do_adv=True, rdrop_alpha=1.0, **flags)
     train_in(tmp_path / "part", callbacks=[RDrop(1.0), FGM(1.0)], **flags)
-    weights = [(tmp_path / name / "checkpoint-4" / "model.safetensors").read_bytes() for name in ("flag", "part")]
+    weights = [
+        (tmp_path / name / "checkpoint-4" / "model.safetensors").read_bytes()
+        for name in ("flag", "part")
+    ]
     assert weights[0] == weights[1]

@@ -1,4 +1,6 @@
-"""What a run tells and leaves: callbacks, best model by any figure, steps as shares, run.json, reporters, dry run."""
+"""What a run tells and leaves: callbacks, best model by any figure, steps as shares, run.json,
+reporters, dry run.
+"""
 
 import json
 import logging
@@ -57,10 +59,22 @@ def test_every_moment_comes_in_its_order(tmp_path):
     train_in(tmp_path, callbacks=[recorder], logging_steps=2, eval_steps=2, save_steps=2, **flags)
     micro = ["on_batch", "on_loss", "on_backward"]
     update = ["on_update_begin", *micro, *micro, "on_gradients", "on_before_step", "on_step"]
-    expected = [("on_train_begin", 0), ("on_epoch_begin", 0), *((name, 0) for name in update), ("on_update_end", 1),
-                ("on_epoch_end", 1), ("on_epoch_begin", 1), *((name, 1) for name in update), ("on_update_end", 2),
-                ("on_log", 2), ("on_evaluate", 2), ("on_save", 2), ("on_epoch_end", 2), ("on_train_end", 2),
-                ("on_close", 2)]  # fmt: skip
+    expected = [
+        ("on_train_begin", 0),
+        ("on_epoch_begin", 0),
+        *((name, 0) for name in update),
+        ("on_update_end", 1),
+        ("on_epoch_end", 1),
+        ("on_epoch_begin", 1),
+        *((name, 1) for name in update),
+        ("on_update_end", 2),
+        ("on_log", 2),
+        ("on_evaluate", 2),
+        ("on_save", 2),
+        ("on_epoch_end", 2),
+        ("on_train_end", 2),
+        ("on_close", 2),
+    ]
     assert recorder.seen == expected
     assert {name for name, _ in expected} == set(MOMENTS) - {"on_resume", "on_interrupt"}
 
@@ -148,7 +162,9 @@ def test_a_callback_ends_the_training_with_a_checkpoint(tmp_path):
         train_in(tmp_path / "other", callbacks=[3])
 
 
-@pytest.mark.parametrize(("metric", "choose"), [("loss", min), ("precision", max), ("recall", max), ("words", max)])
+@pytest.mark.parametrize(
+    ("metric", "choose"), [("loss", min), ("precision", max), ("recall", max), ("words", max)]
+)
 def test_the_best_model_is_that_of_the_figure_that_is_asked_for(tmp_path, metric, choose):
     """The dev figures go up and down at will; also one that a callback adds."""
 
@@ -158,7 +174,9 @@ def test_the_best_model_is_that_of_the_figure_that_is_asked_for(tmp_path, metric
         def on_evaluate(self, run, result, record):
             record[f"dev_{metric}"] = next(self.values)
 
-    train_in(tmp_path, callbacks=[Figures()], eval_steps=2, max_steps=12, metric_for_best_model=metric)
+    train_in(
+        tmp_path, callbacks=[Figures()], eval_steps=2, max_steps=12, metric_for_best_model=metric
+    )
     lines = [line for line in read_history(tmp_path) if f"dev_{metric}" in line]
     best = choose(lines, key=lambda line: line[f"dev_{metric}"])
     assert json.loads((tmp_path / "model" / "best.json").read_text()) == {
@@ -169,23 +187,35 @@ def test_the_best_model_is_that_of_the_figure_that_is_asked_for(tmp_path, metric
 
 def test_early_stopping_goes_by_the_same_figure(tmp_path):
     """The loss on dev falls at every epoch while F1 stays zero: patience by loss never runs out."""
-    flags = {"learning_rate": 1e-6, "crf_learning_rate": 1e-6, "num_train_epochs": 5.0, "patience": 1}
+    flags = {
+        "learning_rate": 1e-6,
+        "crf_learning_rate": 1e-6,
+        "num_train_epochs": 5.0,
+        "patience": 1,
+    }
     assert train_in(tmp_path / "f1", 0.0, **flags)[0] == 7 * 2
     assert train_in(tmp_path / "loss", 0.0, metric_for_best_model="loss", **flags)[0] == 7 * 5
 
 
 def test_an_unknown_figure_is_named_at_the_first_evaluation(tmp_path):
-    with pytest.raises(ValueError, match=r"--metric_for_best_model accuracy: the evaluation has loss, precision"):
+    with pytest.raises(
+        ValueError, match=r"--metric_for_best_model accuracy: the evaluation has loss, precision"
+    ):
         train_in(tmp_path, metric_for_best_model="accuracy")
 
 
 def test_steps_may_be_shares_of_the_training(tmp_path):
     """14 updates: a log line every 0.25, which is 4; evaluation at half; half of them with max_steps."""
-    train_in(tmp_path / "all", logging_steps=0.25, eval_steps=0.5, save_steps=0.5, save_total_limit=9)
+    train_in(
+        tmp_path / "all", logging_steps=0.25, eval_steps=0.5, save_steps=0.5, save_total_limit=9
+    )
     log = read_history(tmp_path / "all")
     assert [line["step"] for line in log if "loss" in line] == [4, 8, 12, 14]
     assert [line["step"] for line in log if "dev_f1" in line] == [7, 14]
-    assert sorted(path.name for path in (tmp_path / "all").glob("checkpoint-*")) == ["checkpoint-14", "checkpoint-7"]
+    assert sorted(path.name for path in (tmp_path / "all").glob("checkpoint-*")) == [
+        "checkpoint-14",
+        "checkpoint-7",
+    ]
     assert train_in(tmp_path / "half", max_steps=0.5)[0] == 7
 
 
@@ -213,7 +243,9 @@ def test_the_record_says_which_run_it_was(tmp_path):
     assert record["versions"]["torch"] == torch.__version__
     assert record["processes"] == 1
     assert record["resumed_from"] == []
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     assert (record["git"] or {"commit": ""})["commit"] == commit.stdout.strip()
     train_in(tmp_path, max_steps=2, resume="auto")
     assert json.loads((tmp_path / "run.json").read_text())["resumed_from"] == ["checkpoint-2"]
@@ -247,7 +279,10 @@ def fake_modules(monkeypatch):
         run.log = lambda values, step: calls.append((step, values))
         return run
 
-    for name, content in {"torch.utils.tensorboard": {"SummaryWriter": Writer}, "wandb": {"init": init}}.items():
+    for name, content in {
+        "torch.utils.tensorboard": {"SummaryWriter": Writer},
+        "wandb": {"init": init},
+    }.items():
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
@@ -294,10 +329,16 @@ def test_weights_and_biases_goes_on_in_the_same_run(tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
-def test_a_reporter_that_is_missing_is_told_before_anything_is_written(tmp_path, monkeypatch, name, module):
+@pytest.mark.parametrize(
+    ("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")]
+)
+def test_a_reporter_that_is_missing_is_told_before_anything_is_written(
+    tmp_path, monkeypatch, name, module
+):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModuleNotFoundError, match=f"--report_to {name} needs the package {name}, .*: pip install"):
+    with pytest.raises(
+        ModuleNotFoundError, match=f"--report_to {name} needs the package {name}, .*: pip install"
+    ):
         train_in(tmp_path / "run", report_to=[name])
     assert not (tmp_path / "run").exists()
 
@@ -309,7 +350,12 @@ def test_flags_from_a_file_and_others_on_top(tmp_path, capsys):
         "learning_rate: 3e-5  # a string to YAML\nfp16: true\nreport_to: [wandb]\nconstrain: false\nseed: 3\n"
     )
     args = parse_args(["--config", str(file), "--seed", "8", "--output_dir", "x"])
-    assert (args.learning_rate, args.fp16, args.report_to, args.constrain) == (3e-5, True, ["wandb"], False)
+    assert (args.learning_rate, args.fp16, args.report_to, args.constrain) == (
+        3e-5,
+        True,
+        ["wandb"],
+        False,
+    )
     assert (args.seed, args.output_dir, args.config) == (8, "x", str(file))
     file.write_text("learning_rat: 1\n")
     with pytest.raises(SystemExit):
@@ -325,13 +371,28 @@ def test_the_configuration_of_a_run_can_be_read_back(tmp_path):
     """`training_config.json` beside a model is a file for --config: the same flags."""
     train_in(tmp_path, max_steps=2, word_dropout=0.25)
     file = str(tmp_path / "model" / "training_config.json")
-    assert parse_args(["--config", file]) == make_args(tmp_path, max_steps=2, word_dropout=0.25, config=file)
+    assert parse_args(["--config", file]) == make_args(
+        tmp_path, max_steps=2, word_dropout=0.25, config=file
+    )
 
 
 def test_the_dry_run_leaves_nothing_behind(tmp_path, capsys):
     data, output = write_corpus(tmp_path / "data"), tmp_path / "out"
-    command = ["--data_dir", str(data), "--output_dir", str(output), "--do_train", "--do_eval", "--do_predict",
-               "--no_cuda", "--dry_run", "--num_train_epochs", "4", "--per_gpu_train_batch_size", "10"]  # fmt: skip
+    command = [
+        "--data_dir",
+        str(data),
+        "--output_dir",
+        str(output),
+        "--do_train",
+        "--do_eval",
+        "--do_predict",
+        "--no_cuda",
+        "--dry_run",
+        "--num_train_epochs",
+        "4",
+        "--per_gpu_train_batch_size",
+        "10",
+    ]
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "dry run: 50 sentences, 10 an update, 5 updates an epoch, 20 in all" in text
@@ -344,7 +405,15 @@ def test_the_estimate_counts_what_the_training_makes(tmp_path):
     args = make_args(tmp_path, freeze_embeddings=True, do_adv=False)
     model = make_model()
     estimate = estimate_training(args, TRAIN, model, TOKENIZER)
-    assert (estimate.updates, estimate.updates_per_epoch, estimate.sentences_an_update) == (14, 7, 8)
+    assert (estimate.updates, estimate.updates_per_epoch, estimate.sentences_an_update) == (
+        14,
+        7,
+        8,
+    )
     assert estimate.parameters == sum(p.numel() for p in model.parameters())
-    assert estimate.trained == sum(p.numel() for p in model.parameters() if p.requires_grad) < estimate.parameters
+    assert (
+        estimate.trained
+        == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        < estimate.parameters
+    )
     assert train(args, TRAIN, make_model(), TOKENIZER, DEV)[0] == estimate.updates

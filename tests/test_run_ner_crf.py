@@ -28,9 +28,26 @@ def trained(tmp_path_factory):
     """A data folder and the output folder of a short run on it."""
     folder = tmp_path_factory.mktemp("run")
     data, encoder = write_corpus(folder / "data"), write_encoder(folder / "encoder")
-    flags = ["--data_dir", data, "--model_name_or_path", encoder, "--output_dir", folder / "out", "--no_cuda",
-             "--do_train", "--max_steps", 6, "--save_steps", 3, "--eval_max_seq_length", 128, "--learning_rate", 1e-3,
-             "--crf_learning_rate", 1e-2]  # fmt: skip
+    flags = [
+        "--data_dir",
+        data,
+        "--model_name_or_path",
+        encoder,
+        "--output_dir",
+        folder / "out",
+        "--no_cuda",
+        "--do_train",
+        "--max_steps",
+        6,
+        "--save_steps",
+        3,
+        "--eval_max_seq_length",
+        128,
+        "--learning_rate",
+        1e-3,
+        "--crf_learning_rate",
+        1e-2,
+    ]
     assert main(list(map(str, flags))) == 0
     return data, folder / "out", encoder
 
@@ -41,7 +58,9 @@ def excerpt(source, target, sentences):
     target.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
-def test_the_command_line_of_the_reference_works_unchanged(data_folder, tmp_path, monkeypatch, capsys):
+def test_the_command_line_of_the_reference_works_unchanged(
+    data_folder, tmp_path, monkeypatch, capsys
+):
     """On the résumé files and a tiny lower-casing BERT with the Chinese vocabulary."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -52,7 +71,12 @@ def test_the_command_line_of_the_reference_works_unchanged(data_folder, tmp_path
     vocabulary = data_folder / "vocab-bert-base-chinese.txt"
     tokenizer = BertTokenizerFast(vocab=str(vocabulary), do_lower_case=True)
     tokenizer.save_pretrained(encoder)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(encoder)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     command = REFERENCE.format(encoder=encoder, data=data, output=tmp_path / "out")
@@ -60,12 +84,21 @@ def test_the_command_line_of_the_reference_works_unchanged(data_folder, tmp_path
         assert main(command.split()) == 0
     output = capsys.readouterr().out
     assert "test: 20 sentences" in output
-    history = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in history if "loss" in line] == [3, 6, 9, 12]  # once an epoch, 60 / 24
+    history = [
+        json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()
+    ]
+    assert [line["step"] for line in history if "loss" in line] == [
+        3,
+        6,
+        9,
+        12,
+    ]  # once an epoch, 60 / 24
     config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
     assert config["scheme"] == "BMES"
     assert config["split_by"] == "characters"
-    assert len((tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 20
+    assert (
+        len((tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 20
+    )
 
 
 REFUSED = [
@@ -126,10 +159,15 @@ def test_every_flag_has_a_help_text(capsys):
 def test_predictions_of_the_run_are_those_of_the_tagger(trained, tmp_path, capsys):
     """Through the test file, --input, JSON lines, columns, CLUENER's format: always the same entities."""
     data, output, _ = trained
-    expected = Tagger.from_pretrained(output, device="cpu")([example.tokens for example in CORPUS.test])
+    expected = Tagger.from_pretrained(output, device="cpu")(
+        [example.tokens for example in CORPUS.test]
+    )
     common = ["--output_dir", str(output), "--data_dir", str(data), "--no_cuda"]
     assert cli.main(["predict", *common, "--output", str(tmp_path / "out.jsonl")]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [len(line["entities"]) for line in lines] == list(map(len, expected))
     for line, entities in zip(lines, expected, strict=True):
         assert [(e["label"], e["start"], e["end"]) for e in line["entities"]] == [
@@ -137,10 +175,22 @@ def test_predictions_of_the_run_are_those_of_the_tagger(trained, tmp_path, capsy
         ]
         assert all(line["text"][e["start"] : e["end"]] == e["text"] for e in line["entities"])
     target = tmp_path / "out.tsv"
-    flags = ["--input", str(data / "test.bio"), "--input_format", "columns", "--output_format", "columns"]
+    flags = [
+        "--input",
+        str(data / "test.bio"),
+        "--input_format",
+        "columns",
+        "--output_format",
+        "columns",
+    ]
     assert cli.main(["predict", *common, *flags, "--output", str(target)]) == 0
-    spans = [[(s.label, s.start, s.end) for s in example.spans] for example in read_examples(target, scheme="BIO")]
-    assert spans == [[(e.label, e.word_start, e.word_end) for e in entities] for entities in expected]
+    spans = [
+        [(s.label, s.start, s.end) for s in example.spans]
+        for example in read_examples(target, scheme="BIO")
+    ]
+    assert spans == [
+        [(e.label, e.word_start, e.word_end) for e in entities] for entities in expected
+    ]
     capsys.readouterr()
 
 
@@ -150,11 +200,19 @@ def test_the_submission_format_of_cluener(trained, tmp_path):
     source, target = tmp_path / "test.json", tmp_path / "submission.json"
     chinese = [example for example in CORPUS.test if example.sep == ""]
     source.write_text(
-        "".join(json.dumps({"id": n, "text": e.text}, ensure_ascii=False) + "\n" for n, e in enumerate(chinese)),
+        "".join(
+            json.dumps({"id": n, "text": e.text}, ensure_ascii=False) + "\n"
+            for n, e in enumerate(chinese)
+        ),
         encoding="utf-8",
     )
     flags = ["--input", str(source), "--input_format", "cluener", "--output_format", "cluener"]
-    assert cli.main(["predict", "--output_dir", str(output), *flags, "--output", str(target), "--no_cuda"]) == 0
+    assert (
+        cli.main(
+            ["predict", "--output_dir", str(output), *flags, "--output", str(target), "--no_cuda"]
+        )
+        == 0
+    )
     records = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     assert [str(record["id"]) for record in records] == list(map(str, range(len(chinese))))
     for record, example in zip(records, chinese, strict=True):
@@ -165,11 +223,25 @@ def test_the_submission_format_of_cluener(trained, tmp_path):
 
 def test_a_text_from_standard_input(trained):
     _, output, _ = trained
-    command = [sys.executable, "-m", "nercrf.run_ner_crf", "--do_predict", "--input", "-", "--output", "-"]
+    command = [
+        sys.executable,
+        "-m",
+        "nercrf.run_ner_crf",
+        "--do_predict",
+        "--input",
+        "-",
+        "--output",
+        "-",
+    ]
     command += ["--output_dir", str(output), "--no_cuda"]
     text = "Hello world .\r\n\n  你好，世界。\n"
-    finished = subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT, timeout=120, check=True)
-    assert [json.loads(line)["text"] for line in finished.stdout.splitlines()] == ["Hello world .", "  你好，世界。"]
+    finished = subprocess.run(
+        command, input=text, capture_output=True, text=True, cwd=ROOT, timeout=120, check=True
+    )
+    assert [json.loads(line)["text"] for line in finished.stdout.splitlines()] == [
+        "Hello world .",
+        "  你好，世界。",
+    ]
 
 
 def test_all_checkpoints_can_be_evaluated_and_one_chosen(trained, tmp_path):
@@ -187,8 +259,23 @@ def test_all_checkpoints_can_be_evaluated_and_one_chosen(trained, tmp_path):
 
 def test_markup_chooses_the_scheme_of_the_model(trained, tmp_path):
     data, _, encoder = trained
-    flags = ["--data_dir", data, "--model_name_or_path", encoder, "--output_dir", tmp_path, "--no_cuda", "--do_train",
-             "--do_eval", "--max_steps", 2, "--markup", "bios", "--eval_max_seq_length", 128]  # fmt: skip
+    flags = [
+        "--data_dir",
+        data,
+        "--model_name_or_path",
+        encoder,
+        "--output_dir",
+        tmp_path,
+        "--no_cuda",
+        "--do_train",
+        "--do_eval",
+        "--max_steps",
+        2,
+        "--markup",
+        "bios",
+        "--eval_max_seq_length",
+        128,
+    ]
     assert main(list(map(str, flags))) == 0
     config = json.loads((find_model(tmp_path) / "config.json").read_text())
     assert config["scheme"] == "BIOS"
@@ -199,8 +286,20 @@ def test_markup_chooses_the_scheme_of_the_model(trained, tmp_path):
 
 def test_training_goes_on_from_a_trained_tagger(trained, tmp_path, capsys):
     data, output, _ = trained
-    flags = ["--data_dir", data, "--model_name_or_path", output / "model", "--output_dir", tmp_path, "--no_cuda",
-             "--do_train", "--max_steps", 1, "--eval_max_seq_length", 128]  # fmt: skip
+    flags = [
+        "--data_dir",
+        data,
+        "--model_name_or_path",
+        output / "model",
+        "--output_dir",
+        tmp_path,
+        "--no_cuda",
+        "--do_train",
+        "--max_steps",
+        1,
+        "--eval_max_seq_length",
+        128,
+    ]
     assert main(list(map(str, flags))) == 0
     assert main([*map(str, flags), "--markup", "bioes", "--overwrite_output_dir"]) == 2
     assert "was trained for the labels" in capsys.readouterr().err
@@ -216,7 +315,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("argv", "message"), MISTAKES, ids=[" ".join(argv) or "nothing" for argv, _ in MISTAKES])
+@pytest.mark.parametrize(
+    ("argv", "message"), MISTAKES, ids=[" ".join(argv) or "nothing" for argv, _ in MISTAKES]
+)
 def test_a_mistake_is_told_in_a_sentence(argv, message, tmp_path, capsys):
     assert main([*argv, "--output_dir", str(tmp_path), "--no_cuda"]) == 2
     assert message in capsys.readouterr().err
@@ -227,18 +328,42 @@ def test_an_encoder_that_takes_less_than_asked_is_refused(trained, tmp_path, cap
     from transformers import BertConfig, BertModel
 
     data, _, _ = trained
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     config = BertConfig(vocab_size=len(TOKENIZER), max_position_embeddings=64, **sizes)
     BertModel(config).save_pretrained(tmp_path / "short")
     TOKENIZER.save_pretrained(tmp_path / "short")
-    flags = ["--do_train", "--data_dir", data, "--model_name_or_path", tmp_path / "short", "--output_dir", tmp_path]
+    flags = [
+        "--do_train",
+        "--data_dir",
+        data,
+        "--model_name_or_path",
+        tmp_path / "short",
+        "--output_dir",
+        tmp_path,
+    ]
     assert main([*map(str, flags), "--no_cuda"]) == 2
-    assert "--train_max_seq_length 128, but the encoder takes 64 word pieces" in capsys.readouterr().err
+    assert (
+        "--train_max_seq_length 128, but the encoder takes 64 word pieces"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_cased_tokenizer_does_not_pretend_to_lower_case(trained, tmp_path, capsys):
     data, _, encoder = trained
-    flags = ["--do_train", "--data_dir", data, "--model_name_or_path", encoder, "--output_dir", tmp_path]
+    flags = [
+        "--do_train",
+        "--data_dir",
+        data,
+        "--model_name_or_path",
+        encoder,
+        "--output_dir",
+        tmp_path,
+    ]
     more = ["--do_lower_case", "--no_cuda", "--eval_max_seq_length", "128", "--max_steps", "1"]
     assert main([*map(str, flags), *more]) == 2
     assert "--do_lower_case has no effect" in capsys.readouterr().err
@@ -249,7 +374,14 @@ def test_a_malformed_file_is_named_with_its_line(trained, tmp_path, capsys):
     train = Path(data, "train.bio")
     train.write_text(train.read_text(encoding="utf-8") + "\nword\tI-PER\n", encoding="utf-8")
     line = len(train.read_text(encoding="utf-8").splitlines())
-    flags = ["--do_train", "--data_dir", str(data), "--output_dir", str(tmp_path / "out"), "--no_cuda"]
+    flags = [
+        "--do_train",
+        "--data_dir",
+        str(data),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--no_cuda",
+    ]
     assert main(flags) == 2
     message = capsys.readouterr().err
     assert f"{train}:{line}" in message
@@ -265,12 +397,30 @@ def test_a_folder_of_cluener_files(tmp_path):
         chinese = [example for example in CORPUS.splits[split] if example.sep == ""]
         write_cluener(data / f"{split}.json", chinese)
     (data / "test.json").write_text('{"id": 0, "text": "你好，世界。"}\n', encoding="utf-8")
-    flags = ["--data_dir", str(data), "--task_name", "cluener", "--output_dir", str(tmp_path / "out"), "--no_cuda"]
-    more = ["--do_train", "--do_eval", "--do_predict", "--max_steps", "2", "--output_format", "cluener"]
+    flags = [
+        "--data_dir",
+        str(data),
+        "--task_name",
+        "cluener",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--no_cuda",
+    ]
+    more = [
+        "--do_train",
+        "--do_eval",
+        "--do_predict",
+        "--max_steps",
+        "2",
+        "--output_format",
+        "cluener",
+    ]
     assert main([*flags, *more]) == 0
     figures = json.loads((tmp_path / "out" / "eval_results.json").read_text())["model"]
     assert list(figures) == ["dev"]
-    assert json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))["id"] in (0, "0")
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))[
+        "id"
+    ] in (0, "0")
 
 
 def test_importing_the_package_takes_no_torch():
@@ -288,16 +438,33 @@ def test_evaluation_takes_the_finished_model_and_not_the_encoder(trained, capsys
     assert "holds a bert model, not a trained tagger" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("way", "gold", "remark"), [
-    ("missed", 3, "they count as missed unless the model predicts them"), ("ignored", 2, "they are left out")
-])  # fmt: skip
-def test_nested_entities_count_as_asked_and_the_report_says_so(trained, tmp_path, capsys, way, gold, remark):
+@pytest.mark.parametrize(
+    ("way", "gold", "remark"),
+    [
+        ("missed", 3, "they count as missed unless the model predicts them"),
+        ("ignored", 2, "they are left out"),
+    ],
+)
+def test_nested_entities_count_as_asked_and_the_report_says_so(
+    trained, tmp_path, capsys, way, gold, remark
+):
     """Of `Bank of England` and `England` the labels hold the first; neither name is known from training."""
     _, output, _ = trained
     spans = [Span("ORG", 0, 3), Span("LOC", 2, 3)]
-    sentences = [Example("1", ["Bank", "of", "England"], spans), Example("2", ["Oslo"], [Span("LOC", 0, 1)])]
+    sentences = [
+        Example("1", ["Bank", "of", "England"], spans),
+        Example("2", ["Oslo"], [Span("LOC", 0, 1)]),
+    ]
     write_cluener(tmp_path / "dev.json", sentences)
-    flags = ["--data_dir", tmp_path, "--model_name_or_path", output, "--output_dir", tmp_path / "out", "--no_cuda"]
+    flags = [
+        "--data_dir",
+        tmp_path,
+        "--model_name_or_path",
+        output,
+        "--output_dir",
+        tmp_path / "out",
+        "--no_cuda",
+    ]
     assert cli.main(["evaluate", *map(str, flags), "--unlearnable", way]) == 0
     figures = json.loads((tmp_path / "out" / "eval_results.json").read_text())["model"]["dev"]
     assert figures["gold"] == figures["unseen_gold"] == gold
@@ -312,14 +479,27 @@ def test_columns_of_the_input_are_chosen_by_flags(trained, tmp_path, capsys):
     _, output, _ = trained
     source = tmp_path / "in.tsv"
     source.write_text("1\tO\tHugo\n2\tO\tsings\n", encoding="utf-8")
-    flags = ["--output_dir", str(output), "--input", str(source), "--input_format", "columns", "--no_cuda"]
+    flags = [
+        "--output_dir",
+        str(output),
+        "--input",
+        str(source),
+        "--input_format",
+        "columns",
+        "--no_cuda",
+    ]
     flags += ["--token_column", "2", "--tag_column", "1"]
     assert cli.main(["predict", *flags]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "Hugo sings"
     assert cli.main(["predict", *flags, "--output_format", "columns"]) == 2
     assert "cannot go to standard output" in capsys.readouterr().err
     assert not Path("-").exists()
-    assert cli.main(["predict", "--output_dir", str(output), "--input", "-", "--input_format", "columns"]) == 2
+    assert (
+        cli.main(
+            ["predict", "--output_dir", str(output), "--input", "-", "--input_format", "columns"]
+        )
+        == 2
+    )
     assert "standard input is read as plain text" in capsys.readouterr().err
 
 
@@ -335,17 +515,39 @@ def test_a_folder_without_a_test_file(trained, tmp_path, capsys):
     Path(data, "test.bio").unlink()
     flags = ["--data_dir", str(data), "--output_dir", str(tmp_path / "out"), "--no_cuda"]
     assert cli.main(["train", *flags, "--max_steps", "1"]) == 0
-    assert list(json.loads((tmp_path / "out" / "eval_results.json").read_text())["model"]) == ["dev"]
+    assert list(json.loads((tmp_path / "out" / "eval_results.json").read_text())["model"]) == [
+        "dev"
+    ]
     assert cli.main(["predict", *flags]) == 2
     assert "no test file" in capsys.readouterr().err
 
 
 def test_flags_hold_for_a_tagger_that_is_trained_on(trained, tmp_path):
     data, output, _ = trained
-    flags = ["--data_dir", data, "--model_name_or_path", output / "model", "--output_dir", tmp_path, "--no_cuda",
-             "--do_train", "--max_steps", 1, "--eval_max_seq_length", 64, "--dropout", 0.25, "--encoder_dropout", 0.05,
-             "--no_constrain"]  # fmt: skip
+    flags = [
+        "--data_dir",
+        data,
+        "--model_name_or_path",
+        output / "model",
+        "--output_dir",
+        tmp_path,
+        "--no_cuda",
+        "--do_train",
+        "--max_steps",
+        1,
+        "--eval_max_seq_length",
+        64,
+        "--dropout",
+        0.25,
+        "--encoder_dropout",
+        0.05,
+        "--no_constrain",
+    ]
     assert main(list(map(str, flags))) == 0
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert (config["max_seq_length"], config["classifier_dropout"], config["constrain"]) == (64, 0.25, False)
+    assert (config["max_seq_length"], config["classifier_dropout"], config["constrain"]) == (
+        64,
+        0.25,
+        False,
+    )
     assert config["encoder"]["hidden_dropout_prob"] == 0.05

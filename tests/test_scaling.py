@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nercrf.scaling import BUCKET_BYTES, Cluster, Link, Workload, exchange_seconds, ring_bytes, step_cost
+from nercrf.scaling import (
+    BUCKET_BYTES,
+    Cluster,
+    Link,
+    Workload,
+    exchange_seconds,
+    ring_bytes,
+    step_cost,
+)
 
 WORKLOADS = st.builds(
     Workload,
@@ -20,7 +28,11 @@ WORKLOADS = st.builds(
 )
 LINKS = st.builds(Link, bandwidth=st.floats(1e7, 1e12), latency=st.floats(0, 1e-3))
 CLUSTERS = st.builds(
-    Cluster, operations=st.floats(1e9, 1e15), devices_a_host=st.integers(1, 16), inside=LINKS, between=LINKS
+    Cluster,
+    operations=st.floats(1e9, 1e15),
+    devices_a_host=st.integers(1, 16),
+    inside=LINKS,
+    between=LINKS,
 )
 
 
@@ -28,11 +40,15 @@ CLUSTERS = st.builds(
 def test_a_ring_that_is_walked_sends_these_bytes_and_makes_the_sum(devices):
     rng = np.random.default_rng(devices)
     gradients = rng.normal(size=(devices, 12 * 7 * devices)).astype(np.float32)
-    parts = np.stack([np.split(row.copy(), devices) for row in gradients])  # (device, part, numbers)
+    parts = np.stack(
+        [np.split(row.copy(), devices) for row in gradients]
+    )  # (device, part, numbers)
     sent = np.zeros(devices)
     for phase in ("add", "copy"):
         for step in range(devices - 1):
-            moving = [(rank, (rank - step + (phase == "copy")) % devices) for rank in range(devices)]
+            moving = [
+                (rank, (rank - step + (phase == "copy")) % devices) for rank in range(devices)
+            ]
             messages = [(rank, part, parts[rank, part].copy()) for rank, part in moving]
             for rank, part, message in messages:
                 sent[rank] += message.nbytes

@@ -6,7 +6,17 @@ import platform
 import numpy as np
 import pytest
 import torch
-from training import DEV, TOKENIZER, TRAIN, UNEVEN, make_args, make_model, read_history, train_in, write_encoder
+from training import (
+    DEV,
+    TOKENIZER,
+    TRAIN,
+    UNEVEN,
+    make_args,
+    make_model,
+    read_history,
+    train_in,
+    write_encoder,
+)
 
 from nercrf import trainer
 from nercrf.callbacks import TrainingCallback
@@ -17,7 +27,15 @@ from nercrf.features import FeatureDataset
 from nercrf.model import NerCrfForTokenClassification
 from nercrf.optim import encoder_layers
 from nercrf.speed import SpeedConfig, leave_out_full_mask, processor_features, slow_precision
-from nercrf.trainer import TrainingConfig, check_config, log_progress, resolve_config, start_run, train, training_update
+from nercrf.trainer import (
+    TrainingConfig,
+    check_config,
+    log_progress,
+    resolve_config,
+    start_run,
+    train,
+    training_update,
+)
 
 CPU = torch.device("cpu")
 
@@ -25,7 +43,9 @@ CPU = torch.device("cpu")
 def pretrained(folder, dropout=0.0):
     """A model on the saved encoder, the same each time."""
     torch.manual_seed(0)
-    return NerCrfForTokenClassification.from_encoder(folder, TRAIN.labels, "BIO", classifier_dropout=dropout)
+    return NerCrfForTokenClassification.from_encoder(
+        folder, TRAIN.labels, "BIO", classifier_dropout=dropout
+    )
 
 
 def start(folder, dropout=0.0, model=None, dtype=torch.float64, **flags):
@@ -72,11 +92,18 @@ def test_without_dropout_each_flag_gives_the_same_training(tmp_path, flags):
     assert_same(train_some(tmp_path), train_some(tmp_path, **flags), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("flags", [{"grads_to_none": False}, {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize(
+    "flags", [{"grads_to_none": False}, {"gradient_checkpointing": True}], ids=str
+)
 def test_with_dropout_these_give_the_same_bits(tmp_path, flags):
     """What is computed again draws the same masks again, and a gradient of zeros is none."""
     one, other = train_some(tmp_path, 0.3), train_some(tmp_path, 0.3, **flags)
-    assert_same(one, other, rtol=0 if "grads_to_none" in flags else 1e-9, atol=0 if "grads_to_none" in flags else 1e-10)
+    assert_same(
+        one,
+        other,
+        rtol=0 if "grads_to_none" in flags else 1e-9,
+        atol=0 if "grads_to_none" in flags else 1e-10,
+    )
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -100,14 +127,20 @@ def test_batches_by_length_can_be_left_out(tmp_path):
             updates = plan.epoch(epoch)
             assert sorted(np.concatenate(updates)) == list(range(len(TRAIN)))
             assert [len(update) for update in updates].count(8) == len(TRAIN) // 8
-        padding.append(sum(len(x) * plan.lengths[x].max() for x in plan.epoch(0)) / plan.lengths.sum())
+        padding.append(
+            sum(len(x) * plan.lengths[x].max() for x in plan.epoch(0)) / plan.lengths.sum()
+        )
     assert padding[0] < 1.15 < 1.25 < padding[1]
 
 
 def test_lengths_may_be_mixed_without_padding(tmp_path):
-    """Updates hold short and long sentences; forward passes do not, and how many a pass may hold changes no update."""
+    """Updates hold short and long sentences; forward passes do not, and how many a pass may hold
+    changes no update.
+    """
     plans = [
-        start(tmp_path, length_groups=groups, per_gpu_train_batch_size=size, train_batch_size=8).plan
+        start(
+            tmp_path, length_groups=groups, per_gpu_train_batch_size=size, train_batch_size=8
+        ).plan
         for groups, size in ((1, 8), (4, 8), (4, 2), (4, 1))
     ]
     updates = [[update.tolist() for update in plan.epoch(0)] for plan in plans]
@@ -123,7 +156,9 @@ def test_lengths_may_be_mixed_without_padding(tmp_path):
 
 
 def test_groups_must_divide_an_update(tmp_path):
-    with pytest.raises(ValueError, match="--length_groups 3: expected a divisor of the 8 sentences of an update"):
+    with pytest.raises(
+        ValueError, match="--length_groups 3: expected a divisor of the 8 sentences of an update"
+    ):
         start(tmp_path, length_groups=3)
 
 
@@ -142,16 +177,30 @@ def test_flags_reach_the_model(tmp_path):
 class Watch:
     """Counts the calls that would make the host wait for a device, from the moment that a batch is there."""
 
-    METHODS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__")
+    METHODS = (
+        "item",
+        "tolist",
+        "cpu",
+        "numpy",
+        "nonzero",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+    )
 
     def __init__(self, monkeypatch):
         self.active, self.calls = False, []
         for method in self.METHODS:
-            monkeypatch.setattr(torch.Tensor, method, self.counted(method, getattr(torch.Tensor, method)))
+            monkeypatch.setattr(
+                torch.Tensor, method, self.counted(method, getattr(torch.Tensor, method))
+            )
         monkeypatch.setattr(trainer, "move_batch", self.setting(True, trainer.move_batch))
         monkeypatch.setattr(FeatureDataset, "collate", self.setting(False, FeatureDataset.collate))
         for name in ("forward", "backward"):  # on a processor, the CRF works on the host
-            monkeypatch.setattr(_LogLikelihood, name, staticmethod(self.paused(getattr(_LogLikelihood, name))))
+            monkeypatch.setattr(
+                _LogLikelihood, name, staticmethod(self.paused(getattr(_LogLikelihood, name)))
+            )
 
     def counted(self, name, method):
         """A method that is noted."""
@@ -212,7 +261,8 @@ def test_a_mask_that_hides_nothing_is_left_out(tmp_path):
     seen = []
     run = start(tmp_path, per_gpu_train_batch_size=2)
     run.model.encoder.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((kwargs["input_ids"], kwargs["attention_mask"])), with_kwargs=True
+        lambda module, args, kwargs: seen.append((kwargs["input_ids"], kwargs["attention_mask"])),
+        with_kwargs=True,
     )
     for update in run.plan.epoch(0):
         training_update(run, update)
@@ -220,7 +270,9 @@ def test_a_mask_that_hides_nothing_is_left_out(tmp_path):
     for ids, mask in seen:
         assert (mask is None) == bool((ids != TOKENIZER.pad_token_id).all())
     batch = {"input_ids": torch.ones(1, 2), "attention_mask": torch.ones(1, 2)}
-    assert leave_out_full_mask(batch) is batch  # without word_index, the mask says which pieces are words
+    assert (
+        leave_out_full_mask(batch) is batch
+    )  # without word_index, the mask says which pieces are words
 
 
 def test_a_checkpoint_of_other_randomness_is_not_resumed(tmp_path):
@@ -247,7 +299,9 @@ def test_flags_that_contradict_others_are_refused():
     with pytest.raises(ValueError, match="--length_groups must be at least 1, got 0"):
         check_config(TrainingConfig(length_groups=0))
     for flags in ({"max_pieces": 100}, {"group_by_length": False}):
-        with pytest.raises(ValueError, match="--length_groups mixes lengths in batches of so many sentences"):
+        with pytest.raises(
+            ValueError, match="--length_groups mixes lengths in batches of so many sentences"
+        ):
             check_config(TrainingConfig(length_groups=2, **flags))
 
 
@@ -263,18 +317,24 @@ def test_flags_that_contradict_others_are_refused():
         (None, {"avx2"}, False),
     ],
 )
-def test_a_precision_that_is_emulated_is_told(tmp_path, monkeypatch, caplog, dtype, features, warned):
+def test_a_precision_that_is_emulated_is_told(
+    tmp_path, monkeypatch, caplog, dtype, features, warned
+):
     reason = slow_precision(dtype, CPU, frozenset(features))
     assert (reason is not None) == warned
     monkeypatch.setattr("nercrf.speed.processor_features", lambda: frozenset(features))
     with caplog.at_level(logging.WARNING):
-        start(tmp_path, dtype=torch.float32, bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16)
+        start(
+            tmp_path, dtype=torch.float32, bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16
+        )
     assert any("has no arithmetic in" in record.message for record in caplog.records) == warned
 
 
 def test_features_are_read_as_linux_writes_them(tmp_path):
     file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nflags\t\t: fpu amx_bf16\nbugs\t\t: bf16_bug\n\nFeatures\t: fphp bf16\n")
+    file.write_text(
+        "processor\t: 0\nflags\t\t: fpu amx_bf16\nbugs\t\t: bf16_bug\n\nFeatures\t: fphp bf16\n"
+    )
     assert processor_features(str(file)) == {"fpu", "amx_bf16", "fphp", "bf16"}
     if platform.system() == "Linux":
         assert processor_features()
@@ -291,7 +351,9 @@ def test_a_compiled_training_is_the_same_to_rounding(tmp_path, kind):
         if kind == "bert":
             model = pretrained(write_encoder(tmp_path / "encoder"))
         torch._dynamo.reset()
-        results.append(train_some(tmp_path, model=model, updates=6, compile=compiled, dtype=torch.float32))
+        results.append(
+            train_some(tmp_path, model=model, updates=6, compile=compiled, dtype=torch.float32)
+        )
         models.append(model)
     assert_same(*results, rtol=1e-3, atol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
@@ -304,8 +366,15 @@ def test_a_compiled_training_is_the_same_to_rounding(tmp_path, kind):
 
 def test_a_whole_training_with_everything_switched(tmp_path):
     """The opposite of every default that works here; the log is there and the loss falls."""
-    flags = {"group_by_length": False, "fused_optimizer": False, "crf_algorithm": "scaled", "cheap_dropout": False,
-             "gradient_checkpointing": True, "grads_to_none": False, "attention_dropout": 0.1}  # fmt: skip
+    flags = {
+        "group_by_length": False,
+        "fused_optimizer": False,
+        "crf_algorithm": "scaled",
+        "cheap_dropout": False,
+        "gradient_checkpointing": True,
+        "grads_to_none": False,
+        "attention_dropout": 0.1,
+    }
     assert set(flags) <= set(SpeedConfig.__dataclass_fields__)
     train_in(tmp_path, num_train_epochs=3.0, logging_steps=-1, **flags)
     losses = [line["loss"] for line in read_history(tmp_path) if "loss" in line]
@@ -332,14 +401,23 @@ class PieceCounter(TrainingCallback):
         return batch
 
 
-@pytest.mark.parametrize("flags", [{}, {"rdrop_alpha": 1.0}, {"do_adv": True, "word_dropout": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "flags", [{}, {"rdrop_alpha": 1.0}, {"do_adv": True, "word_dropout": 0.2}], ids=str
+)
 def test_the_last_layer_computes_what_is_read_and_the_training_is_the_same(tmp_path, flags):
-    """Losses, weights and figures on dev in float64, over long sentences in windows; the model is whole again."""
+    """Losses, weights and figures on dev in float64, over long sentences in windows; the model is
+    whole again.
+    """
     folder, results = write_encoder(tmp_path / "encoder"), []
     for lean in (True, False):
         watch, model = PieceCounter(), pretrained(folder).double()
         args = make_args(
-            tmp_path / str(lean), average_decay=0.0, lean_last_layer=lean, max_steps=4, eval_steps=4, **flags
+            tmp_path / str(lean),
+            average_decay=0.0,
+            lean_last_layer=lean,
+            max_steps=4,
+            eval_steps=4,
+            **flags,
         )
         train(args, UNEVEN, model, TOKENIZER, DEV, callbacks=[watch])
         results.append((model.state_dict(), read_history(tmp_path / str(lean)), watch))

@@ -32,7 +32,15 @@ from nercrf.checkpoint import load_state
 from nercrf.distributed import BatchDataParallel, ProcessInfo
 from nercrf.model import NerCrfForTokenClassification
 from nercrf.recipes import WeightAverage
-from nercrf.trainer import TrainingInterrupted, UpdatePlan, build_plan, check_config, start_run, train, training_update
+from nercrf.trainer import (
+    TrainingInterrupted,
+    UpdatePlan,
+    build_plan,
+    check_config,
+    start_run,
+    train,
+    training_update,
+)
 
 
 class SignalAt(TrainingCallback):
@@ -57,7 +65,15 @@ class CrashAt(TrainingCallback):
         setattr(type(self), moment, lambda self, *values: crash(*values))
 
 
-BEFORE_THE_STEP = ("on_update_begin", "on_batch", "on_loss", "on_backward", "on_gradients", "on_before_step", "on_step")
+BEFORE_THE_STEP = (
+    "on_update_begin",
+    "on_batch",
+    "on_loss",
+    "on_backward",
+    "on_gradients",
+    "on_before_step",
+    "on_step",
+)
 MOMENTS = (*BEFORE_THE_STEP, "on_update_end", "on_log", "on_evaluate", "on_save", "on_epoch_end")
 
 
@@ -78,7 +94,12 @@ SETTINGS = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 3, "per_gpu_train_batch_size": 3},
     "bf16": {"bf16": True, "average_decay": 0.0, "schedule": "cosine"},
-    "fp16": {"fp16": True, "gradient_accumulation_steps": 3, "per_gpu_train_batch_size": 3, "patience": 20},
+    "fp16": {
+        "fp16": True,
+        "gradient_accumulation_steps": 3,
+        "per_gpu_train_batch_size": 3,
+        "patience": 20,
+    },
     "recipes": {
         "do_adv": True,
         "word_dropout": 0.2,
@@ -88,10 +109,24 @@ SETTINGS = {
         "metric_for_best_model": "loss",
     },
     "by pieces": {"max_pieces": 160, "gradient_accumulation_steps": 2},
-    "awp, frozen": {"awp_gamma": 0.01, "fp16": True, "freeze_layers": 1, "reinit_layers": 1, "data_seed": 3},
+    "awp, frozen": {
+        "awp_gamma": 0.01,
+        "fp16": True,
+        "freeze_layers": 1,
+        "reinit_layers": 1,
+        "data_seed": 3,
+    },
 }
 EVERY = {"eval_steps": 3, "save_steps": 4, "logging_steps": 3}
-TOTALS = {"plain": 14, "accumulation": 12, "bf16": 14, "fp16": 12, "recipes": 14, "by pieces": 12, "awp, frozen": 14}
+TOTALS = {
+    "plain": 14,
+    "accumulation": 12,
+    "bf16": 14,
+    "fp16": 12,
+    "recipes": 14,
+    "by pieces": 12,
+    "awp, frozen": 14,
+}
 WHOLE = {}
 
 
@@ -99,7 +134,12 @@ def whole_run(tmp_path_factory, name):
     """The folder of a training that was left alone; made once."""
     if name not in WHOLE:
         WHOLE[name] = tmp_path_factory.mktemp("whole") / "run"
-        train_in(WHOLE[name], callbacks=[Overflow()] if "fp16" in SETTINGS[name] else [], **EVERY, **SETTINGS[name])
+        train_in(
+            WHOLE[name],
+            callbacks=[Overflow()] if "fp16" in SETTINGS[name] else [],
+            **EVERY,
+            **SETTINGS[name],
+        )
         assert last_step(WHOLE[name]) == TOTALS[name]
     return WHOLE[name]
 
@@ -116,7 +156,9 @@ def disturbed_run(folder, name, disturbances):
 
 def some_disturbance(total):
     """A signal after some update, or a crash at some moment of some update."""
-    signals = st.builds(SignalAt, st.integers(1, total - 1), st.sampled_from([signal.SIGTERM, signal.SIGINT]))
+    signals = st.builds(
+        SignalAt, st.integers(1, total - 1), st.sampled_from([signal.SIGTERM, signal.SIGINT])
+    )
     crashes = st.builds(crash_at, st.sampled_from(BEFORE_THE_STEP), st.integers(1, total))
     after = st.builds(crash_at, st.just("on_update_end"), st.integers(1, total))
     # with float16 the first three updates overflow, and there is nothing to log
@@ -129,7 +171,9 @@ def some_disturbance(total):
 @settings(max_examples=3, deadline=None)
 @given(data=st.data())
 def test_a_resumed_training_ends_in_the_same_bits(tmp_path_factory, name, data):
-    """Stopped or killed anywhere, twice, and resumed: whole checkpoint, log and best model are those of one go."""
+    """Stopped or killed anywhere, twice, and resumed: whole checkpoint, log and best model are
+    those of one go.
+    """
     whole = whole_run(tmp_path_factory, name)
     first = data.draw(some_disturbance(TOTALS[name]), label="disturbance")
     folder = tmp_path_factory.mktemp("parts") / "run"
@@ -139,21 +183,33 @@ def test_a_resumed_training_ends_in_the_same_bits(tmp_path_factory, name, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
-def test_after_every_update_and_every_moment_training_goes_on_in_the_same_bits(tmp_path_factory, name):
+def test_after_every_update_and_every_moment_training_goes_on_in_the_same_bits(
+    tmp_path_factory, name
+):
     """Each update, with a signal and with a crash at each moment that occurs in it."""
     whole, total = whole_run(tmp_path_factory, name), TOTALS[name]
-    due = {"on_log": {6, 9, 12, total}, "on_evaluate": {3, 6, 9, 12, total}, "on_save": {4, 8, 12, total}}
+    due = {
+        "on_log": {6, 9, 12, total},
+        "on_evaluate": {3, 6, 9, 12, total},
+        "on_save": {4, 8, 12, total},
+    }
     for step in range(1, total + 1):
         disturbances = [crash_at(each, step) for each in MOMENTS if step in due.get(each, {step})]
-        disturbances = [each for each in disturbances if "on_epoch_end" not in vars(type(each)) or step == total]
+        disturbances = [
+            each for each in disturbances if "on_epoch_end" not in vars(type(each)) or step == total
+        ]
         for disturbance in disturbances + [SignalAt(step)] * (step < total):
             folder = tmp_path_factory.mktemp("parts") / "run"
             disturbed_run(folder, name, [disturbance])
             assert differences(whole, folder) == [], (step, vars(type(disturbance)))
 
 
-def test_training_by_pieces_goes_on_in_an_epoch_with_another_number_of_updates(tmp_path, monkeypatch):
-    """The pools of 150 sentences are cut anew each epoch; the place in the second one is found by counting."""
+def test_training_by_pieces_goes_on_in_an_epoch_with_another_number_of_updates(
+    tmp_path, monkeypatch
+):
+    """The pools of 150 sentences are cut anew each epoch; the place in the second one is found by
+    counting.
+    """
     monkeypatch.setattr(trainer, "_POOL", 50)
     dataset = make_dataset(CORPUS.train * 3)
     flags = {"max_pieces": 48, "eval_steps": 0, "save_steps": 0}
@@ -182,7 +238,9 @@ def test_stopping_twice_is_as_good_as_once(tmp_path):
             train_in(tmp_path / "parts", resume="auto", callbacks=[SignalAt(step, signal.SIGINT)])
     train_in(tmp_path / "parts", resume="auto")
     total = last_step(tmp_path / "whole")
-    assert_same_tensors(tmp_path / f"whole/checkpoint-{total}", tmp_path / f"parts/checkpoint-{total}")
+    assert_same_tensors(
+        tmp_path / f"whole/checkpoint-{total}", tmp_path / f"parts/checkpoint-{total}"
+    )
 
 
 def update_gradient(monkeypatch, run, update):
@@ -208,7 +266,9 @@ def test_accumulation_changes_memory_alone(tmp_path, monkeypatch):
 
 
 def test_the_size_of_an_update_can_be_fixed(tmp_path):
-    """Whatever the number of processes: the same updates, and a pass holds what all processes take together."""
+    """Whatever the number of processes: the same updates, and a pass holds what all processes take
+    together.
+    """
     plans = {}
     for world_size in (1, 2, 3, 4):
         args = make_args(tmp_path, per_gpu_train_batch_size=3, train_batch_size=8)
@@ -233,10 +293,23 @@ def test_the_size_of_an_update_can_be_fixed(tmp_path):
     st.sampled_from([None, 12]),
 )
 def test_no_device_takes_more_than_its_budget_of_pieces(sizes, devices, budget, update_size):
-    """Padding included; a tenth more where several devices share; a sentence larger than the budget goes alone."""
+    """Padding included; a tenth more where several devices share; a sentence larger than the budget
+    goes alone.
+    """
     lengths, windows = (np.array(column) for column in zip(*sizes, strict=True))
     by_pieces = None if update_size else devices * budget
-    plan = UpdatePlan(lengths, 1, update_size or 1, 0, -1, 1.0, windows, devices * budget, by_pieces, devices=devices)
+    plan = UpdatePlan(
+        lengths,
+        1,
+        update_size or 1,
+        0,
+        -1,
+        1.0,
+        windows,
+        devices * budget,
+        by_pieces,
+        devices=devices,
+    )
     updates = plan.epoch(0)
     assert sorted(np.concatenate(updates)) == list(range(len(sizes)))  # every sentence, once
     for update in updates:
@@ -258,7 +331,9 @@ def test_data_parallel_gives_the_same_gradient(tmp_path, monkeypatch):
     expected = [update_gradient(monkeypatch, run, update) for update in updates]
     run.model = BatchDataParallel(run.model, ["cpu"] * 3)
     for update, gradient in zip(updates, expected, strict=True):
-        torch.testing.assert_close(update_gradient(monkeypatch, run, update), gradient, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            update_gradient(monkeypatch, run, update), gradient, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_loss_is_the_mean_over_sentences_whatever_the_batches(tmp_path):
@@ -269,7 +344,9 @@ def test_the_loss_is_the_mean_over_sentences_whatever_the_batches(tmp_path):
         expected = float(model(**batch, reduction="mean").loss)
     for changes in ({}, {"per_gpu_train_batch_size": 3, "gradient_accumulation_steps": 3}):
         folder = tmp_path / str(len(changes))
-        _, average = train_in(folder, 0.0, learning_rate=1e-12, crf_learning_rate=1e-12, logging_steps=-1, **changes)
+        _, average = train_in(
+            folder, 0.0, learning_rate=1e-12, crf_learning_rate=1e-12, logging_steps=-1, **changes
+        )
         losses = [line["loss"] for line in read_history(folder) if "loss" in line]
         assert average == pytest.approx(expected, rel=1e-5)
         assert losses == pytest.approx([expected] * 2, rel=1e-5)
@@ -283,7 +360,9 @@ def test_max_steps_stops_the_training(tmp_path):
 
 def test_no_gradient_leaks_into_the_next_epoch(tmp_path):
     """The last update of an epoch is smaller; after it, as after every update, no gradient is left."""
-    run = start_run(make_args(tmp_path, gradient_accumulation_steps=4), TRAIN, make_model(), TOKENIZER)
+    run = start_run(
+        make_args(tmp_path, gradient_accumulation_steps=4), TRAIN, make_model(), TOKENIZER
+    )
     updates = run.plan.epoch(0)
     assert sorted(map(len, updates)) == [18, 32]
     for update in updates:
@@ -309,7 +388,10 @@ def test_an_overflow_leaves_weights_and_schedule_alone(tmp_path):
     before = [p.detach().clone() for p in run.model.parameters()]
     training_update(run, updates[0])
     assert run.progress.skipped == 1
-    assert all(torch.equal(old, new.detach()) for old, new in zip(before, run.model.parameters(), strict=True))
+    assert all(
+        torch.equal(old, new.detach())
+        for old, new in zip(before, run.model.parameters(), strict=True)
+    )
     while run.progress.skipped == run.progress.step:
         training_update(run, updates[1])
     assert run.schedule.last_epoch == run.progress.step - run.progress.skipped == 1
@@ -320,7 +402,13 @@ def test_half_precision_learns_like_full_precision(tmp_path, precision):
     losses = {}
     for name in ("full", precision):
         folder = tmp_path / name
-        train_in(folder, 0.0, num_train_epochs=6.0, logging_steps=-1, **({} if name == "full" else {name: True}))
+        train_in(
+            folder,
+            0.0,
+            num_train_epochs=6.0,
+            logging_steps=-1,
+            **({} if name == "full" else {name: True}),
+        )
         losses[name] = [line["loss"] for line in read_history(folder) if "loss" in line]
     assert losses["full"][-1] < 0.6 * losses["full"][0]
     assert losses[precision][-1] == pytest.approx(losses["full"][-1], rel=0.15)
@@ -358,7 +446,9 @@ def test_evaluation_at_every_logging_step(tmp_path):
 
 def test_an_earlier_run_is_not_overwritten_by_accident(tmp_path):
     train_in(tmp_path, max_steps=2)
-    with pytest.raises(ValueError, match=r"holds an earlier run \(checkpoint-2, history.jsonl, model"):
+    with pytest.raises(
+        ValueError, match=r"holds an earlier run \(checkpoint-2, history.jsonl, model"
+    ):
         train_in(tmp_path, max_steps=2)
     train_in(tmp_path, max_steps=4, overwrite_output_dir=True)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
@@ -377,7 +467,9 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog):
     """A flipped byte in the newest checkpoint: it is named, and the training resumes from the one before."""
     train_in(tmp_path / "whole", save_steps=4, save_total_limit=5)
     train_in(tmp_path / "parts", save_steps=4, save_total_limit=5)
-    newest = tmp_path / "parts" / f"checkpoint-{last_step(tmp_path / 'parts')}" / "model.safetensors"
+    newest = (
+        tmp_path / "parts" / f"checkpoint-{last_step(tmp_path / 'parts')}" / "model.safetensors"
+    )
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
@@ -424,7 +516,9 @@ def test_the_saved_folder_says_what_it_is(tmp_path):
         assert config["scheme"] == "BIO"
         assert (folder / "tokenizer.json").is_file()
         assert json.loads((folder / "training_config.json").read_text())["seed"] == 42
-    assert not [path for path in Path(tmp_path).rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+    assert not [
+        path for path in Path(tmp_path).rglob("*") if path.suffix in (".bin", ".pt", ".pkl")
+    ]
 
 
 def test_an_empty_data_set_is_an_error(tmp_path):
@@ -451,7 +545,9 @@ def test_the_average_is_a_running_mean_of_the_weights(tmp_path):
 
 
 def test_resuming_earlier_gives_up_what_came_later(tmp_path):
-    """Checkpoints, log lines and the best model of the abandoned branch go; the new branch is not pruned away."""
+    """Checkpoints, log lines and the best model of the abandoned branch go; the new branch is not
+    pruned away.
+    """
     flags = {"save_steps": 2, "save_total_limit": 20}
     train_in(tmp_path / "whole", **flags)
     train_in(tmp_path / "parts", **flags)
@@ -462,11 +558,16 @@ def test_resuming_earlier_gives_up_what_came_later(tmp_path):
             resume=str(tmp_path / "parts" / "checkpoint-4"),
             **flags | {"save_total_limit": 2},
         )
-    assert sorted(path.name for path in (tmp_path / "parts").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+    assert sorted(path.name for path in (tmp_path / "parts").glob("checkpoint-*")) == [
+        "checkpoint-4",
+        "checkpoint-5",
+    ]
     assert max(line["step"] for line in read_history(tmp_path / "parts")) <= 5
     train_in(tmp_path / "parts", resume="auto", **flags)
     assert_same_tensors(tmp_path / "whole" / "checkpoint-14", tmp_path / "parts" / "checkpoint-14")
-    assert (tmp_path / "whole/history.jsonl").read_text() == (tmp_path / "parts/history.jsonl").read_text()
+    assert (tmp_path / "whole/history.jsonl").read_text() == (
+        tmp_path / "parts/history.jsonl"
+    ).read_text()
 
 
 def test_resuming_into_another_folder_leaves_a_model_there(tmp_path):
@@ -495,7 +596,13 @@ def test_broken_checkpoints_alone_are_not_taken_for_none(tmp_path):
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("learning_rate", 0.5), ("weight_decay", 0.5), ("fp16", True), ("average_decay", 0.0), ("schedule", "cosine")],
+    [
+        ("learning_rate", 0.5),
+        ("weight_decay", 0.5),
+        ("fp16", True),
+        ("average_decay", 0.0),
+        ("schedule", "cosine"),
+    ],
 )
 def test_a_changed_flag_is_not_silently_ignored_on_resume(tmp_path, flag, value):
     train_in(tmp_path, max_steps=2)
@@ -522,7 +629,8 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, monkeypat
 
     monkeypatch.setattr(trainer, "training_update", poisoned)
     with pytest.raises(
-        FloatingPointError, match=r"gradient of update 7 is not finite.*last good checkpoint: .*checkpoint-"
+        FloatingPointError,
+        match=r"gradient of update 7 is not finite.*last good checkpoint: .*checkpoint-",
     ):
         train_in(tmp_path, save_steps=4, logging_steps=0, eval_steps=0)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
@@ -539,7 +647,12 @@ def test_an_overflow_does_not_spoil_the_logged_loss(tmp_path):
 
 def test_resuming_behind_the_end_changes_nothing(tmp_path):
     """A training that patience ended is over, however often it is resumed."""
-    rates = {"learning_rate": 1e-12, "crf_learning_rate": 1e-12, "num_train_epochs": 50.0, "patience": 2}
+    rates = {
+        "learning_rate": 1e-12,
+        "crf_learning_rate": 1e-12,
+        "num_train_epochs": 50.0,
+        "patience": 2,
+    }
     steps, _ = train_in(tmp_path, **rates)
     assert train_in(tmp_path, resume="auto", **rates)[0] == steps
     assert last_step(tmp_path) == steps
@@ -555,6 +668,10 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path):
     assert (tmp_path / "model" / "config.json").exists()
     assert (tmp_path / "checkpoint-notes").exists()
     train_in(tmp_path / "run", max_steps=2)
-    needed = make_args(tmp_path / "run", overwrite_output_dir=True, model_name_or_path=str(tmp_path / "run" / "model"))
+    needed = make_args(
+        tmp_path / "run",
+        overwrite_output_dir=True,
+        model_name_or_path=str(tmp_path / "run" / "model"),
+    )
     assert "--model_name_or_path needs" in trainer._clear_output(needed)
     assert (tmp_path / "run" / "checkpoint-2").exists()

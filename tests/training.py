@@ -18,9 +18,22 @@ from nercrf.data import Example, write_columns
 from nercrf.distributed import BatchDataParallel
 from nercrf.features import FeatureDataset, convert_examples_to_features
 from nercrf.labels import Span, label_list
-from nercrf.model import NerCrfConfig, NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
+from nercrf.model import (
+    NerCrfConfig,
+    NerCrfForTokenClassification,
+    SmallEncoderConfig,
+    build_tokenizer,
+)
 from nercrf.sample import sample_corpus
-from nercrf.trainer import TrainingConfig, log_progress, resolve_config, set_seed, start_run, train, training_update
+from nercrf.trainer import (
+    TrainingConfig,
+    log_progress,
+    resolve_config,
+    set_seed,
+    start_run,
+    train,
+    training_update,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = sample_corpus(sizes=(50, 20, 5))
@@ -31,7 +44,9 @@ UNREAD = 20  # rows of an embedding that no piece belongs to
 def make_dataset(examples, max_seq_length=64):
     """Features of some examples of the sample."""
     labels, scheme = CORPUS.labels, CORPUS.scheme
-    features = convert_examples_to_features(examples, labels, max_seq_length, TOKENIZER, scheme=scheme)
+    features = convert_examples_to_features(
+        examples, labels, max_seq_length, TOKENIZER, scheme=scheme
+    )
     return FeatureDataset(features, labels, scheme)
 
 
@@ -39,7 +54,10 @@ def join_examples(examples, name):
     """One long sentence made of several."""
     tokens, spans = [], []
     for example in examples:
-        spans += [Span(span.label, span.start + len(tokens), span.end + len(tokens)) for span in example.spans]
+        spans += [
+            Span(span.label, span.start + len(tokens), span.end + len(tokens))
+            for span in example.spans
+        ]
         tokens += example.tokens
     return Example(name, tokens, spans)
 
@@ -47,15 +65,22 @@ def join_examples(examples, name):
 TRAIN, DEV = make_dataset(CORPUS.train), make_dataset(CORPUS.dev)
 # sentences of 1 to 200 words and more, in one window and in several
 UNEVEN = make_dataset(
-    [join_examples(CORPUS.train[:9], "long"), Example("short", ["Quilby"], [Span("PER", 0, 1)]), *CORPUS.train[9:45]]
+    [
+        join_examples(CORPUS.train[:9], "long"),
+        Example("short", ["Quilby"], [Span("PER", 0, 1)]),
+        *CORPUS.train[9:45],
+    ]
 )
 
 
-# Sentences whose gold entities overlap: two tags in one, two that cross, and one that is annotated twice. The tag that
-# `WordTagger` gives a word is written behind it.
+# Sentences whose gold entities overlap: two tags in one, two that cross, and one that is annotated
+# twice. The tag that `WordTagger` gives a word is written behind it.
 _NESTED = [
     ("Bank/O of/O England/B-LOC said/O", [("ORG", 0, 3), ("LOC", 2, 3)]),
-    ("Ada/B-PER Lovelace/I-PER left/O York/B-ORG Minster/I-ORG", [("PER", 0, 2), ("ORG", 3, 5), ("LOC", 3, 4)]),
+    (
+        "Ada/B-PER Lovelace/I-PER left/O York/B-ORG Minster/I-ORG",
+        [("PER", 0, 2), ("ORG", 3, 5), ("LOC", 3, 4)],
+    ),
     ("Quilby/B-PER", []),
     ("North/B-ORG Sea/I-ORG Ltd/I-ORG", [("LOC", 0, 2), ("ORG", 1, 3)]),
     ("Oslo/B-LOC", [("LOC", 0, 1), ("LOC", 0, 1)]),
@@ -68,14 +93,18 @@ _NESTED_EXAMPLES = [
 ]
 _NESTED_TOKENIZER = build_tokenizer(_NESTED_EXAMPLES, min_count=1)
 NESTED = FeatureDataset(
-    convert_examples_to_features(_NESTED_EXAMPLES, _NESTED_LABELS, 16, _NESTED_TOKENIZER, scheme="BIO"),
+    convert_examples_to_features(
+        _NESTED_EXAMPLES, _NESTED_LABELS, 16, _NESTED_TOKENIZER, scheme="BIO"
+    ),
     _NESTED_LABELS,
     "BIO",
 )
 
 
 class WordTagger(torch.nn.Module):
-    """A model that gives each word of `NESTED` the tag that is written there: what it predicts is known beforehand."""
+    """A model that gives each word of `NESTED` the tag that is written there: what it predicts is
+    known beforehand.
+    """
 
     def __init__(self):
         super().__init__()
@@ -130,17 +159,23 @@ def make_args(folder, **changes):
         "average_decay": 0.9,
         "learning_curve": False,
     }
-    return resolve_config(TrainingConfig(output_dir=str(folder), **(base | changes)), pretrained=False)
+    return resolve_config(
+        TrainingConfig(output_dir=str(folder), **(base | changes)), pretrained=False
+    )
 
 
 def train_in(folder, dropout=0.1, dev=True, callbacks=(), **changes):
     """Train the tiny model; what `train` returns."""
     args = make_args(folder, **changes)
-    return train(args, TRAIN, make_model(dropout), TOKENIZER, DEV if dev else None, callbacks=callbacks)
+    return train(
+        args, TRAIN, make_model(dropout), TOKENIZER, DEV if dev else None, callbacks=callbacks
+    )
 
 
 def updates_in_float64(folder, devices=None, callbacks=(), **changes):
-    """Two epochs over uneven sentences in float64, without dropout: the loss of each update, and the final weights."""
+    """Two epochs over uneven sentences in float64, without dropout: the loss of each update, and
+    the final weights.
+    """
     args = make_args(folder, **changes)
     run = start_run(args, UNEVEN, make_model(0.0).double(), TOKENIZER, callbacks=callbacks)
     if devices is not None:
@@ -168,7 +203,9 @@ def all_tensors(folder):
     """Every tensor of a checkpoint: weights, optimiser, averages."""
     files = sorted(Path(folder).glob("*.safetensors"))
     assert len(files) == 2, files
-    return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
+    return {
+        f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()
+    }
 
 
 def assert_same_tensors(one, other):
@@ -176,15 +213,21 @@ def assert_same_tensors(one, other):
     left, right = all_tensors(one), all_tensors(other)
     assert left.keys() == right.keys()
     for name, tensor in left.items():
-        assert np.array_equal(tensor.float().numpy(), right[name].float().numpy(), equal_nan=True), name
+        assert np.array_equal(
+            tensor.float().numpy(), right[name].float().numpy(), equal_nan=True
+        ), name
 
 
 def differences(one, other):
-    """What two finished runs do not have in common: last checkpoint tensor by tensor, state, log, best model."""
+    """What two finished runs do not have in common: last checkpoint tensor by tensor, state, log,
+    best model.
+    """
     last = f"checkpoint-{last_step(one)}"
     assert_same_tensors(Path(one, last), Path(other, last))
     names = [f"{last}/state.json", "history.jsonl", "model/model.safetensors", "model/best.json"]
-    return [name for name in names if Path(one, name).read_bytes() != Path(other, name).read_bytes()]
+    return [
+        name for name in names if Path(one, name).read_bytes() != Path(other, name).read_bytes()
+    ]
 
 
 def write_corpus(folder):
@@ -215,7 +258,11 @@ def write_encoder(folder, dropout=0.0):
 
 def run_script(*flags, processes=1, check=True, before_wait=None):
     """Run the exported script, under torchrun for several processes; the finished process."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        if processes > 1
+        else []
+    )
     command = [sys.executable, *launcher, "-m", "nercrf.run_ner_crf", *map(str, flags)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, env=environment) as process:

@@ -1,7 +1,7 @@
 """Worker functions for tests with several processes, and the launcher that runs them.
 
-`run_workers("name", processes=2)` starts `torchrun` on this very file; every process calls the function `name` and
-writes what it returned, as JSON, to a file of its own.
+`run_workers("name", processes=2)` starts `torchrun` on this very file; every process calls the
+function `name` and writes what it returned, as JSON, to a file of its own.
 """
 
 import json
@@ -22,11 +22,19 @@ ROOT = Path(__file__).resolve().parent.parent
 def run_workers(name, processes=2, arguments=(), check=True, timeout=120):
     """Call worker `name` in several processes; return their results by rank (and the finished process)."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+        ]
         command += [__file__, name, folder, *map(str, arguments)]
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+        finished = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=timeout
+        )
         if check:
             assert finished.returncode == 0, finished.stderr
         files = [Path(folder, f"{rank}.json") for rank in range(processes)]
@@ -51,7 +59,14 @@ def collectives(folder):
         outcome = f"{type(error).__name__}: {error}"
     distributed.barrier()
     return {
-        "info": [info.rank, info.local_rank, info.world_size, info.n_gpu, info.backend, info.is_main],
+        "info": [
+            info.rank,
+            info.local_rank,
+            info.world_size,
+            info.n_gpu,
+            info.backend,
+            info.is_main,
+        ],
         "same": info == again,
         "world": distributed.get_world_size(),
         "gathered": distributed.gather_json(values),
@@ -123,7 +138,9 @@ def evaluation(folder, batch_size):
 
 
 def evaluation_of_nested(folder):
-    """A tagger that knows its words by heart, over sentences whose gold entities overlap; both ways to count."""
+    """A tagger that knows its words by heart, over sentences whose gold entities overlap; both ways
+    to count.
+    """
     from training import NESTED, WordTagger
 
     from nercrf.evaluate import UNLEARNABLE, evaluate
@@ -131,24 +148,30 @@ def evaluation_of_nested(folder):
 
     distributed.init_distributed(no_cuda=True)
     args = TrainingConfig(per_gpu_eval_batch_size=1, no_cuda=True)
-    return {way: evaluate(args, WordTagger(), NESTED, unlearnable=way).to_dict() for way in UNLEARNABLE}
+    return {
+        way: evaluate(args, WordTagger(), NESTED, unlearnable=way).to_dict() for way in UNLEARNABLE
+    }
 
 
 def same_updates(folder, settings):
-    """The trainings of `test_training_distributed`, each with its share of a global batch of twelve sentences."""
+    """The trainings of `test_training_distributed`, each with its share of a global batch of twelve
+    sentences.
+    """
     from training import updates_in_float64
 
     info = distributed.init_distributed(no_cuda=True)
     results = []
     for number, changes in enumerate(json.loads(settings)):
         size = 12 // info.world_size // changes.get("gradient_accumulation_steps", 1)
-        results.append(updates_in_float64(Path(folder, str(number)), per_gpu_train_batch_size=size, **changes))
+        results.append(
+            updates_in_float64(Path(folder, str(number)), per_gpu_train_batch_size=size, **changes)
+        )
     return results
 
 
 def updates_by_pieces(folder, settings):
-    """Trainings whose batches go by word pieces, each with its share of the budget: losses, weights, and of each batch
-    of this process the epoch, the sentences and the padded pieces."""
+    """Trainings whose batches go by word pieces, each with its share of the budget: losses,
+    weights, and of each batch of this process the epoch, the sentences and the padded pieces."""
     from training import updates_in_float64
 
     from nercrf.callbacks import TrainingCallback
@@ -162,7 +185,9 @@ def updates_by_pieces(folder, settings):
             self.batches.append([epoch, sentences.tolist(), batch["input_ids"].numel()])
 
         def on_backward(self, run, loss):
-            if float(loss) == 0.0:  # nothing to do in this pass: a stand-in kept the processes together
+            if (
+                float(loss) == 0.0
+            ):  # nothing to do in this pass: a stand-in kept the processes together
                 self.batches.pop()
 
     info = distributed.init_distributed(no_cuda=True)
@@ -176,7 +201,9 @@ def updates_by_pieces(folder, settings):
 
 
 def interrupted_training(folder, stops, changes="{}"):
-    """Trainings of a group that stop after some update and go on, beside one that was left alone: what differs."""
+    """Trainings of a group that stop after some update and go on, beside one that was left alone:
+    what differs.
+    """
     from training import differences, train_in
 
     from nercrf.callbacks import TrainingCallback
@@ -190,8 +217,17 @@ def interrupted_training(folder, stops, changes="{}"):
             if run.progress.step == self.step and run.info.rank == 1:
                 run.stop.set()  # what a signal to one process does
 
-    flags = {"per_gpu_train_batch_size": 2, "gradient_accumulation_steps": 2, "eval_steps": 3, "patience": 9,
-             "do_adv": True, "word_dropout": 0.2, "fp16": True, "save_steps": 5, **json.loads(changes)}  # fmt: skip
+    flags = {
+        "per_gpu_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "eval_steps": 3,
+        "patience": 9,
+        "do_adv": True,
+        "word_dropout": 0.2,
+        "fp16": True,
+        "save_steps": 5,
+        **json.loads(changes),
+    }
     info = distributed.init_distributed(no_cuda=True)
     parent = distributed.broadcast_json(str(folder))
     whole = Path(parent, "whole")
@@ -238,13 +274,25 @@ def sharding(folder):
         """The largest one between the tensors of both models."""
         pairs = zip(whole.parameters(), model.parameters(), strict=True)
         found = [[getattr(x, name) if name else x.detach() for x in pair] for pair in pairs]
-        return max(float((one - (other.full_tensor() if hasattr(other, "full_tensor") else other)).abs().max())
-                   for one, other in found)  # fmt: skip
+        return max(
+            float(
+                (one - (other.full_tensor() if hasattr(other, "full_tensor") else other))
+                .abs()
+                .max()
+            )
+            for one, other in found
+        )
 
     def held():
-        return sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in model.parameters())
+        return sum(
+            p.to_local().numel() if hasattr(p, "to_local") else p.numel()
+            for p in model.parameters()
+        )
 
-    batches = [SENTENCES, SENTENCES[1:]]  # two micro-batches: two sentences here, one there; one each
+    batches = [
+        SENTENCES,
+        SENTENCES[1:],
+    ]  # two micro-batches: two sentences here, one there; one each
     shares = [[SENTENCES[:2], SENTENCES[1:2]], [SENTENCES[2:], SENTENCES[2:]]][info.rank]
     for sentences in batches:
         backward(whole, sentences, 1 / 5)
@@ -290,11 +338,15 @@ def sharding(folder):
         for parameter in model.parameters():
             parameter.zero_()
     with np.load(Path(folder, "weights.npz")) as file:
-        distributed.load_whole_weights(model, {name: torch.from_numpy(file[name]) for name in names})
+        distributed.load_whole_weights(
+            model, {name: torch.from_numpy(file[name]) for name in names}
+        )
     state = torch.load(Path(folder, "state.pt"), weights_only=True)
     optimizers[1].load_state_dict(distributed.share_state(state, optimizers[1]))
     again = distributed.whole_tensors([p.detach() for p in model.parameters()])
-    result["same_after"] = all(x is None or torch.equal(x, y) for x, y in zip(before, again, strict=True))
+    result["same_after"] = all(
+        x is None or torch.equal(x, y) for x, y in zip(before, again, strict=True)
+    )
     optimizers[1].step()  # without gradients: nothing moves, but the state has to fit
     return result
 

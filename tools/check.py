@@ -32,7 +32,7 @@ def call(*command: str | Path, cwd: Path = ROOT) -> None:
 
 
 def notebooks_clean() -> None:
-    "The notebooks hold nothing that differs from run to run, and nbdev's own cleaner has nothing to do."
+    """The notebooks hold nothing that differs from run to run, and nbdev's own cleaner has nothing to do."""
     call(sys.executable, "tools/notebooks.py", "check")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
@@ -59,10 +59,14 @@ def modules_exported() -> None:
         call(sys.executable, "-W", "error::UserWarning", BIN / "nbdev_export", cwd=copy)
         fresh = {path.name for path in (copy / "nercrf").iterdir() if path.is_file()}
         here = {path.name for path in (ROOT / "nercrf").iterdir() if path.is_file()}
-        _, changed, missing = filecmp.cmpfiles(ROOT / "nercrf", copy / "nercrf", fresh & here, shallow=False)
+        _, changed, missing = filecmp.cmpfiles(
+            ROOT / "nercrf", copy / "nercrf", fresh & here, shallow=False
+        )
     wrong = sorted((fresh ^ here) | set(changed) | set(missing))
     if wrong:
-        raise SystemExit(f"not what the notebooks export: {', '.join(wrong)}: run nbdev_export, remove stale modules")
+        raise SystemExit(
+            f"not what the notebooks export: {', '.join(wrong)}: run nbdev_export, remove stale modules"
+        )
     print(f"{len(here)} files of nercrf/ equal a fresh export")
 
 
@@ -74,7 +78,7 @@ def readme() -> None:
 def ruff() -> None:
     "The linter over the package, the tests and the tools."
     call("ruff", "check", "nercrf", "tests", "tools", "benchmarks")
-    call("ruff", "format", "--check", "tests", "tools", "benchmarks")
+    call("ruff", "format", "--check", "nbs", "tests", "tools", "benchmarks")
 
 
 def notebooks_run() -> None:

@@ -1,7 +1,9 @@
-"""Say which public functions, classes, methods and parameters of the package lack a docstring or a docment.
+"""Say which public functions, classes, methods and parameters of the package lack a docstring or a
+docment.
 
-A parameter's docment is the comment beside it; the fields of a dataclass count where they are declared, and the
-parameters of a method where the package first defines it: overriding methods need a docstring of their own only.
+A parameter's docment is the comment beside it; the fields of a dataclass count where they are
+declared, and the parameters of a method where the package first defines it: overriding methods need
+a docstring of their own only.
 """
 
 from __future__ import annotations
@@ -24,12 +26,18 @@ def public_members(module_name: str) -> Iterator[tuple[str, object]]:
     module = importlib.import_module(f"nercrf.{module_name}")
     for name in getattr(module, "__all__", []):
         member = getattr(module, name)
-        if getattr(member, "__module__", "") != module.__name__ or not (inspect.isclass(member) or callable(member)):
+        if getattr(member, "__module__", "") != module.__name__ or not (
+            inspect.isclass(member) or callable(member)
+        ):
             continue
         yield f"{module_name}.{name}", member
         for method, function in vars(member).items() if inspect.isclass(member) else ():
             function = getattr(function, "__func__", function)
-            if inspect.isfunction(function) and not method.startswith("_") and function.__module__ == module.__name__:
+            if (
+                inspect.isfunction(function)
+                and not method.startswith("_")
+                and function.__module__ == module.__name__
+            ):
                 yield f"{module_name}.{name}.{method}", function
 
 
@@ -64,16 +72,24 @@ def gaps(name: str, member: object) -> list[str]:
     else:
         function = member.__dict__.get("__init__") if inspect.isclass(member) else member
         fields = named_parameters(function) if function else set()
-        described = {field for field, text in docments(function).items() if text} if function else set()
+        described = (
+            {field for field, text in docments(function).items() if text} if function else set()
+        )
     return found + [f"{name}({field}): no docment" for field in sorted(fields - described)]
 
 
 def main() -> int:
     "Print the gaps."
-    modules = [module.name for module in pkgutil.iter_modules(nercrf.__path__) if not module.name.startswith("_")]
+    modules = [
+        module.name
+        for module in pkgutil.iter_modules(nercrf.__path__)
+        if not module.name.startswith("_")
+    ]
     members = [pair for module in modules for pair in public_members(module)]
     found = [gap for name, member in members for gap in gaps(name, member)]
-    print("\n".join(found) or f"{len(members)} public functions, classes and methods are documented")
+    print(
+        "\n".join(found) or f"{len(members)} public functions, classes and methods are documented"
+    )
     return 1 if found else 0
 
 

@@ -1,7 +1,7 @@
 """Write README.md from nbs/index.ipynb, or (with --check) say whether it is what the notebook gives.
 
-Markdown cells are taken as they are; code cells become fenced code with their text output below. A cell that starts
-with `#| include: false` is left out.
+Markdown cells are taken as they are; code cells become fenced code with their text output below. A
+cell that starts with `#| include: false` is left out.
 """
 
 from __future__ import annotations
