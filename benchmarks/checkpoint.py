@@ -38,22 +38,22 @@ from torch import nn
 from transformers.trainer_utils import get_last_checkpoint
 
 from nercrf import run_ner_crf
-from nercrf.checkpoint import (
+from nercrf.data.sample import sample_corpus
+from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.model.modeling import (
+    NerCrfConfig,
+    NerCrfForTokenClassification,
+    SmallEncoderConfig,
+    build_tokenizer,
+)
+from nercrf.training.checkpoint import (
     BackgroundWriter,
     latest_checkpoint,
     save_state,
     take_snapshot,
     write_folder,
 )
-from nercrf.features import FeatureDataset, convert_examples_to_features
-from nercrf.model import (
-    NerCrfConfig,
-    NerCrfForTokenClassification,
-    SmallEncoderConfig,
-    build_tokenizer,
-)
-from nercrf.sample import sample_corpus
-from nercrf.trainer import TrainingConfig, resolve_config, train
+from nercrf.training.trainer import TrainingConfig, resolve_config, train
 
 # --- stall
 # --------------------------------------------------------------------------------------------------------

@@ -61,10 +61,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 from transformers import logging as transformers_logging
 
-from nercrf.corpus import read_corpus
-from nercrf.crf import CRF
-from nercrf.features import FeatureDataset, convert_examples_to_features, plan_batches
-from nercrf.model import NerCrfForTokenClassification, build_tokenizer
+from nercrf.crf.layer import CRF
+from nercrf.data.corpus import read_corpus
+from nercrf.features.conversion import FeatureDataset, convert_examples_to_features, plan_batches
+from nercrf.model.modeling import NerCrfForTokenClassification, build_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = [

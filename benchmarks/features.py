@@ -46,10 +46,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from nercrf.corpus import Corpus, read_corpus
-from nercrf.data import Example, outermost_spans
-from nercrf.features import FeatureDataset, convert_examples_to_features, plan_batches
-from nercrf.formats import read_examples
+from nercrf.data.corpus import Corpus, read_corpus
+from nercrf.data.examples import Example, outermost_spans
+from nercrf.data.formats import read_examples
+from nercrf.features.conversion import FeatureDataset, convert_examples_to_features, plan_batches
 from nercrf.labels import spans_to_tags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -285,11 +285,11 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
     """
     from transformers.utils import logging as transformers_logging
 
-    from nercrf.cache import reader_options
-    from nercrf.evaluate import evaluate
-    from nercrf.predict import Tagger
+    from nercrf.evaluation.evaluate import evaluate
+    from nercrf.features.cache import reader_options
     from nercrf.run_ner_crf import load_model
-    from nercrf.trainer import TrainingConfig, train
+    from nercrf.tagging.tagger import Tagger
+    from nercrf.training.trainer import TrainingConfig, train
 
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()

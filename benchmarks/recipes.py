@@ -30,12 +30,12 @@ import torch
 from inputs import find_encoder
 from transformers import logging as transformers_logging
 
-from nercrf.corpus import read_corpus
-from nercrf.evaluate import evaluate
-from nercrf.features import FeatureDataset, convert_examples_to_features
-from nercrf.predict import Tagger
+from nercrf.data.corpus import read_corpus
+from nercrf.evaluation.evaluate import evaluate
+from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
 from nercrf.run_ner_crf import load_model
-from nercrf.trainer import TrainingConfig, train
+from nercrf.tagging.tagger import Tagger
+from nercrf.training.trainer import TrainingConfig, train
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIANTS = {

@@ -24,13 +24,13 @@ from types import SimpleNamespace
 import torch
 from transformers import logging as transformers_logging
 
-from nercrf.cache import reader_options
-from nercrf.corpus import read_corpus
-from nercrf.evaluate import evaluate
-from nercrf.features import FeatureDataset, convert_examples_to_features
-from nercrf.model import NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
-from nercrf.predict import Tagger
-from nercrf.trainer import TrainingConfig, resolve_config, set_seed, train
+from nercrf.data.corpus import read_corpus
+from nercrf.evaluation.evaluate import evaluate
+from nercrf.features.cache import reader_options
+from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.model.modeling import NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
+from nercrf.tagging.tagger import Tagger
+from nercrf.training.trainer import TrainingConfig, resolve_config, set_seed, train
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_DROPOUT = {"embedding_dropout_prob": 0.1, "hidden_dropout_prob": 0.1, "word_dropout_prob": 0.0}

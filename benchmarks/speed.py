@@ -84,18 +84,18 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-import nercrf.chain
-import nercrf.trainer
-from nercrf.cache import reader_options
-from nercrf.callbacks import TrainingCallback
-from nercrf.corpus import Corpus, read_corpus
+import nercrf.crf.chain
+import nercrf.training.trainer
+from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.distributed import barrier, close_distributed, init_distributed
-from nercrf.dropout import CheapDropout, cheap_attention
-from nercrf.features import FeatureDataset, convert_examples_to_features
-from nercrf.model import NerCrfForTokenClassification
-from nercrf.scaling import Cluster, Link, Workload, ring_bytes, step_cost
-from nercrf.speed import slow_precision
-from nercrf.trainer import (
+from nercrf.features.cache import reader_options
+from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.model.dropout import CheapDropout, cheap_attention
+from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.training.callbacks import TrainingCallback
+from nercrf.training.scaling import Cluster, Link, Workload, ring_bytes, step_cost
+from nercrf.training.speed import slow_precision
+from nercrf.training.trainer import (
     TrainingConfig,
     TrainingRun,
     resolve_config,
@@ -607,13 +607,13 @@ class ClockCallback(TrainingCallback):
 
 def put_clock(clock: Clock) -> Callable[[], None]:
     """Put the clock on the functions of the loop; a function that takes it off again."""
-    crf = nercrf.chain._LogLikelihood
+    crf = nercrf.crf.chain._LogLikelihood
     places = [
-        (nercrf.trainer, "training_update", "other"),
+        (nercrf.training.trainer, "training_update", "other"),
         (FeatureDataset, "collate", "data"),
-        (nercrf.trainer, "move_batch", "data"),
-        (nercrf.trainer, "leave_out_full_mask", "data"),
-        (nercrf.trainer, "_optimizer_step", "optimiser"),
+        (nercrf.training.trainer, "move_batch", "data"),
+        (nercrf.training.trainer, "leave_out_full_mask", "data"),
+        (nercrf.training.trainer, "_optimizer_step", "optimiser"),
         (torch.Tensor, "backward", "backward"),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]
@@ -828,10 +828,10 @@ def memory_of(name: str, task: Task) -> dict[str, float]:
 
 def update_without_exchange(run: TrainingRun, update: np.ndarray) -> None:
     """An update in which each process keeps its own gradients."""
-    exchange = nercrf.trainer.exchange_gradients
-    nercrf.trainer.exchange_gradients = lambda model, now: exchange(model, now=False)
+    exchange = nercrf.training.trainer.exchange_gradients
+    nercrf.training.trainer.exchange_gradients = lambda model, now: exchange(model, now=False)
     training_update(run, update)
-    nercrf.trainer.exchange_gradients = exchange
+    nercrf.training.trainer.exchange_gradients = exchange
 
 
 def worker(options: argparse.Namespace, task: Task) -> None:

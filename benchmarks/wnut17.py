@@ -14,7 +14,7 @@ window b  the Trainer, softmax head, its default random batches; text is cut at 
 same as b with `train_sampling_strategy="group_by_length"`
 
 F1 is over the entities of the files (836 in dev, 1,079 in test): boundaries and type must be right,
-and an entity behind the cut is missed. All three are scored by nercrf.metrics; ill-formed tag
+and an entity behind the cut is missed. All three are scored by nercrf.evaluation.metrics; ill-formed tag
 sequences of the softmax head are read leniently, as seqeval does by default. The time is that of
 the training alone: without loading, tokenising and evaluating, but with what nercrf writes at the
 end (model and a checkpoint to resume from; the Trainer writes nothing). On a machine that does
@@ -59,14 +59,14 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from nercrf.corpus import Corpus, read_corpus
-from nercrf.data import Example
-from nercrf.evaluate import evaluate
-from nercrf.features import FeatureDataset, convert_examples_to_features
+from nercrf.data.corpus import Corpus, read_corpus
+from nercrf.data.examples import Example
+from nercrf.evaluation.evaluate import evaluate
+from nercrf.evaluation.metrics import Score, score_spans
+from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
 from nercrf.labels import Span, spans_to_tags, tags_to_spans
-from nercrf.metrics import Score, score_spans
 from nercrf.run_ner_crf import load_model
-from nercrf.trainer import TrainingConfig, set_seed, train
+from nercrf.training.trainer import TrainingConfig, set_seed, train
 
 SYSTEMS = {"a": "nercrf", "b": "Trainer, softmax", "c": "Trainer, softmax, group_by_length"}
 MAX_PIECES = 128

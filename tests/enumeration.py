@@ -6,7 +6,7 @@ import itertools
 
 import torch
 
-from nercrf.chain import ALGORITHMS, Scores, load_kernels
+from nercrf.crf.chain import ALGORITHMS, Scores, load_kernels
 
 
 def available():

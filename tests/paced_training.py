@@ -9,7 +9,8 @@ import os
 import sys
 import time
 
-from nercrf import run_ner_crf, trainer
+from nercrf import run_ner_crf
+from nercrf.training import trainer
 
 update = trainer.training_update
 fail_at = os.environ.get("FAIL_AT", "").split(":")

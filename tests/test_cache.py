@@ -24,10 +24,13 @@ from filelock import FileLock
 from tokenizers import AddedToken, normalizers
 from transformers import BertTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-import nercrf.cache
-import nercrf.columns
-import nercrf.parts
-from nercrf.cache import (
+import nercrf.features.cache
+import nercrf.features.parts
+import nercrf.features.store
+from nercrf.data.corpus import read_corpus
+from nercrf.data.examples import DataError, Example, file_digest, write_columns
+from nercrf.data.formats import write_examples
+from nercrf.features.cache import (
     CONVERSION_OPTIONS,
     READER_OPTIONS,
     CacheError,
@@ -42,11 +45,8 @@ from nercrf.cache import (
     remember_digest,
     save_features,
 )
-from nercrf.columns import read_header
-from nercrf.corpus import read_corpus
-from nercrf.data import DataError, Example, file_digest, write_columns
-from nercrf.features import convert_examples_to_features
-from nercrf.formats import write_examples
+from nercrf.features.conversion import convert_examples_to_features
+from nercrf.features.store import read_header
 from nercrf.labels import Span
 
 torch.set_num_threads(1)
@@ -100,13 +100,13 @@ def args(tmp_path):
 def builds(monkeypatch):
     "How often the data were read."
     calls = []
-    original = nercrf.cache.read_corpus
+    original = nercrf.features.cache.read_corpus
 
     def counting(*args, **options):
         calls.append(args)
         return original(*args, **options)
 
-    monkeypatch.setattr(nercrf.cache, "read_corpus", counting)
+    monkeypatch.setattr(nercrf.features.cache, "read_corpus", counting)
     return calls
 
 
@@ -162,7 +162,7 @@ def test_json_without_labels_is_read_like_the_training_file(
     """An unlabelled line of CLUENER looks like one of character spans; it has to be read by
     characters all the same.
     """
-    monkeypatch.setattr(nercrf.cache, "LARGE", large)
+    monkeypatch.setattr(nercrf.features.cache, "LARGE", large)
     folder, ending = tmp_path / "cluener", ".jsonl.gz" if packed else ".jsonl"
     lines = {
         "train": '{"text": "ab", "label": {"X": {"a": [[0, 0]]}}}\n',
@@ -339,7 +339,7 @@ def test_a_change_of_the_tokenizer_misses(name, args, tokenizer):
 )
 def test_a_change_of_code_misses(target, value, args, tokenizer, monkeypatch):
     before = cache_key(describe_request(args, "ner", tokenizer, "train"))
-    monkeypatch.setattr(nercrf.cache, target, value)
+    monkeypatch.setattr(nercrf.features.cache, target, value)
     assert cache_key(describe_request(args, "ner", tokenizer, "train")) != before
 
 
@@ -414,7 +414,7 @@ def old_file(tmp_path, monkeypatch):
     """A file that counts as large, last changed a while ago as far as the clock says; and how often
     it was read.
     """
-    monkeypatch.setattr(nercrf.cache, "REMEMBERED", 4)
+    monkeypatch.setattr(nercrf.features.cache, "REMEMBERED", 4)
     path = tmp_path / "train.txt"
     path.write_bytes(b"old content")
     ahead = time.time
@@ -425,7 +425,7 @@ def old_file(tmp_path, monkeypatch):
         read.append(path)
         return file_digest(path)
 
-    monkeypatch.setattr(nercrf.cache, "file_digest", counting)
+    monkeypatch.setattr(nercrf.features.cache, "file_digest", counting)
     return path, read
 
 
@@ -613,7 +613,7 @@ def test_a_disk_that_is_really_full_or_read_only(
 ):
     expected = load_and_cache_examples(args, "ner", tokenizer)
     args.data_dir, args.feature_cache_dir = str(bad_disk), None
-    monkeypatch.setattr(nercrf.cache, "LARGE", large)
+    monkeypatch.setattr(nercrf.features.cache, "LARGE", large)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -702,17 +702,17 @@ from types import SimpleNamespace
 import torch
 torch.set_num_threads(1)
 from transformers import BertTokenizer
-import nercrf.cache
-from nercrf.cache import load_and_cache_examples
+import nercrf.features.cache
+from nercrf.features.cache import load_and_cache_examples
 from nercrf.distributed import close_distributed, get_rank, init_distributed
 
 settings, pieces, broken = json.loads(sys.argv[1])
 built = []
-original = nercrf.cache.read_corpus
+original = nercrf.features.cache.read_corpus
 def counting(*args, **options):
     built.append(1)
     return original(*args, **options)
-nercrf.cache.read_corpus = counting
+nercrf.features.cache.read_corpus = counting
 tokenizer = BertTokenizer(vocab={piece: at for at, piece in enumerate(pieces)})
 init_distributed(no_cuda=True)
 args = SimpleNamespace(**settings)
@@ -740,7 +740,7 @@ def run_processes(payload, count=2):
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(nercrf.cache.__file__).parents[1]),
+        "PYTHONPATH": str(Path(nercrf.features.cache.__file__).parents[1]),
     }
     running = [
         subprocess.Popen(
@@ -788,17 +788,17 @@ def in_child(function, *arguments):
 def build_at(moment, args, in_parts, report):
     """Load at a given moment, slowly, and say whether this process built."""
     logging.disable()
-    nercrf.cache.LARGE = 0 if in_parts else 1 << 40
+    nercrf.features.cache.LARGE = 0 if in_parts else 1 << 40
     built = []
     name = "convert_in_parts" if in_parts else "read_corpus"
-    original = getattr(nercrf.cache, name)
+    original = getattr(nercrf.features.cache, name)
 
     def slow(*arguments, **options):
         built.append(1)
         time.sleep(0.4)
         return original(*arguments, **options)
 
-    setattr(nercrf.cache, name, slow)
+    setattr(nercrf.features.cache, name, slow)
     args.conversion_processes = 1
     time.sleep(max(0, moment - time.time()))
     dataset = load_and_cache_examples(args, "ner", make_tokenizer())
@@ -824,7 +824,7 @@ def test_independent_processes_build_once(count, in_parts, args):
 
 def build_for_ever(args, large):
     logging.disable()
-    nercrf.cache.LARGE, nercrf.parts.PART, args.conversion_processes = large, 1, 1
+    nercrf.features.cache.LARGE, nercrf.features.parts.PART, args.conversion_processes = large, 1, 1
     while True:
         args.overwrite_cache = True
         load_and_cache_examples(args, "ner", make_tokenizer())
@@ -856,7 +856,7 @@ def kill_at_random_moments(args, large, trials, seed):
         process.join()
         for item in folder.glob("*.safetensors"):
             load_features(item)  # whole, or not there
-        left += len(nercrf.cache._leftovers(path))
+        left += len(nercrf.features.cache._leftovers(path))
         args.overwrite_cache = True  # so that this process needs the lock
         same(expected, load_and_cache_examples(args, "ner", tokenizer))
         assert_only(folder)
@@ -880,7 +880,7 @@ FILE_EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil
 def build_and_die(args, large, fatal):
     """Build; die right before the `fatal`-th file operation within the cache folder."""
     logging.disable()
-    nercrf.cache.LARGE, nercrf.parts.PART, args.conversion_processes = large, 1, 1
+    nercrf.features.cache.LARGE, nercrf.features.parts.PART, args.conversion_processes = large, 1, 1
     seen = 0
 
     def count(event, arguments):
@@ -947,7 +947,7 @@ def test_without_locks_the_file_is_built_all_the_same(args, tokenizer, monkeypat
     def refuse(path):
         raise NotImplementedError("no locks here")
 
-    monkeypatch.setattr(nercrf.cache, "_take_lock", refuse)
+    monkeypatch.setattr(nercrf.features.cache, "_take_lock", refuse)
     first = load_and_cache_examples(args, "ner", tokenizer)
     same(first, load_and_cache_examples(args, "ner", tokenizer))
     assert_only(Path(args.feature_cache_dir))
@@ -959,8 +959,8 @@ def test_without_locks_the_file_is_built_all_the_same(args, tokenizer, monkeypat
 def test_a_broken_block_is_found_in_use_and_the_next_start_builds(
     args, tokenizer, builds, monkeypatch
 ):
-    monkeypatch.setattr(nercrf.columns, "RESIDENT", 0)
-    monkeypatch.setattr(nercrf.cache, "RESIDENT", 0)
+    monkeypatch.setattr(nercrf.features.store, "RESIDENT", 0)
+    monkeypatch.setattr(nercrf.features.cache, "RESIDENT", 0)
     first = load_and_cache_examples(args, "ner", tokenizer)
     expected = first.collate([1])["input_ids"]
     path = cached_file(args)
@@ -982,7 +982,9 @@ def test_a_broken_block_is_found_in_use_and_the_next_start_builds(
     assert torch.equal(again.collate([1])["input_ids"], expected)
 
 
-@pytest.mark.parametrize("module", [nercrf.cache, nercrf.columns, nercrf.parts])
+@pytest.mark.parametrize(
+    "module", [nercrf.features.cache, nercrf.features.store, nercrf.features.parts]
+)
 def test_no_module_of_the_cache_knows_pickle(module):
     source = inspect.getsource(module)
     for name in ("import pickle", "pickle.load", "torch.load", "import dill", "allow_pickle"):

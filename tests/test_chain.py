@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nercrf import chain
-from nercrf.chain import (
+from nercrf.crf import chain
+from nercrf.crf.chain import (
     ALGORITHMS,
     IGNORED,
     Scores,
@@ -50,7 +50,7 @@ from nercrf.chain import (
     sample_paths,
     transition_probabilities,
 )
-from nercrf.crf import CRF
+from nercrf.crf.layer import CRF
 from nercrf.labels import label_list
 
 torch.set_num_threads(1)

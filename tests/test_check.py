@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from training import CORPUS, TOKENIZER
 
-from nercrf.check import KINDS, CheckReport, check_main, check_paths, fix_file
-from nercrf.data import DataError, Example, is_visible, write_columns
-from nercrf.features import convert_examples_to_features
-from nercrf.formats import read_examples, write_examples
+from nercrf.data.check import KINDS, CheckReport, check_main, check_paths, fix_file
+from nercrf.data.examples import DataError, Example, is_visible, write_columns
+from nercrf.data.formats import read_examples, write_examples
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, tags_to_spans
 
 in_folder = settings(
@@ -402,7 +402,7 @@ def test_a_folder_that_datasets_has_saved(tmp_path, monkeypatch):
     for name in rows:
         (tmp_path / name).mkdir()
     package = SimpleNamespace(load_from_disk=lambda path: rows[Path(path).name])
-    monkeypatch.setattr("nercrf.formats._optional", lambda name: package)
+    monkeypatch.setattr("nercrf.data.formats._optional", lambda name: package)
     report = check_paths(tmp_path)
     assert [(split.name, split.sentences) for split in report.datasets[0].splits] == [
         ("train", 1),

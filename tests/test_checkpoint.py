@@ -27,8 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from nercrf import checkpoint
-from nercrf.checkpoint import (
+from nercrf.training import checkpoint
+from nercrf.training.checkpoint import (
     BackgroundWriter,
     CheckpointError,
     DiskFullError,
@@ -851,7 +851,7 @@ def test_errors_come_to_light_once(caplog):
 def test_the_end_of_a_process_waits(tmp_path):
     code = f"""
 import time
-from nercrf.checkpoint import BackgroundWriter, save_state, write_folder
+from nercrf.training.checkpoint import BackgroundWriter, save_state, write_folder
 def write():
     time.sleep(0.3)
     with write_folder({str(tmp_path / "checkpoint-1")!r}) as folder:

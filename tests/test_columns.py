@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch.utils.data import DataLoader
 
-from nercrf.columns import (
+from nercrf.features.conversion import FeatureDataset, Features, collate_sentences, plan_batches
+from nercrf.features.store import (
     BLOCK,
     CacheError,
     Column,
@@ -29,7 +30,6 @@ from nercrf.columns import (
     verify_file,
     write_column_file,
 )
-from nercrf.features import FeatureDataset, Features, collate_sentences, plan_batches
 
 LABELS = ["O", "B-LOC", "I-LOC"]
 

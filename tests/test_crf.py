@@ -13,8 +13,8 @@ from enumeration import all_paths, all_scores, available, path_numbers, random_m
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nercrf.chain import IGNORED, Scores
-from nercrf.crf import CRF, allowed_scores
+from nercrf.crf.chain import IGNORED, Scores
+from nercrf.crf.layer import CRF, allowed_scores
 from nercrf.labels import (
     SCHEMES,
     Constraints,

@@ -17,8 +17,8 @@ import torchcrf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nercrf import crf_kernels as module
-from nercrf.crf_kernels import likelihood_backward, likelihood_forward, viterbi, warm_up
+from nercrf.crf import kernels as module
+from nercrf.crf.kernels import likelihood_backward, likelihood_forward, viterbi, warm_up
 
 FAST = settings(max_examples=150, deadline=None, derandomize=True)
 NEVER = -1e30  # a finite stand-in for -inf, whose gradients torch can take
@@ -481,7 +481,7 @@ def test_a_state_outlives_the_next_batch():
 
 @pytest.mark.slow
 def test_the_second_process_loads_what_the_first_compiled(tmp_path):
-    program = "from nercrf.crf_kernels import warm_up; print(warm_up())"
+    program = "from nercrf.crf.kernels import warm_up; print(warm_up())"
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     seconds = [
         float(

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nercrf.corpus import find_split_files, read_corpus
-from nercrf.data import (
+from nercrf.data.corpus import find_split_files, read_corpus
+from nercrf.data.examples import (
     DataError,
     Example,
     file_digest,
@@ -24,9 +24,9 @@ from nercrf.data import (
     write_cluener,
     write_columns,
 )
-from nercrf.formats import read_examples
+from nercrf.data.formats import read_examples
+from nercrf.data.sample import sample_corpus, write_sample
 from nercrf.labels import SCHEMES, Span, spans_to_tags
-from nercrf.sample import sample_corpus, write_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("NERCRF_DATA", ROOT.parent / "shared" / "data"))
@@ -528,7 +528,7 @@ def test_the_sample_is_the_same_everywhere(tmp_path):
 
 
 def test_the_sample_does_not_depend_on_hash_seeds(tmp_path):
-    code = "import sys; from nercrf.sample import write_sample; write_sample(sys.argv[1])"
+    code = "import sys; from nercrf.data.sample import write_sample; write_sample(sys.argv[1])"
     for seed in ("1", "2"):
         subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / seed)],
@@ -572,6 +572,6 @@ def test_a_brace_as_first_token_is_no_json(tmp_path):
 
 
 def test_reading_needs_no_torch():
-    code = "import sys, nercrf.convert, nercrf.sample; raise SystemExit('torch' in sys.modules)"
+    code = "import sys, nercrf.data.convert, nercrf.data.sample; raise SystemExit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-    assert importlib.util.find_spec("nercrf.data")
+    assert importlib.util.find_spec("nercrf.data.examples")

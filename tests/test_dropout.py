@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from test_model import ENCODERS, SENTENCES, emissions, make_batch, make_model
 from torch.nn import functional
 
-from nercrf.dropout import (
+from nercrf.model.dropout import (
     CheapDropout,
     cheap_attention,
     cheap_dropout,
     keep_mask,
     use_cheap_dropout,
 )
-from nercrf.model import NerCrfForTokenClassification
+from nercrf.model.modeling import NerCrfForTokenClassification
 
 COUNT = 1 << 20
 

@@ -19,11 +19,11 @@ from training import (
     train_in,
 )
 
-from nercrf.callbacks import TrainingCallback
-from nercrf.dry_run import estimate_training
-from nercrf.embedding import SeenEmbedding, fit_rows
-from nercrf.model import NerCrfForTokenClassification
-from nercrf.trainer import log_progress, start_run, train, training_update
+from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.training.callbacks import TrainingCallback
+from nercrf.training.dry_run import estimate_training
+from nercrf.training.embedding import SeenEmbedding, fit_rows
+from nercrf.training.trainer import log_progress, start_run, train, training_update
 
 WEIGHT = "encoder.embeddings.word_embeddings.weight"
 ROWS = len(TOKENIZER) + UNREAD

@@ -11,10 +11,10 @@ from training import CORPUS, DEV, NESTED, WordTagger, make_dataset, make_model
 from workers import run_workers
 
 from nercrf.distributed import BatchDataParallel
-from nercrf.evaluate import UNLEARNABLE, evaluate, evaluation_batches, unlearnable_spans
+from nercrf.evaluation.evaluate import UNLEARNABLE, evaluate, evaluation_batches, unlearnable_spans
+from nercrf.evaluation.metrics import leave_out, score_spans
 from nercrf.labels import Span
-from nercrf.metrics import leave_out, score_spans
-from nercrf.trainer import TrainingConfig
+from nercrf.training.trainer import TrainingConfig
 
 GOLD = sum(len(example.spans) for example in CORPUS.dev)
 

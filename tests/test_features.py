@@ -20,9 +20,9 @@ from transformers import (
     XLNetTokenizer,
 )
 
-from nercrf.corpus import read_corpus
-from nercrf.data import POLICIES, DataError, Example, flatten_spans, outermost_spans
-from nercrf.features import (
+from nercrf.data.corpus import read_corpus
+from nercrf.data.examples import POLICIES, DataError, Example, flatten_spans, outermost_spans
+from nercrf.features.conversion import (
     FeatureDataset,
     _note_once,
     concatenate_features,
@@ -34,7 +34,7 @@ from nercrf.features import (
     tokenize_words,
 )
 from nercrf.labels import SCHEMES, Span, ids_to_spans, label_list, spans_to_tags
-from nercrf.model import NerCrfForTokenClassification, SmallEncoderConfig
+from nercrf.model.modeling import NerCrfForTokenClassification, SmallEncoderConfig
 
 torch.set_num_threads(1)
 DATA = Path(

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nercrf.convert import convert, convert_main
-from nercrf.corpus import read_corpus
-from nercrf.data import DataError, Example, split_words
-from nercrf.formats import (
+from nercrf.data.convert import convert, convert_main
+from nercrf.data.corpus import read_corpus
+from nercrf.data.examples import DataError, Example, split_words
+from nercrf.data.formats import (
     FORMATS,
     Survey,
     detect_format,
@@ -37,7 +37,7 @@ needs_data = pytest.mark.skipif(
 in_folder = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-from nercrf.sample import write_sample
+from nercrf.data.sample import write_sample
 
 
 def read(tmp_path, content, name="a.jsonl", **options):

@@ -9,10 +9,10 @@ import torch
 from training import all_tensors, last_step, read_history, run_script, write_corpus, write_encoder
 from workers import run_workers
 
-from nercrf.checkpoint import load_state
-from nercrf.embedding import fit_rows
-from nercrf.predict import Tagger
-from nercrf.trainer import TrainingConfig, check_config
+from nercrf.tagging.tagger import Tagger
+from nercrf.training.checkpoint import load_state
+from nercrf.training.embedding import fit_rows
+from nercrf.training.trainer import TrainingConfig, check_config
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from seqeval.metrics import classification_report
 from seqeval.scheme import BILOU, IOB1, IOB2, IOBES
 
-from nercrf.labels import SCHEMES, Span, label_list, spans_to_tags, tags_to_spans
-from nercrf.metrics import (
+from nercrf.evaluation.metrics import (
     EntityScores,
     Score,
     report,
@@ -24,6 +23,7 @@ from nercrf.metrics import (
     surface,
     surfaces,
 )
+from nercrf.labels import SCHEMES, Span, label_list, spans_to_tags, tags_to_spans
 
 settings.register_profile(
     "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

@@ -31,9 +31,9 @@ from transformers import (
     pipeline,
 )
 
-from nercrf.dropout import use_cheap_dropout
 from nercrf.labels import allowed_transitions, label_list
-from nercrf.model import (
+from nercrf.model.dropout import use_cheap_dropout
+from nercrf.model.modeling import (
     NerCrfConfig,
     NerCrfForTokenClassification,
     SmallEncoder,
@@ -46,7 +46,7 @@ from nercrf.model import (
     model_card,
     set_dropout,
 )
-from nercrf.optim import encoder_layers
+from nercrf.training.optim import encoder_layers
 
 torch.set_num_threads(1)
 LABELS = label_list(["LOC", "PER"], "BIO")
@@ -793,7 +793,7 @@ def test_the_whole_folder_opens_with_the_auto_classes_in_a_fresh_process(tmp_pat
     tokenizer.save_pretrained(tmp_path)
     encoded = tokenizer(examples[0].tokens, is_split_into_words=True, return_tensors="pt")
     code = (
-        "import sys, torch, nercrf.model\n"
+        "import sys, torch, nercrf.model.modeling\n"
         "from types import SimpleNamespace\n"
         "from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer\n"
         "config = AutoConfig.from_pretrained(sys.argv[1])\n"
@@ -805,7 +805,7 @@ def test_the_whole_folder_opens_with_the_auto_classes_in_a_fresh_process(tmp_pat
         "print(config.id2label, config.scheme, type(model).__name__, type(model.encoder).__name__)\n"
         "logits = model(**batch).logits\n"
         "print(logits.double().sum().item(), model.decode(logits, batch['attention_mask'].bool()))\n"
-        "again = nercrf.model.build_tokenizer([SimpleNamespace(tokens=words)] * 2)\n"
+        "again = nercrf.model.modeling.build_tokenizer([SimpleNamespace(tokens=words)] * 2)\n"
         "print(again.get_vocab() == tokenizer.get_vocab())\n"
     )
     result = subprocess.run(

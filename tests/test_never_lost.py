@@ -29,18 +29,18 @@ from training import (
     train_in,
 )
 
-from nercrf import checkpoint, trainer
-from nercrf.callbacks import TrainingCallback
-from nercrf.checkpoint import (
+from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.training import checkpoint, trainer
+from nercrf.training.callbacks import TrainingCallback
+from nercrf.training.checkpoint import (
     DiskFullError,
     average_checkpoints,
     latest_checkpoint,
     load_state,
     verify_folder,
 )
-from nercrf.model import NerCrfForTokenClassification
-from nercrf.reporting import append_text
-from nercrf.trainer import TrainingInterrupted, train
+from nercrf.training.reporting import append_text
+from nercrf.training.trainer import TrainingInterrupted, train
 
 # Saved after every second update, so that most of the time something is being written; evaluated
 # and averaged as well.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nercrf import optim
+from nercrf.training import optim
 
 
 class Tagger(nn.Module):

@@ -51,8 +51,10 @@ def test_wheel_holds_the_package_and_nothing_else(built):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = next(n for n in archive.namelist() if n.endswith("METADATA"))
         text = archive.read(metadata).decode()
-    here = {f"nercrf/{path.name}" for path in (ROOT / "nercrf").iterdir() if path.is_file()}
+    files = [path for path in (ROOT / "nercrf").rglob("*") if path.is_file()]
+    here = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     assert names == here
+    assert len(here) > 40
     assert "nercrf/py.typed" in names
     settings = configparser.ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
@@ -92,8 +94,11 @@ def test_every_module_imports_without_the_development_packages(built, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     modules = sorted(
-        path.stem for path in (tmp_path / "site" / "nercrf").glob("*.py") if path.stem != "_modidx"
+        ".".join(path.relative_to(tmp_path / "site").with_suffix("").parts)
+        for path in (tmp_path / "site" / "nercrf").rglob("*.py")
+        if path.stem not in ("__init__", "_modidx")
     )
+    assert len(modules) > 30
     code = f"""
 import importlib, sys
 sys.path.insert(0, {str(tmp_path / "site")!r})
@@ -106,7 +111,7 @@ import nercrf
 assert "torch" not in sys.modules, "import nercrf imports torch"
 assert nercrf.__file__.startswith({str(tmp_path)!r}), nercrf.__file__
 for name in {modules!r}:
-    importlib.import_module("nercrf." + name if name != "__init__" else "nercrf")
+    importlib.import_module(name)
 from nercrf.cli import main
 try:
     main(["--version"])
@@ -126,9 +131,7 @@ except SystemExit as end:
 
 
 def test_labels_and_data_need_no_torch():
-    code = (
-        "import sys, nercrf.labels, nercrf.data, nercrf.metrics; sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, nercrf.labels, nercrf.data.examples, nercrf.evaluation.metrics; sys.exit('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode
         == 0

@@ -17,13 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer, ByT5Tokenizer
 
-import nercrf.cache
-import nercrf.parts
-from nercrf.cache import load_and_cache_examples
-from nercrf.data import DataError
-from nercrf.formats import FORMATS
+import nercrf.features.cache
+import nercrf.features.parts
+from nercrf.data.examples import DataError
+from nercrf.data.formats import FORMATS
+from nercrf.features.cache import load_and_cache_examples
+from nercrf.features.parts import (
+    LINE_FORMATS,
+    PartReader,
+    Workers,
+    convert_in_parts,
+    cut_file,
+    open_workers,
+)
 from nercrf.labels import Span, spans_to_tags
-from nercrf.parts import LINE_FORMATS, PartReader, Workers, convert_in_parts, cut_file, open_workers
 
 PIECES = [
     "[PAD]",
@@ -71,8 +78,8 @@ def build(
     """
     patch = pytest.MonkeyPatch()
     with patch.context() as patched:
-        patched.setattr(nercrf.cache, "LARGE", 0 if in_parts else 1 << 40)
-        patched.setattr(nercrf.parts, "PART", part)
+        patched.setattr(nercrf.features.cache, "LARGE", 0 if in_parts else 1 << 40)
+        patched.setattr(nercrf.features.parts, "PART", part)
         cached = Path(folder) / f"cache-{in_parts}-{part}"
         shutil.rmtree(cached, ignore_errors=True)
         args = SimpleNamespace(
@@ -407,7 +414,7 @@ def test_a_full_disk_in_a_process_is_an_oserror(corpus):
         "target": target,
     }
     with open_workers(1, PartReader()) as workers:
-        nercrf.parts._share_tokenizer(workers, TOKENIZER, corpus / "tokenizer")
+        nercrf.features.parts._share_tokenizer(workers, TOKENIZER, corpus / "tokenizer")
         with pytest.raises(OSError, match=r"Not a directory|File exists"):
             list(workers.map([request]))
 
@@ -416,7 +423,9 @@ def test_progress_is_said_now_and_then(caplog, monkeypatch):
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with caplog.at_level("INFO"):
-        assert list(nercrf.parts._progress(range(6), "train.txt read", 6)) == list(range(6))
+        assert list(nercrf.features.parts._progress(range(6), "train.txt read", 6)) == list(
+            range(6)
+        )
     assert [record.getMessage() for record in caplog.records] == [
         "train.txt read: 3 of 6 parts, 12 s",
         "train.txt read: 6 of 6 parts, 24 s",
@@ -424,7 +433,7 @@ def test_progress_is_said_now_and_then(caplog, monkeypatch):
 
 
 def test_files_in_between_are_in_the_given_folder(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(nercrf.parts, "PART", 20_000)
+    monkeypatch.setattr(nercrf.features.parts, "PART", 20_000)
     reader = {"format": "auto", "token_column": 0, "tag_column": -1, "on_bad": "warn"}
     files = {"train": corpus / "train.txt"}
     converted = convert_in_parts(

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import CORPUS, TOKENIZER, make_model, train_in
 
-from nercrf.data import Example, split_words, write_columns
-from nercrf.evaluate import evaluate
-from nercrf.features import FeatureDataset, convert_examples_to_features
-from nercrf.formats import read_examples
+from nercrf.data.examples import Example, split_words, write_columns
+from nercrf.data.formats import read_examples
+from nercrf.evaluation.evaluate import evaluate
+from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
 from nercrf.labels import Span
-from nercrf.predict import Tagger, find_model, tag_file, tag_stream
 from nercrf.run_ner_crf import main
-from nercrf.trainer import TrainingConfig
+from nercrf.tagging.tagger import Tagger, find_model, tag_file, tag_stream
+from nercrf.training.trainer import TrainingConfig
 
 
 @pytest.fixture(scope="module")

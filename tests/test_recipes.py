@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import DEV, TOKENIZER, TRAIN, UNEVEN, make_args, make_model, train_in
 
-from nercrf import trainer
-from nercrf.crf import CRF
+from nercrf.crf.layer import CRF
 from nercrf.distributed import BatchDataParallel
-from nercrf.dropout import use_cheap_dropout
-from nercrf.embedding import fit_rows
-from nercrf.model import NerCrfForTokenClassification
-from nercrf.optim import build_optimizer, encoder_layers, layer_depths
-from nercrf.recipes import (
+from nercrf.model.dropout import use_cheap_dropout
+from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.training import trainer
+from nercrf.training.embedding import fit_rows
+from nercrf.training.optim import build_optimizer, encoder_layers, layer_depths
+from nercrf.training.recipes import (
     FGM,
     RDrop,
     RecipeConfig,
@@ -29,7 +29,7 @@ from nercrf.recipes import (
     recipe_flags,
     repeat_batch,
 )
-from nercrf.trainer import TrainingConfig, start_run, training_update
+from nercrf.training.trainer import TrainingConfig, start_run, training_update
 
 UPDATE = np.arange(12)
 

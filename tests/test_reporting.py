@@ -26,11 +26,11 @@ from training import (
     write_corpus,
 )
 
-from nercrf.callbacks import Callbacks, TrainingCallback
-from nercrf.dry_run import estimate_training
-from nercrf.reporting import data_fingerprint
 from nercrf.run_ner_crf import main, parse_args
-from nercrf.trainer import TrainingInterrupted, build_plan, init_distributed, train
+from nercrf.training.callbacks import Callbacks, TrainingCallback
+from nercrf.training.dry_run import estimate_training
+from nercrf.training.reporting import data_fingerprint
+from nercrf.training.trainer import TrainingInterrupted, build_plan, init_distributed, train
 
 
 class Recorder(TrainingCallback):

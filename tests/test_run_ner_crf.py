@@ -10,12 +10,12 @@ import pytest
 from training import CORPUS, ROOT, TOKENIZER, write_corpus, write_encoder
 
 from nercrf import cli
-from nercrf.data import Example, write_cluener
-from nercrf.formats import read_examples
+from nercrf.data.examples import Example, write_cluener
+from nercrf.data.formats import read_examples
 from nercrf.labels import Span
-from nercrf.predict import Tagger, find_model
 from nercrf.run_ner_crf import main, parse_args
-from nercrf.trainer import TrainingConfig, check_config
+from nercrf.tagging.tagger import Tagger, find_model
+from nercrf.training.trainer import TrainingConfig, check_config
 
 REFERENCE = """--model_type bert --model_name_or_path {encoder} --task_name cner --do_train --do_eval --do_predict
 --do_lower_case --data_dir {data} --train_max_seq_length 128 --eval_max_seq_length 512 --per_gpu_train_batch_size 24

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nercrf.scaling import (
+from nercrf.training.scaling import (
     BUCKET_BYTES,
     Cluster,
     Link,

@@ -18,16 +18,21 @@ from training import (
     write_encoder,
 )
 
-from nercrf import trainer
-from nercrf.callbacks import TrainingCallback
-from nercrf.chain import _LogLikelihood
+from nercrf.crf.chain import _LogLikelihood
 from nercrf.distributed import BatchDataParallel, unwrap_model
-from nercrf.dropout import ATTENTION, CheapDropout
-from nercrf.features import FeatureDataset
-from nercrf.model import NerCrfForTokenClassification
-from nercrf.optim import encoder_layers
-from nercrf.speed import SpeedConfig, leave_out_full_mask, processor_features, slow_precision
-from nercrf.trainer import (
+from nercrf.features.conversion import FeatureDataset
+from nercrf.model.dropout import ATTENTION, CheapDropout
+from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.training import trainer
+from nercrf.training.callbacks import TrainingCallback
+from nercrf.training.optim import encoder_layers
+from nercrf.training.speed import (
+    SpeedConfig,
+    leave_out_full_mask,
+    processor_features,
+    slow_precision,
+)
+from nercrf.training.trainer import (
     TrainingConfig,
     check_config,
     log_progress,
@@ -322,7 +327,7 @@ def test_a_precision_that_is_emulated_is_told(
 ):
     reason = slow_precision(dtype, CPU, frozenset(features))
     assert (reason is not None) == warned
-    monkeypatch.setattr("nercrf.speed.processor_features", lambda: frozenset(features))
+    monkeypatch.setattr("nercrf.training.speed.processor_features", lambda: frozenset(features))
     with caplog.at_level(logging.WARNING):
         start(
             tmp_path, dtype=torch.float32, bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16

@@ -26,13 +26,13 @@ from training import (
     train_in,
 )
 
-from nercrf import trainer
-from nercrf.callbacks import TrainingCallback
-from nercrf.checkpoint import load_state
 from nercrf.distributed import BatchDataParallel, ProcessInfo
-from nercrf.model import NerCrfForTokenClassification
-from nercrf.recipes import WeightAverage
-from nercrf.trainer import (
+from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.training import trainer
+from nercrf.training.callbacks import TrainingCallback
+from nercrf.training.checkpoint import load_state
+from nercrf.training.recipes import WeightAverage
+from nercrf.training.trainer import (
     TrainingInterrupted,
     UpdatePlan,
     build_plan,

@@ -14,18 +14,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
-from nercrf.data import Example, write_columns
+from nercrf.data.examples import Example, write_columns
+from nercrf.data.sample import sample_corpus
 from nercrf.distributed import BatchDataParallel
-from nercrf.features import FeatureDataset, convert_examples_to_features
+from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
 from nercrf.labels import Span, label_list
-from nercrf.model import (
+from nercrf.model.modeling import (
     NerCrfConfig,
     NerCrfForTokenClassification,
     SmallEncoderConfig,
     build_tokenizer,
 )
-from nercrf.sample import sample_corpus
-from nercrf.trainer import (
+from nercrf.training.trainer import (
     TrainingConfig,
     log_progress,
     resolve_config,

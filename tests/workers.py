@@ -128,8 +128,8 @@ def evaluation(folder, batch_size):
     """The tiny model over the tiny development set, in a group."""
     from training import DEV, make_model
 
-    from nercrf.evaluate import evaluate
-    from nercrf.trainer import TrainingConfig
+    from nercrf.evaluation.evaluate import evaluate
+    from nercrf.training.trainer import TrainingConfig
 
     distributed.init_distributed(no_cuda=True)
     args = TrainingConfig(per_gpu_eval_batch_size=int(batch_size), no_cuda=True)
@@ -143,8 +143,8 @@ def evaluation_of_nested(folder):
     """
     from training import NESTED, WordTagger
 
-    from nercrf.evaluate import UNLEARNABLE, evaluate
-    from nercrf.trainer import TrainingConfig
+    from nercrf.evaluation.evaluate import UNLEARNABLE, evaluate
+    from nercrf.training.trainer import TrainingConfig
 
     distributed.init_distributed(no_cuda=True)
     args = TrainingConfig(per_gpu_eval_batch_size=1, no_cuda=True)
@@ -174,7 +174,7 @@ def updates_by_pieces(folder, settings):
     weights, and of each batch of this process the epoch, the sentences and the padded pieces."""
     from training import updates_in_float64
 
-    from nercrf.callbacks import TrainingCallback
+    from nercrf.training.callbacks import TrainingCallback
 
     class Seen(TrainingCallback):
         def __init__(self):
@@ -206,8 +206,8 @@ def interrupted_training(folder, stops, changes="{}"):
     """
     from training import differences, train_in
 
-    from nercrf.callbacks import TrainingCallback
-    from nercrf.trainer import TrainingInterrupted
+    from nercrf.training.callbacks import TrainingCallback
+    from nercrf.training.trainer import TrainingInterrupted
 
     class Stop(TrainingCallback):
         def __init__(self, step):
@@ -257,7 +257,7 @@ def sharding(folder):
     import numpy as np
     from test_model import SENTENCES, make_batch, make_model
 
-    from nercrf.optim import build_optimizer, encoder_layers
+    from nercrf.training.optim import build_optimizer, encoder_layers
 
     info = distributed.init_distributed(no_cuda=True)
     whole, model = make_model("bert").train(), make_model("bert").train()

@@ -20,6 +20,9 @@ from fastcore.docments import docments
 
 import nercrf
 
+FEWEST_MODULES = 30  # that a check must have seen
+FEWEST_NAMES = 400
+
 
 def public_members(module_name: str) -> Iterator[tuple[str, object]]:
     "Functions, classes and methods that a module offers, by dotted name."
@@ -48,18 +51,18 @@ def named_parameters(function: object) -> set[str]:
     return {each.name for each in parameters if each.kind not in catch_all} - {"self", "cls"}
 
 
-def overrides(name: str) -> bool:
-    "Does a class of the package define this method (module.Class.method) already, below this one?"
-    module, *path = name.split(".")
-    if len(path) < 2:
+def overrides(member: object) -> bool:
+    "Is it a method that a class of the package below its own defines already?"
+    if not inspect.isfunction(member) or member.__qualname__.count(".") != 1:
         return False
-    bases = inspect.getmro(getattr(importlib.import_module(f"nercrf.{module}"), path[0]))[1:]
-    return any(base.__module__.startswith("nercrf.") and path[1] in vars(base) for base in bases)
+    owner, method = member.__qualname__.split(".")
+    bases = inspect.getmro(getattr(importlib.import_module(member.__module__), owner))[1:]
+    return any(base.__module__.startswith("nercrf.") and method in vars(base) for base in bases)
 
 
 def gaps(name: str, member: object) -> list[str]:
     "What a member does not say."
-    if overrides(name):
+    if overrides(member):
         return [] if inspect.getdoc(member) else [f"{name}: no docstring"]
     found = [] if inspect.getdoc(member) else [f"{name}: no docstring"]
     if inspect.isclass(member) and issubclass(member, tuple):
@@ -80,16 +83,20 @@ def gaps(name: str, member: object) -> list[str]:
 
 def main() -> int:
     "Print the gaps."
-    modules = [
-        module.name
-        for module in pkgutil.iter_modules(nercrf.__path__)
-        if not module.name.startswith("_")
-    ]
+    modules = sorted(
+        module.name.removeprefix("nercrf.")
+        for module in pkgutil.walk_packages(nercrf.__path__, "nercrf.")
+        if not module.ispkg and module.name != "nercrf._modidx"
+    )
     members = [pair for module in modules for pair in public_members(module)]
     found = [gap for name, member in members for gap in gaps(name, member)]
-    print(
-        "\n".join(found) or f"{len(members)} public functions, classes and methods are documented"
-    )
+    if len(modules) < FEWEST_MODULES or len(members) < FEWEST_NAMES:
+        found.append(
+            f"{len(modules)} modules and {len(members)} names seen, expected at least "
+            f"{FEWEST_MODULES} and {FEWEST_NAMES}"
+        )
+    seen = f"{len(members)} public functions, classes and methods of {len(modules)} modules"
+    print("\n".join(found) or f"{seen} are documented")
     return 1 if found else 0
 
 

@@ -20,7 +20,9 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+HIDDEN = {".ipynb_checkpoints", "_docs", "api"}
 LONGEST_CELL = 100
+FEWEST = 35  # notebooks that a check must have seen
 LARGEST_FILE = 150_000
 MACHINE_PATH = re.compile(r"(?:/(?:root|home|Users|tmp|work|var/folders)/|[A-Z]:\\\\Users)[\w.-]*")
 
@@ -32,10 +34,26 @@ def directives(source: str) -> set[str]:
 
 
 def notebook_paths(names: list[str]) -> list[Path]:
-    "The notebooks with these names (with or without suffix), or all of them in order."
-    if names:
-        return [NOTEBOOKS / (Path(name).stem + ".ipynb") for name in names]
-    return sorted(NOTEBOOKS.glob("*.ipynb"), key=lambda path: (path.stem == "index", path.stem))
+    """The notebooks with these names ("01_chain", "3_crf/01_chain", or a part of the house such as
+    "3_crf"), or all of them in order."""
+    paths = sorted(path for path in NOTEBOOKS.rglob("*.ipynb") if not HIDDEN & set(path.parts))
+    paths.sort(key=lambda path: path.stem == "index")
+    if not names:
+        return paths
+    wanted = {name: Path(name).with_suffix("").parts for name in names}
+    found = {
+        name: [path for path in paths if is_named(path.relative_to(NOTEBOOKS), parts)]
+        for name, parts in wanted.items()
+    }
+    if missing := [name for name in names if not found[name]]:
+        raise SystemExit(f"no notebook is named {', '.join(missing)}")
+    return [path for path in paths if any(path in group for group in found.values())]
+
+
+def is_named(path: Path, parts: tuple[str, ...]) -> bool:
+    "Do these parts of a name fit a notebook, from its end or from its folder?"
+    whole = path.with_suffix("").parts
+    return whole[-len(parts) :] == parts or whole[: len(parts)] == parts
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
@@ -64,7 +82,7 @@ def run(path: Path) -> float:
         notebook,
         timeout=300,
         kernel_name="python3",
-        resources={"metadata": {"path": str(NOTEBOOKS)}},
+        resources={"metadata": {"path": str(path.parent)}},
     )
     with client.setup_kernel():
         for index, cell in enumerate(notebook.cells):
@@ -85,17 +103,17 @@ def faults(path: Path) -> list[str]:
     size = path.stat().st_size
     if size > LARGEST_FILE:
         found.append(
-            f"{path.name}: {size:,} bytes, more than {LARGEST_FILE:,}: make its outputs smaller"
+            f"{path.relative_to(NOTEBOOKS)}: {size:,} bytes, more than {LARGEST_FILE:,}: make its outputs smaller"
         )
     if dict(notebook.metadata) != KERNEL:
         found.append(
-            f"{path.name}: metadata other than the kernel's name: run tools/notebooks.py run {path.stem}"
+            f"{path.relative_to(NOTEBOOKS)}: metadata other than the kernel's name: run tools/notebooks.py run {path.stem}"
         )
     ids = [cell.get("id") for cell in notebook.cells]
     if len(set(ids)) != len(ids):
-        found.append(f"{path.name}: two cells share an id")
+        found.append(f"{path.relative_to(NOTEBOOKS)}: two cells share an id")
     for number, cell in enumerate(notebook.cells):
-        place = f"{path.name}, cell {number} ({cell.get('id')})"
+        place = f"{path.relative_to(NOTEBOOKS)}, cell {number} ({cell.get('id')})"
         if cell.metadata:
             found.append(f"{place}: cell metadata {dict(cell.metadata)}")
         if cell.cell_type != "code":
@@ -126,11 +144,13 @@ def main(argv: list[str] | None = None) -> int:
     paths = notebook_paths(options.names)
     if options.action == "check":
         found = [fault for path in paths for fault in faults(path)]
+        if not options.names and len(paths) < FEWEST:
+            found.append(f"{len(paths)} notebooks seen, expected at least {FEWEST}")
         print("\n".join(found) or f"{len(paths)} notebooks are clean")
         return 1 if found else 0
     os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     for path in paths:
-        print(f"{path.name}: {run(path):.1f} s", flush=True)
+        print(f"{path.relative_to(NOTEBOOKS)}: {run(path):.1f} s", flush=True)
     return 0
 
 

@@ -1,0 +1,12 @@
+"""Labelled sentences: formats, corpora, checks, conversion."""
+
+from nercrf import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Example": "examples",
+        "read_corpus": "corpus",
+        "read_examples": "examples",
+    },
+)

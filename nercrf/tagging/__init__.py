@@ -1,0 +1,11 @@
+"""The tagger that people take home."""
+
+from nercrf import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Entity": "tagger",
+        "Tagger": "tagger",
+    },
+)
