@@ -78,8 +78,8 @@ from nercrf.training.embedding import (
     restore_embedding,
     use_seen_embedding,
 )
-from nercrf.evaluation.evaluation_config import UNLEARNABLE
 from nercrf.evaluation.evaluator import (
+    UNLEARNABLE,
     Evaluation,
     EvaluationInterrupted,
     autocast_dtype,
