@@ -23,7 +23,7 @@ from nercrf.distributed import (
     unwrap_model,
     whole_parameters,
 )
-from nercrf.features.conversion import FeatureDataset, plan_batches
+from nercrf.features.batches import FeatureDataset, plan_batches
 from nercrf.labels import Span, ids_to_spans
 from nercrf.evaluation.metrics import EntityScores, leave_out, score_spans
 

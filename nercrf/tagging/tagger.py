@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nercrf.data.examples import Example, split_words, write_cluener, write_columns, write_lines
 from nercrf.evaluation.evaluate import evaluation_batches, run_batches
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.data.formats import read_examples
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
