@@ -2,7 +2,8 @@
 is in them.
 
 python tools/notebooks.py run [NAME ...]     run from an empty state, write outputs, say how long each took
-python tools/notebooks.py check              refuse unclean metadata, machine paths, long cells, large files
+python tools/notebooks.py check              refuse unclean metadata, machine paths, long cells, large files,
+                                             pictures without alt text
 """
 
 from __future__ import annotations
@@ -123,6 +124,9 @@ def faults(path: Path) -> list[str]:
             found.append(f"{place}: {lines} lines, more than {LONGEST_CELL}: split it")
         if cell.execution_count is not None:
             found.append(f"{place}: an execution count")
+        pictures = any("image/png" in out.get("data", {}) for out in cell.outputs)
+        if pictures and not any(each.startswith("fig-alt:") for each in directives(cell.source)):
+            found.append(f'{place}: a picture without words for it: begin with #| fig-alt: "..."')
         if any(out.get("name") == "stderr" for out in cell.outputs):
             found.append(f"{place}: output on stderr")
         for text in (cell.source, *map(str, cell.outputs)):
