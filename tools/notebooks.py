@@ -24,6 +24,7 @@ KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name"
 HIDDEN = {".ipynb_checkpoints", "_docs", "api"}
 LONGEST_CELL = 100
 FEWEST = 35  # notebooks that a check must have seen
+LONGEST_LINE = 100  # what a page shows without scrolling
 LARGEST_FILE = 150_000
 MACHINE_PATH = re.compile(r"(?:/(?:root|home|Users|tmp|work|var/folders)/|[A-Z]:\\\\Users)[\w.-]*")
 
@@ -97,6 +98,14 @@ def run(path: Path) -> float:
     return time.monotonic() - began
 
 
+def code_lines(cell: nbformat.NotebookNode) -> list[str]:
+    "The lines that the page shows as code: of a code cell, or of the fenced blocks of a text."
+    if cell.cell_type == "code":
+        return [line for line in cell.source.splitlines() if not line.startswith("#|")]
+    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", cell.source, re.DOTALL | re.MULTILINE)
+    return [line for block in fenced for line in block.splitlines()]
+
+
 def faults(path: Path) -> list[str]:
     "What a reviewer would refuse in one notebook, a line each."
     notebook = nbformat.read(path, as_version=4)
@@ -117,6 +126,9 @@ def faults(path: Path) -> list[str]:
         place = f"{path.relative_to(NOTEBOOKS)}, cell {number} ({cell.get('id')})"
         if cell.metadata:
             found.append(f"{place}: cell metadata {dict(cell.metadata)}")
+        wide = [len(line) for line in code_lines(cell) if len(line) > LONGEST_LINE]
+        if wide:
+            found.append(f"{place}: a line of {wide[0]} characters, more than {LONGEST_LINE}")
         if cell.cell_type != "code":
             continue
         lines = cell.source.count("\n") + 1
