@@ -284,21 +284,21 @@ class Survey(NamedTuple):
 # %% ../../nbs/2_features/07_large_corpus.ipynb #bf0e58ad
 def _tag_problems(
     workers: Workers,
-    likeness: FileSummary,
+    summary: FileSummary,
     parts: Sequence[Part],
     reader: Mapping[str, Any],
     scheme: str,
 ) -> list[Finding]:
     "Every ill-formed tag of a file, after a check that there is one."
-    if not likeness.parsed.labelled:
+    if not summary.parsed.labelled:
         return []
     check_tag_names(
-        likeness.parsed.path,
-        likeness.parsed.sentences,
+        summary.parsed.path,
+        summary.parsed.sentences,
         lambda tag: tags_to_spans([tag], scheme, mode="lenient"),
         "pass the scheme that the file follows (scheme)",
     )
-    if not any(find_ill_formed(sentence.tags, scheme) for sentence in likeness.parsed.sentences):
+    if not any(find_ill_formed(sentence.tags, scheme) for sentence in summary.parsed.sentences):
         return []
     found = workers.map(
         {"do": "tag_problems", "part": part, "reader": reader, "scheme": scheme} for part in parts
@@ -333,7 +333,7 @@ def _progress(answers: Iterable[Any], what: str, total: int) -> Iterator[Any]:
 def _scan_file(
     workers: Workers, parts: Sequence[Part], reader: Mapping[str, Any]
 ) -> tuple[FileSummary, list[int]]:
-    "The likeness of a file, and the sentences of each part."
+    "The summary of a file, and the sentences of each part."
     path = Path(parts[0].path)
     scans = workers.map({"do": "scan", "part": part, "reader": reader} for part in parts)
     try:
@@ -353,27 +353,27 @@ def survey_corpus(
     on_bad: str,  # "error" or "warn", as for `read_corpus`
 ) -> Survey:  # what `read_corpus` would have found
     "First pass over all files of a corpus."
-    likenesses, warnings, examples, counts = {}, [], {}, {}
+    summaries, warnings, examples, counts = {}, [], {}, {}
     for split, pieces in parts.items():
-        likenesses[split], counts[split] = _scan_file(workers, pieces, readers[split])
+        summaries[split], counts[split] = _scan_file(workers, pieces, readers[split])
     runs = TextSurvey()
-    for likeness in likenesses.values():
-        if likeness.parsed.labelled:
-            check_tag_names(likeness.parsed.path, likeness.parsed.sentences)
+    for summary in summaries.values():
+        if summary.parsed.labelled:
+            check_tag_names(summary.parsed.path, summary.parsed.sentences)
             runs = runs.merge(
                 TextSurvey(
                     runs=dict.fromkeys(
-                        tuple(sentence.tags) for sentence in likeness.parsed.sentences
+                        tuple(sentence.tags) for sentence in summary.parsed.sentences
                     )
                 )
             )
-    scheme = runs.scheme(next(iter(likenesses.values())).parsed.path.parent)
-    for split, likeness in likenesses.items():
-        parsed = likeness.parsed
+    scheme = runs.scheme(next(iter(summaries.values())).parsed.path.parent)
+    for split, summary in summaries.items():
+        parsed = summary.parsed
         if parsed.error is not None:
             raise parsed.error
         findings = parsed.findings + _tag_problems(
-            workers, likeness, parts[split], readers[split], scheme
+            workers, summary, parts[split], readers[split], scheme
         )
         findings.sort(key=lambda finding: finding.line)
         findings[:0] = whole_findings(parsed.path, readers[split])
@@ -382,7 +382,7 @@ def survey_corpus(
             Example(
                 "", sentence.tokens, tags_to_spans(sentence.tags, scheme, mode="lenient"), source
             )
-            for sentence, source in zip(parsed.sentences, likeness.sources, strict=True)
+            for sentence, source in zip(parsed.sentences, summary.sources, strict=True)
         ]
     types = {
         span.label for items in examples.values() for example in items for span in example.spans

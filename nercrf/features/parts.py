@@ -142,11 +142,11 @@ def _read_part(part: Part) -> str:
 class ParsedPart:
     "A part as parsed, before its tags are read under a scheme."
 
-    path: Path
-    sentences: list[ColumnSentence] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
-    labelled: bool = False
-    findings: list[Finding] = field(default_factory=list)
+    path: Path  # the file
+    sentences: list[ColumnSentence] = field(default_factory=list)  # of a column file
+    examples: list[Example] = field(default_factory=list)  # of other files
+    labelled: bool = False  # does the column file have tags?
+    findings: list[Finding] = field(default_factory=list)  # what is odd
     read: int = 0  # sentences, also those that were left out
     error: DataError | None = None  # met in reading offsets
 
@@ -169,7 +169,10 @@ def _prepare_part(part: Part, reader: Mapping[str, Any]) -> Prepared:
     )
 
 
-def parse_part(part: Part, reader: Mapping[str, Any]) -> ParsedPart:
+def parse_part(
+    part: Part,  # of a file
+    reader: Mapping[str, Any],  # how the file is read: format, columns, first line, surfaces
+) -> ParsedPart:  # its sentences
     "Parse a part, with what `find_surfaces` found in all of them."
     prepared, path = _prepare_part(part, reader), Path(part.path)
     whole = surface_survey(reader.get("surfaces", (False, [])))
@@ -180,13 +183,18 @@ def parse_part(part: Part, reader: Mapping[str, Any]) -> ParsedPart:
     return ParsedPart(path, sentences, [], labelled, findings, len(sentences))
 
 # %% ../../nbs/2_features/06_parts.ipynb #8ec820e7
-def part_surfaces(part: Part, reader: Mapping[str, Any]) -> tuple[bool, list]:
+def part_surfaces(
+    part: Part,  # of a file
+    reader: Mapping[str, Any],  # how the file is read: format, columns, first line, surfaces
+) -> tuple[bool, list]:  # is there a surface? which readings fit, and where that was seen
     "What the surfaces of a part tell, as JSON."
     survey = _prepare_part(part, reader).survey()
     return survey.mentions, [[sorted(fit), where] for fit, where in survey.fits.items()]
 
 
-def surface_survey(told: tuple[bool, list]) -> TextSurvey:
+def surface_survey(
+    told: tuple[bool, list],  # of `part_surfaces`
+) -> TextSurvey:  # of the reader of texts
     "What was told, as the reader of texts takes it."
     mentions, fits = told
     return TextSurvey(
@@ -196,7 +204,10 @@ def surface_survey(told: tuple[bool, list]) -> TextSurvey:
     )
 
 
-def whole_findings(path: Path, reader: Mapping[str, Any]) -> list[Finding]:
+def whole_findings(
+    path: Path,  # the file
+    reader: Mapping[str, Any],  # how the file is read: format, columns, first line, surfaces
+) -> list[Finding]:  # none where no surface decides
     "What is odd in a file as a whole, not in a part of it."
     if "surfaces" not in reader:
         return []
@@ -205,7 +216,10 @@ def whole_findings(path: Path, reader: Mapping[str, Any]) -> list[Finding]:
     ]
 
 # %% ../../nbs/2_features/06_parts.ipynb #970cccb2
-def scan_part(part: Part, reader: Mapping[str, Any]) -> dict[str, Any]:
+def scan_part(
+    part: Part,  # of a file
+    reader: Mapping[str, Any],  # how the file is read: format, columns, first line, surfaces
+) -> dict[str, Any]:  # runs of tags, spans, findings, number of sentences
     "What a part has to say before labels and scheme are known, as JSON."
     parsed = parse_part(part, reader)
     runs, spans = {}, {}
@@ -232,7 +246,10 @@ class FileSummary(NamedTuple):
     sources: list[str]  # where the sentence of each run begins
 
 
-def summarize_file(path: Path, scans: Sequence[dict]) -> FileSummary:
+def summarize_file(
+    path: Path,  # the file
+    scans: Sequence[dict],  # of all its parts, see `scan_part`
+) -> FileSummary:  # raises DataError for a file without a sentence
     "Join the scans of a file."
     if not any(scan["read"] for scan in scans):
         raise DataError(f"{path}: expected at least one sentence, found none")
