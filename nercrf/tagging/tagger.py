@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nercrf.data.examples import Example, split_words, write_cluener, write_columns, write_lines
+from nercrf.data.examples import Example, split_words, write_cluener, write_columns
+from nercrf.files import write_lines
 from nercrf.evaluation.evaluate import evaluation_batches, run_batches
 from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
 from nercrf.data.formats import read_examples
