@@ -45,9 +45,8 @@ from nercrf.data.examples import (
     separators_of,
     span_order,
     split_words,
-    write_bytes,
-    write_lines,
 )
+from nercrf.files import write_bytes, write_lines
 from nercrf.labels import (
     Span,
     detect_scheme,
