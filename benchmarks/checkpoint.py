@@ -41,6 +41,7 @@ from nercrf import run_ner_crf
 from nercrf.data.sample import sample_corpus
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
+from nercrf.files import write_folder
 from nercrf.model.modeling import (
     NerCrfConfig,
     NerCrfForTokenClassification,
@@ -52,7 +53,6 @@ from nercrf.training.checkpoint import (
     latest_checkpoint,
     save_state,
     take_snapshot,
-    write_folder,
 )
 from nercrf.training.trainer import TrainingConfig, resolve_config, train
 
