@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from nercrf.data.corpus import split_formats, unseen_tags
+from nercrf.data.corpus import first_tags, split_formats, unseen_tags
 from nercrf.data.examples import (
     DataError,
     Example,
@@ -387,7 +387,7 @@ def survey_corpus(
     types = {
         span.label for items in examples.values() for example in items for span in example.spans
     }
-    warnings += unseen_tags(examples, scheme)
+    warnings += unseen_tags({split: first_tags(items, scheme) for split, items in examples.items()})
     return Survey(sorted(types), scheme, warnings, counts)
 
 # %% ../../nbs/2_features/07_large_corpus.ipynb #5132dfc4
