@@ -26,8 +26,9 @@ from transformers import logging as transformers_logging
 
 from nercrf.data.corpus import read_corpus
 from nercrf.evaluation.evaluator import evaluate
+from nercrf.features.batches import FeatureDataset
 from nercrf.features.cache import reader_options
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig

@@ -31,24 +31,26 @@ from torch import nn
 
 from nercrf.training.callbacks import Callbacks, TrainingCallback
 from nercrf.training.checkpoint import (
-    MANIFEST,
     BackgroundWriter,
-    DiskFullError,
     StateSnapshot,
     discard_later_checkpoints,
     latest_checkpoint,
     load_state,
     prune_checkpoints,
     random_state,
-    restore_folders,
     save_state,
     set_random_state,
     take_snapshot,
-    verify_folder,
     write_evaluation,
-    write_folder,
 )
-from nercrf.data.examples import write_lines
+from nercrf.files import (
+    DiskFullError,
+    MANIFEST,
+    restore_folders,
+    verify_folder,
+    write_folder,
+    write_lines,
+)
 from nercrf.distributed import (
     BatchDataParallel,
     ProcessInfo,
@@ -87,7 +89,7 @@ from nercrf.evaluation.evaluator import (
     forward_each,
     move_batch,
 )
-from nercrf.features.conversion import FeatureDataset, deal_batch, plan_batches
+from nercrf.features.batches import FeatureDataset, deal_batch, plan_batches
 from nercrf.data.formats import FORMATS
 from nercrf.labels import get_scheme
 from nercrf.training.optim import build_optimizer, build_schedule, encoder_layers
