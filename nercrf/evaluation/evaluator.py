@@ -24,7 +24,7 @@ from nercrf.distributed.devices import (
 from nercrf.distributed.processes import all_reduce_sum, gather_json, get_rank, get_world_size
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.evaluation.metrics import EntityScores, leave_out, score_spans
-from nercrf.features.conversion import FeatureDataset, plan_batches
+from nercrf.features.batches import FeatureDataset, plan_batches
 from nercrf.labels import Span, ids_to_spans
 
 # %% auto #0

@@ -91,7 +91,7 @@ from nercrf.evaluation.evaluator import (
     evaluate,
     move_batch,
 )
-from nercrf.features.conversion import FeatureDataset, deal_batch, plan_batches
+from nercrf.features.batches import FeatureDataset, deal_batch, plan_batches
 from nercrf.data.formats import FORMATS
 from nercrf.labels import get_scheme
 from nercrf.training.optim import build_optimizer, build_schedule, encoder_layers
