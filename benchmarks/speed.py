@@ -93,7 +93,7 @@ from nercrf.features.conversion import FeatureDataset, convert_examples_to_featu
 from nercrf.model.dropout import CheapDropout, cheap_attention
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training.callbacks import TrainingCallback
-from nercrf.training.scaling import Cluster, Link, Workload, ring_bytes, step_cost
+from nercrf.training.cost import Cluster, Link, Workload, ring_bytes, step_cost
 from nercrf.training.speed import slow_precision
 from nercrf.training.trainer import (
     TrainingConfig,

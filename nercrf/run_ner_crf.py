@@ -38,7 +38,7 @@ from nercrf.distributed import (
     init_distributed,
     main_process_first,
 )
-from nercrf.training.dry_run import estimate_training
+from nercrf.training.cost import estimate_training
 from nercrf.evaluation.evaluate import Evaluation, evaluate
 from nercrf.labels import label_list
 from nercrf.evaluation.metrics import leave_out, report, score_unseen, surfaces
