@@ -285,7 +285,7 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
     """
     from transformers.utils import logging as transformers_logging
 
-    from nercrf.evaluation.evaluate import evaluate
+    from nercrf.evaluation.evaluator import evaluate
     from nercrf.features.cache import reader_options
     from nercrf.run_ner_crf import load_model
     from nercrf.tagging.tagger import Tagger
@@ -318,7 +318,7 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
                 seconds = time.process_time() - began
                 best = Tagger.from_pretrained(folder, device="cpu").model
                 scores = {
-                    split: evaluate(loaded.args, best, sets[split], split).scores.micro.f1
+                    split: evaluate(best, sets[split], split).scores.micro.f1
                     for split in ("dev", "test")
                 }
             rows.append({"batches": name, "seed": seed, "cpu_seconds": seconds} | scores)

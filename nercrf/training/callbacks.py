@@ -16,7 +16,7 @@ import torch
 from transformers.modeling_outputs import TokenClassifierOutput
 
 if TYPE_CHECKING:
-    from nercrf.evaluation.evaluate import Evaluation
+    from nercrf.evaluation.evaluator import Evaluation
     from nercrf.training.trainer import TrainingRun as Training
 
 # %% auto #0

@@ -80,13 +80,13 @@ from nercrf.training.lean import (
     use_seen_embedding,
     whole_last_layer,
 )
-from nercrf.evaluation.evaluate import (
-    UNLEARNABLE,
+from nercrf.evaluation.evaluation_config import UNLEARNABLE
+from nercrf.evaluation.evaluator import (
     Evaluation,
     EvaluationInterrupted,
-    autocast,
     autocast_dtype,
     evaluate,
+    forward_each,
     move_batch,
 )
 from nercrf.features.conversion import FeatureDataset
@@ -417,7 +417,7 @@ def check_config(
     unknown = [name for name in args.report_to if name not in REPORTERS]
     if unknown:
         raise ValueError(f"--report_to must be out of {', '.join(REPORTERS)}, got {unknown[0]!r}")
-    autocast_dtype(args)
+    autocast_dtype(args.fp16, args.bf16)
     if args.markup is not None:
         get_scheme(args.markup)
 
@@ -584,11 +584,8 @@ def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
         run.callbacks.change_batch(run, move_batch(_collate(run, share), run.info.device), share)
         for share in shares
     ]
-    with autocast(run.args, run.info.device):
-        if isinstance(run.model, BatchDataParallel):
-            outputs = run.model(batches, reduction="sum")
-        else:
-            outputs = [run.model(**batches[0], reduction="sum")]
+    precision = autocast_dtype(run.args.fp16, run.args.bf16)
+    outputs = forward_each(run.model, batches, precision, reduction="sum")
     losses = [
         run.callbacks.change_loss(run, batch, output, output.loss.to(run.info.device))
         for batch, output in zip(batches, outputs, strict=True)
@@ -784,7 +781,7 @@ def _prepare_devices(
     plain = args.gradient_checkpointing or args.compile
     if args.lean_last_layer and info.device.type == "cpu" and not plain:
         use_lean_last_layer(model, batch)
-    warning = slow_precision(autocast_dtype(args), info.device)
+    warning = slow_precision(autocast_dtype(args.fp16, args.bf16), info.device)
     if warning:
         logger.warning("--%s: %s", "bf16" if args.bf16 else "fp16", warning)
     shards = []
@@ -1315,7 +1312,12 @@ def evaluate_run(
     _check_losses(run)  # weights that are not finite cannot be decoded with
     with run.callbacks.evaluation_weights(run):
         result = evaluate(
-            run.args, run.model, run.dev_dataset, "dev", run.stop.is_set, run.args.unlearnable
+            run.model,
+            run.dev_dataset,
+            batch_size=run.args.per_gpu_eval_batch_size,
+            precision=autocast_dtype(run.args.fp16, run.args.bf16),
+            unlearnable=run.args.unlearnable,
+            should_stop=run.stop.is_set,
         )
     figures = {f"dev_{name}": x for name, x in result.to_dict().items()}
     record = {"step": run.progress.step, **figures}
