@@ -27,6 +27,7 @@ from transformers import BertTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 import nercrf.features.cache
 import nercrf.features.parts
 import nercrf.features.store
+import nercrf.files
 from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import DataError, Example, file_digest, write_columns
 from nercrf.data.formats import write_examples
@@ -421,11 +422,13 @@ def old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: ahead() + 60)
     read = []
 
+    original = nercrf.files.sha256_of
+
     def counting(path):
         read.append(path)
-        return file_digest(path)
+        return original(path)
 
-    monkeypatch.setattr(nercrf.features.cache, "file_digest", counting)
+    monkeypatch.setattr(nercrf.files, "sha256_of", counting)
     return path, read
 
 

@@ -26,7 +26,6 @@ from nercrf.data.examples import (
     is_visible,
     read_bytes,
     read_text,
-    write_bytes,
 )
 from nercrf.data.formats import (
     BRAT_SPAN,
@@ -45,6 +44,7 @@ from nercrf.data.formats import (
     read_mention,
     utf16_offsets,
 )
+from nercrf.files import write_bytes
 from nercrf.labels import SCHEMES, Span, spans_to_tags
 
 # %% auto #0

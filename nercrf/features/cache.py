@@ -34,8 +34,9 @@ from nercrf.features.store import (
     write_column_file,
 )
 from nercrf.data.corpus import find_split_files, read_corpus, split_formats
-from nercrf.data.examples import DataError, complete_file, data_files, file_digest
+from nercrf.data.examples import DataError, data_files, file_digest
 from nercrf.distributed import main_process_first
+from nercrf.files import DIGESTS, DigestMemory
 from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
 from nercrf.labels import get_scheme, label_list
 from nercrf.features.parts import (
@@ -116,50 +117,16 @@ def cache_folders(
 
 # %% ../../nbs/2_features/04_cache.ipynb #a8b88e0b
 REMEMBERED = 8 << 20  # bytes from which a file's digest is remembered
-_DIGESTS = "digests.json"
-
-
-def _read_digests(folder):
-    "Remembered digests; none if they can't be read."
-    try:
-        text = (folder / _DIGESTS).read_text(encoding="ascii")
-        found = json.loads(text)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def remember_digest(
     path: str | Path,  # a data file
     folders: Sequence[Path],  # where digests are remembered, as they can be
 ) -> str:  # SHA-256 of its bytes
-    "The digest of a file, read again only if the file may have changed."
-    state = os.stat(path)
-    if state.st_size < REMEMBERED or data_files(path) != [Path(path)]:
+    "The digest of a data file, read again only if it may have changed."
+    if data_files(path) != [Path(path)]:
         return file_digest(path)
-    name = " ".join(
-        map(str, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
-    )
-    for folder in folders:
-        found = _read_digests(folder).get(name)
-        if isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found):
-            return found
-    digest = file_digest(path)
-    if time.time() - max(state.st_mtime, state.st_ctime) > 3:
-        _write_digest(folders, name, digest)
-    return digest
-
-# %% ../../nbs/2_features/04_cache.ipynb #eaed26f1
-def _write_digest(folders, name, digest):
-    "Remember a digest in the first folder that takes it."
-    for folder in folders:
-        kept = dict(list(_read_digests(folder).items())[-99:])
-        try:
-            with complete_file(folder / _DIGESTS) as file:
-                file.write(json.dumps(kept | {name: digest}).encode("ascii"))
-        except OSError:
-            continue
-        return
+    return DigestMemory(folders, REMEMBERED).sha256_of(path)
 
 # %% ../../nbs/2_features/04_cache.ipynb #6156b2be
 CACHE_FORMAT = 2  # raise it when the columns or their meaning change
@@ -587,7 +554,7 @@ def clean_cache(
     if everything and not dry_run:
         for folder in map(Path, folders):
             for place in (folder, folder / ".nercrf_cache"):
-                (place / _DIGESTS).unlink(missing_ok=True)
+                (place / DIGESTS).unlink(missing_ok=True)
     return chosen
 
 # %% ../../nbs/2_features/04_cache.ipynb #4a450d86

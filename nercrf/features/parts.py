@@ -27,7 +27,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nercrf.features.store import ColumnSource, is_row_column, load_features, save_features
-from nercrf.data.corpus import split_formats, unseen_tags
+from nercrf.data.corpus import first_tags, split_formats, unseen_tags
 from nercrf.data.examples import (
     ColumnSentence,
     DataError,
@@ -679,7 +679,7 @@ def survey_corpus(
     types = {
         span.label for items in examples.values() for example in items for span in example.spans
     }
-    warnings += unseen_tags(examples, scheme)
+    warnings += unseen_tags({split: first_tags(items, scheme) for split, items in examples.items()})
     return Survey(sorted(types), scheme, warnings, counts)
 
 # %% ../../nbs/2_features/03_parts.ipynb #5132dfc4

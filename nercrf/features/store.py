@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from nercrf.data.examples import complete_file
+from nercrf.files import complete_file
 from nercrf.features.conversion import Features
 
 # %% auto #0

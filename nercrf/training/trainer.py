@@ -31,24 +31,26 @@ from torch import nn
 
 from nercrf.training.callbacks import Callbacks, TrainingCallback
 from nercrf.training.checkpoint import (
-    MANIFEST,
     BackgroundWriter,
-    DiskFullError,
     StateSnapshot,
     discard_later_checkpoints,
     latest_checkpoint,
     load_state,
     prune_checkpoints,
     random_state,
-    restore_folders,
     save_state,
     set_random_state,
     take_snapshot,
-    verify_folder,
     write_evaluation,
-    write_folder,
 )
-from nercrf.data.examples import write_lines
+from nercrf.files import (
+    DiskFullError,
+    MANIFEST,
+    restore_folders,
+    verify_folder,
+    write_folder,
+    write_lines,
+)
 from nercrf.distributed import (
     BatchDataParallel,
     ProcessInfo,
@@ -80,8 +82,8 @@ from nercrf.training.lean import (
     use_seen_embedding,
     whole_last_layer,
 )
-from nercrf.evaluation.evaluation_config import UNLEARNABLE
 from nercrf.evaluation.evaluator import (
+    UNLEARNABLE,
     Evaluation,
     EvaluationInterrupted,
     autocast_dtype,
