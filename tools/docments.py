@@ -4,6 +4,7 @@ docment.
 A parameter's docment is the comment beside it; the fields of a dataclass count where they are
 declared, and the parameters of a method where the package first defines it: overriding methods need
 a docstring of their own only, and what several methods of a class take counts where it comes first.
+A docstring that names a parameter in backticks describes it as well.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def described_by_siblings(member: object) -> set[str]:
             break
         if inspect.isfunction(each) and not each.__name__.startswith("__"):
             found |= {parameter for parameter, text in docments(each).items() if text}
+            found |= set(re.findall(r"`(\w+)`", inspect.getdoc(each) or ""))
     return found
 
 
@@ -93,7 +95,9 @@ def gaps(name: str, member: object) -> list[str]:
             {field for field, text in docments(function).items() if text} if function else set()
         )
         described |= described_by_siblings(member)
-    return found + [f"{name}({field}): no docment" for field in sorted(fields - described)]
+        described |= set(re.findall(r"`(\w+)`", inspect.getdoc(member) or ""))
+    missing = sorted(each for each in fields - described if not each.startswith("_"))
+    return found + [f"{name}({field}): no docment" for field in missing]
 
 
 def main() -> int:

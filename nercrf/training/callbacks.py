@@ -32,46 +32,29 @@ Batch = dict[str, torch.Tensor]  # what the model's `forward` takes
 class TrainingCallback:
     "What a training calls at its hooks, in this order; every method does nothing."
 
-    def on_resume(
-        self,
-        run: Training,  # the training, the same object at every hook
-        checkpoint: Path,  # its folder
-    ) -> None:
-        "A checkpoint was loaded, which the training goes on from."
+    def on_resume(self, run: Training, checkpoint: Path) -> None:
+        "The folder `checkpoint` was loaded: the training `run` goes on from there."
 
     def on_train_begin(self, run: Training) -> None:
         "All is built and, where a training goes on, loaded."
 
-    def on_epoch_begin(
-        self,
-        run: Training,
-        epoch: int,  # from 0
-    ) -> None:
-        "The next update is the first of an epoch."
+    def on_epoch_begin(self, run: Training, epoch: int) -> None:
+        "The next update is the first of `epoch`, counted from 0."
 
-    def on_update_begin(
-        self,
-        run: Training,
-        update: np.ndarray,  # indices of its sentences, over all processes
-    ) -> None:
-        "An update begins."
+    def on_update_begin(self, run: Training, update: np.ndarray) -> None:
+        "An update begins; `update` are the indices of its sentences, over all processes."
 
-    def on_batch(
-        self,
-        run: Training,
-        batch: Batch,  # what the model is given
-        sentences: np.ndarray,  # index of each of its sentences
-    ) -> Batch | None:  # another batch; None: this one
-        "A share of a micro-batch is on its device."
+    def on_batch(self, run: Training, batch: Batch, sentences: np.ndarray) -> Batch | None:
+        "The `batch` of some `sentences` is on its device; may return another one."
 
     def on_loss(
         self,
         run: Training,
         batch: Batch,
-        output: TokenClassifierOutput,  # what the model returned: loss and logits
-        loss: torch.Tensor,  # of this process's share, nats, summed over its sentences
-    ) -> torch.Tensor | None:  # another loss; None: this one
-        "The forward pass of a share is done."
+        output: TokenClassifierOutput,
+        loss: torch.Tensor,
+    ) -> torch.Tensor | None:
+        "The model's `output` is there; may return another `loss` (nats, summed over sentences)."
 
     def on_backward(self, run: Training, loss: torch.Tensor) -> None:
         "The backward pass of a micro-batch is done; the loss is detached."
@@ -79,37 +62,20 @@ class TrainingCallback:
     def on_gradients(self, run: Training, update: np.ndarray) -> None:
         "The gradient of the whole update is there, the same on every process."
 
-    def on_before_step(
-        self,
-        run: Training,
-        norm: torch.Tensor | None,  # before clipping; None where not clipped
-    ) -> None:
-        "The gradients are as the optimiser will see them."
+    def on_before_step(self, run: Training, norm: torch.Tensor | None) -> None:
+        "The gradients are as the optimiser will see them; `norm` is theirs before clipping."
 
-    def on_step(
-        self,
-        run: Training,
-        stepped: bool,  # False: left out, since something is not finite
-    ) -> None:
-        "The optimiser has made its step, or left it out."
+    def on_step(self, run: Training, stepped: bool) -> None:
+        "The optimiser has made its step; `stepped` is False where something was not finite."
 
     def on_update_end(self, run: Training, update: np.ndarray) -> None:
         "An update is over and counted in `run.progress.step`; what is due comes next."
 
-    def on_log(
-        self,
-        run: Training,
-        record: dict[str, float],  # step, and loss and rates or dev_f1 and so on; may be added to
-    ) -> None:
-        "A log line was made."
+    def on_log(self, run: Training, record: dict[str, float]) -> None:
+        "A log line was made; `record` has step, loss and rates, and may be added to."
 
-    def on_evaluate(
-        self,
-        run: Training,
-        result: Evaluation,  # entities and scores
-        record: dict[str, float],
-    ) -> None:
-        "The dev set was evaluated."
+    def on_evaluate(self, run: Training, result: Evaluation, record: dict[str, float]) -> None:
+        "Dev was evaluated, `result` has all of it; the record has step, dev_f1 and so on."
 
     def on_save(self, run: Training, checkpoint: Path) -> None:
         "A checkpoint was written, or handed to the thread that writes."
@@ -134,16 +100,13 @@ class TrainingCallback:
         "What must be known to go on after an interruption; it goes into each checkpoint."
         return {}
 
-    def load_state_dict(
-        self,
-        state: dict[str, Any],  # what `state_dict` returned
-    ) -> None:
-        "Take back what a checkpoint holds."
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Take back the `state` that `state_dict` returned."
 
-# %% ../../nbs/6_training/04_callbacks.ipynb #458025ee
+# %% ../../nbs/6_training/04_callbacks.ipynb #d00be675
 Kind = TypeVar("Kind", bound=TrainingCallback)
 
-
+# %% ../../nbs/6_training/04_callbacks.ipynb #458025ee
 class Callbacks:
     "The callbacks of a training, called in their order."
 
@@ -163,18 +126,12 @@ class Callbacks:
     def __iter__(self) -> Iterator[TrainingCallback]:
         return iter(self.members)
 
-    def find(
-        self,
-        kind: type[Kind],  # a class of callbacks
-    ) -> Kind | None:  # the first of its kind
-        "The callback of a class, if there is one."
+    def find(self, kind: type[Kind]) -> Kind | None:
+        "The first callback of the class `kind`, if there is one."
         return next((x for x in self.members if isinstance(x, kind)), None)
 
-    def listeners(
-        self,
-        hook: str,  # name of a method of `TrainingCallback`
-    ) -> list[TrainingCallback]:  # those that do something then
-        "The callbacks whose class has a method of its own for a hook."
+    def listeners(self, hook: str) -> list[TrainingCallback]:
+        "The callbacks whose class has a method of its own by the name of a `hook`."
         if hook not in self._listeners:
             nothing = getattr(TrainingCallback, hook)
             self._listeners[hook] = [
@@ -182,11 +139,7 @@ class Callbacks:
             ]
         return self._listeners[hook]
 
-    def call(
-        self,
-        hook: str,
-        *values: Any,  # its arguments
-    ) -> None:
+    def call(self, hook: str, *values: Any) -> None:
         "Call everybody who listens at a hook."
         for each in self.listeners(hook):
             getattr(each, hook)(*values)

@@ -113,7 +113,7 @@ def estimate_training(
     left = 0 if embedding is None else embedding.rest.numel()
     return Estimate(
         updates=run.plan.total,
-        updates_per_epoch=run.plan.updates_per_epoch,
+        updates_per_epoch=run.plan.updates_in(),
         sentences=len(train_dataset),
         sentences_an_update=max(map(len, updates)),
         parameters=left + sum(p.numel() for p in parameters),

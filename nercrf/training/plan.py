@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -46,10 +45,10 @@ class Update(NamedTuple):
     first: bool  # is it the first one of its epoch?
     last: bool  # is it the last one of its epoch?
 
-# %% ../../nbs/6_training/03_plan.ipynb #04a1c584
+# %% ../../nbs/6_training/03_plan.ipynb #6b9acf24
 _POOL = 200  # updates whose sentences are sorted together
 
-
+# %% ../../nbs/6_training/03_plan.ipynb #04a1c584
 @dataclass(frozen=True)
 class UpdatePlan:
     "Which sentences each update of a training sees."
@@ -67,40 +66,30 @@ class UpdatePlan:
     groups: int = 1  # of lengths; an update takes an equal part of each
     devices: int = 1  # that share each forward pass
     pass_pieces: int = 0  # word pieces of a forward pass on each device; 0: any number
+    _counted: list[int] = field(default_factory=list, init=False)  # of the first epochs
 
-    @cached_property
-    def _counted(self) -> list[int]:
-        "Updates of the first epochs, as far as somebody has asked."
-        return []
-
-    def _epoch_updates(self, number: int) -> int:
-        "The updates of one epoch: by pieces, each epoch has its own number."
+    def updates_in(
+        self,
+        epoch: int = 0,  # which one, from 0
+    ) -> int:  # at least 1
+        "The number of updates in an epoch: by pieces, each one has its own."
         if self.update_pieces is None:
             return math.ceil(len(self.lengths) / self.update_size)
-        while len(self._counted) <= number:
+        while len(self._counted) <= epoch:
             self._counted.append(len(self.epoch(len(self._counted))))
-        return self._counted[number]
-
-    @property
-    def updates_per_epoch(self) -> int:  # at least 1
-        "The number of updates in one pass over the data, the first."
-        return self._epoch_updates(0)
+        return self._counted[epoch]
 
     @property
     def total(self) -> int:  # updates
         "The number of updates of the whole training."
         full = int(self.epochs)
-        whole = sum(map(self._epoch_updates, range(full)))
+        whole = sum(map(self.updates_in, range(full)))
         if self.epochs > full:
-            rest = (self.epochs - full) * self._epoch_updates(full)
-            whole = math.ceil(whole + rest)
+            whole = math.ceil(whole + (self.epochs - full) * self.updates_in(full))
         return count_steps(self.max_steps, whole) if self.max_steps > 0 else whole
 
-    def epoch(
-        self,
-        number: int,  # which pass, from 0
-    ) -> list[np.ndarray]:  # sentence indices of each update
-        "The updates of one pass over the data, each sentence in exactly one."
+    def epoch(self, number: int) -> list[np.ndarray]:
+        "The sentences of each update of the epoch `number`, each sentence in exactly one."
         return plan_batches(
             self.lengths if self.by_length else np.ones_like(self.lengths),
             self.update_size if self.update_pieces is None else None,
@@ -131,26 +120,20 @@ class UpdatePlan:
     ) -> tuple[int, int]:  # the epoch of the next one, and those done in it
         "Where a training stands."
         if self.update_pieces is None:
-            return divmod(step, self.updates_per_epoch)
+            return divmod(step, self.updates_in())
         epoch = 0
-        while step >= self._epoch_updates(epoch):
-            step -= self._epoch_updates(epoch)
+        while step >= self.updates_in(epoch):
+            step -= self.updates_in(epoch)
             epoch += 1
         return epoch, step
 
-    def passes(
-        self,
-        step: int,  # updates done
-    ) -> float:  # epochs, with a fraction
+    def passes(self, step: int) -> float:  # epochs, with a fraction
         "How often the data have been seen."
         epoch, done = self.epoch_of(step)
-        return epoch + done / self._epoch_updates(epoch)
+        return epoch + done / self.updates_in(epoch)
 
-    def micro_batches(
-        self,
-        update: np.ndarray,  # sentence indices of one update
-    ) -> list[np.ndarray]:  # at most `micro_size` sentences, or pieces, each
-        "Cut an update into forward passes, sentences of similar length together."
+    def micro_batches(self, update: np.ndarray) -> list[np.ndarray]:
+        "Cut the sentences of an `update` into forward passes, similar lengths together."
         return _cut_by_pieces(self, update) if self.micro_pieces else _cut_by_size(self, update)
 
     def shares(

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from nercrf.crf.chain import ALGORITHMS, choose_algorithm
 from nercrf.model.dropout import use_cheap_dropout
 from nercrf.model.modeling import NerCrfForTokenClassification
-from nercrf.training.optim import encoder_layers
 
 # %% auto #0
 __all__ = ['SpeedConfig', 'check_speed', 'processor_features', 'slow_precision', 'leave_out_full_mask', 'set_attention',
