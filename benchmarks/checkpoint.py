@@ -39,7 +39,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from nercrf import run_ner_crf
 from nercrf.data.sample import sample_corpus
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.files import write_folder
 from nercrf.model.modeling import (
     NerCrfConfig,

@@ -49,7 +49,8 @@ from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegac
 from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.data.examples import Example, outermost_spans
 from nercrf.data.formats import read_examples
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features, plan_batches
+from nercrf.features.batches import FeatureDataset, plan_batches
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import spans_to_tags
 
 ROOT = Path(__file__).resolve().parent.parent

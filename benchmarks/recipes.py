@@ -32,7 +32,8 @@ from transformers import logging as transformers_logging
 
 from nercrf.data.corpus import read_corpus
 from nercrf.evaluation.evaluator import evaluate
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.run_ner_crf import load_model
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.trainer import TrainingConfig, train

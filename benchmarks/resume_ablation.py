@@ -26,8 +26,9 @@ from transformers import logging as transformers_logging
 
 from nercrf.data.corpus import read_corpus
 from nercrf.evaluation.evaluator import evaluate
+from nercrf.features.batches import FeatureDataset
 from nercrf.features.cache import reader_options
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.model.modeling import NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.trainer import TrainingConfig, resolve_config, set_seed, train

@@ -63,7 +63,8 @@ from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.data.examples import Example
 from nercrf.evaluation.evaluator import evaluate
 from nercrf.evaluation.metrics import Score, score_spans
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, spans_to_tags, tags_to_spans
 from nercrf.run_ner_crf import load_model
 from nercrf.training.trainer import TrainingConfig, set_seed, train

@@ -29,7 +29,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from nercrf.features.cache import load_and_cache_examples, reader_options
-from nercrf.features.conversion import FeatureDataset
+from nercrf.features.batches import FeatureDataset
 from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.data.examples import Example
 from nercrf.distributed import (

@@ -12,7 +12,8 @@ from training import CORPUS, TOKENIZER, make_model, train_in
 from nercrf.data.examples import Example, split_words, write_columns
 from nercrf.data.formats import read_examples
 from nercrf.evaluation.evaluator import evaluate
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span
 from nercrf.run_ner_crf import main
 from nercrf.tagging.tagger import Tagger, find_model, tag_file, tag_stream

@@ -530,7 +530,7 @@ def _percentile(ordered: Sequence[int], share: int) -> int:
 # %% ../../nbs/1_data/04_check.ipynb #8a56f07b
 def _count_pieces(splits: Sequence[_Split], tokenizer: object) -> tuple[dict[str, int], int]:
     "The number of pieces of each word, and of special tokens."
-    from nercrf.features.conversion import read_layout, tokenize_words
+    from nercrf.features.pieces import read_layout, tokenize_words
 
     words = list(
         dict.fromkeys(

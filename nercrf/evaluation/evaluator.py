@@ -27,7 +27,7 @@ from nercrf.distributed import (
 )
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.evaluation.metrics import EntityScores, leave_out, score_spans
-from nercrf.features.conversion import FeatureDataset, plan_batches
+from nercrf.features.batches import FeatureDataset, plan_batches
 from nercrf.labels import Span, ids_to_spans
 
 # %% auto #0

@@ -19,7 +19,8 @@ from nercrf.data.examples import Example, split_words, write_cluener, write_colu
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
 from nercrf.files import write_lines
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.data.formats import read_examples
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification

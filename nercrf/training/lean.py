@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from nercrf.features.conversion import FeatureDataset
+from nercrf.features.batches import FeatureDataset
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training.optim import encoder_layers
 

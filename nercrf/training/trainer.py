@@ -91,7 +91,7 @@ from nercrf.evaluation.evaluator import (
     forward_each,
     move_batch,
 )
-from nercrf.features.conversion import FeatureDataset
+from nercrf.features.batches import FeatureDataset
 from nercrf.data.formats import FORMATS
 from nercrf.labels import get_scheme
 from nercrf.training.plan import UpdatePlan, build_plan, count_steps, is_due
