@@ -51,18 +51,12 @@ from nercrf.files import (
     write_folder,
     write_lines,
 )
-from nercrf.distributed import (
+from nercrf.distributed.devices import (
     BatchDataParallel,
-    ProcessInfo,
-    all_reduce_sum,
-    barrier,
-    broadcast_json,
+    autocast_dtype,
     clip_gradients,
     exchange_gradients,
-    gather_json,
-    get_world_size,
-    init_distributed,
-    is_main_process,
+    forward_each,
     is_sharded,
     load_whole_weights,
     share_state,
@@ -70,6 +64,16 @@ from nercrf.distributed import (
     whole_tensors,
     whole_weights,
     wrap_model,
+)
+from nercrf.distributed.processes import (
+    ProcessInfo,
+    all_reduce_sum,
+    barrier,
+    broadcast_json,
+    gather_json,
+    get_world_size,
+    init_distributed,
+    is_main_process,
 )
 
 # %% ../../nbs/6_training/14_trainer.ipynb #39129fcd
@@ -86,9 +90,7 @@ from nercrf.evaluation.evaluator import (
     UNLEARNABLE,
     Evaluation,
     EvaluationInterrupted,
-    autocast_dtype,
     evaluate,
-    forward_each,
     move_batch,
 )
 from nercrf.features.batches import FeatureDataset
