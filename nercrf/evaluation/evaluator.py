@@ -93,7 +93,7 @@ def predict_batches(
     finally:
         model.train(was_training)
 
-
+# %% ../../nbs/5_evaluation/02_evaluator.ipynb #697e606c
 @torch.no_grad()
 def _predict_at_once(
     model: nn.Module, inputs: list[dict[str, torch.Tensor]], precision: torch.dtype | None
