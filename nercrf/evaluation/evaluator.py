@@ -160,10 +160,10 @@ class Evaluation:
             "ignored_predicted": self.ignored_predicted,
         }
 
-# %% ../../nbs/5_evaluation/02_evaluator.ipynb #0b472671
+# %% ../../nbs/5_evaluation/02_evaluator.ipynb #7c4009ac
 UNLEARNABLE = get_args(get_type_hints(EvaluationConfig)["unlearnable"])
 
-
+# %% ../../nbs/5_evaluation/02_evaluator.ipynb #0b472671
 def unlearnable_spans(
     dataset: FeatureDataset,  # labelled sentences
 ) -> list[list[Span]]:  # of each sentence
