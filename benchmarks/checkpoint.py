@@ -53,7 +53,8 @@ from nercrf.training.checkpoint import (
     take_snapshot,
     write_folder,
 )
-from nercrf.training.trainer import TrainingConfig, resolve_config, train
+from nercrf.training.trainer import resolve_config, train
+from nercrf.training.training_config import TrainingConfig
 
 # --- stall
 # --------------------------------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ from nercrf.features.cache import reader_options
 from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
 from nercrf.model.modeling import NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
 from nercrf.tagging.tagger import Tagger
-from nercrf.training.trainer import TrainingConfig, resolve_config, set_seed, train
+from nercrf.training.trainer import resolve_config, set_seed, train
+from nercrf.training.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_DROPOUT = {"embedding_dropout_prob": 0.1, "hidden_dropout_prob": 0.1, "word_dropout_prob": 0.0}

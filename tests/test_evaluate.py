@@ -14,7 +14,7 @@ from nercrf.distributed import BatchDataParallel
 from nercrf.evaluation.evaluate import UNLEARNABLE, evaluate, evaluation_batches, unlearnable_spans
 from nercrf.evaluation.metrics import leave_out, score_spans
 from nercrf.labels import Span
-from nercrf.training.trainer import TrainingConfig
+from nercrf.training.training_config import TrainingConfig
 
 GOLD = sum(len(example.spans) for example in CORPUS.dev)
 

@@ -16,7 +16,7 @@ from nercrf.features.conversion import FeatureDataset, convert_examples_to_featu
 from nercrf.labels import Span
 from nercrf.run_ner_crf import main
 from nercrf.tagging.tagger import Tagger, find_model, tag_file, tag_stream
-from nercrf.training.trainer import TrainingConfig
+from nercrf.training.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")

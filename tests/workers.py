@@ -129,7 +129,7 @@ def evaluation(folder, batch_size):
     from training import DEV, make_model
 
     from nercrf.evaluation.evaluate import evaluate
-    from nercrf.training.trainer import TrainingConfig
+    from nercrf.training.training_config import TrainingConfig
 
     distributed.init_distributed(no_cuda=True)
     args = TrainingConfig(per_gpu_eval_batch_size=int(batch_size), no_cuda=True)
@@ -144,7 +144,7 @@ def evaluation_of_nested(folder):
     from training import NESTED, WordTagger
 
     from nercrf.evaluation.evaluate import UNLEARNABLE, evaluate
-    from nercrf.training.trainer import TrainingConfig
+    from nercrf.training.training_config import TrainingConfig
 
     distributed.init_distributed(no_cuda=True)
     args = TrainingConfig(per_gpu_eval_batch_size=1, no_cuda=True)
