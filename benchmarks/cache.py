@@ -81,7 +81,7 @@ def run_step(options: argparse.Namespace) -> dict[str, float]:
     from transformers import BertTokenizer
 
     import nercrf.features.cache
-    from nercrf.features.conversion import FeatureDataset, plan_batches
+    from nercrf.features.batches import FeatureDataset, plan_batches
     from nercrf.features.store import load_features
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)

@@ -39,7 +39,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from nercrf import run_ner_crf
 from nercrf.data.sample import sample_corpus
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
+from nercrf.files import write_folder
 from nercrf.model.modeling import (
     NerCrfConfig,
     NerCrfForTokenClassification,
@@ -51,7 +53,6 @@ from nercrf.training.checkpoint import (
     latest_checkpoint,
     save_state,
     take_snapshot,
-    write_folder,
 )
 from nercrf.training.trainer import resolve_config, train
 from nercrf.training.training_config import TrainingConfig

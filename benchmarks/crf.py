@@ -63,7 +63,8 @@ from transformers import logging as transformers_logging
 
 from nercrf.crf.layer import CRF
 from nercrf.data.corpus import read_corpus
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features, plan_batches
+from nercrf.features.batches import FeatureDataset, plan_batches
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.model.modeling import NerCrfForTokenClassification, build_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -49,7 +49,8 @@ from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegac
 from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.data.examples import Example, outermost_spans
 from nercrf.data.formats import read_examples
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features, plan_batches
+from nercrf.features.batches import FeatureDataset, plan_batches
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import spans_to_tags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -285,7 +286,7 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
     """
     from transformers.utils import logging as transformers_logging
 
-    from nercrf.evaluation.evaluate import evaluate
+    from nercrf.evaluation.evaluator import evaluate
     from nercrf.features.cache import reader_options
     from nercrf.run_ner_crf import load_model
     from nercrf.tagging.tagger import Tagger
@@ -319,7 +320,7 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
                 seconds = time.process_time() - began
                 best = Tagger.from_pretrained(folder, device="cpu").model
                 scores = {
-                    split: evaluate(loaded.args, best, sets[split], split).scores.micro.f1
+                    split: evaluate(best, sets[split], split).scores.micro.f1
                     for split in ("dev", "test")
                 }
             rows.append({"batches": name, "seed": seed, "cpu_seconds": seconds} | scores)

@@ -31,8 +31,9 @@ from inputs import find_encoder
 from transformers import logging as transformers_logging
 
 from nercrf.data.corpus import read_corpus
-from nercrf.evaluation.evaluate import evaluate
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.evaluation.evaluator import evaluate
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.run_ner_crf import load_model
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.trainer import train
@@ -98,8 +99,7 @@ def run_variant(corpus, name, seed, options, cache):
         seconds = time.process_time() - began
         best = Tagger.from_pretrained(folder, device="cpu").model
         scores = {
-            split: evaluate(args, best, cache[split], split).scores.micro.f1
-            for split in ("dev", "test")
+            split: evaluate(best, cache[split], split).scores.micro.f1 for split in ("dev", "test")
         }
     return {"variant": name, "seed": seed, "cpu_seconds": seconds} | scores
 

@@ -25,9 +25,10 @@ import torch
 from transformers import logging as transformers_logging
 
 from nercrf.data.corpus import read_corpus
-from nercrf.evaluation.evaluate import evaluate
+from nercrf.evaluation.evaluator import evaluate
+from nercrf.features.batches import FeatureDataset
 from nercrf.features.cache import reader_options
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.model.modeling import NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.trainer import resolve_config, set_seed, train
@@ -73,8 +74,7 @@ def run_variant(corpus, datasets, tokenizer, seed, epochs, encoder_fields, flags
         seconds = time.process_time() - began
         best = Tagger.from_pretrained(folder, device="cpu").model
         scores = {
-            split: evaluate(args, best, datasets[split], split).scores.micro
-            for split in ("dev", "test")
+            split: evaluate(best, datasets[split], split).scores.micro for split in ("dev", "test")
         }
     return {
         "dev": scores["dev"].f1,

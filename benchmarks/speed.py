@@ -88,8 +88,9 @@ import nercrf.crf.chain
 import nercrf.training.trainer
 from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.distributed import barrier, close_distributed, init_distributed
+from nercrf.features.batches import FeatureDataset
 from nercrf.features.cache import reader_options
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.model.dropout import CheapDropout, cheap_attention
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training.callbacks import TrainingCallback

@@ -61,9 +61,10 @@ from transformers import logging as transformers_logging
 
 from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.data.examples import Example
-from nercrf.evaluation.evaluate import evaluate
+from nercrf.evaluation.evaluator import evaluate
 from nercrf.evaluation.metrics import Score, score_spans
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, spans_to_tags, tags_to_spans
 from nercrf.run_ner_crf import load_model
 from nercrf.training.trainer import set_seed, train
@@ -175,7 +176,7 @@ def run_nercrf(options: argparse.Namespace, corpus: Corpus, output_dir: str) -> 
     updates, _ = train(loaded.args, datasets["train"], loaded.model, loaded.tokenizer)
     times = stopwatch.read()
     scores = {
-        split: evaluate(loaded.args, loaded.model, datasets[split]).scores.micro
+        split: evaluate(loaded.model, datasets[split], split).scores.micro
         for split in ("dev", "test")
     }
     return Result("a", *times, updates, scores)

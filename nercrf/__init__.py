@@ -24,7 +24,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "CRF": "crf.layer",
         "Tagger": "tagging.tagger",
-        "evaluate": "evaluation.evaluate",
+        "evaluate": "evaluation.evaluator",
         "read_corpus": "data.corpus",
         "train": "training.trainer",
     },

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'INTERRUPTED', 'prepare_data', 'LoadedModel', 'load_tokenizer', 'check_model_type', 'load_model',
-           'check_lengths', 'is_labelled', 'unseen_f1', 'evaluate_splits', 'predict', 'mark_up', 'run_training',
-           'run_evaluation', 'run_prediction', 'run', 'guarded', 'main']
+           'check_lengths', 'is_labelled', 'unseen_f1', 'evaluate', 'evaluate_splits', 'predict', 'mark_up',
+           'run_training', 'run_evaluation', 'run_prediction', 'run', 'guarded', 'main']
 
 # %% ../nbs/8_commands/02_run_ner_crf.ipynb #222ccd52
 import json
@@ -26,7 +26,8 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from nercrf.features.cache import load_and_cache_examples
+from nercrf.features.cache import load_and_cache_examples, reader_options
+from nercrf.features.batches import FeatureDataset
 from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.data.examples import Example
 from nercrf.distributed import (
@@ -37,7 +38,8 @@ from nercrf.distributed import (
     main_process_first,
 )
 from nercrf.training.dry_run import estimate_training
-from nercrf.evaluation.evaluate import Evaluation, evaluate
+from nercrf.evaluation import evaluator
+from nercrf.evaluation.evaluator import Evaluation, autocast_dtype
 from nercrf.labels import label_list
 from nercrf.evaluation.metrics import leave_out, report, score_unseen, surfaces
 from nercrf.model.modeling import (
@@ -78,7 +80,7 @@ def prepare_data(
             if first:
                 write_sample(folder)
         args = replace(args, data_dir=str(folder))
-    corpus = read_corpus(args.data_dir, **args.reader_options())
+    corpus = read_corpus(args.data_dir, **reader_options(args, args.task_name))
     for warning in corpus.warnings:
         logger.warning("%s", warning)
     return args, corpus
@@ -298,6 +300,23 @@ def _print_result(result: Evaluation, figures: dict[str, float]) -> None:
         "entities)"
     )
 
+# %% ../nbs/8_commands/02_run_ner_crf.ipynb #e7a1c0de
+def evaluate(
+    args: TrainingConfig,  # flags
+    model: NerCrfForTokenClassification,  # the model, bare or wrapped
+    dataset: FeatureDataset,  # labelled sentences
+    prefix: str = "dev",  # name of the data, for titles
+) -> Evaluation:  # the same on every process
+    "Evaluate as the flags say: the reference's form of `nercrf.evaluation.evaluator.evaluate`."
+    return evaluator.evaluate(
+        model,
+        dataset,
+        prefix,
+        batch_size=args.per_gpu_eval_batch_size,
+        precision=autocast_dtype(args.fp16, args.bf16),
+        unlearnable=args.unlearnable,
+    )
+
 # %% ../nbs/8_commands/02_run_ner_crf.ipynb #d636332c
 def evaluate_splits(
     args: TrainingConfig,  # resolved flags, with a data folder
@@ -314,7 +333,7 @@ def evaluate_splits(
         dataset = load_and_cache_examples(
             _cache_args(args, loaded), args.task_name, loaded.tokenizer, split
         )
-        result = evaluate(args, loaded.model, dataset, split, unlearnable=args.unlearnable)
+        result = evaluate(args, loaded.model, dataset, split)
         figures[split] = result.to_dict() | unseen_f1(
             result, examples, corpus.splits.get("train", [])
         )
@@ -341,7 +360,7 @@ def predict(
         Path(args.output_dir) / f"predictions.{_SUFFIX[args.output_format]}"
     )
     if args.input is not None:
-        options = args.reader_options() | {"format": args.input_format}
+        options = reader_options(args, args.task_name) | {"format": args.input_format}
         tagged = tag_file(tagger, args.input, output, args.output_format, **options)
     else:
         examples = corpus.test

@@ -25,8 +25,10 @@ from tokenizers import AddedToken, normalizers
 from transformers import BertTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 import nercrf.features.cache
+import nercrf.features.large_corpus
 import nercrf.features.parts
 import nercrf.features.store
+import nercrf.files
 from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import DataError, Example, file_digest, write_columns
 from nercrf.data.formats import write_examples
@@ -421,11 +423,13 @@ def old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: ahead() + 60)
     read = []
 
+    original = nercrf.files.sha256_of
+
     def counting(path):
         read.append(path)
-        return file_digest(path)
+        return original(path)
 
-    monkeypatch.setattr(nercrf.features.cache, "file_digest", counting)
+    monkeypatch.setattr(nercrf.files, "sha256_of", counting)
     return path, read
 
 
@@ -824,7 +828,11 @@ def test_independent_processes_build_once(count, in_parts, args):
 
 def build_for_ever(args, large):
     logging.disable()
-    nercrf.features.cache.LARGE, nercrf.features.parts.PART, args.conversion_processes = large, 1, 1
+    nercrf.features.cache.LARGE, nercrf.features.large_corpus.PART, args.conversion_processes = (
+        large,
+        1,
+        1,
+    )
     while True:
         args.overwrite_cache = True
         load_and_cache_examples(args, "ner", make_tokenizer())
@@ -880,7 +888,11 @@ FILE_EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil
 def build_and_die(args, large, fatal):
     """Build; die right before the `fatal`-th file operation within the cache folder."""
     logging.disable()
-    nercrf.features.cache.LARGE, nercrf.features.parts.PART, args.conversion_processes = large, 1, 1
+    nercrf.features.cache.LARGE, nercrf.features.large_corpus.PART, args.conversion_processes = (
+        large,
+        1,
+        1,
+    )
     seen = 0
 
     def count(event, arguments):
@@ -983,7 +995,13 @@ def test_a_broken_block_is_found_in_use_and_the_next_start_builds(
 
 
 @pytest.mark.parametrize(
-    "module", [nercrf.features.cache, nercrf.features.store, nercrf.features.parts]
+    "module",
+    [
+        nercrf.features.cache,
+        nercrf.features.store,
+        nercrf.features.large_corpus,
+        nercrf.features.parts,
+    ],
 )
 def test_no_module_of_the_cache_knows_pickle(module):
     source = inspect.getsource(module)

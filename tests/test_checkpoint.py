@@ -27,11 +27,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from nercrf import files
+from nercrf.files import DiskFullError, restore_folders, verify_folder, write_folder
 from nercrf.training import checkpoint
 from nercrf.training.checkpoint import (
     BackgroundWriter,
     CheckpointError,
-    DiskFullError,
     average_checkpoints,
     choose_removals,
     latest_checkpoint,
@@ -39,13 +40,10 @@ from nercrf.training.checkpoint import (
     prune_checkpoints,
     random_state,
     read_scores,
-    restore_folders,
     save_state,
     set_random_state,
     take_snapshot,
-    verify_folder,
     write_evaluation,
-    write_folder,
 )
 
 
@@ -329,12 +327,12 @@ def test_all_problems_are_listed(tmp_path):
 
 def test_odd_manifests(tmp_path):
     path = write(tmp_path, 1)
-    odd = checkpoint._manifest_text({"state.json": 3})
+    odd = files._manifest_text({"state.json": 3})
     for text in ("", "[]", "null", '{"files": []}', '{"files": {"a": 1}}', odd):
         (path / "manifest.json").write_text(text)
         assert "manifest.json" in verify_folder(path)[0]
-    outside = checkpoint._describe_file(path / "state.json")
-    (path / "manifest.json").write_text(checkpoint._manifest_text({"../state.json": outside}))
+    outside = files._describe_file(path / "state.json")
+    (path / "manifest.json").write_text(files._manifest_text({"../state.json": outside}))
     assert verify_folder(path) == ["../state.json: is missing"]
 
 
@@ -737,11 +735,11 @@ def test_pruning_reads_only_what_is_new(tmp_path, monkeypatch):
     """A file at rest is hashed once; a changed one is found although its size is the same."""
     for step in (1, 2, 3):
         write(tmp_path, step)
-    monkeypatch.setattr(checkpoint, "_TICK", 0)
+    monkeypatch.setattr(files, "AT_REST", 0)
     time.sleep(0.05)  # longer than a tick of any clock here
-    hashed, original = [], checkpoint._describe_file
+    hashed, original = [], files.sha256_of
     monkeypatch.setattr(
-        checkpoint, "_describe_file", lambda path: hashed.append(path.parent) or original(path)
+        files, "sha256_of", lambda path: hashed.append(path.parent) or original(path)
     )
     prune_checkpoints(tmp_path, 3)
     assert len(hashed) == 9
@@ -763,7 +761,7 @@ def test_a_fresh_file_is_not_believed(tmp_path):
     path = write(tmp_path, 1)
     prune_checkpoints(tmp_path, 1)
     assert not any(
-        checkpoint._file_key(file) in checkpoint._hashes
+        files.file_state(file) in checkpoint._memory.known
         for file in path.rglob("*.*")
         if file.is_file()
     )
@@ -851,7 +849,8 @@ def test_errors_come_to_light_once(caplog):
 def test_the_end_of_a_process_waits(tmp_path):
     code = f"""
 import time
-from nercrf.training.checkpoint import BackgroundWriter, save_state, write_folder
+from nercrf.files import write_folder
+from nercrf.training.checkpoint import BackgroundWriter, save_state
 def write():
     time.sleep(0.3)
     with write_folder({str(tmp_path / "checkpoint-1")!r}) as folder:

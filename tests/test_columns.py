@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch.utils.data import DataLoader
 
-from nercrf.features.conversion import FeatureDataset, Features, collate_sentences, plan_batches
+from nercrf.features.batches import FeatureDataset, collate_sentences, plan_batches
+from nercrf.features.conversion import Features
 from nercrf.features.store import (
     BLOCK,
     CacheError,

@@ -11,10 +11,9 @@ from training import CORPUS, DEV, NESTED, WordTagger, make_dataset, make_model
 from workers import run_workers
 
 from nercrf.distributed import BatchDataParallel
-from nercrf.evaluation.evaluate import UNLEARNABLE, evaluate, evaluation_batches, unlearnable_spans
+from nercrf.evaluation.evaluator import UNLEARNABLE, evaluate, evaluation_batches, unlearnable_spans
 from nercrf.evaluation.metrics import leave_out, score_spans
 from nercrf.labels import Span
-from nercrf.training.training_config import TrainingConfig
 
 GOLD = sum(len(example.spans) for example in CORPUS.dev)
 
@@ -24,34 +23,32 @@ def model():
     return make_model().eval()
 
 
-def flags(size=8):
-    return TrainingConfig(per_gpu_eval_batch_size=size, no_cuda=True)
-
-
 @pytest.mark.parametrize("max_seq_length", [6, 9, 17, 64])
 def test_every_gold_entity_counts_whatever_the_window(model, max_seq_length):
     dataset = make_dataset(CORPUS.dev, max_seq_length)
-    result = evaluate(flags(), model, dataset)
+    result = evaluate(model, dataset, batch_size=8)
     assert result.scores.micro.gold == GOLD
     assert result.sentences == len(result.predicted) == len(CORPUS.dev)
     assert result.scores.micro.predicted == sum(map(len, result.predicted))
 
 
 def test_spans_lie_in_their_sentence(model):
-    for example, spans in zip(CORPUS.dev, evaluate(flags(), model, DEV).predicted, strict=True):
+    for example, spans in zip(
+        CORPUS.dev, evaluate(model, DEV, batch_size=8).predicted, strict=True
+    ):
         assert all(0 <= start < end <= len(example.tokens) for _, start, end in spans)
 
 
 @pytest.mark.parametrize("size", [1, 3, 50])
 def test_the_batch_size_changes_nothing(model, size):
-    expected, result = evaluate(flags(), model, DEV), evaluate(flags(size), model, DEV)
+    expected, result = evaluate(model, DEV, batch_size=8), evaluate(model, DEV, batch_size=size)
     assert result.predicted == expected.predicted
     assert result.loss == pytest.approx(expected.loss, rel=1e-5)
 
 
 def test_data_parallel_gives_the_same(model):
-    expected = evaluate(flags(), model, DEV)
-    result = evaluate(flags(), BatchDataParallel(model, ["cpu", "cpu"]), DEV)
+    expected = evaluate(model, DEV, batch_size=8)
+    result = evaluate(BatchDataParallel(model, ["cpu", "cpu"]), DEV, batch_size=8)
     assert result == expected
     assert not model.training
 
@@ -60,7 +57,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood(model):
     with torch.no_grad():
         batch = DEV.collate(np.arange(len(DEV)))
         expected = float(model(**batch, reduction="mean").loss)
-    assert evaluate(flags(), model, DEV).loss == pytest.approx(expected, rel=1e-5)
+    assert evaluate(model, DEV, batch_size=8).loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_batches_of_all_processes_are_the_batches_of_one():
@@ -74,7 +71,7 @@ def test_batches_of_all_processes_are_the_batches_of_one():
 def test_two_processes_give_the_bits_of_one(model):
     """Loss, spans and figures, compared as JSON numbers: equal to the last digit."""
     results, _ = run_workers("evaluation", processes=2, arguments=["5"])
-    alone = evaluate(flags(5), model, DEV)
+    alone = evaluate(model, DEV, batch_size=5)
     for result in results:
         assert result["figures"] == alone.to_dict()
         assert result["predicted"] == [[list(span) for span in spans] for spans in alone.predicted]
@@ -82,7 +79,7 @@ def test_two_processes_give_the_bits_of_one(model):
 
 def test_the_mode_of_the_model_is_left_as_it_was():
     training = make_model().train()
-    evaluate(flags(), training, DEV)
+    evaluate(training, DEV, batch_size=8)
     assert training.training
 
 
@@ -122,13 +119,13 @@ def test_entities_that_no_tag_can_hold_count_as_asked():
     lost = [[("LOC", 2, 3)], [("LOC", 3, 4)], [], [("ORG", 1, 3)], []]
     assert unlearnable_spans(NESTED) == lost
     for way, figures in COUNTED.items():
-        result = evaluate(flags(), WordTagger(), NESTED, unlearnable=way)
+        result = evaluate(WordTagger(), NESTED, unlearnable=way)
         assert result.to_dict() == figures
         assert result.left_out == (lost if way == "ignored" else [])
         assert sum(map(len, result.predicted)) == 6  # what was predicted is told whole
-    assert evaluate(flags(), WordTagger(), NESTED).to_dict() == COUNTED["missed"]
-    with pytest.raises(ValueError, match="expected missed or ignored, found 'dropped'"):
-        evaluate(flags(), WordTagger(), NESTED, unlearnable="dropped")
+    assert evaluate(WordTagger(), NESTED).to_dict() == COUNTED["missed"]
+    with pytest.raises(ValueError, match="expected missed or ignored, got 'dropped'"):
+        evaluate(WordTagger(), NESTED, unlearnable="dropped")
 
 
 def test_two_processes_count_them_alike():
@@ -137,7 +134,7 @@ def test_two_processes_count_them_alike():
 
 
 def test_without_overlap_there_is_nothing_to_ignore(model):
-    results = [evaluate(flags(), model, DEV, unlearnable=way) for way in UNLEARNABLE]
+    results = [evaluate(model, DEV, batch_size=8, unlearnable=way) for way in UNLEARNABLE]
     assert results[0].to_dict() == results[1].to_dict()
     assert results[1].unlearnable == results[1].ignored_predicted == 0
 

@@ -22,17 +22,11 @@ from transformers import (
 
 from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import POLICIES, DataError, Example, flatten_spans, outermost_spans
-from nercrf.features.conversion import (
-    FeatureDataset,
-    _note_once,
-    concatenate_features,
-    convert_examples_to_features,
-    cut_windows,
-    plan_batches,
-    read_layout,
-    shard_batch,
-    tokenize_words,
-)
+from nercrf.features.batches import FeatureDataset, deal_batch, plan_batches
+from nercrf.features.conversion import Features, convert_examples_to_features
+from nercrf.features.pieces import _note_once, read_layout, tokenize_words
+from nercrf.features.store import is_row_column
+from nercrf.features.windows import cut_windows
 from nercrf.labels import SCHEMES, Span, ids_to_spans, label_list, spans_to_tags
 from nercrf.model.modeling import NerCrfForTokenClassification, SmallEncoderConfig
 
@@ -935,7 +929,7 @@ def test_parts_with_their_neighbours_equal_one_conversion(pairs, cuts, length, c
         for begin, end in pairwise(cuts)
     ]
     whole = convert_examples_to_features(examples, LABELS, length, tokenizer, context=context)
-    assert_same_features(concatenate_features(parts), whole)
+    assert_same_features(lay_end_to_end(parts), whole)
 
 
 @pytest.mark.parametrize(
@@ -1039,6 +1033,19 @@ def test_empty_corpus_and_empty_sentence(small):
 # Converting in parts.
 
 
+def lay_end_to_end(parts):
+    """The columns of several features after each other; offsets count on."""
+    columns = {}
+    for name in parts[0].arrays:
+        arrays = [part.arrays[name] for part in parts]
+        if is_row_column(name):
+            steps = np.concatenate([np.diff(array) for array in arrays])
+            columns[name] = np.concatenate([[0], np.cumsum(steps)]).astype(np.int64)
+        else:
+            columns[name] = np.concatenate(arrays)
+    return Features(**columns, options=parts[0].options)
+
+
 def assert_same_features(found, expected):
     assert found.options == expected.options
     assert list(found.arrays) == list(expected.arrays)
@@ -1060,7 +1067,7 @@ def test_parts_laid_end_to_end_equal_one_conversion(pairs, cuts, length):
         for begin, end in pairwise(cuts)
     ]
     whole = convert_examples_to_features(examples, LABELS, length, tokenizer)
-    assert_same_features(concatenate_features(parts), whole)
+    assert_same_features(lay_end_to_end(parts), whole)
 
 
 # The reference's parameters.
@@ -1185,7 +1192,7 @@ def test_plan_has_each_index_once_and_is_deterministic(lengths, size, seed, epoc
     assert all(item == size for item in sizes[1:])
     for world in (1, 2, 3, 8):
         for item in plan:
-            shards = [shard_batch(item, rank, world) for rank in range(world)]
+            shards = deal_batch(item, world)
             assert sorted(np.concatenate(shards)) == sorted(item)
             assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
@@ -1217,7 +1224,7 @@ def test_plan_by_word_pieces_keeps_to_its_budget(sizes, budget, count, shuffle, 
         assert count is None or len(item) <= count
         for world in (1, 2, 3, 8):
             pieces = lengths[item] * windows[item]
-            shares = [shard_batch(item, rank, world, pieces) for rank in range(world)]
+            shares = deal_batch(item, world, pieces)
             assert sorted(np.concatenate(shares)) == sorted(item)
             loads = [(lengths * windows)[share].sum() for share in shares]
             assert max(loads) - min(loads) <= pieces.max()
@@ -1272,7 +1279,7 @@ def test_plan_depends_on_seed_and_epoch_and_order_of_evaluation():
 
 def test_shares_are_balanced_by_length():
     for item in plan_batches(LENGTHS, 16, 0, 0):
-        work = [LENGTHS[shard_batch(item, rank, 2)].sum() for rank in range(2)]
+        work = [LENGTHS[share].sum() for share in deal_batch(item, 2)]
         if len(item) == 16:
             # neighbours in a sorted batch differ by its range in all
             assert abs(work[0] - work[1]) <= np.ptp(LENGTHS[item])

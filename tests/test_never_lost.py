@@ -29,15 +29,15 @@ from training import (
     train_in,
 )
 
+from nercrf import files
+from nercrf.files import DiskFullError, verify_folder
 from nercrf.model.modeling import NerCrfForTokenClassification
-from nercrf.training import checkpoint, trainer
+from nercrf.training import trainer
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.checkpoint import (
-    DiskFullError,
     average_checkpoints,
     latest_checkpoint,
     load_state,
-    verify_folder,
 )
 from nercrf.training.reporting import append_text
 from nercrf.training.trainer import TrainingInterrupted, train
@@ -456,11 +456,11 @@ def test_a_planted_pickle_never_runs(tmp_path):
         (folder / name).write_bytes(pickle.dumps(Malicious(marker)))
         with pytest.raises(ValueError, match=f"{name}: has"):
             train_in(tmp_path / "run", max_steps=2, resume=str(folder))
-        described = checkpoint._describe_file(folder / name)  # the manifest made to fit
+        described = files._describe_file(folder / name)  # the manifest made to fit
         manifest = folder / "manifest.json"
         old = manifest.read_text()
-        files = json.loads(old)["files"] | {name: described}
-        manifest.write_text(checkpoint._manifest_text(files))
+        fitting = json.loads(old)["files"] | {name: described}
+        manifest.write_text(files._manifest_text(fitting))
         with pytest.raises(Exception, match=r"(?i)header|could not read"):
             train_in(tmp_path / "run", max_steps=2, resume=str(folder))
         manifest.write_text(old)

@@ -18,18 +18,12 @@ from hypothesis import strategies as st
 from transformers import BertTokenizer, ByT5Tokenizer
 
 import nercrf.features.cache
-import nercrf.features.parts
+import nercrf.features.large_corpus
 from nercrf.data.examples import DataError
 from nercrf.data.formats import FORMATS
 from nercrf.features.cache import load_and_cache_examples
-from nercrf.features.parts import (
-    LINE_FORMATS,
-    PartReader,
-    Workers,
-    convert_in_parts,
-    cut_file,
-    open_workers,
-)
+from nercrf.features.large_corpus import PartReader, Workers, convert_in_parts, open_workers
+from nercrf.features.parts import LINE_FORMATS, cut_file
 from nercrf.labels import Span, spans_to_tags
 
 PIECES = [
@@ -79,7 +73,7 @@ def build(
     patch = pytest.MonkeyPatch()
     with patch.context() as patched:
         patched.setattr(nercrf.features.cache, "LARGE", 0 if in_parts else 1 << 40)
-        patched.setattr(nercrf.features.parts, "PART", part)
+        patched.setattr(nercrf.features.large_corpus, "PART", part)
         cached = Path(folder) / f"cache-{in_parts}-{part}"
         shutil.rmtree(cached, ignore_errors=True)
         args = SimpleNamespace(
@@ -401,20 +395,22 @@ def test_a_full_disk_in_a_process_is_an_oserror(corpus):
         "do": "convert",
         "part": list(part),
         "around": [[], []],
-        "reader": {
-            "format": "columns",
-            "token_column": 0,
-            "tag_column": -1,
-            "first_line": ["Ada\tB-X", 1],
-        },
-        "tag_scheme": "BIO",
-        "labels": ["O", "B-X", "I-X", "B-Y", "I-Y"],
-        "scheme": "BIO",
-        "conversion": {"max_seq_length": 8},
+        "plan": [
+            {
+                "format": "columns",
+                "token_column": 0,
+                "tag_column": -1,
+                "first_line": ["Ada\tB-X", 1],
+            },
+            "BIO",
+            ["O", "B-X", "I-X", "B-Y", "I-Y"],
+            "BIO",
+            {"max_seq_length": 8},
+        ],
         "target": target,
     }
     with open_workers(1, PartReader()) as workers:
-        nercrf.features.parts._share_tokenizer(workers, TOKENIZER, corpus / "tokenizer")
+        nercrf.features.large_corpus._share_tokenizer(workers, TOKENIZER, corpus / "tokenizer")
         with pytest.raises(OSError, match=r"Not a directory|File exists"):
             list(workers.map([request]))
 
@@ -423,7 +419,7 @@ def test_progress_is_said_now_and_then(caplog, monkeypatch):
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with caplog.at_level("INFO"):
-        assert list(nercrf.features.parts._progress(range(6), "train.txt read", 6)) == list(
+        assert list(nercrf.features.large_corpus._progress(range(6), "train.txt read", 6)) == list(
             range(6)
         )
     assert [record.getMessage() for record in caplog.records] == [
@@ -433,7 +429,7 @@ def test_progress_is_said_now_and_then(caplog, monkeypatch):
 
 
 def test_files_in_between_are_in_the_given_folder(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(nercrf.features.parts, "PART", 20_000)
+    monkeypatch.setattr(nercrf.features.large_corpus, "PART", 20_000)
     reader = {"format": "auto", "token_column": 0, "tag_column": -1, "on_bad": "warn"}
     files = {"train": corpus / "train.txt"}
     converted = convert_in_parts(

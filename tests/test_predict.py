@@ -11,12 +11,12 @@ from training import CORPUS, TOKENIZER, make_model, train_in
 
 from nercrf.data.examples import Example, split_words, write_columns
 from nercrf.data.formats import read_examples
-from nercrf.evaluation.evaluate import evaluate
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.evaluation.evaluator import evaluate
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span
 from nercrf.run_ner_crf import main
 from nercrf.tagging.tagger import Tagger, find_model, tag_file, tag_stream
-from nercrf.training.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_a_label_that_only_the_neighbour_tells_takes_connected_sentences(context
 def test_evaluation_and_tagger_agree_with_and_without_context(contextual):
     folder, examples = contextual
     tagger = Tagger.from_pretrained(folder, device="cpu", batch_size=4)
-    config, args = tagger.model.config, TrainingConfig(no_cuda=True, per_gpu_eval_batch_size=4)
+    config = tagger.model.config
     for context in (0, 1):
         features = convert_examples_to_features(
             examples,
@@ -230,4 +230,4 @@ def test_evaluation_and_tagger_agree_with_and_without_context(contextual):
         )
         dataset = FeatureDataset(features, config.labels, config.scheme)
         found = tagger.tag_examples(examples, with_context=bool(context))
-        assert evaluate(args, tagger.model, dataset).predicted == found
+        assert evaluate(tagger.model, dataset, batch_size=4).predicted == found

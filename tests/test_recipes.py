@@ -268,10 +268,8 @@ def test_evaluation_sees_every_word(tmp_path):
     }
     train_in(tmp_path, 0.0, word_dropout=0.9, **rates)
     model = NerCrfForTokenClassification.from_pretrained(tmp_path / "model")
-    expected = trainer.evaluate(make_args(tmp_path), make_model(0.0), DEV)
-    assert trainer.evaluate(make_args(tmp_path), model, DEV).loss == pytest.approx(
-        expected.loss, rel=1e-6
-    )
+    expected = trainer.evaluate(make_model(0.0), DEV)
+    assert trainer.evaluate(model, DEV).loss == pytest.approx(expected.loss, rel=1e-6)
 
 
 def test_frozen_layers_stay_and_others_learn(tmp_path):

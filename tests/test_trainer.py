@@ -421,7 +421,7 @@ def test_the_best_model_is_kept_and_is_what_the_log_says(tmp_path):
     assert len(scores) == 12
     assert max(scores) > 0
     model = NerCrfForTokenClassification.from_pretrained(tmp_path / "model")
-    result = trainer.evaluate(make_args(tmp_path), model, DEV)
+    result = trainer.evaluate(model, DEV)
     assert result.scores.micro.f1 == max(scores)
     progress = load_state(tmp_path / f"checkpoint-{last_step(tmp_path)}")["progress"]
     assert progress["best_score"] == max(scores)

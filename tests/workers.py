@@ -128,12 +128,10 @@ def evaluation(folder, batch_size):
     """The tiny model over the tiny development set, in a group."""
     from training import DEV, make_model
 
-    from nercrf.evaluation.evaluate import evaluate
-    from nercrf.training.training_config import TrainingConfig
+    from nercrf.evaluation.evaluator import evaluate
 
     distributed.init_distributed(no_cuda=True)
-    args = TrainingConfig(per_gpu_eval_batch_size=int(batch_size), no_cuda=True)
-    result = evaluate(args, make_model().eval(), DEV)
+    result = evaluate(make_model().eval(), DEV, batch_size=int(batch_size))
     return {"figures": result.to_dict(), "predicted": result.predicted}
 
 
@@ -143,13 +141,12 @@ def evaluation_of_nested(folder):
     """
     from training import NESTED, WordTagger
 
-    from nercrf.evaluation.evaluate import UNLEARNABLE, evaluate
-    from nercrf.training.training_config import TrainingConfig
+    from nercrf.evaluation.evaluator import UNLEARNABLE, evaluate
 
     distributed.init_distributed(no_cuda=True)
-    args = TrainingConfig(per_gpu_eval_batch_size=1, no_cuda=True)
     return {
-        way: evaluate(args, WordTagger(), NESTED, unlearnable=way).to_dict() for way in UNLEARNABLE
+        way: evaluate(WordTagger(), NESTED, batch_size=1, unlearnable=way).to_dict()
+        for way in UNLEARNABLE
     }
 
 

@@ -2,7 +2,8 @@
 is in them.
 
 python tools/notebooks.py run [NAME ...]     run from an empty state, write outputs, say how long each took
-python tools/notebooks.py check              refuse unclean metadata, machine paths, long cells, large files
+python tools/notebooks.py check              refuse unclean metadata, machine paths, long cells, large files,
+                                             pictures without alt text
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name"
 HIDDEN = {".ipynb_checkpoints", "_docs", "api"}
 LONGEST_CELL = 100
 FEWEST = 35  # notebooks that a check must have seen
+LONGEST_LINE = 100  # what a page shows without scrolling
 LARGEST_FILE = 150_000
 MACHINE_PATH = re.compile(r"(?:/(?:root|home|Users|tmp|work|var/folders)/|[A-Z]:\\\\Users)[\w.-]*")
 
@@ -96,6 +98,14 @@ def run(path: Path) -> float:
     return time.monotonic() - began
 
 
+def code_lines(cell: nbformat.NotebookNode) -> list[str]:
+    "The lines that the page shows as code: of a code cell, or of the fenced blocks of a text."
+    if cell.cell_type == "code":
+        return [line for line in cell.source.splitlines() if not line.startswith("#|")]
+    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", cell.source, re.DOTALL | re.MULTILINE)
+    return [line for block in fenced for line in block.splitlines()]
+
+
 def faults(path: Path) -> list[str]:
     "What a reviewer would refuse in one notebook, a line each."
     notebook = nbformat.read(path, as_version=4)
@@ -116,6 +126,9 @@ def faults(path: Path) -> list[str]:
         place = f"{path.relative_to(NOTEBOOKS)}, cell {number} ({cell.get('id')})"
         if cell.metadata:
             found.append(f"{place}: cell metadata {dict(cell.metadata)}")
+        wide = [len(line) for line in code_lines(cell) if len(line) > LONGEST_LINE]
+        if wide:
+            found.append(f"{place}: a line of {wide[0]} characters, more than {LONGEST_LINE}")
         if cell.cell_type != "code":
             continue
         lines = cell.source.count("\n") + 1
@@ -123,6 +136,9 @@ def faults(path: Path) -> list[str]:
             found.append(f"{place}: {lines} lines, more than {LONGEST_CELL}: split it")
         if cell.execution_count is not None:
             found.append(f"{place}: an execution count")
+        pictures = any("image/png" in out.get("data", {}) for out in cell.outputs)
+        if pictures and not any(each.startswith("fig-alt:") for each in directives(cell.source)):
+            found.append(f'{place}: a picture without words for it: begin with #| fig-alt: "..."')
         if any(out.get("name") == "stderr" for out in cell.outputs):
             found.append(f"{place}: output on stderr")
         for text in (cell.source, *map(str, cell.outputs)):

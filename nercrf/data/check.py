@@ -26,7 +26,6 @@ from nercrf.data.examples import (
     is_visible,
     read_bytes,
     read_text,
-    write_bytes,
 )
 from nercrf.data.formats import (
     BRAT_SPAN,
@@ -45,6 +44,7 @@ from nercrf.data.formats import (
     read_mention,
     utf16_offsets,
 )
+from nercrf.files import write_bytes
 from nercrf.labels import SCHEMES, Span, spans_to_tags
 
 # %% auto #0
@@ -530,7 +530,7 @@ def _percentile(ordered: Sequence[int], share: int) -> int:
 # %% ../../nbs/1_data/04_check.ipynb #8a56f07b
 def _count_pieces(splits: Sequence[_Split], tokenizer: object) -> tuple[dict[str, int], int]:
     "The number of pieces of each word, and of special tokens."
-    from nercrf.features.conversion import read_layout, tokenize_words
+    from nercrf.features.pieces import read_layout, tokenize_words
 
     words = list(
         dict.fromkeys(

@@ -6,28 +6,26 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
-import os
 import re
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
+from nercrf.files import sha256_of, write_lines
 from nercrf.labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans
 
 # %% auto #0
 __all__ = ['FINDINGS', 'POLICIES', 'DataError', 'Example', 'Finding', 'merge_findings', 'report_findings', 'read_bytes',
            'read_text', 'tag_runs', 'ColumnSentence', 'parse_columns', 'is_visible', 'check_tokens', 'check_tag_names',
            'check_tags', 'separators_of', 'only_characters', 'label_sentences', 'file_stem', 'span_order',
-           'parse_cluener', 'flatten_spans', 'outermost_spans', 'check_overlaps', 'split_words', 'complete_file',
-           'write_bytes', 'write_lines', 'example_name', 'column_lines', 'all_labelled', 'write_columns', 'json_id',
-           'cluener_line', 'write_cluener', 'data_files', 'file_digest']
+           'parse_cluener', 'flatten_spans', 'outermost_spans', 'check_overlaps', 'split_words', 'example_name',
+           'column_lines', 'all_labelled', 'write_columns', 'json_id', 'cluener_line', 'write_cluener', 'data_files',
+           'file_digest']
 
 # %% ../../nbs/1_data/01_examples.ipynb #2f397106
 class DataError(ValueError):
@@ -643,57 +641,6 @@ def split_words(
         raise ValueError(f"expected by='words' or 'characters', got {by!r}")
     return [(match.group(), match.start(), match.end()) for match in _SPLITTERS[by].finditer(text)]
 
-# %% ../../nbs/1_data/01_examples.ipynb #4272d669
-@contextmanager
-def complete_file(
-    path: str | Path,  # the file; its folder is made if need be
-) -> Iterator[BinaryIO]:  # to write to, under another name
-    "A file that appears under its name only when it is complete."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_bytes(
-    path: str | Path,  # the file; its folder is made if need be
-    data: bytes,  # what it shall hold; gzipped where the name ends in .gz
-) -> Path:  # the file
-    "Write a file that appears only when it is complete."
-    path = Path(path)
-    if path.suffix == ".gz":
-        data = gzip.compress(data, mtime=0)
-    with complete_file(path) as file:
-        file.write(data)
-    return path
-
-
-def write_lines(
-    path: str | Path,  # the file; gzipped where its name ends in .gz
-    lines: Iterable[str],  # without line ends
-) -> Path:  # the file
-    "Write lines to a file that appears only when it is complete."
-    path = Path(path)
-    try:
-        if path.suffix == ".gz":
-            text = "".join(f"{line}\n" for line in lines)
-            return write_bytes(path, text.encode())
-        with complete_file(path) as file:
-            file.writelines(f"{line}\n".encode() for line in lines)
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{path}: expected Unicode text, found half of a "
-            f"surrogate pair ({error}); nothing was written"
-        ) from error
-    return path
-
 # %% ../../nbs/1_data/01_examples.ipynb #78bd2b3a
 def example_name(
     example: Example,  # any example
@@ -817,11 +764,4 @@ def file_digest(
     path: str | Path,  # a data file, or a folder of `datasets`
 ) -> str:  # 64 hexadecimal digits
     "SHA-256 of the bytes of a data file; names do not count."
-    digest, files = hashlib.sha256(), data_files(path)
-    for part in files:
-        if len(files) > 1:  # or bytes could move from one file to the next
-            digest.update(f"{part.stat().st_size} ".encode("ascii"))
-        with open(part, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(*data_files(path))

@@ -45,9 +45,8 @@ from nercrf.data.examples import (
     separators_of,
     span_order,
     split_words,
-    write_bytes,
-    write_lines,
 )
+from nercrf.files import write_bytes, write_lines
 from nercrf.labels import (
     Span,
     detect_scheme,
@@ -63,8 +62,8 @@ from nercrf.labels import (
 __all__ = ['READINGS', 'START_KEYS', 'END_KEYS', 'LABEL_KEYS', 'SURFACE_KEYS', 'SPAN_KEYS', 'BRAT_SPAN', 'FORMATS', 'align_spans',
            'Reading', 'Mention', 'utf16_offsets', 'in_characters', 'Survey', 'first_of', 'read_mention',
            'character_spans', 'brat_paths', 'parse_inline', 'format_inline', 'from_dataset', 'to_dataset', 'Format',
-           'find_format', 'detect_text', 'detect_format', 'Prepared', 'prepare_file', 'Examined', 'examine',
-           'read_examples', 'prepare_text', 'survey_text', 'parse_text', 'write_examples']
+           'find_format', 'detect_text', 'detect_format', 'detect_path', 'Prepared', 'prepare_file', 'Examined',
+           'examine', 'read_examples', 'prepare_text', 'survey_text', 'parse_text', 'write_examples']
 
 # %% ../../nbs/1_data/02_formats.ipynb #7852cf5d
 def align_spans(
@@ -1462,10 +1461,12 @@ def detect_format(
     encoding: str = "utf-8",  # of its text
 ) -> str:  # a key of `FORMATS`
     "Find the format of a file by its content, its name where that is mute."
-    return _detect_path(Path(path)) or detect_text(path, read_text(path, encoding))
+    return detect_path(Path(path)) or detect_text(path, read_text(path, encoding))
 
 
-def _detect_path(path: Path) -> str | None:
+def detect_path(
+    path: Path,  # a file or folder
+) -> str | None:  # a key of `FORMATS`; None where the content has to say
     "The formats that are not one file of text."
     plain = path.name.removesuffix(".gz")
     if path.is_dir():
@@ -1529,7 +1530,7 @@ def prepare_file(
     "Take a file apart; DataError where it holds no sentence."
     reading, text = Reading(path, encoding, **options), ""
     if format == "auto":
-        format = _detect_path(reading.path) or "auto"
+        format = detect_path(reading.path) or "auto"
     if format == "auto" or not find_format(format).reads_path:
         text = "" if format == "docbin" else read_text(path, encoding)
         if not text.strip() and format != "docbin":

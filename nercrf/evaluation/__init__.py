@@ -5,6 +5,10 @@ from nercrf import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Evaluation": "evaluate",
+        "Evaluation": "evaluator",
+        "evaluate": "evaluator",
+        "predict_batches": "evaluator",
+        "report": "metrics",
+        "score_spans": "metrics",
     },
 )

@@ -5,7 +5,7 @@ from nercrf import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "FeatureDataset": "conversion",
+        "FeatureDataset": "batches",
         "Features": "conversion",
         "convert_examples_to_features": "conversion",
     },

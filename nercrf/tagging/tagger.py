@@ -11,14 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nercrf.data.examples import Example, split_words, write_cluener, write_columns, write_lines
-from nercrf.evaluation.evaluate import evaluation_batches, run_batches
-from nercrf.features.conversion import FeatureDataset, convert_examples_to_features
+from nercrf.data.examples import Example, split_words, write_cluener, write_columns
+from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
+from nercrf.files import write_lines
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.data.formats import read_examples
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
@@ -123,7 +125,7 @@ class Tagger:
         self,
         model: NerCrfForTokenClassification,  # the trained model
         tokenizer: PreTrainedTokenizerBase,  # the tokenizer that it was trained with
-        batch_size: int = 32,  # sentences a batch
+        batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch
         device: str | torch.device | None = None,  # None: the GPU if there is one
     ):
         if device is None:
@@ -154,10 +156,9 @@ class Tagger:
         config = self.model.config
         dataset = _as_dataset(examples, self.tokenizer, config, with_context)
         batches = evaluation_batches(dataset, self.batch_size)
-        results = run_batches(SimpleNamespace(), self.model, dataset, batches)
+        results = sorted(predict_batches(self.model, dataset, batches))
         return [
-            ids_to_spans(tags, config.labels, config.scheme, "lenient")
-            for _, tags, _ in sorted(results)
+            ids_to_spans(result.tags, config.labels, config.scheme, "lenient") for result in results
         ]
 
     def __call__(

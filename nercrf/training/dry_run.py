@@ -17,7 +17,7 @@ from torch import nn
 
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.distributed import ProcessInfo
-from nercrf.features.conversion import FeatureDataset
+from nercrf.features.batches import FeatureDataset
 from nercrf.training.trainer import (
     TrainingRun,
     check_config,

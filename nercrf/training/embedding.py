@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from nercrf.features.conversion import FeatureDataset
+from nercrf.features.batches import FeatureDataset
 
 # %% auto #0
 __all__ = ['seen_pieces', 'SeenEmbedding', 'probe_loss', 'use_seen_embedding', 'restore_embedding', 'decay_rest', 'fit_rows',

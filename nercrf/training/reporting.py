@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from nercrf import __version__
 from nercrf.training.callbacks import TrainingCallback
-from nercrf.training.checkpoint import is_disk_full
+from nercrf.files import is_disk_full
 
 # %% auto #0
 __all__ = ['logger', 'HISTORY', 'RUN_RECORD', 'REPORTERS', 'append_text', 'History', 'read_history', 'plot_history',

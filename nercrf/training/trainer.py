@@ -30,24 +30,26 @@ from torch import nn
 
 from nercrf.training.callbacks import Callbacks, TrainingCallback
 from nercrf.training.checkpoint import (
-    MANIFEST,
     BackgroundWriter,
-    DiskFullError,
     StateSnapshot,
     discard_later_checkpoints,
     latest_checkpoint,
     load_state,
     prune_checkpoints,
     random_state,
-    restore_folders,
     save_state,
     set_random_state,
     take_snapshot,
-    verify_folder,
     write_evaluation,
-    write_folder,
 )
-from nercrf.data.examples import write_lines
+from nercrf.files import (
+    DiskFullError,
+    MANIFEST,
+    restore_folders,
+    verify_folder,
+    write_folder,
+    write_lines,
+)
 from nercrf.distributed import (
     BatchDataParallel,
     ProcessInfo,
@@ -77,15 +79,15 @@ from nercrf.training.embedding import (
     restore_embedding,
     use_seen_embedding,
 )
-from nercrf.evaluation.evaluate import (
+from nercrf.evaluation.evaluator import (
     Evaluation,
     EvaluationInterrupted,
-    autocast,
     autocast_dtype,
     evaluate,
+    forward_each,
     move_batch,
 )
-from nercrf.features.conversion import FeatureDataset, deal_batch, plan_batches
+from nercrf.features.batches import FeatureDataset, deal_batch, plan_batches
 from nercrf.training.optim import build_optimizer, build_schedule, encoder_layers
 from nercrf.training.recipes import (
     prepare_model,
@@ -473,11 +475,8 @@ def _share_losses(run: TrainingRun, micro_batch: np.ndarray) -> torch.Tensor:
         run.callbacks.change_batch(run, move_batch(_collate(run, share), run.info.device), share)
         for share in shares
     ]
-    with autocast(run.args, run.info.device):
-        if isinstance(run.model, BatchDataParallel):
-            outputs = run.model(batches, reduction="sum")
-        else:
-            outputs = [run.model(**batches[0], reduction="sum")]
+    precision = autocast_dtype(run.args.fp16, run.args.bf16)
+    outputs = forward_each(run.model, batches, precision, reduction="sum")
     losses = [
         run.callbacks.change_loss(run, batch, output, output.loss.to(run.info.device))
         for batch, output in zip(batches, outputs, strict=True)
@@ -666,7 +665,7 @@ def _prepare_devices(
     plain = args.gradient_checkpointing or args.compile
     if args.lean_last_layer and info.device.type == "cpu" and not plain:
         use_lean_last_layer(model, batch)
-    warning = slow_precision(autocast_dtype(args), info.device)
+    warning = slow_precision(autocast_dtype(args.fp16, args.bf16), info.device)
     if warning:
         logger.warning("--%s: %s", "bf16" if args.bf16 else "fp16", warning)
     shards = []
@@ -1197,7 +1196,12 @@ def evaluate_run(
     _check_losses(run)  # weights that are not finite cannot be decoded with
     with run.callbacks.evaluation_weights(run):
         result = evaluate(
-            run.args, run.model, run.dev_dataset, "dev", run.stop.is_set, run.args.unlearnable
+            run.model,
+            run.dev_dataset,
+            batch_size=run.args.per_gpu_eval_batch_size,
+            precision=autocast_dtype(run.args.fp16, run.args.bf16),
+            unlearnable=run.args.unlearnable,
+            should_stop=run.stop.is_set,
         )
     figures = {f"dev_{name}": x for name, x in result.to_dict().items()}
     record = {"step": run.progress.step, **figures}
