@@ -42,13 +42,10 @@ from nercrf.evaluation import evaluator
 from nercrf.evaluation.evaluator import Evaluation, autocast_dtype
 from nercrf.labels import label_list
 from nercrf.evaluation.metrics import leave_out, report, score_unseen, surfaces
-from nercrf.model.modeling import (
-    NerCrfConfig,
-    NerCrfForTokenClassification,
-    SmallEncoderConfig,
-    build_tokenizer,
-    set_dropout,
-)
+from nercrf.model.loading import load_encoder, set_dropout
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.model.small_encoder import SmallEncoderConfig
+from nercrf.model.vocabulary import build_tokenizer
 from nercrf.tagging.tagger import Tagged, Tagger, find_model, tag_file, write_tagged
 from nercrf.flags import ScriptConfig, parse_args
 from nercrf.data.sample import write_sample
@@ -145,14 +142,16 @@ def load_model(
     check_model_type(args, config.model_type)
     args = resolve_config(args, pretrained=True)
     model = NerCrfForTokenClassification.from_encoder(
-        args.model_name_or_path,
+        load_encoder(
+            args.model_name_or_path,
+            local_files_only=not args.download,
+            cache_dir=args.cache_dir,
+            config_name=args.config_name,
+            dropout=args.encoder_dropout,
+            attention_dropout=args.attention_dropout,
+        ),
         labels,
         scheme,
-        local_files_only=not args.download,
-        cache_dir=args.cache_dir,
-        config_name=args.config_name,
-        dropout=args.encoder_dropout,
-        attention_dropout=args.attention_dropout,
         **_model_options(args, corpus),
     )
     check_lengths(args, model.traits.max_pieces)
@@ -211,11 +210,13 @@ def _model_from_scratch(
     args = resolve_config(args, pretrained=False)
     tokenizer = build_tokenizer(corpus.train, lowercase=args.do_lower_case)
     model = NerCrfForTokenClassification.from_encoder(
-        SmallEncoderConfig(vocab_size=len(tokenizer)),
+        load_encoder(
+            SmallEncoderConfig(vocab_size=len(tokenizer)),
+            dropout=args.encoder_dropout,
+            attention_dropout=args.attention_dropout,
+        ),
         labels,
         scheme,
-        dropout=args.encoder_dropout,
-        attention_dropout=args.attention_dropout,
         **_model_options(args, corpus),
     )
     return LoadedModel(model, tokenizer, args)

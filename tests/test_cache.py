@@ -258,7 +258,13 @@ def test_no_option_of_reader_or_conversion_is_missing():
     assert set(CONVERSION_OPTIONS) == parameters - data
     assert set(OPTIONS) >= set(CONVERSION_OPTIONS)
     named = set(inspect.signature(read_corpus).parameters) - {"folder", "scheme", "options"}
-    assert set(ReadConfig().reader_options()) == named | {"token_column", "tag_column"}
+    assert set(ReadConfig().reader_options()) == named | {
+        "token_column",
+        "tag_column",
+        "by",
+        "end",
+        "units",
+    }
 
 
 @pytest.mark.parametrize("name", CONVERSION_OPTIONS)

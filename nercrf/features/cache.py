@@ -16,7 +16,7 @@ import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,10 +62,10 @@ def reader_options(
     "How the files of a task are read."
     asked = {each.name: getattr(args, each.name, None) for each in fields(ReadConfig)}
     given = {name: value for name, value in asked.items() if value is not None}
-    reading = asdict(ReadConfig(**(given | {"task_name": task})).complete())
-    plain = {name for name in ("by", "end", "units") if reading[name] == getattr(ReadConfig, name)}
-    left_out = {"task_name", "data_dir"} | plain  # keys of before stay what they are
-    return {name: value for name, value in reading.items() if name not in left_out}
+    options = ReadConfig(**(given | {"task_name": task})).reader_options()
+    # without what is plain, so that keys of before stay what they are
+    plain = [x for x in ("by", "end", "units") if options[x] == getattr(ReadConfig, x)]
+    return {name: value for name, value in options.items() if name not in plain}
 
 # %% ../../nbs/2_features/08_cache.ipynb #5fda608e
 CONVERSION_OPTIONS = tuple(
