@@ -87,7 +87,7 @@ from transformers import logging as transformers_logging
 import nercrf.crf.chain
 import nercrf.training.trainer
 from nercrf.data.corpus import Corpus, read_corpus
-from nercrf.distributed import barrier, close_distributed, init_distributed
+from nercrf.distributed.processes import barrier, close_distributed, init_distributed
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.cache import reader_options
 from nercrf.features.conversion import convert_examples_to_features

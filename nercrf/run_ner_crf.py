@@ -30,7 +30,7 @@ from nercrf.features.cache import load_and_cache_examples, reader_options
 from nercrf.features.batches import FeatureDataset
 from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.data.examples import Example
-from nercrf.distributed import (
+from nercrf.distributed.processes import (
     ProcessInfo,
     barrier,
     close_distributed,
@@ -39,7 +39,8 @@ from nercrf.distributed import (
 )
 from nercrf.training.dry_run import estimate_training
 from nercrf.evaluation import evaluator
-from nercrf.evaluation.evaluator import Evaluation, autocast_dtype
+from nercrf.distributed.devices import autocast_dtype
+from nercrf.evaluation.evaluator import Evaluation
 from nercrf.labels import label_list
 from nercrf.evaluation.metrics import leave_out, report, score_unseen, surfaces
 from nercrf.model.loading import load_encoder, set_dropout

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from training import DEV, TOKENIZER, TRAIN, UNEVEN, make_args, make_model, train_in
 
 from nercrf.crf.layer import CRF
-from nercrf.distributed import BatchDataParallel
+from nercrf.distributed.devices import BatchDataParallel
 from nercrf.fields import check_fields
 from nercrf.model.dropout import use_cheap_dropout
 from nercrf.model.modeling import NerCrfForTokenClassification

@@ -19,7 +19,7 @@ from training import (
 )
 
 from nercrf.crf.chain import _LogLikelihood
-from nercrf.distributed import BatchDataParallel, unwrap_model
+from nercrf.distributed.devices import BatchDataParallel, unwrap_model
 from nercrf.features.batches import FeatureDataset
 from nercrf.model.dropout import ATTENTION, CheapDropout
 from nercrf.model.encoder_config import EncoderConfig

@@ -26,7 +26,8 @@ from training import (
     train_in,
 )
 
-from nercrf.distributed import BatchDataParallel, ProcessInfo
+from nercrf.distributed.devices import BatchDataParallel
+from nercrf.distributed.processes import ProcessInfo
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training import trainer
 from nercrf.training.callbacks import TrainingCallback

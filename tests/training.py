@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel
 
 from nercrf.data.examples import Example, write_columns
 from nercrf.data.sample import sample_corpus
-from nercrf.distributed import BatchDataParallel
+from nercrf.distributed.devices import BatchDataParallel
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, label_list

@@ -37,7 +37,7 @@ from nercrf.features.store import (
 from nercrf.data.corpus import find_split_files, read_corpus, split_formats
 from nercrf.data.read_config import ReadConfig
 from nercrf.data.examples import DataError, data_files, file_digest
-from nercrf.distributed import main_process_first
+from nercrf.distributed.processes import main_process_first
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.files import DIGESTS, DigestMemory

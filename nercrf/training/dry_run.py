@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nercrf.training.callbacks import TrainingCallback
-from nercrf.distributed import ProcessInfo
+from nercrf.distributed.processes import ProcessInfo
 from nercrf.features.batches import FeatureDataset
 from nercrf.training.trainer import (
     TrainingRun,

@@ -16,7 +16,7 @@ from torch import nn
 
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.crf.layer import CRF
-from nercrf.distributed import unwrap_model
+from nercrf.distributed.devices import unwrap_model
 from nercrf.training.embedding import weight_norm
 from nercrf.training.optim import encoder_layers, layer_depths
 from nercrf.training.training_config import RecipeConfig

@@ -50,18 +50,12 @@ from nercrf.files import (
     write_folder,
     write_lines,
 )
-from nercrf.distributed import (
+from nercrf.distributed.devices import (
     BatchDataParallel,
-    ProcessInfo,
-    all_reduce_sum,
-    barrier,
-    broadcast_json,
+    autocast_dtype,
     clip_gradients,
     exchange_gradients,
-    gather_json,
-    get_world_size,
-    init_distributed,
-    is_main_process,
+    forward_each,
     is_sharded,
     load_whole_weights,
     share_state,
@@ -69,6 +63,16 @@ from nercrf.distributed import (
     whole_tensors,
     whole_weights,
     wrap_model,
+)
+from nercrf.distributed.processes import (
+    ProcessInfo,
+    all_reduce_sum,
+    barrier,
+    broadcast_json,
+    gather_json,
+    get_world_size,
+    init_distributed,
+    is_main_process,
 )
 
 # %% ../../nbs/6_training/08_trainer.ipynb #39129fcd
@@ -82,9 +86,7 @@ from nercrf.training.embedding import (
 from nercrf.evaluation.evaluator import (
     Evaluation,
     EvaluationInterrupted,
-    autocast_dtype,
     evaluate,
-    forward_each,
     move_batch,
 )
 from nercrf.features.batches import FeatureDataset, deal_batch, plan_batches
