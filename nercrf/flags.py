@@ -23,8 +23,8 @@ from nercrf.tagging.predict_config import PredictConfig
 from nercrf.training.training_config import TrainingConfig
 
 # %% auto #0
-__all__ = ['OLD_NAMES', 'SCRIPT', 'RunConfig', 'ScriptConfig', 'FlagParser', 'read_config_file', 'config_words', 'sections_of',
-           'build_parser', 'parse_args']
+__all__ = ['OLD_NAMES', 'SCRIPT', 'RunConfig', 'ScriptConfig', 'FlagParser', 'add_section', 'read_config_file', 'config_words',
+           'sections_of', 'build_parser', 'parse_args']
 
 # %% ../nbs/8_commands/01_flags.ipynb #7aeeaeea
 @dataclass
@@ -114,46 +114,6 @@ class FlagParser(argparse.ArgumentParser):
         )
         self.switches: dict[str, bool] = {"-h": False, "--help": False}  # is a flag one?
 
-    def add_section(
-        self,
-        section: type,  # a dataclass
-        names: Sequence[str] = (),  # of its fields; none: all
-    ) -> None:
-        "Add the fields that a section itself has as a group of flags."
-        group = self.add_argument_group(section.__doc__.rstrip("."))
-        hints, helps = get_type_hints(section, include_extras=True), docments(section)
-        for each in fields(section):
-            if each.name in (names or vars(section)["__annotations__"]):
-                text = str(helps[each.name]).replace("%", "%%")
-                if each.default is True or each.default is False:
-                    self._add_switch(group, each, text)
-                else:
-                    self._add_value(group, each, hints[each.name], text)
-
-    def _add_switch(self, group, each: Field, text: str) -> None:
-        "One flag to turn something on, or to turn it off where it is on."
-        text, _, off = text.partition("; off: ")
-        self.switches |= {f"--{each.name}": True, f"--no_{each.name}": True}
-        on, no = (argparse.SUPPRESS, off) if each.default else (text, argparse.SUPPRESS)
-        group.add_argument(f"--{each.name}", type=_truth, metavar="", help=on)
-        group.add_argument(f"--no_{each.name}", dest=each.name, type=_denial, metavar="", help=no)
-
-    def _add_value(self, group, each: Field, hint: object, text: str) -> None:
-        "A flag with a value, or with several."
-        kind = _value_type(hint)
-        choices = [name for bounds in field_bounds(hint) for name in bounds.choices]
-        metavar = "NAME" if choices else {int: "N", float: "X"}.get(kind, "TEXT")
-        text += f" ({', '.join(choices)})" if choices else ""
-        many = {} if each.default_factory is MISSING else {"nargs": "+"}
-        if each.default not in (None, MISSING):
-            text += f" [{each.default}]"
-        flags = [
-            f"--{each.name}",
-            *(f"--{old}" for old in OLD_NAMES if OLD_NAMES[old] == each.name),
-        ]
-        self.switches |= dict.fromkeys(flags, False)
-        group.add_argument(*flags, dest=each.name, type=kind, metavar=metavar, help=text, **many)
-
     def parse_known_args(self, args=None, namespace=None):
         "Understand words whose flags are spelt in one way."
         return super().parse_known_args(
@@ -196,6 +156,50 @@ class FlagParser(argparse.ArgumentParser):
     ) -> NoReturn:
         "Say it in one line, and in another one where to look; exit code 2."
         self.exit(2, f"error: {message}\n{self.prog} --help lists the flags\n")
+
+# %% ../nbs/8_commands/01_flags.ipynb #75ff27f8
+def add_section(
+    parser: FlagParser,  # gets a group of flags
+    section: type,  # a dataclass
+    names: Sequence[str] = (),  # of its fields; none: all
+) -> None:
+    "Add the fields that a section itself has as a group of flags."
+    group = parser.add_argument_group(section.__doc__.rstrip("."))
+    hints, helps = get_type_hints(section, include_extras=True), docments(section)
+    for each in fields(section):
+        if each.name in (names or vars(section)["__annotations__"]):
+            text = str(helps[each.name]).replace("%", "%%")
+            if each.default is True or each.default is False:
+                parser.switches |= _add_switch(group, each, text)
+            else:
+                parser.switches |= _add_value(group, each, hints[each.name], text)
+
+
+def _add_switch(group: argparse._ArgumentGroup, each: Field, text: str) -> dict[str, bool]:
+    "One flag to turn something on, or to turn it off where it is on."
+    text, _, off = text.partition("; off: ")
+    on, no = (argparse.SUPPRESS, off) if each.default else (text, argparse.SUPPRESS)
+    group.add_argument(f"--{each.name}", type=_truth, metavar="", help=on)
+    group.add_argument(f"--no_{each.name}", dest=each.name, type=_denial, metavar="", help=no)
+    return {f"--{each.name}": True, f"--no_{each.name}": True}
+
+
+def _add_value(
+    group: argparse._ArgumentGroup, each: Field, hint: object, text: str
+) -> dict[str, bool]:
+    "A flag with a value, or with several."
+    choices = [name for bounds in field_bounds(hint) for name in bounds.choices]
+    kind = _value_type(hint)
+    metavar = "NAME" if choices else {int: "N", float: "X"}.get(kind, "TEXT")
+    text += f" ({', '.join(choices)})" if choices else ""
+    if each.default not in (None, MISSING):
+        text += f" [{each.default}]"
+    flags = [
+        f"--{name}" for name in (each.name, *OLD_NAMES) if OLD_NAMES.get(name, name) == each.name
+    ]
+    many = {} if each.default_factory is MISSING else {"nargs": "+"}
+    group.add_argument(*flags, dest=each.name, type=kind, metavar=metavar, help=text, **many)
+    return dict.fromkeys(flags, False)
 
 # %% ../nbs/8_commands/01_flags.ipynb #334a40da
 def read_config_file(
@@ -261,7 +265,7 @@ def build_parser(
     "The parser of all flags."
     parser = FlagParser(prog, "Train, evaluate and predict from labelled files.")
     for section in (RunConfig, *sections_of(TrainingConfig), PredictConfig):
-        parser.add_section(section)
+        add_section(parser, section)
     return parser
 
 # %% ../nbs/8_commands/01_flags.ipynb #e41eb141
