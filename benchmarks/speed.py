@@ -95,7 +95,7 @@ from nercrf.model.dropout import CheapDropout, cheap_attention
 from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training.callbacks import TrainingCallback
-from nercrf.training.scaling import Cluster, Link, Workload, ring_bytes, step_cost
+from nercrf.training.cost import Cluster, Link, Workload, ring_bytes, step_cost
 from nercrf.training.speed import slow_precision
 from nercrf.training.trainer import (
     TrainingRun,

@@ -37,7 +37,7 @@ from nercrf.distributed.processes import (
     init_distributed,
     main_process_first,
 )
-from nercrf.training.dry_run import estimate_training
+from nercrf.training.cost import estimate_training
 from nercrf.evaluation import evaluator
 from nercrf.distributed.devices import autocast_dtype
 from nercrf.evaluation.evaluator import Evaluation
