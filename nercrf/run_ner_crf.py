@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'INTERRUPTED', 'prepare_data', 'LoadedModel', 'load_tokenizer', 'check_model_type', 'load_model',
-           'check_lengths', 'is_labelled', 'unseen_f1', 'evaluate', 'evaluate_splits', 'predict', 'mark_up',
-           'run_training', 'run_evaluation', 'run_prediction', 'run', 'guarded', 'main']
+           'check_lengths', 'is_labelled', 'unseen_f1', 'evaluate', 'evaluate_splits', 'predict', 'run_training',
+           'run_evaluation', 'run_prediction', 'run', 'guarded', 'main']
 
 # %% ../nbs/8_commands/02_run_ner_crf.ipynb #222ccd52
 import json
@@ -43,11 +43,12 @@ from nercrf.distributed.devices import autocast_dtype
 from nercrf.evaluation.evaluator import Evaluation
 from nercrf.labels import label_list
 from nercrf.evaluation.metrics import leave_out, report, score_unseen, surfaces
-from nercrf.model.loading import load_encoder, set_dropout
+from nercrf.model.loading import find_model, load_encoder, set_dropout
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
-from nercrf.tagging.tagger import Tagged, Tagger, find_model, tag_file, write_tagged
+from nercrf.tagging.output import mark_up, tag_file, write_tagged
+from nercrf.tagging.tagger import Tagged, Tagger
 from nercrf.flags import ScriptConfig, parse_args
 from nercrf.data.sample import write_sample
 from nercrf.training.training_config import TrainingConfig
@@ -375,17 +376,6 @@ def predict(
 
 
 _SUFFIX = {"jsonl": "jsonl", "cluener": "json", "columns": "tsv"}
-
-# %% ../nbs/8_commands/02_run_ner_crf.ipynb #292e95c6
-def mark_up(
-    sentence: Tagged,  # a tagged sentence
-) -> str:  # its text, entities in brackets and their labels in parentheses
-    "A tagged sentence for people to read."
-    text, parts, done = sentence.text or sentence.example.text, [], 0
-    for entity in sentence.entities:
-        parts += [text[done : entity.start], f"[{entity.text}]({entity.label})"]
-        done = entity.end
-    return "".join(parts) + text[done:]
 
 # %% ../nbs/8_commands/02_run_ner_crf.ipynb #f6bc0a79
 def _load_finished(args: ScriptConfig, info: ProcessInfo, folder: Path) -> LoadedModel:

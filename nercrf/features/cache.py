@@ -45,6 +45,7 @@ from nercrf.labels import get_scheme, label_list
 from nercrf.features.large_corpus import convert_in_parts
 from nercrf.features.parts import LINE_FORMATS, resolve_format
 from nercrf.features.pieces import cache_key, describe_tokenizer
+from nercrf.tables import text_table
 
 # %% auto #0
 __all__ = ['DATA_TYPES', 'CONVERSION_OPTIONS', 'REMEMBERED', 'CACHE_FORMAT', 'logger', 'LARGE', 'KEPT_WARNINGS', 'reader_options',
@@ -481,10 +482,7 @@ def _print_entries(entries):
         )
         for entry in entries
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    print("\n".join(text_table(rows, "l")))
 
 
 def _print_file(path):
