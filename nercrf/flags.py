@@ -114,11 +114,14 @@ class FlagParser(argparse.ArgumentParser):
         )
         self.switches: dict[str, bool] = {"-h": False, "--help": False}  # is a flag one?
 
-    def parse_known_args(self, args=None, namespace=None):
-        "Understand words whose flags are spelt in one way."
-        return super().parse_known_args(
-            self.spell_out(sys.argv[1:] if args is None else args), namespace
-        )
+    def parse_known_args(
+        self,
+        args: Sequence[str] | None = None,  # words; None: those of the process
+        namespace: argparse.Namespace | None = None,  # what is found is added to it
+    ) -> tuple[argparse.Namespace, list[str]]:  # what is given, and what nobody knows
+        "Understand words, each flag in its one spelling."
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self.spell_out(words), namespace)
 
     def spell_out(
         self,
