@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nercrf.crf.chain import ALGORITHMS, choose_algorithm
+from nercrf.crf.likelihood import ALGORITHMS, choose_algorithm
 from nercrf.model.dropout import use_cheap_dropout
 from nercrf.training.embedding import probe_loss
 from nercrf.model.modeling import NerCrfForTokenClassification
