@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'INTERRUPTED', 'build_parser', 'parse_args', 'prepare_data', 'LoadedModel', 'load_tokenizer',
            'check_model_type', 'load_model', 'check_lengths', 'is_labelled', 'unseen_f1', 'evaluate', 'evaluate_splits',
-           'predict', 'mark_up', 'run_training', 'run_evaluation', 'run_prediction', 'run', 'guarded', 'main']
+           'predict', 'run_training', 'run_evaluation', 'run_prediction', 'run', 'guarded', 'main']
 
 # %% ../nbs/8_commands/01_run_ner_crf.ipynb #222ccd52
 import json
@@ -32,26 +32,25 @@ from nercrf.features.cache import load_and_cache_examples, reader_options
 from nercrf.features.batches import FeatureDataset
 from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.data.examples import Example
-from nercrf.distributed import (
+from nercrf.distributed.processes import (
     ProcessInfo,
     barrier,
     close_distributed,
     init_distributed,
     main_process_first,
 )
-from nercrf.training.dry_run import estimate_training
+from nercrf.training.cost import estimate_training
 from nercrf.evaluation import evaluator
-from nercrf.evaluation.evaluator import Evaluation, autocast_dtype
+from nercrf.distributed.devices import autocast_dtype
+from nercrf.evaluation.evaluator import Evaluation
 from nercrf.labels import label_list
 from nercrf.evaluation.metrics import leave_out, report, score_unseen, surfaces
-from nercrf.model.modeling import (
-    NerCrfConfig,
-    NerCrfForTokenClassification,
-    SmallEncoderConfig,
-    build_tokenizer,
-    set_dropout,
-)
-from nercrf.tagging.tagger import Tagged, Tagger, find_model, tag_file, write_tagged
+from nercrf.model.loading import find_model, load_encoder, set_dropout
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.model.small_encoder import SmallEncoderConfig
+from nercrf.model.vocabulary import build_tokenizer
+from nercrf.tagging.output import mark_up, tag_file, write_tagged
+from nercrf.tagging.tagger import Tagged, Tagger
 from nercrf.training.reporting import config_words, read_config_file
 from nercrf.data.sample import write_sample
 from nercrf.training.trainer import (
@@ -201,14 +200,16 @@ def load_model(
     check_model_type(args, config.model_type)
     args = resolve_config(args, pretrained=True)
     model = NerCrfForTokenClassification.from_encoder(
-        args.model_name_or_path,
+        load_encoder(
+            args.model_name_or_path,
+            local_files_only=not args.download,
+            cache_dir=args.cache_dir,
+            config_name=args.config_name,
+            dropout=args.encoder_dropout,
+            attention_dropout=args.attention_dropout,
+        ),
         labels,
         scheme,
-        local_files_only=not args.download,
-        cache_dir=args.cache_dir,
-        config_name=args.config_name,
-        dropout=args.encoder_dropout,
-        attention_dropout=args.attention_dropout,
         **_model_options(args, corpus),
     )
     check_lengths(args, model.traits.max_pieces)
@@ -267,11 +268,13 @@ def _model_from_scratch(
     args = resolve_config(args, pretrained=False)
     tokenizer = build_tokenizer(corpus.train, lowercase=args.do_lower_case)
     model = NerCrfForTokenClassification.from_encoder(
-        SmallEncoderConfig(vocab_size=len(tokenizer)),
+        load_encoder(
+            SmallEncoderConfig(vocab_size=len(tokenizer)),
+            dropout=args.encoder_dropout,
+            attention_dropout=args.attention_dropout,
+        ),
         labels,
         scheme,
-        dropout=args.encoder_dropout,
-        attention_dropout=args.attention_dropout,
         **_model_options(args, corpus),
     )
     return LoadedModel(model, tokenizer, args)
@@ -429,17 +432,6 @@ def predict(
 
 
 _SUFFIX = {"jsonl": "jsonl", "cluener": "json", "columns": "tsv"}
-
-# %% ../nbs/8_commands/01_run_ner_crf.ipynb #292e95c6
-def mark_up(
-    sentence: Tagged,  # a tagged sentence
-) -> str:  # its text, entities in brackets and their labels in parentheses
-    "A tagged sentence for people to read."
-    text, parts, done = sentence.text or sentence.example.text, [], 0
-    for entity in sentence.entities:
-        parts += [text[done : entity.start], f"[{entity.text}]({entity.label})"]
-        done = entity.end
-    return "".join(parts) + text[done:]
 
 # %% ../nbs/8_commands/01_run_ner_crf.ipynb #f6bc0a79
 def _load_finished(args: TrainingConfig, info: ProcessInfo, folder: Path) -> LoadedModel:

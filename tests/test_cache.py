@@ -708,7 +708,7 @@ torch.set_num_threads(1)
 from transformers import BertTokenizer
 import nercrf.features.cache
 from nercrf.features.cache import load_and_cache_examples
-from nercrf.distributed import close_distributed, get_rank, init_distributed
+from nercrf.distributed.processes import close_distributed, get_rank, init_distributed
 
 settings, pieces, broken = json.loads(sys.argv[1])
 built = []

@@ -13,8 +13,9 @@ from nercrf import cli
 from nercrf.data.examples import Example, write_cluener
 from nercrf.data.formats import read_examples
 from nercrf.labels import Span
+from nercrf.model.loading import find_model
 from nercrf.run_ner_crf import main, parse_args
-from nercrf.tagging.tagger import Tagger, find_model
+from nercrf.tagging.tagger import Tagger
 from nercrf.training.trainer import TrainingConfig, check_config
 
 REFERENCE = """--model_type bert --model_name_or_path {encoder} --task_name cner --do_train --do_eval --do_predict

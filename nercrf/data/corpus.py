@@ -243,14 +243,15 @@ class CorpusFiles:
         scheme: str | None = None,  # None: found from all tags, else BIO
         digest: Callable[[Path], str] = file_digest,  # of a file; with a memory it reads less
     ):
-        self.folder, self.reading, self.scheme = Path(folder), reading.complete(), scheme
+        self.folder, self.scheme = Path(folder), scheme
+        self.options = reading.reader_options()  # what nobody asked for is filled in
         self.files = find_split_files(folder)
         self._digest, self._survey, self._kept = digest, None, {}
 
     @cached_property
     def formats(self) -> dict[str, str]:  # by split; "auto" where only the whole file can say
         "The format of each file."
-        return split_formats(self.files, self.reading.format, self.reading.encoding)
+        return split_formats(self.files, self.options["format"], self.options["encoding"])
 
     @cached_property
     def digests(self) -> dict[str, str]:  # by split
@@ -270,10 +271,9 @@ class CorpusFiles:
 
     def _prepare(self, split: str) -> Prepared:
         "A file taken apart, its tags not yet read."
-        names = ("encoding", "token_column", "tag_column", "by", "end", "units")
-        options = {name: getattr(self.reading, name) for name in names}
-        path, format = self.path(split), self.formats[split]
-        return prepare_file(path, format, scheme=self.scheme, **options)
+        options = {**self.options, "format": self.formats[split], "scheme": self.scheme}
+        del options["on_bad"]
+        return prepare_file(self.path(split), **options)
 
     def survey(
         self,
@@ -290,7 +290,7 @@ class CorpusFiles:
                 taken = prepared.pop(split)  # so that memory falls file by file
                 taken.reading.scheme = scheme
                 examples, findings = taken.finish_file(survey)
-                report_findings(findings, self.reading.on_bad, warnings)
+                report_findings(findings, self.options["on_bad"], warnings)
                 tags[split], sentences[split] = first_tags(examples, scheme), len(examples)
                 if keep:
                     self._kept[split] = examples

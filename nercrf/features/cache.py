@@ -35,7 +35,7 @@ from nercrf.features.store import (
 )
 from nercrf.data.corpus import find_split_files, read_corpus, split_formats
 from nercrf.data.examples import DataError, data_files, file_digest
-from nercrf.distributed import main_process_first
+from nercrf.distributed.processes import main_process_first
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.files import DIGESTS, DigestMemory
@@ -43,6 +43,7 @@ from nercrf.labels import get_scheme, label_list
 from nercrf.features.large_corpus import convert_in_parts
 from nercrf.features.parts import LINE_FORMATS, resolve_format
 from nercrf.features.pieces import cache_key, describe_tokenizer
+from nercrf.tables import text_table
 
 # %% auto #0
 __all__ = ['READER_OPTIONS', 'TASKS', 'DATA_TYPES', 'CONVERSION_OPTIONS', 'REMEMBERED', 'CACHE_FORMAT', 'logger', 'LARGE',
@@ -494,10 +495,7 @@ def _print_entries(entries):
         )
         for entry in entries
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    print("\n".join(text_table(rows, "l")))
 
 
 def _print_file(path):
