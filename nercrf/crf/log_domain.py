@@ -152,7 +152,7 @@ def differentiable_likelihood(
 class _Passes(NamedTuple):
     "A batch in float64 without its peaks, and its forward pass."
 
-    batch: Batch
+    batch: Batch  # without its peaks
     before: Tensor  # (batch, words + 1, labels) of `forward_pass`
 
     def derivative(

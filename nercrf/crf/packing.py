@@ -69,7 +69,7 @@ def to_numpy(
 class PackedBatch(NamedTuple):
     "A batch of words as arrays."
 
-    packing: Packing
+    packing: Packing  # the rows
     emissions: np.ndarray  # (batch * words, labels), masked places too
     scores: Scores  # of arrays of float64
     gold: np.ndarray | None  # (rows,) int64, the given label of each word

@@ -142,11 +142,11 @@ class Meeting(NamedTuple):
     backward: np.ndarray | None  # (chosen, labels) float64, of the words after; None: last words
     marginals: np.ndarray  # (chosen, labels) float64, unnormalised
 
-# %% ../../nbs/3_crf/04_scaled.ipynb #7408ae7e
+# %% ../../nbs/3_crf/04_scaled.ipynb #bc6aa81c
 class Passes(NamedTuple):
     "A batch with the states of both passes."
 
-    packed: PackedBatch
+    packed: PackedBatch  # the words
     states: np.ndarray  # (rows, 2 * labels) float64, forward and, mirrored, backward
     tables: Scores  # of arrays of float64, exponentials
 

@@ -93,7 +93,7 @@ SCAN_FLOOR = 1e-200
 class Sweeps(NamedTuple):
     "What both sweeps found, for the guard and the derivative."
 
-    steps: StepWeights
+    steps: StepWeights  # of the batch
     path: TagPath  # the given tags; zeros where none are given
     given: bool  # whether they are
     forward: Tensor  # (batch, words, labels) float64, what comes from the left
