@@ -43,7 +43,8 @@ from nercrf.distributed.devices import autocast_dtype
 from nercrf.evaluation.evaluator import Evaluation
 from nercrf.labels import label_list
 from nercrf.evaluation.metrics import leave_out, report, score_unseen, surfaces
-from nercrf.model.loading import find_model, load_encoder, set_dropout
+from nercrf.model.encoder_config import find_model
+from nercrf.model.loading import load_encoder, set_dropout
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
