@@ -333,7 +333,7 @@ VERBS = {
         "train on labelled files (the built-in sample without --data_dir), evaluate, predict",
         {"do_train": True, "do_eval": True, "do_predict": True},
         {RunConfig: "dry_run eval_all_checkpoints config"}
-        | dict.fromkeys(sections_of(TrainingConfig)[1:], "")
+        | dict.fromkeys(sections_of(TrainingConfig), "")
         | {PredictConfig: "output output_format"},
     ),
     "evaluate": Verb(
