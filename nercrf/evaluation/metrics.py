@@ -5,18 +5,18 @@
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #7ed17d8a
 from __future__ import annotations
 
-# %% auto #0
-__all__ = ['Score', 'score_counts', 'EntityScores', 'score_spans', 'leave_out', 'score_tags', 'report', 'surface', 'surfaces',
-           'score_unseen']
-
-# %% ../../nbs/5_evaluation/01_metrics.ipynb #104d500f
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from nercrf.data.examples import Example
 from nercrf.labels import Scheme, Span, tags_to_spans
 from nercrf.tables import text_table
+
+# %% auto #0
+__all__ = ['Score', 'score_counts', 'EntityScores', 'score_spans', 'leave_out', 'score_tags', 'report', 'surface', 'surfaces',
+           'score_unseen']
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #1c3947cc
 class Score(NamedTuple):
@@ -204,7 +204,7 @@ def surface(
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #abd98d07
 def surfaces(
-    examples: Iterable,  # objects with `tokens` and `spans` (or None)
+    examples: Iterable[Example],  # sentences; those without labels have no entity
 ) -> set[str]:  # surfaces, each once
     "All entity surfaces of a corpus."
     return {surface(example.tokens, span) for example in examples for span in example.spans or ()}
