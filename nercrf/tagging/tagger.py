@@ -15,7 +15,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nercrf.data.examples import Example, split_words, write_cluener, write_columns
+from nercrf.data.conll import write_columns
+from nercrf.data.examples import Example
+from nercrf.data.json_spans import write_cluener
+from nercrf.data.reading import split_words
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
 from nercrf.files import write_lines

@@ -312,7 +312,7 @@ _POSITIVE = (
 )
 _SHARES = ("dropout", "encoder_dropout", "warmup_proportion")
 _STEPS = ("logging_steps", "eval_steps", "save_steps")
-READABLE = ("auto", *(name for name in FORMATS if FORMATS[name].prepare))
+READABLE = ("auto", *(name for name in FORMATS if FORMATS[name].readable))
 _CHOICES = {
     "schedule": ("linear", "cosine", "constant"),
     "on_bad": ("error", "warn"),
