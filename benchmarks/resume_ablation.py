@@ -29,9 +29,13 @@ from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.cache import reader_options
 from nercrf.features.conversion import convert_examples_to_features
-from nercrf.model.modeling import NerCrfForTokenClassification, SmallEncoderConfig, build_tokenizer
+from nercrf.model.loading import load_encoder
+from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.model.small_encoder import SmallEncoderConfig
+from nercrf.model.vocabulary import build_tokenizer
 from nercrf.tagging.tagger import Tagger
-from nercrf.training.trainer import TrainingConfig, resolve_config, set_seed, train
+from nercrf.training.trainer import resolve_config, set_seed, train
+from nercrf.training.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_DROPOUT = {"embedding_dropout_prob": 0.1, "hidden_dropout_prob": 0.1, "word_dropout_prob": 0.0}
@@ -62,7 +66,7 @@ def run_variant(corpus, datasets, tokenizer, seed, epochs, encoder_fields, flags
         args = resolve_config(base, pretrained=False)
         set_seed(seed)
         model = NerCrfForTokenClassification.from_encoder(
-            SmallEncoderConfig(vocab_size=len(tokenizer), **encoder_fields),
+            load_encoder(SmallEncoderConfig(vocab_size=len(tokenizer), **encoder_fields)),
             corpus.labels,
             corpus.scheme,
             classifier_dropout=args.dropout,

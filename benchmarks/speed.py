@@ -87,17 +87,17 @@ from transformers import logging as transformers_logging
 import nercrf.crf.chain
 import nercrf.training.trainer
 from nercrf.data.corpus import Corpus, read_corpus
-from nercrf.distributed import barrier, close_distributed, init_distributed
+from nercrf.distributed.processes import barrier, close_distributed, init_distributed
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.cache import reader_options
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.model.dropout import CheapDropout, cheap_attention
+from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training.callbacks import TrainingCallback
-from nercrf.training.scaling import Cluster, Link, Workload, ring_bytes, step_cost
+from nercrf.training.cost import Cluster, Link, Workload, ring_bytes, step_cost
 from nercrf.training.speed import slow_precision
 from nercrf.training.trainer import (
-    TrainingConfig,
     TrainingRun,
     resolve_config,
     set_seed,
@@ -105,6 +105,7 @@ from nercrf.training.trainer import (
     train,
     training_update,
 )
+from nercrf.training.training_config import TrainingConfig
 
 SEED = 42
 RATE, HEAD_RATE, WARMUP = 5e-5, 1e-3, 0.1
@@ -287,10 +288,9 @@ def new_model(task: Task, args: TrainingConfig) -> NerCrfForTokenClassification:
     """The model of nercrf; the same weights each time."""
     set_seed(SEED)
     return NerCrfForTokenClassification.from_encoder(
-        task.encoder,
+        load_encoder(task.encoder, attention_dropout=args.attention_dropout),
         task.corpus.labels,
         task.corpus.scheme,
-        attention_dropout=args.attention_dropout,
     )
 
 

@@ -33,9 +33,9 @@ from nercrf.data.conll import write_columns
 from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import DataError, Example, file_digest
 from nercrf.data.formats import write_examples
+from nercrf.data.read_config import ReadConfig
 from nercrf.features.cache import (
     CONVERSION_OPTIONS,
-    READER_OPTIONS,
     CacheError,
     cache_key,
     cache_main,
@@ -259,7 +259,13 @@ def test_no_option_of_reader_or_conversion_is_missing():
     assert set(CONVERSION_OPTIONS) == parameters - data
     assert set(OPTIONS) >= set(CONVERSION_OPTIONS)
     named = set(inspect.signature(read_corpus).parameters) - {"folder", "scheme", "options"}
-    assert set(READER_OPTIONS) == named | {"token_column", "tag_column"}
+    assert set(ReadConfig().reader_options()) == named | {
+        "token_column",
+        "tag_column",
+        "by",
+        "end",
+        "units",
+    }
 
 
 @pytest.mark.parametrize("name", CONVERSION_OPTIONS)
@@ -709,7 +715,7 @@ torch.set_num_threads(1)
 from transformers import BertTokenizer
 import nercrf.features.cache
 from nercrf.features.cache import load_and_cache_examples
-from nercrf.distributed import close_distributed, get_rank, init_distributed
+from nercrf.distributed.processes import close_distributed, get_rank, init_distributed
 
 settings, pieces, broken = json.loads(sys.argv[1])
 built = []

@@ -15,13 +15,7 @@ from hypothesis import strategies as st
 from nercrf.data.convert import convert
 from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import DataError, Example
-from nercrf.data.formats import (
-    FORMATS,
-    detect_format,
-    prepare_text,
-    read_examples,
-    write_examples,
-)
+from nercrf.data.formats import FORMATS, detect_format, prepare_text, read_examples, write_examples
 from nercrf.data.markup import format_inline, parse_inline
 from nercrf.data.reading import split_words
 from nercrf.data.records import Survey

@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from types import ModuleType, SimpleNamespace
 
 import matplotlib.image
@@ -26,11 +27,12 @@ from training import (
     write_corpus,
 )
 
+from nercrf.flags import ScriptConfig
 from nercrf.run_ner_crf import main, parse_args
 from nercrf.training.callbacks import Callbacks, TrainingCallback
-from nercrf.training.dry_run import estimate_training
+from nercrf.training.cost import estimate_training
 from nercrf.training.reporting import data_fingerprint
-from nercrf.training.trainer import TrainingInterrupted, build_plan, init_distributed, train
+from nercrf.training.trainer import TrainingInterrupted, init_distributed, plan_training, train
 
 
 class Recorder(TrainingCallback):
@@ -221,7 +223,7 @@ def test_steps_may_be_shares_of_the_training(tmp_path):
 
 def test_the_seeds_of_order_and_weights_are_apart(tmp_path):
     def order(**changes):
-        plan = build_plan(make_args(tmp_path, **changes), TRAIN, init_distributed(no_cuda=True))
+        plan = plan_training(make_args(tmp_path, **changes), TRAIN, init_distributed(no_cuda=True))
         return [update.tolist() for update in plan.epoch(0)]
 
     assert order(seed=1) == order(seed=2, data_seed=1)
@@ -371,9 +373,8 @@ def test_the_configuration_of_a_run_can_be_read_back(tmp_path):
     """`training_config.json` beside a model is a file for --config: the same flags."""
     train_in(tmp_path, max_steps=2, word_dropout=0.25)
     file = str(tmp_path / "model" / "training_config.json")
-    assert parse_args(["--config", file]) == make_args(
-        tmp_path, max_steps=2, word_dropout=0.25, config=file
-    )
+    flags = asdict(make_args(tmp_path, max_steps=2, word_dropout=0.25))
+    assert parse_args(["--config", file]) == ScriptConfig(**flags, config=file)
 
 
 def test_the_dry_run_leaves_nothing_behind(tmp_path, capsys):

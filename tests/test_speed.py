@@ -19,21 +19,21 @@ from training import (
 )
 
 from nercrf.crf.chain import _LogLikelihood
-from nercrf.distributed import BatchDataParallel, unwrap_model
+from nercrf.distributed.devices import BatchDataParallel, unwrap_model
 from nercrf.features.batches import FeatureDataset
 from nercrf.model.dropout import ATTENTION, CheapDropout
+from nercrf.model.encoder_config import EncoderConfig
+from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training import trainer
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.optim import encoder_layers
 from nercrf.training.speed import (
-    SpeedConfig,
     leave_out_full_mask,
     processor_features,
     slow_precision,
 )
 from nercrf.training.trainer import (
-    TrainingConfig,
     check_config,
     log_progress,
     resolve_config,
@@ -41,6 +41,7 @@ from nercrf.training.trainer import (
     train,
     training_update,
 )
+from nercrf.training.training_config import BatchConfig, SpeedConfig, TrainingConfig
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,7 @@ def pretrained(folder, dropout=0.0):
     """A model on the saved encoder, the same each time."""
     torch.manual_seed(0)
     return NerCrfForTokenClassification.from_encoder(
-        folder, TRAIN.labels, "BIO", classifier_dropout=dropout
+        load_encoder(folder), TRAIN.labels, "BIO", classifier_dropout=dropout
     )
 
 
@@ -380,7 +381,8 @@ def test_a_whole_training_with_everything_switched(tmp_path):
         "grads_to_none": False,
         "attention_dropout": 0.1,
     }
-    assert set(flags) <= set(SpeedConfig.__dataclass_fields__)
+    sections = (SpeedConfig, BatchConfig, EncoderConfig)
+    assert set(flags) <= {name for section in sections for name in section.__dataclass_fields__}
     train_in(tmp_path, num_train_epochs=3.0, logging_steps=-1, **flags)
     losses = [line["loss"] for line in read_history(tmp_path) if "loss" in line]
     assert len(losses) == 3

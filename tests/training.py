@@ -17,18 +17,14 @@ from transformers import BertConfig, BertModel
 from nercrf.data.conll import write_columns
 from nercrf.data.examples import Example
 from nercrf.data.sample import sample_corpus
-from nercrf.distributed import BatchDataParallel
+from nercrf.distributed.devices import BatchDataParallel
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, label_list
-from nercrf.model.modeling import (
-    NerCrfConfig,
-    NerCrfForTokenClassification,
-    SmallEncoderConfig,
-    build_tokenizer,
-)
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.model.small_encoder import SmallEncoderConfig
+from nercrf.model.vocabulary import build_tokenizer
 from nercrf.training.trainer import (
-    TrainingConfig,
     log_progress,
     resolve_config,
     set_seed,
@@ -36,6 +32,7 @@ from nercrf.training.trainer import (
     train,
     training_update,
 )
+from nercrf.training.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = sample_corpus(sizes=(50, 20, 5))

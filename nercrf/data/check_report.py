@@ -5,7 +5,6 @@
 # %% ../../nbs/1_data/11_check_report.ipynb #ef478acd
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,12 +12,13 @@ from dataclasses import asdict, dataclass, field
 from nercrf.data.examples import KINDS, SEVERITIES, Finding, Kind, split_place
 from nercrf.data.formats import FORMATS
 from nercrf.data.statistics import DataSet, Overlap, SplitStatistics
+from nercrf.tables import text_table
 
 # %% auto #0
-__all__ = ['MOST_TYPES', 'MOST_FINDINGS', 'kind_of', 'finding_order', 'two_columns', 'CheckReport']
+__all__ = ['MOST_TYPES', 'MOST_FINDINGS', 'finding_order', 'CheckReport']
 
 # %% ../../nbs/1_data/11_check_report.ipynb #37a13fa0
-def kind_of(finding: Finding) -> Kind:
+def _kind(finding: Finding) -> Kind:
     "The kind of a finding."
     return KINDS.get(finding.kind, Kind(finding.kind.replace("-", " ")))
 
@@ -40,38 +40,6 @@ def finding_order(
     "Where a finding stands in the report."
     kinds = [*KINDS, finding.kind]
     return SEVERITIES.index(finding.severity), kinds.index(finding.kind)
-
-# %% ../../nbs/1_data/11_check_report.ipynb #e92de7f2
-def _width(text: str) -> int:
-    "How many columns a terminal needs for a text."
-    return sum(
-        0
-        if unicodedata.category(char) in ("Mn", "Me", "Cf")
-        else 1 + (unicodedata.east_asian_width(char) in "WF")
-        for char in text
-    )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    "Lines of a table: first column to the left, the others to the right."
-    columns = range(max(map(len, rows)))
-    widths = [max(_width(row[column]) for row in rows if column < len(row)) for column in columns]
-    for row in rows:
-        cells = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=False)]
-        cells = [
-            row[0] + cells[0],
-            *(blank + cell for blank, cell in zip(cells[1:], row[1:], strict=True)),
-        ]
-        yield "  ".join(cells).rstrip()
-
-
-def two_columns(
-    rows: Sequence[tuple[str, str]],  # a place and a message, say
-) -> Iterator[str]:  # lines
-    "Two columns, both to the left."
-    width = max((_width(left) for left, _ in rows), default=0)
-    for left, right in rows:
-        yield f"{left}{' ' * (width - _width(left))}  {right}"
 
 # %% ../../nbs/1_data/11_check_report.ipynb #260365c8
 _BARS = "▁▂▃▄▅▆▇█"
@@ -173,7 +141,7 @@ def _finding_lines(findings: Sequence[Finding], every: bool, rigid: set[str]) ->
     for finding in findings:
         groups.setdefault(finding.kind, []).append(finding)
     for group in groups.values():
-        kind = kind_of(group[0])
+        kind = _kind(group[0])
         mend = (
             "; --fix repairs them"
             if kind.fixable and any(split_place(item.where)[0] not in rigid for item in group)
@@ -181,10 +149,8 @@ def _finding_lines(findings: Sequence[Finding], every: bool, rigid: set[str]) ->
         )
         yield f"{group[0].severity}: {kind.title} ({len(group):,}{mend})"
         shown = group if every else group[:MOST_FINDINGS]
-        yield from (
-            "  " + line
-            for line in two_columns([(finding.where, finding.message) for finding in shown])
-        )
+        rows = [(finding.where, finding.message) for finding in shown]
+        yield from ("  " + line for line in text_table(rows, "l"))
         if len(group) > len(shown):
             yield f"  and {len(group) - len(shown):,} more (--all)"
         yield ""
@@ -209,7 +175,7 @@ def _report_lines(report: CheckReport, every: bool) -> Iterator[str]:
                 for name in split.formats
             )
             yield f"{dataset.name}: {', '.join(forms)}"
-            yield from _table(list(_statistics_rows(dataset.splits, every)))
+            yield from text_table(list(_statistics_rows(dataset.splits, every)))
             yield ""
     notes = [item for item in report.findings if item.severity == "note"]
     yield from _finding_lines(notes, every, rigid)
@@ -247,7 +213,7 @@ class CheckReport:
                     "file": file,
                     "line": line or None,
                     "message": finding.message,
-                    "fixable": kind_of(finding).fixable and file not in rigid,
+                    "fixable": _kind(finding).fixable and file not in rigid,
                 }
             )
         return {

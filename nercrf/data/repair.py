@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nercrf.data.check import check_file, read_for_check
-from nercrf.data.check_report import CheckReport, finding_order, two_columns
+from nercrf.data.check_report import CheckReport, finding_order
 from nercrf.data.examples import DataError, Finding
 from nercrf.data.reading import read_bytes, read_text
 from nercrf.data.records import Change, Examined
 from nercrf.files import write_bytes
+from nercrf.tables import text_table
 
 # %% auto #0
 __all__ = ['Repair', 'fix_file', 'fix_report']
@@ -36,7 +37,7 @@ class Repair:
             head += f", written to {self.output}"
         rows = [(change.where, str(change)) for change in self.changes]
         rows += [(finding.where, f"not repaired: {finding.message}") for finding in self.remaining]
-        return "\n".join([head, *(f"  {line}" for line in two_columns(rows))])
+        return "\n".join([head, *(f"  {line}" for line in text_table(rows, "l"))])
 
     def to_dict(self) -> dict:  # ready for `json.dumps`
         "The repair as plain values."
