@@ -315,7 +315,7 @@ def _visible_tags(example: Example, scheme: str | None) -> list[str]:
     spans = [span for span in spans if span.start < span.end]
     return spans_to_tags(spans, places[-1], scheme or "BIO")
 
-# %% ../../nbs/1_data/04_conll.ipynb #bed5fcf4
+# %% ../../nbs/1_data/04_conll.ipynb #d7c0a11e
 def _drop_comments(reading: Reading, text: str) -> str:
     "Empty the comment lines before a sentence; line numbers stay."
     if "\t" not in text or "#" not in text:
@@ -328,7 +328,7 @@ def _drop_comments(reading: Reading, text: str) -> str:
         between = not lines[index].strip()
     return "\n".join(lines)
 
-
+# %% ../../nbs/1_data/04_conll.ipynb #bed5fcf4
 class Columns(Format):
     "One token a line, its tag in a column."
 

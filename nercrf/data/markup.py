@@ -142,6 +142,22 @@ def _brat_lines(text: str) -> list[tuple[int, int]]:
         start += len(line) + 1
     return borders
 
+
+def _annotations(examples: Sequence[Example]) -> list[str]:
+    "A line for each span, counted in the text of all examples."
+    lines, start = [], 0
+    for example in examples:
+        for label, first, end in character_spans(example):
+            if re.search(r"\s", label):
+                raise DataError(
+                    f"{example_name(example)}: expected a type "
+                    f"without blanks, found {label!r}; rename it"
+                )
+            place = f"{start + first} {start + end}"
+            lines.append(f"T{len(lines) + 1}\t{label} {place}\t{example.text[first:end]}")
+        start += len(example.text) + 1
+    return lines
+
 # %% ../../nbs/1_data/06_markup.ipynb #354d0af8
 class Brat(RecordFormat):
     "A text file and its file of annotations, one example a line of the text."
@@ -192,22 +208,9 @@ class Brat(RecordFormat):
         "Write the pair; without an .ann file if nothing is labelled."
         text_path, ann_path = brat_paths(path)
         labelled = all_labelled(examples, path)
-        texts, lines, start = [], [], 0
-        for example in examples:
-            texts.append(_one_line(example))
-            for label, first, end in character_spans(example):
-                if re.search(r"\s", label):
-                    raise DataError(
-                        f"{example_name(example)}: expected a type "
-                        f"without blanks, found {label!r}; rename it"
-                    )
-                lines.append(
-                    f"T{len(lines) + 1}\t{label} {start + first} "
-                    f"{start + end}\t{example.text[first:end]}"
-                )
-            start += len(texts[-1]) + 1
+        texts, annotations = [_one_line(example) for example in examples], _annotations(examples)
         if labelled:
-            write_lines(ann_path, lines)
+            write_lines(ann_path, annotations)
         elif ann_path.exists():
             raise DataError(
                 f"{ann_path}: there are annotations of another text; "
@@ -218,7 +221,8 @@ class Brat(RecordFormat):
     def companions(self, path: Path) -> tuple[Path, list[Path]]:
         "The annotations are repaired, and the text belongs to them."
         text_path, ann_path = brat_paths(path)
-        return (ann_path, [text_path]) if ann_path.exists() else (path, [text_path])
+        target = ann_path if ann_path.exists() else path
+        return target, [text_path] if target != text_path else []
 
     def repair(self, file: Examined, lines: list[str]) -> list[Change]:
         "Mend the lines of an annotation file in place."
@@ -354,13 +358,15 @@ class Inline(RecordFormat):
         for label in {span.label for span in example.spans or []}:
             if re.search(r"[\r\n]", label):
                 raise DataError(
-                    f"{example_name(example)}: expected a type on one line, found {label!r}; rename it"
+                    f"{example_name(example)}: expected a type on one line, found {label!r}; "
+                    "rename it"
                 )
         try:
             return format_inline(text, character_spans(example))
         except ValueError as error:
             raise DataError(
-                f"{example_name(example)}: {error}; write JSON lines, or drop one with on_bad='warn'"
+                f"{example_name(example)}: {error}; write JSON lines, "
+                "or drop one with on_bad='warn'"
             ) from error
 
     def repair(self, file: Examined, lines: list[str]) -> list[Change]:

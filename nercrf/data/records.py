@@ -261,7 +261,7 @@ class Change:
         after = "removed" if self.after is None else f"is now {self.after!a}"
         return f"{self.before!a} {after}"
 
-
+# %% ../../nbs/1_data/03_records.ipynb #f0a4c7d1
 class Format:
     "A format: how its files are called, how it is read, written and repaired."
 
