@@ -21,8 +21,8 @@ __all__ = ['TOOLS', 'HELP', 'SHOWN', 'build_parser', 'main']
 
 # %% ../nbs/8_commands/04_cli.ipynb #c42d8f19
 TOOLS = {
-    "check": "nercrf.data.check:check_main",
-    "convert": "nercrf.data.convert:convert_main",
+    "check": "nercrf.data_commands:check_main",
+    "convert": "nercrf.data_commands:convert_main",
     "cache": "nercrf.features.cache:cache_main",
 }
 HELP = {name: verb.says for name, verb in VERBS.items()} | {
