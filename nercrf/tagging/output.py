@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from nercrf.data.examples import write_cluener, write_columns
+from nercrf.data.conll import write_columns
+from nercrf.data.json_spans import write_cluener
 from nercrf.data.formats import read_examples
 from nercrf.files import write_lines
 from nercrf.tagging.predict_config import PredictConfig
