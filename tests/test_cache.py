@@ -34,11 +34,11 @@ from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import DataError, Example, file_digest
 from nercrf.data.formats import write_examples
 from nercrf.data.read_config import ReadConfig
+from nercrf.data_commands import cache_main
 from nercrf.features.cache import (
     CONVERSION_OPTIONS,
     CacheError,
     cache_key,
-    cache_main,
     clean_cache,
     describe_request,
     describe_tokenizer,
