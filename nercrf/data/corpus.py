@@ -275,6 +275,13 @@ class CorpusFiles:
         del options["on_bad"]
         return prepare_file(self.path(split), **options)
 
+    def know(
+        self,
+        survey: CorpusSurvey,  # of the same files, made before
+    ) -> None:
+        "Take over a survey, so that reading one split opens no other."
+        self._survey = survey
+
     def survey(
         self,
         keep: bool = False,  # the sentences too, each split until it is read
