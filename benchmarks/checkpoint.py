@@ -42,12 +42,9 @@ from nercrf.data.sample import sample_corpus
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.files import write_folder
-from nercrf.model.modeling import (
-    NerCrfConfig,
-    NerCrfForTokenClassification,
-    SmallEncoderConfig,
-    build_tokenizer,
-)
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.model.small_encoder import SmallEncoderConfig
+from nercrf.model.vocabulary import build_tokenizer
 from nercrf.training.checkpoint import (
     BackgroundWriter,
     latest_checkpoint,

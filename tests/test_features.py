@@ -28,7 +28,9 @@ from nercrf.features.pieces import _note_once, read_layout, tokenize_words
 from nercrf.features.store import is_row_column
 from nercrf.features.windows import cut_windows
 from nercrf.labels import SCHEMES, Span, ids_to_spans, label_list, spans_to_tags
-from nercrf.model.modeling import NerCrfForTokenClassification, SmallEncoderConfig
+from nercrf.model.loading import load_encoder
+from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.model.small_encoder import SmallEncoderConfig
 
 torch.set_num_threads(1)
 DATA = Path(
@@ -782,7 +784,7 @@ def tiny_model(vocabulary, labels=LABELS):
         num_hidden_layers=1,
         num_attention_heads=2,
     )
-    return NerCrfForTokenClassification.from_encoder(config, labels)
+    return NerCrfForTokenClassification.from_encoder(load_encoder(config), labels)
 
 
 def run_model(model, batch):

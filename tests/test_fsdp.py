@@ -11,7 +11,7 @@ from workers import run_workers
 
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.checkpoint import load_state
-from nercrf.training.embedding import fit_rows
+from nercrf.training.lean import fit_rows
 from nercrf.training.trainer import TrainingConfig, check_config
 
 

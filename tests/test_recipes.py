@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from training import DEV, TOKENIZER, TRAIN, UNEVEN, make_args, make_model, train_in
 
 from nercrf.crf.layer import CRF
-from nercrf.distributed import BatchDataParallel
+from nercrf.distributed.devices import BatchDataParallel
 from nercrf.model.dropout import use_cheap_dropout
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training import trainer
-from nercrf.training.embedding import fit_rows
+from nercrf.training.lean import fit_rows
 from nercrf.training.optim import build_optimizer, encoder_layers, layer_depths
 from nercrf.training.recipes import (
     FGM,
@@ -321,7 +321,7 @@ def test_rates_fall_from_layer_to_layer(tmp_path):
 
 def test_every_recipe_makes_another_training():
     """A checkpoint of a run with a recipe is not that of a run without."""
-    plan = trainer.build_plan(make_args("x"), TRAIN, trainer.init_distributed(no_cuda=True))
+    plan = trainer.plan_training(make_args("x"), TRAIN, trainer.init_distributed(no_cuda=True))
     plain = trainer.training_identity(TrainingConfig(), TRAIN, plan)
     for name in recipe_flags():
         old = getattr(RecipeConfig(), name)

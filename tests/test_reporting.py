@@ -28,9 +28,9 @@ from training import (
 
 from nercrf.run_ner_crf import main, parse_args
 from nercrf.training.callbacks import Callbacks, TrainingCallback
-from nercrf.training.dry_run import estimate_training
+from nercrf.training.cost import estimate_training
 from nercrf.training.reporting import data_fingerprint
-from nercrf.training.trainer import TrainingInterrupted, build_plan, init_distributed, train
+from nercrf.training.trainer import TrainingInterrupted, init_distributed, plan_training, train
 
 
 class Recorder(TrainingCallback):
@@ -221,7 +221,7 @@ def test_steps_may_be_shares_of_the_training(tmp_path):
 
 def test_the_seeds_of_order_and_weights_are_apart(tmp_path):
     def order(**changes):
-        plan = build_plan(make_args(tmp_path, **changes), TRAIN, init_distributed(no_cuda=True))
+        plan = plan_training(make_args(tmp_path, **changes), TRAIN, init_distributed(no_cuda=True))
         return [update.tolist() for update in plan.epoch(0)]
 
     assert order(seed=1) == order(seed=2, data_seed=1)

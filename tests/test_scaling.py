@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nercrf.training.scaling import (
+from nercrf.training.cost import (
     BUCKET_BYTES,
     Cluster,
     Link,

@@ -19,9 +19,10 @@ from training import (
 )
 
 from nercrf.crf.chain import _LogLikelihood
-from nercrf.distributed import BatchDataParallel, unwrap_model
+from nercrf.distributed.devices import BatchDataParallel, unwrap_model
 from nercrf.features.batches import FeatureDataset
 from nercrf.model.dropout import ATTENTION, CheapDropout
+from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training import trainer
 from nercrf.training.callbacks import TrainingCallback
@@ -49,7 +50,7 @@ def pretrained(folder, dropout=0.0):
     """A model on the saved encoder, the same each time."""
     torch.manual_seed(0)
     return NerCrfForTokenClassification.from_encoder(
-        folder, TRAIN.labels, "BIO", classifier_dropout=dropout
+        load_encoder(folder), TRAIN.labels, "BIO", classifier_dropout=dropout
     )
 
 

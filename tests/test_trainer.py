@@ -26,17 +26,19 @@ from training import (
     train_in,
 )
 
-from nercrf.distributed import BatchDataParallel, ProcessInfo
+from nercrf.distributed.devices import BatchDataParallel
+from nercrf.distributed.processes import ProcessInfo
 from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.training import plan as update_plan
 from nercrf.training import trainer
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.checkpoint import load_state
+from nercrf.training.plan import UpdatePlan
 from nercrf.training.recipes import WeightAverage
 from nercrf.training.trainer import (
     TrainingInterrupted,
-    UpdatePlan,
-    build_plan,
     check_config,
+    plan_training,
     start_run,
     train,
     training_update,
@@ -210,10 +212,10 @@ def test_training_by_pieces_goes_on_in_an_epoch_with_another_number_of_updates(
     """The pools of 150 sentences are cut anew each epoch; the place in the second one is found by
     counting.
     """
-    monkeypatch.setattr(trainer, "_POOL", 50)
+    monkeypatch.setattr(update_plan, "_POOL", 50)
     dataset = make_dataset(CORPUS.train * 3)
     flags = {"max_pieces": 48, "eval_steps": 0, "save_steps": 0}
-    plan = build_plan(make_args(tmp_path, **flags), dataset, ProcessInfo())
+    plan = plan_training(make_args(tmp_path, **flags), dataset, ProcessInfo())
     counts = [len(plan.epoch(number)) for number in (0, 1)]
     assert counts[0] != counts[1]
     assert plan.total == sum(counts)
@@ -272,7 +274,7 @@ def test_the_size_of_an_update_can_be_fixed(tmp_path):
     plans = {}
     for world_size in (1, 2, 3, 4):
         args = make_args(tmp_path, per_gpu_train_batch_size=3, train_batch_size=8)
-        plans[world_size] = build_plan(args, TRAIN, ProcessInfo(world_size=world_size))
+        plans[world_size] = plan_training(args, TRAIN, ProcessInfo(world_size=world_size))
     one = [update.tolist() for update in plans[1].epoch(1)]
     assert [len(update) for update in one if len(update) != 8] == [len(TRAIN) % 8]
     for world_size, plan in plans.items():

@@ -16,16 +16,13 @@ from transformers import BertConfig, BertModel
 
 from nercrf.data.examples import Example, write_columns
 from nercrf.data.sample import sample_corpus
-from nercrf.distributed import BatchDataParallel
+from nercrf.distributed.devices import BatchDataParallel
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, label_list
-from nercrf.model.modeling import (
-    NerCrfConfig,
-    NerCrfForTokenClassification,
-    SmallEncoderConfig,
-    build_tokenizer,
-)
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.model.small_encoder import SmallEncoderConfig
+from nercrf.model.vocabulary import build_tokenizer
 from nercrf.training.trainer import (
     TrainingConfig,
     log_progress,

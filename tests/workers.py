@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nercrf import distributed
+from nercrf.distributed import devices, processes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,21 +43,21 @@ def run_workers(name, processes=2, arguments=(), check=True, timeout=120):
 
 def collectives(folder):
     """Every message function once, with values that differ by rank and in length."""
-    info = distributed.init_distributed(no_cuda=True)
-    rank = distributed.get_rank()
-    again = distributed.init_distributed(no_cuda=True)
+    info = processes.init_distributed(no_cuda=True)
+    rank = processes.get_rank()
+    again = processes.init_distributed(no_cuda=True)
     values = {"rank": rank, "text": "李" * (rank * 50), "pair": (1, 2), "none": None}
     counts = torch.tensor([1, rank], dtype=torch.int64)
     loss = torch.tensor(2**-40 + rank, dtype=torch.float64, requires_grad=True)
-    total = distributed.all_reduce_sum(loss)
+    total = processes.all_reduce_sum(loss)
     try:
-        with distributed.main_process_first():
-            if distributed.is_main_process():
+        with processes.main_process_first():
+            if processes.is_main_process():
                 raise OSError("no space left")
         outcome = "no error"
     except (OSError, RuntimeError) as error:
         outcome = f"{type(error).__name__}: {error}"
-    distributed.barrier()
+    processes.barrier()
     return {
         "info": [
             info.rank,
@@ -68,12 +68,11 @@ def collectives(folder):
             info.is_main,
         ],
         "same": info == again,
-        "world": distributed.get_world_size(),
-        "gathered": distributed.gather_json(values),
-        "empty": distributed.gather_json("" if rank else []),
-        "heard": distributed.broadcast_json({"from": rank}),
-        "heard_from_last": distributed.broadcast_json(["x" * rank], source=info.world_size - 1),
-        "counts": distributed.all_reduce_sum(counts).tolist(),
+        "world": processes.get_world_size(),
+        "gathered": processes.gather_json(values),
+        "empty": processes.gather_json("" if rank else []),
+        "heard": processes.broadcast_json({"from": rank}),
+        "counts": processes.all_reduce_sum(counts).tolist(),
         "untouched": counts.tolist(),
         "total": [total.item(), str(total.dtype), total.requires_grad],
         "outcome": outcome,
@@ -84,29 +83,29 @@ def first_builds(folder):
     """Both want one file; whoever does not find it builds it, slowly."""
     import time
 
-    distributed.init_distributed(no_cuda=True)
+    processes.init_distributed(no_cuda=True)
     built = []
-    for per_host in (False, True):
-        file = Path(folder, f"cache-{per_host}")
-        with distributed.main_process_first(per_host):
+    for name in ("one", "two"):
+        file = Path(folder, name)
+        with processes.main_process_first():
             if not file.exists():
                 time.sleep(0.5)
                 file.write_text("whole")
-                built.append(per_host)
+                built.append(name)
             assert file.read_text() == "whole"
     return built
 
 
 def data_parallel_gradients(folder):
     """Gradient through DDP, with uneven shares, against that of one process."""
-    info = distributed.init_distributed(no_cuda=True)
+    info = processes.init_distributed(no_cuda=True)
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     rows = torch.randn(7, 4)
     model(rows).square().sum().div(len(rows)).backward()
     whole = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    wrapped = distributed.wrap_model(model, info)
+    wrapped = devices.wrap_model(model, info)
     bounds = [0, 2, 7] if info.world_size == 2 else [0, 7]
     share = rows[bounds[info.rank] : bounds[info.rank + 1]]
     (wrapped(share).square().sum() * info.world_size / len(rows)).backward()
@@ -114,7 +113,7 @@ def data_parallel_gradients(folder):
     return {
         "difference": max(float((parameter.grad - grad).abs().max()) for parameter, grad in pairs),
         "type": type(wrapped).__name__,
-        "unwrapped": distributed.unwrap_model(wrapped) is model,
+        "unwrapped": devices.unwrap_model(wrapped) is model,
     }
 
 
@@ -130,7 +129,7 @@ def evaluation(folder, batch_size):
 
     from nercrf.evaluation.evaluator import evaluate
 
-    distributed.init_distributed(no_cuda=True)
+    processes.init_distributed(no_cuda=True)
     result = evaluate(make_model().eval(), DEV, batch_size=int(batch_size))
     return {"figures": result.to_dict(), "predicted": result.predicted}
 
@@ -143,7 +142,7 @@ def evaluation_of_nested(folder):
 
     from nercrf.evaluation.evaluator import UNLEARNABLE, evaluate
 
-    distributed.init_distributed(no_cuda=True)
+    processes.init_distributed(no_cuda=True)
     return {
         way: evaluate(WordTagger(), NESTED, batch_size=1, unlearnable=way).to_dict()
         for way in UNLEARNABLE
@@ -156,7 +155,7 @@ def same_updates(folder, settings):
     """
     from training import updates_in_float64
 
-    info = distributed.init_distributed(no_cuda=True)
+    info = processes.init_distributed(no_cuda=True)
     results = []
     for number, changes in enumerate(json.loads(settings)):
         size = 12 // info.world_size // changes.get("gradient_accumulation_steps", 1)
@@ -187,7 +186,7 @@ def updates_by_pieces(folder, settings):
             ):  # nothing to do in this pass: a stand-in kept the processes together
                 self.batches.pop()
 
-    info = distributed.init_distributed(no_cuda=True)
+    info = processes.init_distributed(no_cuda=True)
     results = []
     for number, changes in enumerate(json.loads(settings)):
         budget, seen = changes.pop("max_pieces") // info.world_size, Seen()
@@ -225,8 +224,8 @@ def interrupted_training(folder, stops, changes="{}"):
         "save_steps": 5,
         **json.loads(changes),
     }
-    info = distributed.init_distributed(no_cuda=True)
-    parent = distributed.broadcast_json(str(folder))
+    info = processes.init_distributed(no_cuda=True)
+    parent = processes.broadcast_json(str(folder))
     whole = Path(parent, "whole")
     train_in(whole, **flags)
     found = {}
@@ -242,9 +241,9 @@ def interrupted_training(folder, stops, changes="{}"):
 
 def failing_main(folder):
     """The main process dies while the others wait for it."""
-    distributed.init_distributed(no_cuda=True)
-    with distributed.main_process_first():
-        if distributed.is_main_process():
+    processes.init_distributed(no_cuda=True)
+    with processes.main_process_first():
+        if processes.is_main_process():
             raise ValueError("line 7: no tag")
     return "unreachable"
 
@@ -256,7 +255,7 @@ def sharding(folder):
 
     from nercrf.training.optim import build_optimizer, encoder_layers
 
-    info = distributed.init_distributed(no_cuda=True)
+    info = processes.init_distributed(no_cuda=True)
     whole, model = make_model("bert").train(), make_model("bert").train()
     for module in [*whole.modules(), *model.modules()]:
         if isinstance(module, nn.Dropout):
@@ -294,13 +293,13 @@ def sharding(folder):
     for sentences in batches:
         backward(whole, sentences, 1 / 5)
     shards = [*encoder_layers(model)[1], model.encoder]
-    assert distributed.wrap_model(model, info, strategy="fsdp", shards=shards) is model
+    assert devices.wrap_model(model, info, strategy="fsdp", shards=shards) is model
     optimizers = [build_optimizer(each, 1e-2, 1e-2) for each in (whole, model)]
     for number, sentences in enumerate(shares):
-        with distributed.exchange_gradients(model, now=number == 1):
+        with devices.exchange_gradients(model, now=number == 1):
             backward(model, sentences, info.world_size / 5)
     result = {"gradient": difference("grad")}
-    norms = [distributed.clip_gradients(list(each.parameters()), 0.5) for each in (whole, model)]
+    norms = [devices.clip_gradients(list(each.parameters()), 0.5) for each in (whole, model)]
     assert norms[0] > 0.5
     result["norm"] = abs(float(norms[0]) - float(norms[1]))
     result["clipped"] = difference("grad")
@@ -311,7 +310,7 @@ def sharding(folder):
     result["held"], result["whole"] = held(), sum(p.numel() for p in whole.parameters())
     result["kinds"] = [type(model.encoder).__name__.removeprefix("FSDP"), type(model.crf).__name__]
     passes, logits = 0, []
-    with torch.no_grad(), distributed.whole_parameters(model):
+    with torch.no_grad(), devices.whole_parameters(model):
         for _ in range(2 - 2 * info.rank):
             batch = make_batch(model, SENTENCES)
             logits.append(model(**batch).logits)
@@ -320,8 +319,8 @@ def sharding(folder):
     result["passes"], result["held_after"] = passes, held()
     expected = whole(**make_batch(whole, SENTENCES)).logits
     result["logits"] = max([float((expected - each).abs().max()) for each in logits], default=0.0)
-    weights = distributed.whole_weights(model)
-    state = distributed.whole_tensors(optimizers[1].state_dict())
+    weights = devices.whole_weights(model)
+    state = devices.whole_tensors(optimizers[1].state_dict())
     moments = [value for entry in state["state"].values() for value in entry.values()]
     result["state_on"] = bool(weights) and all(isinstance(value, torch.Tensor) for value in moments)
     names = list(whole.state_dict())
@@ -329,18 +328,16 @@ def sharding(folder):
     if info.is_main:
         np.savez(Path(folder, "weights.npz"), **rows)
         torch.save(state, Path(folder, "state.pt"))
-    distributed.barrier()
-    before = distributed.whole_tensors([p.detach() for p in model.parameters()])
+    processes.barrier()
+    before = devices.whole_tensors([p.detach() for p in model.parameters()])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     with np.load(Path(folder, "weights.npz")) as file:
-        distributed.load_whole_weights(
-            model, {name: torch.from_numpy(file[name]) for name in names}
-        )
+        devices.load_whole_weights(model, {name: torch.from_numpy(file[name]) for name in names})
     state = torch.load(Path(folder, "state.pt"), weights_only=True)
-    optimizers[1].load_state_dict(distributed.share_state(state, optimizers[1]))
-    again = distributed.whole_tensors([p.detach() for p in model.parameters()])
+    optimizers[1].load_state_dict(devices.share_state(state, optimizers[1]))
+    again = devices.whole_tensors([p.detach() for p in model.parameters()])
     result["same_after"] = all(
         x is None or torch.equal(x, y) for x, y in zip(before, again, strict=True)
     )
@@ -351,5 +348,5 @@ def sharding(folder):
 if __name__ == "__main__":
     worker, folder, *rest = sys.argv[1:]
     result = globals()[worker](folder, *rest)
-    Path(folder, f"{distributed.get_rank()}.json").write_text(json.dumps(result))
-    distributed.close_distributed()
+    Path(folder, f"{processes.get_rank()}.json").write_text(json.dumps(result))
+    processes.close_distributed()

@@ -3,7 +3,8 @@ docment.
 
 A parameter's docment is the comment beside it; the fields of a dataclass count where they are
 declared, and the parameters of a method where the package first defines it: overriding methods need
-a docstring of their own only.
+a docstring of their own only, and what several methods of a class take counts where it comes first.
+A docstring that names a parameter in backticks describes it as well.
 """
 
 from __future__ import annotations
@@ -60,6 +61,21 @@ def overrides(member: object) -> bool:
     return any(base.__module__.startswith("nercrf.") and method in vars(base) for base in bases)
 
 
+def described_by_siblings(member: object) -> set[str]:
+    "Parameters that the methods before this one in its class describe, its constructor aside."
+    if not inspect.isfunction(member) or member.__qualname__.count(".") != 1:
+        return set()
+    owner = getattr(importlib.import_module(member.__module__), member.__qualname__.split(".")[0])
+    found: set[str] = set()
+    for each in vars(owner).values():
+        if each is member:
+            break
+        if inspect.isfunction(each) and not each.__name__.startswith("__"):
+            found |= {parameter for parameter, text in docments(each).items() if text}
+            found |= set(re.findall(r"`(\w+)`", inspect.getdoc(each) or ""))
+    return found
+
+
 def gaps(name: str, member: object) -> list[str]:
     "What a member does not say."
     if overrides(member):
@@ -78,7 +94,10 @@ def gaps(name: str, member: object) -> list[str]:
         described = (
             {field for field, text in docments(function).items() if text} if function else set()
         )
-    return found + [f"{name}({field}): no docment" for field in sorted(fields - described)]
+        described |= described_by_siblings(member)
+        described |= set(re.findall(r"`(\w+)`", inspect.getdoc(member) or ""))
+    missing = sorted(each for each in fields - described if not each.startswith("_"))
+    return found + [f"{name}({field}): no docment" for field in missing]
 
 
 def main() -> int:

@@ -7,54 +7,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import torch
 from torch import nn
-from transformers.modeling_outputs import TokenClassifierOutput
 
-from nercrf.distributed import (
+from nercrf.distributed.devices import (
     BatchDataParallel,
-    all_reduce_sum,
-    gather_json,
-    get_rank,
-    get_world_size,
+    forward_each,
     unwrap_model,
     whole_parameters,
 )
+from nercrf.distributed.processes import all_reduce_sum, gather_json, get_rank, get_world_size
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.evaluation.metrics import EntityScores, leave_out, score_spans
 from nercrf.features.batches import FeatureDataset, plan_batches
 from nercrf.labels import Span, ids_to_spans
 
 # %% auto #0
-__all__ = ['UNLEARNABLE', 'autocast_dtype', 'autocast', 'evaluation_batches', 'move_batch', 'forward_each', 'SentenceResult',
-           'predict_batches', 'Evaluation', 'unlearnable_spans', 'EvaluationInterrupted', 'evaluate']
-
-# %% ../../nbs/5_evaluation/02_evaluator.ipynb #5b75c90d
-def autocast_dtype(
-    fp16: bool = False,  # half precision with a range that needs a gradient scaler
-    bf16: bool = False,  # half precision with the range of float32
-) -> torch.dtype | None:  # the type that autocast uses; None for full precision
-    "The half precision that two flags ask for."
-    if fp16 and bf16:
-        raise ValueError("--fp16 and --bf16 are both set: choose one")
-    if fp16:
-        return torch.float16
-    return torch.bfloat16 if bf16 else None
-
-# %% ../../nbs/5_evaluation/02_evaluator.ipynb #2002ddaa
-def autocast(
-    precision: torch.dtype | None,  # the half precision; None: full
-    device: torch.device,  # where the model runs
-) -> AbstractContextManager:  # wraps the forward pass
-    "The context in which the forward pass computes in this precision."
-    if precision is None:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=precision)
+__all__ = ['UNLEARNABLE', 'evaluation_batches', 'move_batch', 'SentenceResult', 'predict_batches', 'Evaluation',
+           'unlearnable_spans', 'EvaluationInterrupted', 'evaluate']
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #46e83c94
 def evaluation_batches(
@@ -87,25 +62,6 @@ def move_batch(
         for name, tensor in batch.items()
         if name not in left_out
     }
-
-# %% ../../nbs/5_evaluation/02_evaluator.ipynb #d81d226e
-def forward_each(
-    model: nn.Module,  # one model, or one on several devices
-    batches: list[dict[str, torch.Tensor]],  # on the device; at most as many as there are devices
-    precision: torch.dtype | None = None,  # half precision of the encoder; None: full
-    reduction: str = "mean",  # of the losses of a batch: mean, sum, or none
-) -> list[TokenClassifierOutput]:  # of each batch, on its device
-    "Run each batch on a device of its own."
-    several = isinstance(model, BatchDataParallel)
-    if not several and len(batches) != 1:
-        raise ValueError(
-            f"expected one batch for a model on one device, got {len(batches)}; "
-            "wrap the model in BatchDataParallel to run several"
-        )
-    with autocast(precision, next(model.parameters()).device):
-        if several:
-            return model(batches, reduction=reduction)
-        return [model(**batches[0], reduction=reduction)]
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #101fb927
 class SentenceResult(NamedTuple):

@@ -28,7 +28,7 @@ from nercrf.data.corpus import CorpusFiles, CorpusSurvey, open_corpus
 from nercrf.data.examples import Example, data_files, file_digest
 from nercrf.data.formats import detect_path
 from nercrf.data.read_config import ReadConfig
-from nercrf.distributed import main_process_first
+from nercrf.distributed.processes import main_process_first
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import Features, convert_examples_to_features
 from nercrf.features.large_corpus import LargeCorpus
@@ -43,7 +43,7 @@ from nercrf.features.store import (
     verify_file,
     write_column_file,
 )
-from nercrf.features.summary import CorpusSummary, SummaryBuilder, load_summary
+from nercrf.features.summary import CorpusSummary, load_summary, summarize_corpus
 from nercrf.files import DIGESTS, DigestMemory
 from nercrf.labels import get_scheme, label_list
 
@@ -171,7 +171,8 @@ def _take_lock(path: Path) -> FileLock:
 
 def _leftovers(path: Path) -> list[Path]:
     "What a killed builder of a file may have left, and a broken file."
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.(tmp|parts)")
+    names = f"{re.escape(path.name)}|{re.escape(DIGESTS)}"
+    pattern = re.compile(rf"\.({names})\.\d+\.(tmp|parts)")
     return [
         item
         for item in path.parent.iterdir()
@@ -225,6 +226,13 @@ class CachedCorpus:
         self.files, self.folders = files, list(folders)
         self.rebuild, self.processes = rebuild, processes
         self._examples: dict[str, list[Example]] = {}
+
+    def keep(
+        self,
+        splits: Mapping[str, list[Example]],  # sentences that were read
+    ) -> None:
+        "Hold sentences until they are asked for."
+        self._examples.update(splits)
 
     def examples(
         self,
@@ -416,11 +424,9 @@ def _build_summary(
     if corpus.large is not None:
         summary = corpus.large.survey()
     else:
-        survey, texts = corpus.files.survey(keep=True), SummaryBuilder(corpus.files.files)
-        for split in corpus.files.files:
-            corpus._examples[split] = corpus.files.read(split)
-            texts.add(split, corpus._examples[split])
-        summary = texts.summary(survey)
+        read = corpus.files.load()
+        corpus.keep(read.splits)
+        summary = summarize_corpus(read)
     metadata = {
         "key": cache_key(description),
         "sentences": sum(summary.survey.sentences.values()),

@@ -14,13 +14,13 @@ from typing import Any, overload
 
 import numpy as np
 
-from nercrf.data.corpus import CorpusSurvey
+from nercrf.data.corpus import Corpus, CorpusSurvey
 from nercrf.data.examples import Example
 from nercrf.features.store import CacheError, Column, load_columns, save_columns
 from nercrf.labels import tags_to_spans
 
 # %% auto #0
-__all__ = ['TextBuilder', 'Texts', 'SentenceWords', 'CorpusSummary', 'load_summary', 'SummaryBuilder']
+__all__ = ['TextBuilder', 'Texts', 'SentenceWords', 'CorpusSummary', 'load_summary', 'SummaryBuilder', 'summarize_corpus']
 
 # %% ../../nbs/2_features/06_summary.ipynb #80e165c8
 class TextBuilder:
@@ -128,6 +128,11 @@ class CorpusSummary:
         "How often each word of the training data occurs in it."
         counts = self.columns["word_counts"][:].tolist()
         return Counter(dict(zip(self.texts("word"), counts, strict=True)))
+
+    def counted_words(self) -> Iterator[Example]:  # as good for counting as the sentences
+        "Each word of the training data, as often as it occurs, in a sentence of its own."
+        for word, count in self.word_counts().items():
+            yield Example("", [word] * count)
 
     def words(
         self,
@@ -248,3 +253,14 @@ class SummaryBuilder:
             columns |= builder.columns(split) | {f"{split}_sentence_offsets": offsets}
         characters = all(len(word) == 1 for word in self.counts)
         return CorpusSummary(survey, sorted(self.labelled), characters, columns)
+
+
+def summarize_corpus(
+    corpus: Corpus,  # in memory
+) -> CorpusSummary:  # in memory too
+    "The summary of a corpus whose sentences are at hand."
+    builder = SummaryBuilder(corpus.splits)
+    for split, examples in corpus.splits.items():
+        builder.add(split, examples)
+    sentences = {split: len(examples) for split, examples in corpus.splits.items()}
+    return builder.summary(CorpusSurvey(corpus.types, corpus.scheme, corpus.warnings, sentences))

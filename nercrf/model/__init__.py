@@ -7,6 +7,8 @@ __getattr__, __dir__ = lazy_names(
     {
         "NerCrfConfig": "modeling",
         "NerCrfForTokenClassification": "modeling",
-        "load_encoder": "modeling",
+        "SmallEncoderConfig": "small_encoder",
+        "build_tokenizer": "vocabulary",
+        "load_encoder": "loading",
     },
 )

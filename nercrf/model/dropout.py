@@ -128,8 +128,16 @@ _SPECIAL = ("position_bias", "softcap", "cache")  # left to transformers
 
 
 def _attention_layer(
-    module: nn.Module, query, key, value, attention_mask, dropout=0.0, scaling=None, **options: Any
-):
+    module: nn.Module,
+    query: torch.Tensor,  # (batch, heads, pieces, size), like key and value
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # (batch, 1, 1 or pieces, pieces)
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:  # (batch, pieces, heads, size), no weights
     "Attention in the form that transformers calls it in."
     causal = options.get("is_causal", getattr(module, "is_causal", True))
     shared_keys = query.shape[1] != key.shape[1]
