@@ -34,6 +34,7 @@ from nercrf.features.cache import CachedCorpus, open_cached
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.features.summary import CorpusSummary
 from nercrf.features.batches import FeatureDataset
+from nercrf.data.examples import Example
 from nercrf.data.read_config import ReadConfig
 from nercrf.distributed.processes import (
     ProcessInfo,

@@ -677,7 +677,7 @@ def test_lengths_of_training_and_evaluation(args, tokenizer):
     [
         ("conll", "train", "'ner' reads any folder"),
         ("ner", "validation", "expected one of train, dev, test"),
-        ("ner", "test", "expected a file for test, found dev, train"),
+        ("ner", "test", "expected a file for test, got train, dev"),
     ],
 )
 def test_wrong_requests(task, data_type, error, args, tokenizer):

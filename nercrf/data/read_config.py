@@ -13,10 +13,10 @@ __all__ = ['TASKS', 'DEFAULTS', 'ReadConfig']
 
 # %% ../../nbs/1_data/00_read_config.ipynb #f51b5d67
 TASKS = {
-    "ner": {},
-    "sample": {},
     "cner": {"format": "columns", "on_bad": "warn"},
     "cluener": {"format": "cluener", "on_bad": "warn"},
+    "ner": {},
+    "sample": {},
 }
 DEFAULTS = {"format": "auto", "encoding": "utf-8", "on_bad": "error"}  # where no task says more
 

@@ -100,7 +100,9 @@ def describe_data(
         "format": CACHE_FORMAT,
         "versions": {"nercrf": nercrf.__version__} | versions,
         "unicode": unicodedata.unidata_version,
-        "data": {split: [files.digests[split], name_kind(path)] for split, path in files.files.items()},
+        "data": {
+            split: [files.digests[split], name_kind(path)] for split, path in files.files.items()
+        },
         "reader": files.options,
     }
 
@@ -247,7 +249,9 @@ class CachedCorpus:
     def large(self) -> LargeCorpus | None:  # None where the files are read whole
         "The corpus as one that is read in parts."
         files = self.files
-        size = sum(part.stat().st_size for path in files.files.values() for part in data_files(path))
+        size = sum(
+            part.stat().st_size for path in files.files.values() for part in data_files(path)
+        )
         if size < LARGE:
             return None
         for split, path in files.files.items():
