@@ -97,7 +97,6 @@ from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.cost import Cluster, Link, Workload, ring_bytes, step_cost
 from nercrf.training.speed import slow_precision
 from nercrf.training.trainer import (
-    TrainingConfig,
     TrainingRun,
     resolve_config,
     set_seed,
@@ -105,6 +104,7 @@ from nercrf.training.trainer import (
     train,
     training_update,
 )
+from nercrf.training.training_config import TrainingConfig
 
 SEED = 42
 RATE, HEAD_RATE, WARMUP = 5e-5, 1e-3, 0.1

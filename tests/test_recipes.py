@@ -13,6 +13,7 @@ from training import DEV, TOKENIZER, TRAIN, UNEVEN, make_args, make_model, train
 
 from nercrf.crf.layer import CRF
 from nercrf.distributed.devices import BatchDataParallel
+from nercrf.fields import check_fields
 from nercrf.model.dropout import use_cheap_dropout
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training import trainer
@@ -21,15 +22,14 @@ from nercrf.training.optim import build_optimizer, encoder_layers, layer_depths
 from nercrf.training.recipes import (
     FGM,
     RDrop,
-    RecipeConfig,
     WordDropout,
     attacked_parameters,
-    check_recipes,
     crf_divergence,
     recipe_flags,
     repeat_batch,
 )
-from nercrf.training.trainer import TrainingConfig, start_run, training_update
+from nercrf.training.trainer import start_run, training_update
+from nercrf.training.training_config import RecipeConfig, TrainingConfig
 
 UPDATE = np.arange(12)
 
@@ -342,7 +342,7 @@ def test_every_recipe_makes_another_training():
 )
 def test_values_that_mean_nothing_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
-        check_recipes(RecipeConfig(**flags))
+        check_fields(RecipeConfig(**flags))
 
 
 def test_parts_can_be_given_as_callbacks_too(tmp_path):

@@ -22,19 +22,18 @@ from nercrf.crf.chain import _LogLikelihood
 from nercrf.distributed.devices import BatchDataParallel, unwrap_model
 from nercrf.features.batches import FeatureDataset
 from nercrf.model.dropout import ATTENTION, CheapDropout
+from nercrf.model.encoder_config import EncoderConfig
 from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training import trainer
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.optim import encoder_layers
 from nercrf.training.speed import (
-    SpeedConfig,
     leave_out_full_mask,
     processor_features,
     slow_precision,
 )
 from nercrf.training.trainer import (
-    TrainingConfig,
     check_config,
     log_progress,
     resolve_config,
@@ -42,6 +41,7 @@ from nercrf.training.trainer import (
     train,
     training_update,
 )
+from nercrf.training.training_config import BatchConfig, SpeedConfig, TrainingConfig
 
 CPU = torch.device("cpu")
 
@@ -381,7 +381,8 @@ def test_a_whole_training_with_everything_switched(tmp_path):
         "grads_to_none": False,
         "attention_dropout": 0.1,
     }
-    assert set(flags) <= set(SpeedConfig.__dataclass_fields__)
+    sections = (SpeedConfig, BatchConfig, EncoderConfig)
+    assert set(flags) <= {name for section in sections for name in section.__dataclass_fields__}
     train_in(tmp_path, num_train_epochs=3.0, logging_steps=-1, **flags)
     losses = [line["loss"] for line in read_history(tmp_path) if "loss" in line]
     assert len(losses) == 3

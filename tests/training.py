@@ -24,7 +24,6 @@ from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
 from nercrf.training.trainer import (
-    TrainingConfig,
     log_progress,
     resolve_config,
     set_seed,
@@ -32,6 +31,7 @@ from nercrf.training.trainer import (
     train,
     training_update,
 )
+from nercrf.training.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = sample_corpus(sizes=(50, 20, 5))

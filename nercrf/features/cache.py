@@ -46,6 +46,7 @@ from nercrf.features.store import (
 from nercrf.features.summary import CorpusSummary, load_summary, summarize_corpus
 from nercrf.files import DIGESTS, DigestMemory
 from nercrf.labels import get_scheme, label_list
+from nercrf.tables import text_table
 
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'logger', 'Loaded', 'LARGE', 'KEPT_WARNINGS', 'user_cache_folder', 'cache_folders', 'remember_digest',
@@ -560,10 +561,7 @@ def _print_entries(entries: Sequence[CacheEntry]) -> None:
         )
         for entry in entries
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    print("\n".join(text_table(rows, "l")))
 
 
 def _print_file(path: str) -> int:

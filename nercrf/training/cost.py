@@ -19,13 +19,13 @@ from nercrf.training.callbacks import TrainingCallback
 from nercrf.distributed.processes import ProcessInfo
 from nercrf.features.batches import FeatureDataset
 from nercrf.training.trainer import (
-    TrainingConfig,
     TrainingRun,
     check_config,
     resolve_config,
     start_run,
     training_update,
 )
+from nercrf.training.training_config import TrainingConfig
 
 # %% auto #0
 __all__ = ['logger', 'BUCKET_BYTES', 'padded_pieces', 'peak_memory', 'Estimate', 'estimate_training', 'Workload', 'ring_bytes',
