@@ -83,7 +83,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-import nercrf.crf.chain
+import nercrf.crf.likelihood
 import nercrf.training.trainer
 from nercrf.data.corpus import Corpus, open_corpus, read_corpus
 from nercrf.data.read_config import ReadConfig
@@ -607,7 +607,7 @@ class ClockCallback(TrainingCallback):
 
 def put_clock(clock: Clock) -> Callable[[], None]:
     """Put the clock on the functions of the loop; a function that takes it off again."""
-    crf = nercrf.crf.chain._LogLikelihood
+    crf = nercrf.crf.likelihood._LogLikelihood
     places = [
         (nercrf.training.trainer, "training_update", "other"),
         (FeatureDataset, "collate", "data"),

@@ -114,7 +114,7 @@ from nercrf.training.speed import (
     slow_precision,
     speed_up,
 )
-from nercrf.crf.chain import choose_algorithm
+from nercrf.crf.likelihood import choose_algorithm
 from nercrf.fields import check_fields
 from nercrf.training.training_config import TrainingConfig
 
