@@ -92,7 +92,7 @@ def run_step(options: argparse.Namespace) -> dict[str, float]:
         train_max_seq_length=128,
         conversion_processes=options.processes,
     )
-    folder = open_data(args, "cluener").folders[0]
+    folder = open_data(args, "cluener").cache.folders[0]
     start = anonymous_mb()
     if options.step == "build":
         began = time.perf_counter()

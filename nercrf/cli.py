@@ -24,7 +24,7 @@ VERBS = {
 TOOLS = {
     "check": "nercrf.data.check:check_main",
     "convert": "nercrf.data.convert:convert_main",
-    "cache": "nercrf.features.cache:cache_main",
+    "cache": "nercrf.features.cache_files:cache_main",
 }
 HELP = {
     "train": "train on labelled files (the built-in sample without --data_dir), evaluate, predict",

@@ -25,6 +25,7 @@ from tokenizers import AddedToken, normalizers
 from transformers import BertTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 import nercrf.features.cache
+import nercrf.features.cache_files
 import nercrf.features.large_corpus
 import nercrf.features.parts
 import nercrf.features.store
@@ -33,7 +34,7 @@ from nercrf.data.corpus import CorpusFiles, read_corpus
 from nercrf.data.examples import DataError, Example, file_digest, write_columns
 from nercrf.data.formats import write_examples
 from nercrf.data.read_config import ReadConfig
-from nercrf.features.cache import cache_main, clean_cache, list_cache, remember_digest
+from nercrf.features.cache_files import cache_main, clean_cache, list_cache, remember_digest
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.features.pieces import cache_key, describe_tokenizer
 from nercrf.features.store import CacheError, load_features, read_header, save_features
@@ -868,7 +869,7 @@ def kill_at_random_moments(args, large, trials, seed):
         process.join()
         for item in folder.glob("*.safetensors"):
             load_features(item)  # whole, or not there
-        left += len(nercrf.features.cache._leftovers(path))
+        left += len(nercrf.features.cache_files._leftovers(path))
         args.overwrite_cache = True  # so that this process needs the lock
         same(expected, load_and_cache_examples(args, "ner", tokenizer))
         assert_only(folder)
@@ -963,7 +964,7 @@ def test_without_locks_the_file_is_built_all_the_same(args, tokenizer, monkeypat
     def refuse(path):
         raise NotImplementedError("no locks here")
 
-    monkeypatch.setattr(nercrf.features.cache, "_take_lock", refuse)
+    monkeypatch.setattr(nercrf.features.cache_files, "_take_lock", refuse)
     first = load_and_cache_examples(args, "ner", tokenizer)
     same(first, load_and_cache_examples(args, "ner", tokenizer))
     assert_only(Path(args.feature_cache_dir))
@@ -1002,6 +1003,7 @@ def test_a_broken_block_is_found_in_use_and_the_next_start_builds(
     "module",
     [
         nercrf.features.cache,
+        nercrf.features.cache_files,
         nercrf.features.store,
         nercrf.features.large_corpus,
         nercrf.features.parts,
