@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'INTERRUPTED', 'CONVERSION_OPTIONS', 'reading_of', 'conversion_of', 'open_data', 'load_and_cache_examples',
-           'prepare_data', 'LoadedModel', 'load_tokenizer', 'check_model_type', 'load_model', 'check_lengths',
-           'unseen_f1', 'evaluate', 'evaluate_splits', 'predict', 'run_training', 'run_evaluation', 'run_prediction',
-           'run', 'guarded', 'main']
+           'prepare_data', 'load_model', 'unseen_f1', 'evaluate', 'evaluate_splits', 'predict', 'run_training',
+           'run_evaluation', 'run_prediction', 'run', 'guarded', 'main']
 
 # %% ../nbs/8_commands/02_run_ner_crf.ipynb #222ccd52
 import inspect
@@ -16,16 +15,11 @@ import math
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from nercrf.features.cache import CachedCorpus, open_cached
@@ -46,10 +40,16 @@ from nercrf.distributed.devices import autocast_dtype
 from nercrf.evaluation.evaluator import Evaluation
 from nercrf.labels import Span, label_list
 from nercrf.evaluation.metrics import leave_out, report, score_unseen
-from nercrf.model.loading import find_model, load_encoder, set_dropout
+from nercrf.model.loading import (
+    LoadedModel,
+    WindowSizes,
+    build_model,
+    check_lengths,
+    find_config,
+    find_model,
+    load_tagger,
+)
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
-from nercrf.model.small_encoder import SmallEncoderConfig
-from nercrf.model.vocabulary import build_tokenizer
 from nercrf.tagging.output import mark_up, tag_file, write_tagged
 from nercrf.tagging.tagger import Tagged, Tagger
 from nercrf.flags import ScriptConfig, parse_args
@@ -152,170 +152,28 @@ def prepare_data(
         logger.warning("%s", warning)
     return args, corpus
 
-# %% ../nbs/8_commands/02_run_ner_crf.ipynb #7a5f71d1
-@dataclass
-class LoadedModel:
-    "A model with what belongs to it."
-
-    model: NerCrfForTokenClassification  # the model
-    tokenizer: PreTrainedTokenizerBase  # its tokenizer
-    args: TrainingConfig  # flags with the defaults that fit the encoder
-
-# %% ../nbs/8_commands/02_run_ner_crf.ipynb #b3b4fad1
-def load_tokenizer(
-    # flags; tokenizer_name, model_name_or_path, cache_dir and
-    # do_lower_case are read
-    args: TrainingConfig,
-) -> PreTrainedTokenizerBase:  # the encoder's tokenizer
-    "Load a tokenizer; --do_lower_case must take effect or is an error."
-    name = args.tokenizer_name or args.model_name_or_path
-    options = {"cache_dir": args.cache_dir, "local_files_only": not args.download}
-    if args.do_lower_case:
-        options["do_lower_case"] = True
-    tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    if args.do_lower_case and tokenizer("ABC")["input_ids"] != tokenizer("abc")["input_ids"]:
-        raise ValueError(
-            f"--do_lower_case has no effect on the tokenizer {name} "
-            f"({type(tokenizer).__name__}): "
-            "leave the flag out, the model is cased"
-        )
-    return tokenizer
-
-# %% ../nbs/8_commands/02_run_ner_crf.ipynb #c19d4122
-def check_model_type(
-    args: TrainingConfig,  # flags; model_type is read
-    found: str,  # the model type that the encoder's configuration names
-) -> None:
-    "Refuse an encoder of another architecture than --model_type says: ValueError."
-    if args.model_type is not None and args.model_type != found:
-        raise ValueError(
-            f"--model_type {args.model_type}, but {args.model_name_or_path} "
-            f"holds a {found} model: "
-            "leave the flag out, the architecture is read from the model's "
-            "files"
-        )
-
 # %% ../nbs/8_commands/02_run_ner_crf.ipynb #329f160c
 def load_model(
     args: TrainingConfig,  # flags as the user gave them
     summary: CorpusSummary,  # of the data, for labels and, from scratch, the vocabulary
-) -> LoadedModel:  # on the CPU
+) -> tuple[TrainingConfig, LoadedModel]:  # flags with their defaults, and the model on the CPU
     "Load or build the model of a run; the same weights on every process."
     set_seed(args.seed)
     scheme = args.scheme or summary.survey.scheme
     labels = label_list(summary.survey.types, scheme)
-    if args.model_name_or_path is None:
-        return _model_from_scratch(args, summary, labels, scheme)
-    config = _encoder_config(args)
+    windows = WindowSizes(args.eval_max_seq_length, args.stride, args.context)
+    config = find_config(args)
+    resolved = resolve_config(args, pretrained=config is not None)
     if isinstance(config, NerCrfConfig):
-        return _trained_model(args, config, labels)
-    check_model_type(args, config.model_type)
-    args = resolve_config(args, pretrained=True)
-    model = NerCrfForTokenClassification.from_encoder(
-        load_encoder(
-            args.model_name_or_path,
-            local_files_only=not args.download,
-            cache_dir=args.cache_dir,
-            config_name=args.config_name,
-            dropout=args.encoder_dropout,
-            attention_dropout=args.attention_dropout,
-        ),
-        labels,
-        scheme,
-        **_model_options(args, summary),
+        loaded = load_tagger(args, config, labels, windows)
+    else:
+        loaded = build_model(resolved, labels, scheme, windows, summary.counted_words())
+    check_lengths(
+        loaded.model.traits.max_pieces,
+        train_max_seq_length=args.train_max_seq_length,
+        eval_max_seq_length=args.eval_max_seq_length,
     )
-    check_lengths(args, model.traits.max_pieces)
-    return LoadedModel(model, load_tokenizer(args), args)
-
-# %% ../nbs/8_commands/02_run_ner_crf.ipynb #5c067657
-def _encoder_config(args: TrainingConfig) -> PretrainedConfig:
-    """The configuration in --model_name_or_path or --config_name: FileNotFoundError where there
-    is none."""
-    name = args.config_name or args.model_name_or_path
-    try:
-        return AutoConfig.from_pretrained(
-            name, cache_dir=args.cache_dir, local_files_only=not args.download
-        )
-    except OSError as error:
-        raise FileNotFoundError(
-            f"no model at {name!r}: give a folder that holds one "
-            "(config.json), or --download to fetch it by name"
-        ) from error
-
-
-def check_lengths(
-    args: TrainingConfig,  # flags; the two max_seq_length are read
-    longest: int | None,  # word pieces that the encoder takes; None: any number
-) -> None:
-    "Refuse windows that are longer than the encoder takes: ValueError."
-    for name in ("train_max_seq_length", "eval_max_seq_length"):
-        if longest is not None and getattr(args, name) > longest:
-            raise ValueError(
-                f"--{name} {getattr(args, name)}, but the encoder takes "
-                f"{longest} word pieces: give --{name} "
-                f"{longest} or less; longer text is cut into windows and "
-                "nothing is lost"
-            )
-
-# %% ../nbs/8_commands/02_run_ner_crf.ipynb #576ee53e
-def _model_options(args: TrainingConfig, summary: CorpusSummary) -> dict:
-    "What the configuration of a new model says beside labels and scheme."
-    return {
-        "classifier_dropout": args.dropout,
-        "constrain": args.constrain,
-        "constrain_likelihood": args.constrain_likelihood,
-        "split_by": "characters" if summary.characters else "words",
-        "max_seq_length": args.eval_max_seq_length,
-        "stride": args.stride,
-        "context": args.context,
-    }
-
-
-def _model_from_scratch(
-    args: TrainingConfig, summary: CorpusSummary, labels: list[str], scheme: str
-) -> LoadedModel:
-    "A small encoder without pretrained weights, and a tokenizer for it."
-    check_model_type(args, SmallEncoderConfig.model_type)
-    args = resolve_config(args, pretrained=False)
-    tokenizer = build_tokenizer(summary.counted_words(), lowercase=args.do_lower_case)
-    model = NerCrfForTokenClassification.from_encoder(
-        load_encoder(
-            SmallEncoderConfig(vocab_size=len(tokenizer)),
-            dropout=args.encoder_dropout,
-            attention_dropout=args.attention_dropout,
-        ),
-        labels,
-        scheme,
-        **_model_options(args, summary),
-    )
-    return LoadedModel(model, tokenizer, args)
-
-# %% ../nbs/8_commands/02_run_ner_crf.ipynb #c2d90e64
-def _trained_model(args: TrainingConfig, config: NerCrfConfig, labels: list[str]) -> LoadedModel:
-    "A tagger that was trained before; flags that are given replace what it was trained with."
-    if config.labels != labels:
-        raise ValueError(
-            f"{args.model_name_or_path} was trained for the labels "
-            f"{', '.join(config.labels)}, the data have "
-            f"{', '.join(labels)}: train from its encoder instead, or use "
-            "data with the same types and scheme"
-        )
-    check_model_type(args, config.encoder.model_type)
-    config.encoder = set_dropout(config.encoder, args.encoder_dropout, args.attention_dropout)
-    if args.dropout is not None:
-        config.classifier_dropout = args.dropout
-    config.constrain = args.constrain
-    config.constrain_likelihood = args.constrain_likelihood
-    config.max_seq_length = args.eval_max_seq_length
-    config.stride, config.context = args.stride, args.context
-    model = NerCrfForTokenClassification.from_pretrained(
-        args.model_name_or_path,
-        config=config,
-        cache_dir=args.cache_dir,
-        local_files_only=not args.download,
-    )
-    check_lengths(args, model.traits.max_pieces)
-    return LoadedModel(model, load_tokenizer(args), resolve_config(args, pretrained=True))
+    return resolved, loaded
 
 # %% ../nbs/8_commands/02_run_ner_crf.ipynb #4461212e
 def unseen_f1(
@@ -437,10 +295,10 @@ def predict(
 _SUFFIX = {"jsonl": "jsonl", "cluener": "json", "columns": "tsv"}
 
 # %% ../nbs/8_commands/02_run_ner_crf.ipynb #f6bc0a79
-def _load_finished(args: ScriptConfig, info: ProcessInfo, folder: Path) -> LoadedModel:
+def _load_finished(info: ProcessInfo, folder: Path) -> LoadedModel:
     "A trained model from its folder, on the device of this process."
     tagger = Tagger.from_pretrained(folder, device=info.device)
-    return LoadedModel(tagger.model, tagger.tokenizer, resolve_config(args, pretrained=True))
+    return LoadedModel(tagger.model, tagger.tokenizer)
 
 
 def _finished_folder(args: ScriptConfig, step: int = 0) -> Path:
@@ -466,17 +324,15 @@ def run_training(
         raise ValueError(
             f"{args.data_dir}: no labelled training file (train.*): --do_train needs one"
         )
-    loaded = load_model(args, corpus.summary)
-    datasets = {split: _dataset(loaded.args, loaded, corpus, split) for split in labelled}
+    args, loaded = load_model(args, corpus.summary)
+    datasets = {split: _dataset(args, loaded, corpus, split) for split in labelled}
     if args.dry_run:
-        found = estimate_training(
-            loaded.args, datasets["train"], loaded.model, loaded.tokenizer, info
-        )
+        found = estimate_training(args, datasets["train"], loaded.model, loaded.tokenizer, info)
         if info.is_main:
             print(f"dry run: {found}")
         return 0, math.nan
     step, loss = train(
-        loaded.args, datasets["train"], loaded.model, loaded.tokenizer, datasets.get("dev"), info
+        args, datasets["train"], loaded.model, loaded.tokenizer, datasets.get("dev"), info
     )
     logger.info("trained: %d updates, mean loss %.4f nats a sentence", step, loss)
     return step, loss
@@ -497,8 +353,8 @@ def run_evaluation(
     for name, folder in folders.items():
         if info.is_main and len(folders) > 1:
             print(f"\n{name}")
-        loaded = _load_finished(args, info, folder)
-        figures[name] = evaluate_splits(loaded.args, loaded, corpus, info)
+        loaded = _load_finished(info, folder)
+        figures[name] = evaluate_splits(args, loaded, corpus, info)
     if info.is_main:
         path = Path(args.output_dir) / "eval_results.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,8 @@ from nercrf.features.store import CacheError, Column, load_columns, save_columns
 from nercrf.labels import tags_to_spans
 
 # %% auto #0
-__all__ = ['TextBuilder', 'Texts', 'SentenceWords', 'CorpusSummary', 'load_summary', 'SummaryBuilder', 'summarize_corpus']
+__all__ = ['TextBuilder', 'Texts', 'SentenceWords', 'CountedWords', 'CorpusSummary', 'load_summary', 'SummaryBuilder',
+           'summarize_corpus']
 
 # %% ../../nbs/2_features/06_summary.ipynb #80e165c8
 class TextBuilder:
@@ -104,6 +105,22 @@ class SentenceWords(Sequence[list[str]]):
         return self.words[int(self.offsets[row]) : int(self.offsets[row + 1])]
 
 # %% ../../nbs/2_features/06_summary.ipynb #f616775f
+class CountedWords(Sequence[Example]):
+    "A sentence of its own for each distinct word, which stands in it as often as it occurs."
+
+    def __init__(
+        self,
+        counts: Mapping[str, int],  # occurrences of each word
+    ):
+        self._words, self._counts = list(counts), list(counts.values())
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example("", [self._words[index]] * self._counts[index])
+
+
 @dataclass
 class CorpusSummary:
     "What a run has to know of its data beside the features."
@@ -129,10 +146,9 @@ class CorpusSummary:
         counts = self.columns["word_counts"][:].tolist()
         return Counter(dict(zip(self.texts("word"), counts, strict=True)))
 
-    def counted_words(self) -> Iterator[Example]:  # as good for counting as the sentences
-        "Each word of the training data, as often as it occurs, in a sentence of its own."
-        for word, count in self.word_counts().items():
-            yield Example("", [word] * count)
+    def counted_words(self) -> CountedWords:  # as good for counting as the sentences
+        "The words of the training data."
+        return CountedWords(self.word_counts())
 
     def words(
         self,
