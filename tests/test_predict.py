@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import CORPUS, TOKENIZER, make_model, train_in
 
-from nercrf.data.examples import Example, split_words, write_columns
+from nercrf.data.conll import write_columns
+from nercrf.data.examples import Example
 from nercrf.data.formats import read_examples
+from nercrf.data.reading import split_words
 from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span
-from nercrf.model.loading import find_model
+from nercrf.model.encoder_config import find_model
 from nercrf.run_ner_crf import main
 from nercrf.tagging.output import tag_file
 from nercrf.tagging.tagger import Tagger, tag_stream

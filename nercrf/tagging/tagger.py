@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nercrf.data.examples import Example, split_words
+from nercrf.data.examples import Example
+from nercrf.data.reading import split_words
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, ids_to_spans
-from nercrf.model.loading import find_model
+from nercrf.model.encoder_config import find_model
 from nercrf.model.modeling import NerCrfForTokenClassification
 
 # %% auto #0
