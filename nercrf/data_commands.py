@@ -266,7 +266,7 @@ def cache_main(
 
 def _run_cache(folders: list[str], clean: CleanConfig | None) -> int:
     "List or clean folders."
-    from nercrf.features.cache import clean_cache, list_cache, user_cache_folder
+    from nercrf.features.cache_files import clean_cache, list_cache, user_cache_folder
 
     missing = [folder for folder in folders if not Path(folder).is_dir()]
     if missing:
