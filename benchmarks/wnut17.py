@@ -67,7 +67,8 @@ from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, spans_to_tags, tags_to_spans
 from nercrf.run_ner_crf import load_model
-from nercrf.training.trainer import TrainingConfig, set_seed, train
+from nercrf.training.checkpoint import set_seed
+from nercrf.training.trainer import TrainingConfig, train
 
 SYSTEMS = {"a": "nercrf", "b": "Trainer, softmax", "c": "Trainer, softmax, group_by_length"}
 MAX_PIECES = 128

@@ -52,12 +52,12 @@ from nercrf.model.vocabulary import build_tokenizer
 from nercrf.tagging.tagger import Tagged, Tagger, find_model, tag_file, write_tagged
 from nercrf.training.reporting import config_words, read_config_file
 from nercrf.data.sample import write_sample
+from nercrf.training.checkpoint import set_seed
 from nercrf.training.trainer import (
     TrainingConfig,
     TrainingInterrupted,
     check_config,
     resolve_config,
-    set_seed,
     train,
 )
 

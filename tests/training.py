@@ -23,15 +23,9 @@ from nercrf.labels import Span, label_list
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
-from nercrf.training.trainer import (
-    TrainingConfig,
-    log_progress,
-    resolve_config,
-    set_seed,
-    start_run,
-    train,
-    training_update,
-)
+from nercrf.training.checkpoint import set_seed
+from nercrf.training.run import start_training
+from nercrf.training.trainer import TrainingConfig, resolve_config, train
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = sample_corpus(sizes=(50, 20, 5))
@@ -175,14 +169,14 @@ def updates_in_float64(folder, devices=None, callbacks=(), **changes):
     the final weights.
     """
     args = make_args(folder, **changes)
-    run = start_run(args, UNEVEN, make_model(0.0).double(), TOKENIZER, callbacks=callbacks)
+    run = start_training(args, UNEVEN, make_model(0.0).double(), TOKENIZER, callbacks=callbacks)
     if devices is not None:
         run.model = BatchDataParallel(run.model, devices)
     losses = []
     for epoch in (0, 1):
         for update in run.plan.epoch(epoch):
-            training_update(run, update)
-            losses.append(log_progress(run)["loss"])
+            run.update(update)
+            losses.append(run.log()["loss"])
     weights = torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
     return losses, weights.tolist()
 
