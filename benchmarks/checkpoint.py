@@ -51,7 +51,8 @@ from nercrf.training.checkpoint import (
     save_state,
     take_snapshot,
 )
-from nercrf.training.trainer import TrainingConfig, resolve_config, train
+from nercrf.training.trainer import resolve_config, train
+from nercrf.training.training_config import TrainingConfig
 
 # --- stall
 # --------------------------------------------------------------------------------------------------------

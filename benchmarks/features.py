@@ -290,7 +290,8 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
     from nercrf.features.cache import reader_options
     from nercrf.run_ner_crf import load_model
     from nercrf.tagging.tagger import Tagger
-    from nercrf.training.trainer import TrainingConfig, train
+    from nercrf.training.trainer import train
+    from nercrf.training.training_config import TrainingConfig
 
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()

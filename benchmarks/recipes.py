@@ -36,7 +36,8 @@ from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.run_ner_crf import load_model
 from nercrf.tagging.tagger import Tagger
-from nercrf.training.trainer import TrainingConfig, train
+from nercrf.training.trainer import train
+from nercrf.training.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIANTS = {

@@ -35,7 +35,8 @@ from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.checkpoint import set_seed
-from nercrf.training.trainer import TrainingConfig, resolve_config, train
+from nercrf.training.trainer import resolve_config, train
+from nercrf.training.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_DROPOUT = {"embedding_dropout_prob": 0.1, "hidden_dropout_prob": 0.1, "word_dropout_prob": 0.0}

@@ -99,7 +99,8 @@ from nercrf.training.checkpoint import set_seed
 from nercrf.training.cost import Cluster, Link, Workload, ring_bytes, step_cost
 from nercrf.training.run import Training, start_training
 from nercrf.training.speed import slow_precision
-from nercrf.training.trainer import TrainingConfig, resolve_config, train
+from nercrf.training.trainer import resolve_config, train
+from nercrf.training.training_config import TrainingConfig
 
 SEED = 42
 RATE, HEAD_RATE, WARMUP = 5e-5, 1e-3, 0.1

@@ -5,16 +5,15 @@
 # %% ../nbs/0_ground/01_labels.ipynb #c8eda1d8
 from __future__ import annotations
 
-# %% auto #0
-__all__ = ['SCHEMES', 'Span', 'parse_tag', 'Scheme', 'get_scheme', 'tags_to_spans', 'spans_to_tags', 'convert_tags',
-           'find_ill_formed', 'label_list', 'entity_types', 'ids_to_spans', 'Constraints', 'allowed_transitions',
-           'EntitySteps', 'entity_steps', 'detect_scheme']
-
-# %% ../nbs/0_ground/01_labels.ipynb #3fb39147
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
+
+# %% auto #0
+__all__ = ['SCHEMES', 'Span', 'parse_tag', 'Scheme', 'get_scheme', 'tags_to_spans', 'spans_to_tags', 'convert_tags',
+           'find_ill_formed', 'label_list', 'entity_types', 'ids_to_spans', 'Constraints', 'allowed_transitions',
+           'EntitySteps', 'entity_steps', 'detect_scheme']
 
 # %% ../nbs/0_ground/01_labels.ipynb #8e274662
 class Span(NamedTuple):
@@ -42,28 +41,27 @@ def parse_tag(
 # %% ../nbs/0_ground/01_labels.ipynb #bcf5b951
 @dataclass(frozen=True)
 class Scheme:
-    "A choice of letters for the four roles of a word within an entity."
+    "A choice of letters for the roles of a word within an entity."
 
     name: str  # canonical name, for example "BIOES"
     begin: str  # letter of the first of several words
     inside: str  # letter of a word in the middle
     last: str  # letter of the last of several words
     single: str  # letter of an entity's only word
+    touching: str = ""  # letter of the first word right after an entity of its type; "": none
 
     @property
     def prefixes(self) -> tuple[str, ...]:  # distinct letters, B first
         "The letters of the scheme, each once."
-        letters = self.begin, self.inside, self.last, self.single
-        if self.name == "IOB1":
-            letters = "B", "I"
-        return tuple(dict.fromkeys(letters))
+        letters = self.touching, self.begin, self.inside, self.last, self.single
+        return tuple(letter for letter in dict.fromkeys(letters) if letter)
 
 # %% ../nbs/0_ground/01_labels.ipynb #451a1174
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
         Scheme("BIO", begin="B", inside="I", last="I", single="B"),
-        Scheme("IOB1", begin="I", inside="I", last="I", single="I"),
+        Scheme("IOB1", begin="I", inside="I", last="I", single="I", touching="B"),
         Scheme("BIOES", begin="B", inside="I", last="E", single="S"),
         Scheme("BMES", begin="B", inside="M", last="E", single="S"),
         Scheme("BILOU", begin="B", inside="I", last="L", single="U"),
@@ -97,21 +95,22 @@ class _Tag(NamedTuple):
     continues: bool
     opens: bool
     closes: bool
+    touches: bool
 
 # %% ../nbs/0_ground/01_labels.ipynb #aa0eb7b0
 @lru_cache(maxsize=10_000)
 def _read_tag(tag: str, scheme: Scheme) -> _Tag:
-    "The four abilities of a tag; a ValueError if the scheme lacks it."
+    "What a tag may do; a ValueError if the scheme lacks it."
     prefix, label = parse_tag(tag)
     if prefix != "O" and prefix not in scheme.prefixes:
         raise ValueError(
             f"expected a tag of the scheme {scheme.name} (prefixes "
             f"{', '.join(scheme.prefixes)} or the tag 'O'), got {tag!r}"
         )
-    first, middle = prefix == scheme.begin, prefix == scheme.inside
-    last, only = prefix == scheme.last, prefix == scheme.single
-    if scheme.name == "IOB1" and prefix == "B":
-        first, only = True, True
+    first = prefix in (scheme.begin, scheme.touching)
+    middle = prefix == scheme.inside
+    last = prefix == scheme.last
+    only = prefix in (scheme.single, scheme.touching)
     return _Tag(
         prefix,
         label,
@@ -119,6 +118,7 @@ def _read_tag(tag: str, scheme: Scheme) -> _Tag:
         continues=middle or last,
         opens=first or middle,
         closes=last or only,
+        touches=prefix == scheme.touching,
     )
 
 # %% ../nbs/0_ground/01_labels.ipynb #fc22a089
@@ -127,16 +127,14 @@ def _joins(left: _Tag, right: _Tag) -> bool:
     return left.opens and right.continues and left.type == right.type
 
 # %% ../nbs/0_ground/01_labels.ipynb #58037fa4
-def _starts_entity(left: _Tag, tag: _Tag, scheme: Scheme) -> bool:
+def _starts_entity(left: _Tag, tag: _Tag) -> bool:
     "Whether `tag`, after `left`, is a legal first tag of an entity."
-    if scheme.name == "IOB1" and tag.prefix == "B":
-        return left.type == tag.type
-    return tag.starts
+    return tag.starts and (not tag.touches or left.type == tag.type)
 
 # %% ../nbs/0_ground/01_labels.ipynb #c70d7e4a
-def _closes_entity(tag: _Tag, right: _Tag, scheme: Scheme) -> bool:
+def _closes_entity(tag: _Tag, right: _Tag) -> bool:
     "Whether `tag`, before `right`, is a legal last tag of an entity."
-    if scheme.name == "IOB1" and tag.prefix == right.prefix == "B":
+    if tag.touches and right.touches:
         return tag.type == right.type
     return tag.closes
 
@@ -154,20 +152,17 @@ def tags_to_spans(
     mode: str = "strict",  # "strict" like seqeval, "lenient" like conlleval
 ) -> list[Span]:  # the entities in the order of the text
     "Read the entities out of a sequence of tags."
-    scheme, strict = get_scheme(scheme), _check_mode(mode)
+    scheme = get_scheme(scheme)
+    strict = _check_mode(mode)
     known = {tag: _read_tag(tag, scheme) for tag in dict.fromkeys(tags)}
     outside = left = _read_tag("O", scheme)
     spans, start = [], None
     for index, tag in enumerate([*map(known.get, tags), outside]):
         if start is not None and not _joins(left, tag):
-            if not strict or _closes_entity(left, tag, scheme):
+            if not strict or _closes_entity(left, tag):
                 spans.append(Span(left.type, start, index))
             start = None
-        if (
-            start is None
-            and tag.prefix != "O"
-            and (not strict or _starts_entity(left, tag, scheme))
-        ):
+        if start is None and tag.prefix != "O" and (not strict or _starts_entity(left, tag)):
             start = index
         left = tag
     return spans
@@ -195,7 +190,8 @@ def spans_to_tags(
     scheme: str | Scheme = "BIO",  # the scheme to write
 ) -> list[str]:  # one tag a word
     "Write entities as a sequence of tags; a ValueError if they overlap."
-    scheme, spans = get_scheme(scheme), [Span(*span) for span in spans]
+    scheme = get_scheme(scheme)
+    spans = [Span(*span) for span in spans]
     _check_spans(spans, length)
     tags = ["O"] * length
     for label, start, end in spans:
@@ -204,11 +200,11 @@ def spans_to_tags(
         tags[end - 1] = f"{scheme.last}-{label}"
         if end - start == 1:
             tags[start] = f"{scheme.single}-{label}"
-    if scheme.name == "IOB1":
+    if scheme.touching:
         ends = {(span.label, span.end) for span in spans}
         for label, start, _ in spans:
             if (label, start) in ends:
-                tags[start] = f"B-{label}"
+                tags[start] = f"{scheme.touching}-{label}"
     return tags
 
 # %% ../nbs/0_ground/01_labels.ipynb #3861950d
@@ -236,7 +232,8 @@ def find_ill_formed(
     scheme: str | Scheme = "BIO",  # the scheme they should follow
 ) -> list[tuple[int, str]]:  # word index and reason; empty when legal
     "Find the tags that break the scheme, each with a proposal."
-    scheme, unreadable = get_scheme(scheme), {}
+    scheme = get_scheme(scheme)
+    unreadable = {}
     for tag in dict.fromkeys(tags):
         try:
             _read_tag(tag, scheme)
@@ -293,12 +290,12 @@ def ids_to_spans(
     return tags_to_spans(tags, scheme, mode)
 
 # %% ../nbs/0_ground/01_labels.ipynb #7d71ea3f
-def _is_legal(left: _Tag, right: _Tag, scheme: Scheme) -> bool:
+def _is_legal(left: _Tag, right: _Tag) -> bool:
     "Whether `right` may stand directly after `left`."
     if _joins(left, right):
         return True
     closed = left.prefix == "O" or left.closes
-    started = right.prefix == "O" or _starts_entity(left, right, scheme)
+    started = right.prefix == "O" or _starts_entity(left, right)
     return closed and started
 
 # %% ../nbs/0_ground/01_labels.ipynb #a8728c85
@@ -319,9 +316,9 @@ def allowed_transitions(
     outside = _read_tag("O", scheme)
     tags = [_read_tag(label, scheme) for label in labels]
     return Constraints(
-        start=[_is_legal(outside, tag, scheme) for tag in tags],
-        transitions=[[_is_legal(left, right, scheme) for right in tags] for left in tags],
-        end=[_is_legal(tag, outside, scheme) for tag in tags],
+        start=[_is_legal(outside, tag) for tag in tags],
+        transitions=[[_is_legal(left, right) for right in tags] for left in tags],
+        end=[_is_legal(tag, outside) for tag in tags],
     )
 
 # %% ../nbs/0_ground/01_labels.ipynb #bb0b0d75
@@ -340,7 +337,8 @@ def entity_steps(
     scheme: str | Scheme = "BIO",  # their scheme
 ) -> EntitySteps:  # in agreement with the strict `tags_to_spans`
     "Say at which pairs of tags an entity begins, goes on and ends."
-    scheme, types = get_scheme(scheme), entity_types(labels)
+    scheme = get_scheme(scheme)
+    types = entity_types(labels)
     tags = [_read_tag(label, scheme) for label in labels]
     framed = [*tags, _read_tag("O", scheme)]
     return EntitySteps(
@@ -348,7 +346,7 @@ def entity_steps(
         type_of=[types.index(tag.type) if tag.type else -1 for tag in tags],
         begins=[
             [
-                tag.prefix != "O" and not _joins(left, tag) and _starts_entity(left, tag, scheme)
+                tag.prefix != "O" and not _joins(left, tag) and _starts_entity(left, tag)
                 for tag in tags
             ]
             for left in framed
@@ -356,7 +354,7 @@ def entity_steps(
         continues=[[_joins(left, tag) for tag in tags] for left in tags],
         ends=[
             [
-                tag.prefix != "O" and not _joins(tag, right) and _closes_entity(tag, right, scheme)
+                tag.prefix != "O" and not _joins(tag, right) and _closes_entity(tag, right)
                 for right in framed
             ]
             for tag in tags

@@ -32,9 +32,9 @@ import nercrf.files
 from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import DataError, Example, file_digest, write_columns
 from nercrf.data.formats import write_examples
+from nercrf.data.read_config import ReadConfig
 from nercrf.features.cache import (
     CONVERSION_OPTIONS,
-    READER_OPTIONS,
     CacheError,
     cache_key,
     cache_main,
@@ -258,7 +258,13 @@ def test_no_option_of_reader_or_conversion_is_missing():
     assert set(CONVERSION_OPTIONS) == parameters - data
     assert set(OPTIONS) >= set(CONVERSION_OPTIONS)
     named = set(inspect.signature(read_corpus).parameters) - {"folder", "scheme", "options"}
-    assert set(READER_OPTIONS) == named | {"token_column", "tag_column"}
+    assert set(ReadConfig().reader_options()) == named | {
+        "token_column",
+        "tag_column",
+        "by",
+        "end",
+        "units",
+    }
 
 
 @pytest.mark.parametrize("name", CONVERSION_OPTIONS)

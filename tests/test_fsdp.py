@@ -12,7 +12,8 @@ from workers import run_workers
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.checkpoint import load_state
 from nercrf.training.lean import fit_rows
-from nercrf.training.trainer import TrainingConfig, check_config
+from nercrf.training.trainer import check_config
+from nercrf.training.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")

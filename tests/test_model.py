@@ -1,6 +1,7 @@
 """Models with a CRF: initialising, loading, padding, precision and every kind of encoder."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import warnings
 from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -875,3 +877,100 @@ def test_the_real_minilm_encoder(tmp_path):
     with torch.inference_mode():
         assert torch.equal(loaded(**batch).logits, scores)
     assert encoder_traits(model.encoder).max_pieces == 512
+
+
+SHAPES_OF_BEFORE = {
+    "classifier.bias": (5,),
+    "classifier.weight": (5, 8),
+    "crf.end_transitions": (5,),
+    "crf.start_transitions": (5,),
+    "crf.transitions": (5, 5),
+    "encoder.embeddings.bigrams.table.weight": (7, 2),
+    "encoder.embeddings.mix.bias": (8,),
+    "encoder.embeddings.mix.weight": (8, 8),
+    "encoder.embeddings.word_embeddings.weight": (12, 4),
+    "encoder.layers.0.mix.bias": (8,),
+    "encoder.layers.0.mix.weight": (8, 24),
+    "encoder.layers.0.norm.bias": (8,),
+    "encoder.layers.0.norm.weight": (8,),
+    "encoder.layers.1.attention.distance_worth": (2, 5),
+    "encoder.layers.1.attention.output.bias": (8,),
+    "encoder.layers.1.attention.output.weight": (8, 8),
+    "encoder.layers.1.attention.query_key_value.bias": (24,),
+    "encoder.layers.1.attention.query_key_value.weight": (24, 8),
+    "encoder.layers.1.attention_norm.bias": (8,),
+    "encoder.layers.1.attention_norm.weight": (8,),
+    "encoder.layers.1.feed_forward_norm.bias": (8,),
+    "encoder.layers.1.feed_forward_norm.weight": (8,),
+    "encoder.layers.1.narrow.bias": (8,),
+    "encoder.layers.1.narrow.weight": (8, 6),
+    "encoder.layers.1.widen.bias": (6,),
+    "encoder.layers.1.widen.weight": (6, 8),
+    "encoder.norm.bias": (8,),
+    "encoder.norm.weight": (8,),
+}
+CONFIG_OF_BEFORE = """{
+ "architectures": ["NerCrfForTokenClassification"], "classifier_dropout": 0.1, "constrain": true,
+ "constrain_likelihood": false, "context": 1, "dtype": "float32",
+ "encoder": {
+  "_name_or_path": "", "architectures": null, "attention_probs_dropout_prob": 0.1,
+  "bigram_buckets": 7, "bigram_dropout_prob": 0.1, "bigram_size": 2, "chunk_size_feed_forward": 0,
+  "cls_token_id": 2, "conv_window": 3, "dtype": null, "embedding_dropout_prob": 0.3,
+  "embedding_size": 4, "hidden_dropout_prob": 0.2, "hidden_size": 8,
+  "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "initializer_range": 0.1, "intermediate_size": 6,
+  "is_encoder_decoder": false, "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "max_distance": 2,
+  "model_type": "nercrf_small", "num_attention_heads": 2, "num_conv_layers": 1,
+  "num_hidden_layers": 1, "output_attentions": false, "output_hidden_states": false,
+  "pad_token_id": 0, "problem_type": null, "return_dict": true, "sep_token_id": 3,
+  "unk_token_id": 1, "vocab_size": 12, "word_dropout_prob": 0.1
+ },
+ "id2label": {"0": "O", "1": "B-X", "2": "I-X", "3": "E-X", "4": "S-X"}, "initializer_range": 0.02,
+ "label2id": {"B-X": 1, "E-X": 3, "I-X": 2, "O": 0, "S-X": 4}, "max_seq_length": 128,
+ "model_type": "nercrf", "scheme": "BIOES", "split_by": "characters", "stride": 9,
+ "transformers_version": "5.23.0"
+}
+"""
+
+LOGITS_OF_BEFORE = [
+    [2.927337, 0.688701, -1.973584, 1.132809, 1.837497],
+    [3.039485, 2.238227, -2.536644, -0.252867, 2.803789],
+    [1.894804, 0.512324, -0.889725, 0.993783, 0.794095],
+    [3.787685, 0.726184, -2.844839, 1.348861, 2.645881],
+]
+
+
+def test_a_folder_of_the_flat_package_loads_and_gives_the_same(tmp_path):
+    """Names in `config.json`, names and shapes of the weights, scores and tags, as they were when
+    the package had no sub-packages.
+    """
+    (tmp_path / "config.json").write_text(CONFIG_OF_BEFORE)
+    weights = {
+        name: torch.arange(math.prod(shape)).sin().view(shape)
+        for name, shape in SHAPES_OF_BEFORE.items()
+    }
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    model, report = NerCrfForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model.eval()
+    config = model.config
+    assert (config.scheme, config.split_by, config.stride, config.context) == (
+        "BIOES",
+        "characters",
+        9,
+        1,
+    )
+    with torch.inference_mode():
+        output = model(
+            torch.tensor([[2, 4, 5, 6, 7, 3]]),
+            word_index=torch.tensor([[1, 2, 3, 4]]),
+            labels=torch.tensor([[1, 2, 3, 0]]),
+        )
+    np.testing.assert_allclose(output.logits[0], LOGITS_OF_BEFORE, atol=1e-5)
+    assert output.loss.item() == pytest.approx(9.055282, abs=1e-5)
+    assert model.decode(output.logits) == [[0, 1, 3, 0]]
+    model.save_pretrained(tmp_path / "again")
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in load_file(tmp_path / "again" / "model.safetensors").items()
+    }
+    assert shapes == SHAPES_OF_BEFORE

@@ -15,8 +15,10 @@ from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span
+from nercrf.model.loading import find_model
 from nercrf.run_ner_crf import main
-from nercrf.tagging.tagger import Tagger, find_model, tag_file, tag_stream
+from nercrf.tagging.output import tag_file
+from nercrf.tagging.tagger import Tagger, tag_stream
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from nercrf.crf.layer import CRF
 from nercrf.distributed.devices import BatchDataParallel
 from nercrf.distributed.processes import init_distributed
 from nercrf.evaluation.evaluator import evaluate
+from nercrf.fields import check_fields
 from nercrf.model.dropout import use_cheap_dropout
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training import trainer
@@ -23,16 +24,14 @@ from nercrf.training.optim import build_optimizer, encoder_layers, layer_depths
 from nercrf.training.recipes import (
     FGM,
     RDrop,
-    RecipeConfig,
     WordDropout,
     attacked_parameters,
-    check_recipes,
     crf_divergence,
     recipe_flags,
     repeat_batch,
 )
 from nercrf.training.run import plan_training, start_training, training_identity
-from nercrf.training.trainer import TrainingConfig
+from nercrf.training.training_config import RecipeConfig, TrainingConfig
 from nercrf.training.update import Learner
 
 UPDATE = np.arange(12)
@@ -348,7 +347,7 @@ def test_every_recipe_makes_another_training():
 )
 def test_values_that_mean_nothing_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
-        check_recipes(RecipeConfig(**flags))
+        check_fields(RecipeConfig(**flags))
 
 
 def test_parts_can_be_given_as_callbacks_too(tmp_path):

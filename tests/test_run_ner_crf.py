@@ -12,10 +12,12 @@ from training import CORPUS, ROOT, TOKENIZER, write_corpus, write_encoder
 from nercrf import cli
 from nercrf.data.examples import Example, write_cluener
 from nercrf.data.formats import read_examples
+from nercrf.flags import OLD_NAMES, ScriptConfig
 from nercrf.labels import Span
+from nercrf.model.loading import find_model
 from nercrf.run_ner_crf import main, parse_args
-from nercrf.tagging.tagger import Tagger, find_model
-from nercrf.training.trainer import TrainingConfig, check_config
+from nercrf.tagging.tagger import Tagger
+from nercrf.training.trainer import check_config
 
 REFERENCE = """--model_type bert --model_name_or_path {encoder} --task_name cner --do_train --do_eval --do_predict
 --do_lower_case --data_dir {data} --train_max_seq_length 128 --eval_max_seq_length 512 --per_gpu_train_batch_size 24
@@ -136,8 +138,9 @@ def test_every_flag_of_the_reference_is_known():
     --overwrite_cache --seed 1 --fp16 --fp16_opt_level O1 --local_rank -1"""
     args = parse_args(argv.split())
     given = {word.removeprefix("--") for word in argv.split() if word.startswith("--")}
+    given = {OLD_NAMES.get(name, name) for name in given}
     assert given <= set(vars(args))
-    default = vars(TrainingConfig())
+    default = vars(ScriptConfig())
     unchanged = {name for name in given if vars(args)[name] == default[name]}
     assert unchanged == {"local_rank"}
     check_config(args)
@@ -149,8 +152,8 @@ def test_every_flag_has_a_help_text(capsys):
     text = capsys.readouterr().out
     flags = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
     assert len(flags) > 50
-    for name in vars(TrainingConfig()):
-        assert f"--{name}" in text
+    for name, default in vars(ScriptConfig()).items():
+        assert f"  --no_{name} " in text if default is True else f"  --{name} " in text
     assert "left out" in text
     assert re.search(r"--no_cuda .*\n? +use the CPU", text)
     assert "let decoding give ill-formed" in text

@@ -22,6 +22,7 @@ from nercrf.crf.chain import _LogLikelihood
 from nercrf.distributed.devices import BatchDataParallel, unwrap_model
 from nercrf.features.batches import FeatureDataset
 from nercrf.model.dropout import ATTENTION, CheapDropout
+from nercrf.model.encoder_config import EncoderConfig
 from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training import update as update_chapter
@@ -29,12 +30,12 @@ from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.optim import encoder_layers
 from nercrf.training.run import start_training
 from nercrf.training.speed import (
-    SpeedConfig,
     leave_out_full_mask,
     processor_features,
     slow_precision,
 )
-from nercrf.training.trainer import TrainingConfig, check_config, resolve_config, train
+from nercrf.training.trainer import check_config, resolve_config, train
+from nercrf.training.training_config import BatchConfig, SpeedConfig, TrainingConfig
 
 CPU = torch.device("cpu")
 
@@ -376,7 +377,8 @@ def test_a_whole_training_with_everything_switched(tmp_path):
         "grads_to_none": False,
         "attention_dropout": 0.1,
     }
-    assert set(flags) <= set(SpeedConfig.__dataclass_fields__)
+    sections = (SpeedConfig, BatchConfig, EncoderConfig)
+    assert set(flags) <= {name for section in sections for name in section.__dataclass_fields__}
     train_in(tmp_path, num_train_epochs=3.0, logging_steps=-1, **flags)
     losses = [line["loss"] for line in read_history(tmp_path) if "loss" in line]
     assert len(losses) == 3

@@ -25,7 +25,8 @@ from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
 from nercrf.training.checkpoint import set_seed
 from nercrf.training.run import start_training
-from nercrf.training.trainer import TrainingConfig, resolve_config, train
+from nercrf.training.trainer import resolve_config, train
+from nercrf.training.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = sample_corpus(sizes=(50, 20, 5))

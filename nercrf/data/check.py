@@ -9,7 +9,6 @@ import argparse
 import json
 import re
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -46,6 +45,7 @@ from nercrf.data.formats import (
 )
 from nercrf.files import write_bytes
 from nercrf.labels import SCHEMES, Span, spans_to_tags
+from nercrf.tables import text_table
 
 # %% auto #0
 __all__ = ['KINDS', 'SEVERITIES', 'REPAIRED', 'MOST_TYPES', 'MOST_FINDINGS', 'Kind', 'Lengths', 'Overlap', 'SplitStatistics',
@@ -702,29 +702,6 @@ def _order(finding: Finding) -> tuple[int, int]:
     kinds = [*KINDS, finding.kind]
     return SEVERITIES.index(finding.severity), kinds.index(finding.kind)
 
-# %% ../../nbs/1_data/04_check.ipynb #e92de7f2
-def _width(text: str) -> int:
-    "How many columns a terminal needs for a text."
-    return sum(
-        0
-        if unicodedata.category(char) in ("Mn", "Me", "Cf")
-        else 1 + (unicodedata.east_asian_width(char) in "WF")
-        for char in text
-    )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    "Lines of a table: first column to the left, the others to the right."
-    columns = range(max(map(len, rows)))
-    widths = [max(_width(row[column]) for row in rows if column < len(row)) for column in columns]
-    for row in rows:
-        cells = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=False)]
-        cells = [
-            row[0] + cells[0],
-            *(blank + cell for blank, cell in zip(cells[1:], row[1:], strict=True)),
-        ]
-        yield "  ".join(cells).rstrip()
-
 # %% ../../nbs/1_data/04_check.ipynb #260365c8
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -833,20 +810,11 @@ def _finding_lines(findings: Sequence[Finding], every: bool, rigid: set[str]) ->
         )
         yield f"{group[0].severity}: {kind.title} ({len(group):,}{mend})"
         shown = group if every else group[:MOST_FINDINGS]
-        yield from (
-            "  " + line
-            for line in _table_left([(finding.where, finding.message) for finding in shown])
-        )
+        rows = [(finding.where, finding.message) for finding in shown]
+        yield from ("  " + line for line in text_table(rows, "l"))
         if len(group) > len(shown):
             yield f"  and {len(group) - len(shown):,} more (--all)"
         yield ""
-
-
-def _table_left(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
-    "Two columns, both to the left."
-    width = max((_width(left) for left, _ in rows), default=0)
-    for left, right in rows:
-        yield f"{left}{' ' * (width - _width(left))}  {right}"
 
 # %% ../../nbs/1_data/04_check.ipynb #2494d942
 def _report_lines(report: CheckReport, every: bool) -> Iterator[str]:
@@ -868,7 +836,7 @@ def _report_lines(report: CheckReport, every: bool) -> Iterator[str]:
                 for name in split.formats
             )
             yield f"{dataset.name}: {', '.join(forms)}"
-            yield from _table(list(_statistics_rows(dataset.splits, every)))
+            yield from text_table(list(_statistics_rows(dataset.splits, every)))
             yield ""
     notes = [item for item in report.findings if item.severity == "note"]
     yield from _finding_lines(notes, every, rigid)
@@ -1083,7 +1051,7 @@ class Repair:
             head += f", written to {self.output}"
         rows = [(change.where, str(change)) for change in self.changes]
         rows += [(finding.where, f"not repaired: {finding.message}") for finding in self.remaining]
-        return "\n".join([head, *(f"  {line}" for line in _table_left(rows))])
+        return "\n".join([head, *(f"  {line}" for line in text_table(rows, "l"))])
 
 # %% ../../nbs/1_data/04_check.ipynb #96afd136
 def _replace_cell(line: str, column: int, value: str) -> str:

@@ -9,14 +9,26 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 # %% auto #0
-__all__ = ['TASKS', 'DEFAULTS', 'ReadConfig']
+__all__ = ['ReadFormat', 'TASKS', 'DEFAULTS', 'ReadConfig']
 
 # %% ../../nbs/1_data/00_read_config.ipynb #f51b5d67
+ReadFormat = Literal[
+    "auto",
+    "columns",
+    "cluener",
+    "jsonl",
+    "doccano",
+    "label_studio",
+    "brat",
+    "inline",
+    "text",
+    "datasets",
+]
 TASKS = {
-    "ner": {},
-    "sample": {},
     "cner": {"format": "columns", "on_bad": "warn"},
     "cluener": {"format": "cluener", "on_bad": "warn"},
+    "ner": {},
+    "sample": {},
 }
 DEFAULTS = {"format": "auto", "encoding": "utf-8", "on_bad": "error"}  # where no task says more
 
@@ -26,14 +38,15 @@ class ReadConfig:
     "How data files are read."
 
     task_name: str = "ner"  # ner reads any folder; cner and cluener know the oddities of theirs
-    format: str | None = None  # columns, cluener, jsonl, ...; None: found from the content
-    encoding: str | None = None  # of the files; None: UTF-8
+    format: ReadFormat | None = None  # of the files; left out: found from their content
+    encoding: str | None = None  # of the files; left out: UTF-8
     token_column: int = 0  # column of the token in a column file, from 0
     tag_column: int = -1  # column of the tag in a column file, -1 is the last
     by: Literal["words", "characters"] = "words"  # how running text is cut into tokens
     end: Literal["auto", "exclusive", "inclusive"] = "auto"  # what the end of a span means
     units: Literal["auto", "characters", "utf16"] = "auto"  # what offsets count
     on_bad: Literal["error", "warn"] | None = None  # warn: report what is ill-formed, and go on
+    data_dir: str | None = None  # folder with train, dev and test; left out: the built-in sample
 
     def reader_options(self) -> dict[str, Any]:  # keyword arguments of `read_corpus`
         "What was asked for, then what the task knows, then the defaults."
@@ -42,6 +55,6 @@ class ReadConfig:
                 f"task_name: expected one of {', '.join(TASKS)}, got {self.task_name!r}; "
                 "'ner' reads any folder"
             )
-        names = [each.name for each in fields(ReadConfig) if each.name != "task_name"]
+        names = {each.name for each in fields(ReadConfig)} - {"task_name", "data_dir"}
         asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return DEFAULTS | TASKS[self.task_name] | asked

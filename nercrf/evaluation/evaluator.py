@@ -93,7 +93,7 @@ def predict_batches(
     finally:
         model.train(was_training)
 
-
+# %% ../../nbs/5_evaluation/02_evaluator.ipynb #697e606c
 @torch.no_grad()
 def _predict_at_once(
     model: nn.Module, inputs: list[dict[str, torch.Tensor]], precision: torch.dtype | None
@@ -160,10 +160,10 @@ class Evaluation:
             "ignored_predicted": self.ignored_predicted,
         }
 
-# %% ../../nbs/5_evaluation/02_evaluator.ipynb #0b472671
+# %% ../../nbs/5_evaluation/02_evaluator.ipynb #7c4009ac
 UNLEARNABLE = get_args(get_type_hints(EvaluationConfig)["unlearnable"])
 
-
+# %% ../../nbs/5_evaluation/02_evaluator.ipynb #0b472671
 def unlearnable_spans(
     dataset: FeatureDataset,  # labelled sentences
 ) -> list[list[Span]]:  # of each sentence

@@ -5,17 +5,18 @@
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #7ed17d8a
 from __future__ import annotations
 
-# %% auto #0
-__all__ = ['Score', 'score_counts', 'EntityScores', 'score_spans', 'leave_out', 'score_tags', 'report', 'surface', 'surfaces',
-           'score_unseen']
-
-# %% ../../nbs/5_evaluation/01_metrics.ipynb #104d500f
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from nercrf.data.examples import Example
 from nercrf.labels import Scheme, Span, tags_to_spans
+from nercrf.tables import text_table
+
+# %% auto #0
+__all__ = ['Score', 'score_counts', 'EntityScores', 'score_spans', 'leave_out', 'score_tags', 'report', 'surface', 'surfaces',
+           'score_unseen']
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #1c3947cc
 class Score(NamedTuple):
@@ -179,14 +180,13 @@ def report(
 ) -> str:  # a table of several lines, columns separated by blanks
     "Write scores as a table: one row a type, then the averages."
     averages = {"micro": scores.micro, "macro": scores.macro, "weighted": scores.weighted}
-    rows = [*scores.per_type.items(), *averages.items()]
-    width = max(len(name) for name, _ in rows)
-    column = max(9, digits + 3)
-    lines = [" " * width + "".join(f" {title:>{column}}" for title in Score._fields)]
-    for name, score in rows:
-        ratios = "".join(f" {ratio:{column}.{digits}f}" for ratio in score[:3])
-        counts = "".join(f" {count:{column}d}" for count in score[3:])
-        lines.append(f"{name:{width}}{ratios}{counts}")
+    width = max(9, digits + 3)  # of a column of numbers
+    rows = [["", *(f"{title:>{width}}" for title in Score._fields)]]
+    for name, score in [*scores.per_type.items(), *averages.items()]:
+        ratios = [f"{ratio:{width}.{digits}f}" for ratio in score[:3]]
+        counts = [f"{count:{width}d}" for count in score[3:]]
+        rows.append([name, *ratios, *counts])
+    lines = text_table(rows, gap=" ")
     lines.insert(len(lines) - len(averages), "")
     return "\n".join(lines)
 
@@ -204,7 +204,7 @@ def surface(
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #abd98d07
 def surfaces(
-    examples: Iterable,  # objects with `tokens` and `spans` (or None)
+    examples: Iterable[Example],  # sentences; those without labels have no entity
 ) -> set[str]:  # surfaces, each once
     "All entity surfaces of a corpus."
     return {surface(example.tokens, span) for example in examples for span in example.spans or ()}

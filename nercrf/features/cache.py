@@ -16,6 +16,7 @@ import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from nercrf.features.store import (
     write_column_file,
 )
 from nercrf.data.corpus import find_split_files, read_corpus, split_formats
+from nercrf.data.read_config import ReadConfig
 from nercrf.data.examples import DataError, data_files, file_digest
 from nercrf.distributed.processes import main_process_first
 from nercrf.features.batches import FeatureDataset
@@ -43,27 +45,14 @@ from nercrf.labels import get_scheme, label_list
 from nercrf.features.large_corpus import convert_in_parts
 from nercrf.features.parts import LINE_FORMATS, resolve_format
 from nercrf.features.pieces import cache_key, describe_tokenizer
+from nercrf.tables import text_table
 
 # %% auto #0
-__all__ = ['READER_OPTIONS', 'TASKS', 'DATA_TYPES', 'CONVERSION_OPTIONS', 'REMEMBERED', 'CACHE_FORMAT', 'logger', 'LARGE',
-           'KEPT_WARNINGS', 'reader_options', 'user_cache_folder', 'cache_folders', 'remember_digest',
-           'describe_request', 'build_lock', 'load_and_cache_examples', 'CacheEntry', 'list_cache', 'clean_cache',
-           'cache_main']
+__all__ = ['DATA_TYPES', 'CONVERSION_OPTIONS', 'REMEMBERED', 'CACHE_FORMAT', 'logger', 'LARGE', 'KEPT_WARNINGS', 'reader_options',
+           'user_cache_folder', 'cache_folders', 'remember_digest', 'describe_request', 'build_lock',
+           'load_and_cache_examples', 'CacheEntry', 'list_cache', 'clean_cache', 'cache_main']
 
 # %% ../../nbs/2_features/08_cache.ipynb #8added0a
-READER_OPTIONS = {
-    "format": "auto",
-    "token_column": 0,
-    "tag_column": -1,
-    "on_bad": "error",
-    "encoding": "utf-8",
-}
-TASKS = {
-    "cner": {"format": "columns", "on_bad": "warn"},
-    "cluener": {"format": "cluener", "on_bad": "warn"},
-    "ner": {},
-    "sample": {},
-}
 DATA_TYPES = ("train", "dev", "test")
 
 # %% ../../nbs/2_features/08_cache.ipynb #156a73a5
@@ -72,13 +61,12 @@ def reader_options(
     task: str,  # a name in `TASKS`
 ) -> dict[str, Any]:  # keyword arguments of `nercrf.data.corpus.read_corpus`
     "How the files of a task are read."
-    if task not in TASKS:
-        raise ValueError(
-            f"task: expected one of {', '.join(TASKS)}, found {task!r}; 'ner' reads any folder"
-        )
-    asked = {name: getattr(args, name, None) for name in READER_OPTIONS}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    return READER_OPTIONS | TASKS[task] | asked
+    asked = {each.name: getattr(args, each.name, None) for each in fields(ReadConfig)}
+    given = {name: value for name, value in asked.items() if value is not None}
+    options = ReadConfig(**(given | {"task_name": task})).reader_options()
+    # without what is plain, so that keys of before stay what they are
+    plain = [x for x in ("by", "end", "units") if options[x] == getattr(ReadConfig, x)]
+    return {name: value for name, value in options.items() if name not in plain}
 
 # %% ../../nbs/2_features/08_cache.ipynb #5fda608e
 CONVERSION_OPTIONS = tuple(
@@ -379,7 +367,7 @@ def load_and_cache_examples(
 
     Settings with their defaults: `train_max_seq_length` 128, `eval_max_seq_length` 512, `labels`
     and `scheme` (those of the files), `feature_cache_dir` (beside the data), `overwrite_cache`
-    False, `conversion_processes` (as many as cores, for large files), those of `READER_OPTIONS` and
+    False, `conversion_processes` (as many as cores, for large files), those of `ReadConfig` and
     `CONVERSION_OPTIONS`. Raises `DataError` for data that can't be read. In a process group every
     process has to call it.
     """
@@ -494,10 +482,7 @@ def _print_entries(entries):
         )
         for entry in entries
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    print("\n".join(text_table(rows, "l")))
 
 
 def _print_file(path):

@@ -154,7 +154,8 @@ class ParsedPart:
 def _prepare_part(part: Part, reader: Mapping[str, Any]) -> Prepared:
     "Take a part apart like a whole file, only that it may be empty."
     (line, number), path = reader["first_line"], Path(part.path)
-    columns = {name: reader[name] for name in ("token_column", "tag_column")}
+    names = ("token_column", "tag_column", "by", "end", "units")
+    columns = {name: reader[name] for name in names if name in reader}
     count = 0
     if number:
         count = parse_columns(path, line, **columns, first_line=number)[1]

@@ -42,12 +42,12 @@ def keep_mask(
     torch.ge(bits, level - _LEVELS // 2, out=mask)
     return mask.mul_(_LEVELS / (_LEVELS - level))
 
-# %% ../../nbs/4_model/01_dropout.ipynb #3b685a69
+# %% ../../nbs/4_model/01_dropout.ipynb #a65edc14
 def _is_ours(tensor: torch.Tensor) -> bool:
     "Is this dropout the cheaper one here?"
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
-
+# %% ../../nbs/4_model/01_dropout.ipynb #3b685a69
 def cheap_dropout(
     input: torch.Tensor,  # any floating tensor
     p: float = 0.5,  # probability of a zero
@@ -149,8 +149,12 @@ def _attention_layer(
     context = cheap_attention(query, key, value, attention_mask, dropout, scaling)
     return context.transpose(1, 2).contiguous(), None
 
-
-def _attention_mask(*sizes: Any, attention_mask=None, **options: Any):
+# %% ../../nbs/4_model/01_dropout.ipynb #f2212927
+def _attention_mask(
+    *sizes: Any,
+    attention_mask: torch.Tensor | None = None,  # (batch, pieces), True: may be seen
+    **options: Any,
+) -> torch.Tensor | None:  # (batch, 1, 1 or pieces, pieces)
     "The mask of `sdpa`, without a look at its numbers."
     everywhere = options.get("mask_function") is bidirectional_mask_function
     if attention_mask is not None and everywhere:
@@ -159,9 +163,15 @@ def _attention_mask(*sizes: Any, attention_mask=None, **options: Any):
     options["allow_is_bidirectional_skip"] = attention_mask is None
     return sdpa_mask(*sizes, attention_mask=attention_mask, **options)
 
-
+# %% ../../nbs/4_model/01_dropout.ipynb #840ae7d1
 AttentionInterface.register(ATTENTION, _attention_layer)
 AttentionMaskInterface.register(ATTENTION, _attention_mask)
+
+# %% ../../nbs/4_model/01_dropout.ipynb #bcf3cd6d
+def _follows_table(model: PreTrainedModel) -> bool:
+    "Does a model take its attention from the table, and that of torch?"
+    current = getattr(model.config, "_attn_implementation", None)
+    return current == "sdpa" and model._can_set_attn_implementation()
 
 # %% ../../nbs/4_model/01_dropout.ipynb #55b6c21b
 def use_cheap_dropout(
@@ -182,9 +192,3 @@ def use_cheap_dropout(
             parent.set_attn_implementation(ATTENTION)
             changed += 1
     return changed
-
-
-def _follows_table(model: PreTrainedModel) -> bool:
-    "Does a model take its attention from the table, and that of torch?"
-    current = getattr(model.config, "_attn_implementation", None)
-    return current == "sdpa" and model._can_set_attn_implementation()

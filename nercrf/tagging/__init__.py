@@ -6,6 +6,9 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Entity": "tagger",
+        "Tagged": "tagger",
         "Tagger": "tagger",
+        "tag_file": "output",
+        "tag_stream": "tagger",
     },
 )

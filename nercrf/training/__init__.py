@@ -5,7 +5,7 @@ from nercrf import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "TrainingConfig": "trainer",
+        "TrainingConfig": "training_config",
         "train": "trainer",
     },
 )

@@ -20,7 +20,8 @@ from nercrf.training.callbacks import TrainingCallback
 from nercrf.distributed.processes import ProcessInfo
 from nercrf.features.batches import FeatureDataset
 from nercrf.training.run import Training, start_training
-from nercrf.training.trainer import TrainingConfig, check_config, resolve_config
+from nercrf.training.trainer import check_config, resolve_config
+from nercrf.training.training_config import TrainingConfig
 
 # %% auto #0
 __all__ = ['logger', 'BUCKET_BYTES', 'padded_pieces', 'peak_memory', 'Estimate', 'estimate_training', 'Workload', 'ring_bytes',

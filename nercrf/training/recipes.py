@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,60 +19,12 @@ from nercrf.crf.layer import CRF
 from nercrf.distributed.devices import unwrap_model
 from nercrf.training.lean import weight_norm
 from nercrf.training.optim import encoder_layers, layer_depths
+from nercrf.training.training_config import RecipeConfig
 
 # %% auto #0
-__all__ = ['RecipeConfig', 'check_recipes', 'attacked_parameters', 'changed_parameters', 'FGM', 'AWP', 'crf_divergence',
-           'repeat_batch', 'RDrop', 'hidden_words', 'hide_words', 'WordDropout', 'averaging_weight',
-           'trained_parameters', 'WeightAverage', 'freeze_encoder', 'reinitialize_layers', 'prepare_model',
-           'recipe_callbacks', 'recipe_flags']
-
-# %% ../../nbs/6_training/08_recipes.ipynb #7d233c93
-@dataclass
-class RecipeConfig:
-    "What is added to plain training."
-
-    # weight of the past in a moving average of the weights; 0: no average
-    average_decay: float = 0.0
-    layer_decay: float = 1.0  # rate of an encoder's layer, relative to the layer above; 1: the same
-    do_adv: bool = False  # FGM: train on the worst small change of the embedding as well
-    adv_epsilon: float = 1.0  # norm of that change
-    # part of the names of the parameters that FGM and AWP change; left
-    # out: the embedding of the pieces
-    adv_name: str | None = None
-    # AWP: train on the worst change of the embedding of this relative
-    # norm, such as 0.005; 0: off
-    awp_gamma: float = 0.0
-    rdrop_alpha: float = 0.0  # R-Drop: weight of the divergence between two passes; 0: off
-    word_dropout: float = 0.0  # share of the words whose pieces are hidden in training
-    word_dropout_piece: str = "unk"  # what hides them: unk or mask
-    freeze_embeddings: bool = False  # keep the encoder's embeddings as they are
-    freeze_layers: int = 0  # how many of the lowest layers stay as they are
-    reinit_layers: int = 0  # how many of the highest layers start from random weights
-
-# %% ../../nbs/6_training/08_recipes.ipynb #bd2a6574
-def check_recipes(
-    args: RecipeConfig,  # flags as the user gave them
-) -> None:
-    "Refuse values that mean nothing: ValueError with flag and value."
-    for name in ("average_decay", "word_dropout"):
-        if not 0 <= getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 0 and below 1, got {getattr(args, name)}")
-    if not 0 < args.layer_decay <= 1:
-        raise ValueError(
-            "--layer_decay must be above 0 and at most 1 (all layers at one "
-            f"rate), got {args.layer_decay}"
-        )
-    for name in ("awp_gamma", "rdrop_alpha", "freeze_layers", "reinit_layers"):
-        if getattr(args, name) < 0:
-            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}")
-    if args.do_adv and not args.adv_epsilon > 0:
-        raise ValueError(f"--adv_epsilon must be greater than 0, got {args.adv_epsilon}")
-    if args.do_adv and args.awp_gamma:
-        raise ValueError("--do_adv and --awp_gamma both change the embedding: choose one")
-    if args.word_dropout_piece not in ("unk", "mask"):
-        raise ValueError(
-            f"--word_dropout_piece must be unk or mask, got {args.word_dropout_piece!r}"
-        )
+__all__ = ['attacked_parameters', 'changed_parameters', 'FGM', 'AWP', 'crf_divergence', 'repeat_batch', 'RDrop', 'hidden_words',
+           'hide_words', 'WordDropout', 'averaging_weight', 'trained_parameters', 'WeightAverage', 'freeze_encoder',
+           'reinitialize_layers', 'prepare_model', 'recipe_callbacks', 'recipe_flags']
 
 # %% ../../nbs/6_training/08_recipes.ipynb #d1d0f9bb
 def attacked_parameters(

@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +32,7 @@ from nercrf.files import is_disk_full
 # %% auto #0
 __all__ = ['logger', 'HISTORY', 'RUN_RECORD', 'REPORTERS', 'append_text', 'History', 'read_history', 'plot_history',
            'greater_is_better', 'LearningCurve', 'data_fingerprint', 'package_versions', 'git_state', 'RunRecord',
-           'ProgressBar', 'TensorBoard', 'WeightsAndBiases', 'report_callbacks', 'read_config_file', 'config_words']
+           'ProgressBar', 'TensorBoard', 'WeightsAndBiases', 'report_callbacks']
 
 # %% ../../nbs/6_training/05_reporting.ipynb #6b39ee28
 logger = logging.getLogger(__name__)
@@ -415,49 +414,3 @@ def report_callbacks(
     if unknown:
         raise ValueError(f"--report_to must be out of {', '.join(REPORTERS)}, got {unknown[0]!r}")
     return [REPORTERS[name]() for name in names]
-
-# %% ../../nbs/6_training/05_reporting.ipynb #01a383f4
-def read_config_file(
-    path: str | Path,  # .json, .yaml or .yml
-    known: Sequence[str],  # names of all flags
-) -> dict[str, Any]:  # value by name of the flag
-    "Read flags from a file: ValueError where it holds something else."
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"--config {path}: {error.strerror}") from error
-    try:
-        is_yaml = path.suffix in (".yaml", ".yml")
-        read = import_module("yaml").safe_load if is_yaml else json.loads
-        content = read(text)
-    except ImportError as error:
-        raise ValueError(
-            f"--config {path}: YAML needs PyYAML: pip install pyyaml, or give a JSON file"
-        ) from error
-    except Exception as error:  # yaml has its own kinds
-        raise ValueError(f"--config {path}: {error}") from error
-    if content is not None and not isinstance(content, dict):
-        raise ValueError(
-            f"--config {path}: expected names of flags with their values, got "
-            f"a {type(content).__name__}"
-        )
-    for name in content or {}:
-        if name not in known:
-            near = get_close_matches(str(name), known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"--config {path}: no flag is called {name}{hint}")
-    return content or {}
-
-# %% ../../nbs/6_training/05_reporting.ipynb #2e0731dc
-def config_words(
-    values: dict[str, Any],  # by name of the flag
-) -> list[str]:  # as typed on a command line
-    "Flags of a file as words of a command line."
-    words: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, list):
-            words += [f"--{name}", *map(str, value)] if value else []
-        elif value is not None:
-            words.append(f"--{name}={value}")
-    return words

@@ -30,6 +30,7 @@ from nercrf.distributed.processes import (
 )
 from nercrf.files import restore_folders, verify_folder, write_lines
 from nercrf.training.checkpoint import (
+    discard_later_checkpoints,
     latest_checkpoint,
     load_state,
     random_state,
@@ -143,9 +144,10 @@ def load_checkpoint(
         raise ValueError(f"{folder}: not a whole checkpoint: {'; '.join(problems)}")
     state = load_state(folder)
     for name, value in run.identity.items():
-        if state["identity"].get(name) != value:
+        made_with = state["identity"].get(name)
+        if made_with != value:
             raise ValueError(
-                f"{folder}: made with {name} = {state['identity'].get(name)}, this run has {value}: "
+                f"{folder}: made with {name} = {made_with}, this run has {value}: "
                 "resume with the same data and flags, or start anew from its weights with "
                 "--model_name_or_path"
             )
@@ -205,7 +207,7 @@ def _give_up_later(run: Training) -> None:
     "Drop what an earlier attempt left from after the checkpoint; it will be made again."
     kept_best, step = True, run.progress.step
     if run.info.is_main:
-        run.checkpoints.discard_after(step)
+        discard_later_checkpoints(run.checkpoints.folder, step)
         run.checkpoints.prune()  # it may have been killed between writing and pruning
         _cut_history(run.checkpoints.folder / HISTORY, step)
         kept_best = run.checkpoints.best_step() == run.progress.best_step

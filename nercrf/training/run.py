@@ -11,7 +11,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,10 +35,8 @@ from nercrf.training.plan import UpdatePlan, build_plan, count_steps, is_due
 from nercrf.training.recipes import prepare_model, recipe_callbacks, recipe_flags
 from nercrf.training.reporting import data_fingerprint
 from nercrf.training.speed import slow_precision, speed_up
+from nercrf.training.training_config import TrainingConfig
 from nercrf.training.update import Learner, LossWatch
-
-if TYPE_CHECKING:
-    from nercrf.training.trainer import TrainingConfig
 
 # %% auto #0
 __all__ = ['logger', 'Training', 'plan_training', 'training_identity', 'freeze_unused_parameters', 'ready_model', 'restore_model',

@@ -5,75 +5,17 @@
 # %% ../../nbs/6_training/07_speed.ipynb #45004413
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from nercrf.crf.chain import ALGORITHMS, choose_algorithm
 from nercrf.model.dropout import use_cheap_dropout
 from nercrf.model.modeling import NerCrfForTokenClassification
 
 # %% auto #0
-__all__ = ['SpeedConfig', 'check_speed', 'processor_features', 'slow_precision', 'leave_out_full_mask', 'set_attention',
-           'use_gradient_checkpointing', 'compile_encoder', 'speed_up']
-
-# %% ../../nbs/6_training/07_speed.ipynb #903b6f03
-@dataclass
-class SpeedConfig:
-    "What makes a step cheaper."
-
-    group_by_length: bool = True  # sentences of similar length share a batch
-    # short to long sentences in so many groups: an update takes an equal part of each, in forward
-    # passes of its own
-    length_groups: int = 1
-    # word pieces of a forward pass on each device, padding included; an
-    # update that has more is cut into several; left out: on the processor
-    # 3072; 0: as many as there are
-    pass_pieces: int | None = None
-    # train those rows of the piece embedding whose pieces the training set
-    # has; the others decay as in AdamW (not with fsdp)
-    seen_embedding: bool = True
-    # of the last layer, compute what follows the attention only where a word begins (on the
-    # processor, in encoders built like BERT)
-    lean_last_layer: bool = True
-    fused_optimizer: bool = True  # one kernel for the whole optimiser, where torch has one
-    crf_algorithm: str = "auto"  # of the CRF: auto, kernels, scaled, scan or log
-    cheap_dropout: bool = True  # draw dropout on the processor from 16 bits a number
-    # dropout of the attention; left out: from scratch on the processor 0,
-    # otherwise that of the other dropouts
-    attention_dropout: float | None = None
-    # sdpa, eager, flash_attention_2 and so on; left out: the best one that
-    # the encoder has
-    attn_implementation: str | None = None
-    # forget what the layers computed and compute it again when it is needed
-    gradient_checkpointing: bool = False
-    compile: bool = False  # let torch.compile build the encoder's kernels
-    strategy: str = "ddp"  # several processes: ddp, each holds all weights, or fsdp, each its share
-    grads_to_none: bool = True  # drop gradients after a step in place of filling them with zeros
-
-# %% ../../nbs/6_training/07_speed.ipynb #fefb86c6
-def check_speed(
-    args: SpeedConfig,  # flags as the user gave them
-) -> None:
-    "Refuse values that mean nothing: ValueError with flag and value."
-    known = ("auto", *ALGORITHMS)
-    if args.crf_algorithm not in known:
-        raise ValueError(
-            f"--crf_algorithm must be one of {', '.join(known)}, got {args.crf_algorithm!r}"
-        )
-    if args.crf_algorithm != "auto":
-        choose_algorithm(args.crf_algorithm, torch.device("cpu"))
-    if args.strategy not in ("ddp", "fsdp"):
-        raise ValueError(f"--strategy must be ddp or fsdp, got {args.strategy!r}")
-    if args.length_groups < 1:
-        raise ValueError(f"--length_groups must be at least 1, got {args.length_groups}")
-    if args.pass_pieces is not None and args.pass_pieces < 0:
-        raise ValueError(f"--pass_pieces must not be negative, got {args.pass_pieces}")
-    value = args.attention_dropout
-    if value is not None and not 0 <= value < 1:
-        raise ValueError(f"--attention_dropout must be at least 0 and below 1, got {value}")
+__all__ = ['processor_features', 'slow_precision', 'leave_out_full_mask', 'set_attention', 'use_gradient_checkpointing',
+           'compile_encoder', 'speed_up']
 
 # %% ../../nbs/6_training/07_speed.ipynb #fce5798e
 _HALF_FEATURES = {  # as the Linux kernel names them

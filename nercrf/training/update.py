@@ -80,7 +80,7 @@ class LossWatch:
         self.total += loss
 
     def is_finite(self, norm: torch.Tensor | None) -> bool:
-        "Are loss and gradient of this update finite on every process? Waits for the device."
+        "Are loss and gradient (by its `norm`) of this update finite on every process?"
         return math.isfinite(float(all_reduce_sum(self._update_loss(norm))))
 
     def end(
