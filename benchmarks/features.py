@@ -309,14 +309,14 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
                     per_gpu_train_batch_size=24,
                     **flags,
                 )
-                loaded = load_model(args, corpus)
+                args, loaded = load_model(args, corpus)
                 for split, examples in corpus.splits.items() if not sets else ():
                     features = convert_examples_to_features(
                         examples, corpus.labels, 256, loaded.tokenizer, corpus.scheme
                     )
                     sets[split] = FeatureDataset(features, corpus.labels, corpus.scheme)
                 began = time.process_time()
-                train(loaded.args, sets["train"], loaded.model, loaded.tokenizer, sets["dev"])
+                train(args, sets["train"], loaded.model, loaded.tokenizer, sets["dev"])
                 seconds = time.process_time() - began
                 best = Tagger.from_pretrained(folder, device="cpu").model
                 scores = {

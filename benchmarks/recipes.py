@@ -85,7 +85,7 @@ def run_variant(corpus, name, seed, options, cache):
             | ({"num_train_epochs": options.epochs} if options.epochs else {})
             | VARIANTS[name],
         )
-        loaded = load_model(args, corpus)
+        args, loaded = load_model(args, corpus)
         labels, scheme = loaded.model.config.labels, loaded.model.config.scheme
         for split, examples in corpus.splits.items():
             if split not in cache:
@@ -95,7 +95,7 @@ def run_variant(corpus, name, seed, options, cache):
                 )
                 cache[split] = FeatureDataset(features, labels, scheme)
         began = time.process_time()
-        train(loaded.args, cache["train"], loaded.model, loaded.tokenizer, cache["dev"])
+        train(args, cache["train"], loaded.model, loaded.tokenizer, cache["dev"])
         seconds = time.process_time() - began
         best = Tagger.from_pretrained(folder, device="cpu").model
         scores = {

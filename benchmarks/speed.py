@@ -84,7 +84,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-import nercrf.crf.chain
+import nercrf.crf.likelihood
 import nercrf.training.update
 from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.distributed.processes import barrier, close_distributed, init_distributed
@@ -603,7 +603,7 @@ class ClockCallback(TrainingCallback):
 
 def put_clock(clock: Clock) -> Callable[[], None]:
     """Put the clock on the functions of the loop; a function that takes it off again."""
-    crf = nercrf.crf.chain._LogLikelihood
+    crf = nercrf.crf.likelihood._LogLikelihood
     places = [
         (nercrf.training.update.Learner, "update", "other"),
         (FeatureDataset, "collate", "data"),

@@ -165,7 +165,7 @@ def run_nercrf(options: argparse.Namespace, corpus: Corpus, output_dir: str) -> 
         no_cuda=True,
         seed=SEED,
     )
-    loaded = load_model(args, corpus)
+    args, loaded = load_model(args, corpus)
     labels, scheme = loaded.model.config.labels, loaded.model.config.scheme
     datasets = {}
     for split, examples in corpus.splits.items():
@@ -174,7 +174,7 @@ def run_nercrf(options: argparse.Namespace, corpus: Corpus, output_dir: str) -> 
         )
         datasets[split] = FeatureDataset(features, labels, scheme)
     stopwatch = Stopwatch()
-    updates, _ = train(loaded.args, datasets["train"], loaded.model, loaded.tokenizer)
+    updates, _ = train(args, datasets["train"], loaded.model, loaded.tokenizer)
     times = stopwatch.read()
     scores = {
         split: evaluate(loaded.model, datasets[split], split).scores.micro

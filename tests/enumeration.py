@@ -6,7 +6,8 @@ import itertools
 
 import torch
 
-from nercrf.crf.chain import ALGORITHMS, Scores, load_kernels
+from nercrf.crf.chain import Scores
+from nercrf.crf.likelihood import ALGORITHMS, load_kernels
 
 
 def available():

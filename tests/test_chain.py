@@ -28,29 +28,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nercrf.crf import chain
+from nercrf.crf import likelihood, scaled
 from nercrf.crf.chain import (
-    ALGORITHMS,
     IGNORED,
     Scores,
-    best_paths,
     check_path,
-    choose_algorithm,
     first_words,
     follow_path,
-    k_best_paths,
-    load_kernels,
-    log_domain_log_partition,
-    log_likelihood,
-    log_states,
-    pack,
     path_scores,
     previous_words,
-    reversed_log_states,
-    sample_paths,
-    transition_probabilities,
 )
+from nercrf.crf.decoding import best_paths, k_best_paths, sample_paths
 from nercrf.crf.layer import CRF
+from nercrf.crf.likelihood import ALGORITHMS, choose_algorithm, load_kernels, log_likelihood
+from nercrf.crf.log_domain import backward_pass, forward_pass, log_partition, pair_marginals
+from nercrf.crf.packing import pack
 from nercrf.labels import label_list
 
 torch.set_num_threads(1)
@@ -182,11 +174,11 @@ def test_path_scores_equal_enumeration(problem):
 @given(problems(least_batch=1))
 def test_log_domain_equals_enumeration(problem):
     emissions, scores = attached(*lift(problem.emissions, problem.scores))
-    total = log_domain_log_partition(emissions, scores, problem.mask)
+    total = log_partition(emissions, scores, problem.mask)
     wanted = log_partitions(enumerate_batch(emissions, scores, problem.mask))
     torch.testing.assert_close(total, wanted, rtol=1e-11, atol=1e-11)
-    states = log_states(emissions, scores, problem.mask)
-    endings = reversed_log_states(emissions, scores, problem.mask)
+    states = forward_pass(emissions, scores, problem.mask)
+    endings = backward_pass(emissions, scores, problem.mask)
     assert (
         states.shape
         == endings.shape
@@ -217,7 +209,7 @@ def test_value_and_gradients_equal_enumeration(name, given_tags, problem, chunk)
             )
         ]
         wanted = wanted + (torch.stack(gold) if gold else 0)
-    with mock.patch.object(chain, "CHUNK", chunk):
+    with mock.patch.object(scaled, "CHUNK", chunk):
         value = log_likelihood(emissions, scores, mask, tags, name)
         assert value.dtype == torch.float64
         torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-10)
@@ -361,7 +353,7 @@ def test_gradcheck_of_first_and_second_order(name, given_tags):
 def assert_equals_log_domain(name, emissions, scores, mask):
     "Value and gradients of an algorithm against autograd through the log domain."
     wanted_inputs = attached(emissions, scores)
-    wanted = -log_domain_log_partition(*wanted_inputs, mask)
+    wanted = -log_partition(*wanted_inputs, mask)
     for value in (
         log_likelihood(emissions, scores, mask, algorithm=name),
         log_likelihood(*attached(emissions, scores), mask, algorithm=name).detach(),
@@ -370,7 +362,7 @@ def assert_equals_log_domain(name, emissions, scores, mask):
     mask = mask & wanted.isfinite().unsqueeze(1)
     got_inputs = attached(emissions, scores)
     got = weighted_gradients(log_likelihood(*got_inputs, mask, algorithm=name), *got_inputs)
-    expected = weighted_gradients(-log_domain_log_partition(*wanted_inputs, mask), *wanted_inputs)
+    expected = weighted_gradients(-log_partition(*wanted_inputs, mask), *wanted_inputs)
     assert_gradients_close(got, expected, 1e-7)
     return wanted.detach()
 
@@ -573,7 +565,9 @@ def test_ordinary_batches_need_no_log_domain(name):
         emissions = (5 * torch.randn(4, 200, 5, generator=generator)).requires_grad_()
         allowed = torch.rand(4, 200, 5, generator=generator) < 0.7
         allowed[:, :, 0] = True
-        with mock.patch.object(chain, "log_domain", side_effect=AssertionError("fell back")):
+        with mock.patch.object(
+            likelihood, "log_domain_likelihood", side_effect=AssertionError("fell back")
+        ):
             crf(emissions, torch.zeros(4, 200, dtype=torch.long)).backward()
             crf(emissions, allowed).backward()
             crf.marginals(emissions)
@@ -632,7 +626,7 @@ def test_choose_algorithm():
         match="expected the algorithm 'auto' or one of log, scaled, scan, kernels, got 'x'",
     ):
         choose_algorithm("x", cpu)
-    with mock.patch.object(chain, "load_kernels", return_value=None):
+    with mock.patch.object(likelihood, "load_kernels", return_value=None):
         assert choose_algorithm("auto", cpu) == "scaled"
         with pytest.raises(ValueError, match="the algorithm 'kernels' needs a working numba"):
             choose_algorithm("kernels", cpu)
@@ -714,7 +708,7 @@ def test_transition_probabilities_equal_enumeration(problem):
     emissions, scores, _, _, possible = problem
     mask = problem.mask & possible.unsqueeze(1)
     labels = len(scores.start)
-    got = transition_probabilities(emissions, scores, mask)
+    got = pair_marginals(emissions, scores, mask)
     assert got.shape == (*mask.shape, labels, labels)
     for chances, (paths, values), keep in zip(
         got, enumerate_batch(emissions, scores, mask), mask, strict=True
@@ -738,7 +732,7 @@ def test_transition_probabilities_sum_to_the_marginals():
     total = log_likelihood(emissions, scores, mask, algorithm="scaled").sum()
     marginals = -torch.autograd.grad(total, emissions)[0]
     with torch.no_grad():
-        pairs = transition_probabilities(emissions, scores, mask)
+        pairs = pair_marginals(emissions, scores, mask)
     inner = mask & ~first_words(mask)
     assert inner.sum() > 20
     torch.testing.assert_close(pairs.sum(2)[inner], marginals[inner])
@@ -977,9 +971,9 @@ def test_without_a_working_numba_the_others_do_the_work(fails, caplog):
     try:
         with (
             mock.patch.object(
-                chain.importlib.util, "find_spec", return_value="found" if fails else None
+                likelihood.importlib.util, "find_spec", return_value="found" if fails else None
             ),
-            mock.patch.object(chain.importlib, "import_module", broken),
+            mock.patch.object(likelihood.importlib, "import_module", broken),
         ):
             for _ in range(3):
                 assert choose_algorithm("auto", torch.device("cpu")) == "scaled"

@@ -283,7 +283,8 @@ def test_padding_and_holes_change_nothing(places, filler):
         ours.marginals(wide, wide_mask)[:, places], ours.marginals(emissions, mask)
     )
     torch.testing.assert_close(
-        ours.score(wide, wide_tags, wide_mask), ours.score(emissions, tags, mask)
+        ours.chain(wide, wide_mask, False).score(wide_tags),
+        ours.chain(emissions, mask, False).score(tags),
     )
 
 
@@ -501,12 +502,12 @@ def test_works_in_inference_mode(name):
             crf(emissions, tags),
             crf(emissions, tags.masked_fill(tags == 0, IGNORED), partial=True),
             crf.log_partition(emissions),
-            crf.log_probability(emissions, tags),
-            crf.score(emissions, tags),
+            crf.chain(emissions, constrained=None).log_prob(tags),
+            crf.chain(emissions, constrained=False).score(tags),
             crf.decode_tensor(emissions)[0],
             crf.nbest(emissions).tags,
-            crf.transition_marginals(emissions),
-            crf.span_probabilities(emissions, spans),
+            crf.chain(emissions, constrained=None).pair_marginals(),
+            crf.chain(emissions).span_probabilities(spans),
             crf.marginals(emissions),
         ]
 
@@ -557,7 +558,10 @@ def test_partial_likelihood_equals_enumeration(problem, seed, constrained, batch
     truth = torch.stack(truth)
     ours = crf(*arguments, reduction="none")
     torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(crf.log_probability(*arguments), truth, rtol=1e-9, atol=1e-9)
+    chain = crf.chain(arguments[0], arguments[2], None, arguments[1])
+    torch.testing.assert_close(
+        chain.log_prob(crf.batch_major(arguments[1])), truth, rtol=1e-9, atol=1e-9
+    )
     torch.testing.assert_close(
         crf(*arguments, reduction="mean"), truth.mean(), rtol=1e-9, atol=1e-9
     )
@@ -686,10 +690,10 @@ def test_gold_that_breaks_the_constraints(batch_first):
         with pytest.raises(ValueError, match=message):
             crf(*arguments)
         with pytest.raises(ValueError, match=message):
-            crf.log_probability(*arguments)
-        free = crf.log_probability(*arguments, constrained=False)
-        assert (free < 0).all()
-        assert crf.score(*arguments).isfinite().all()
+            crf.chain(arguments[0], arguments[2], None).log_prob(crf.batch_major(arguments[1]))
+        free = crf.chain(arguments[0], arguments[2], False)
+        assert (free.log_prob(crf.batch_major(arguments[1])) < 0).all()
+        assert free.score(crf.batch_major(arguments[1])).isfinite().all()
 
 
 def test_forbidding_every_path_is_an_error_of_every_method():
@@ -708,11 +712,12 @@ def test_forbidding_every_path_is_an_error_of_every_method():
             crf.decode,
             crf.decode_tensor,
             crf.marginals,
-            crf.transition_marginals,
+            lambda emissions, mask: crf.chain(emissions, mask, None).pair_marginals(),
+            lambda emissions, mask: crf.chain(emissions, mask).entropy(),
             crf.nbest,
             crf.sample,
             crf.decode_entities,
-            lambda emissions, mask: crf.span_probabilities(emissions, spans, mask),
+            lambda emissions, mask: crf.chain(emissions, mask).span_probabilities(spans),
             lambda emissions, mask: crf(emissions, torch.full((3, 2), IGNORED), mask, partial=True),
         ):
             with pytest.raises(ValueError, match=message):
@@ -745,18 +750,22 @@ def test_probabilities_equal_enumeration(problem, batch_first):
     if not batch_first:
         crf.batch_first = False
         arguments = [tensor.transpose(0, 1) for tensor in arguments]
-    log_probability = crf.log_probability(arguments[0], arguments[2], arguments[1])
-    pairs = crf.transition_marginals(*arguments[:2])
-    assert pairs.shape == (*arguments[1].shape, crf.num_tags, crf.num_tags)
+    chain = crf.chain(arguments[0], arguments[1], None, arguments[2])
+    log_probability, entropy = chain.log_prob(crf.batch_major(arguments[2])), chain.entropy()
+    pairs = chain.pair_marginals()
+    assert pairs.shape == (*mask.shape, crf.num_tags, crf.num_tags)
     singles = crf.marginals(*arguments[:2])
     assert not singles.requires_grad
     if not batch_first:
-        pairs, singles = pairs.transpose(0, 1), singles.transpose(0, 1)
+        singles = singles.transpose(0, 1)
     for sequence, (row, keep, gold) in enumerate(zip(emissions, mask, tags, strict=True)):
         paths, scores = enumerate_paths(crf, row[keep])
         chances = (scores - scores.logsumexp(0)).exp()
         wanted = scores[paths.index(tuple(gold[keep].tolist()))] - scores.logsumexp(0)
         torch.testing.assert_close(log_probability[sequence], wanted, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            entropy[sequence], torch.special.entr(chances).sum(), rtol=1e-8, atol=1e-8
+        )
         places = keep.nonzero().flatten().tolist()
         expected, alone = torch.zeros_like(pairs[sequence]), torch.zeros_like(singles[sequence])
         for path, chance in zip(paths, chances.tolist(), strict=True):
@@ -943,9 +952,10 @@ def test_entity_probabilities_equal_enumeration(scheme, data):
         for span in entities
     ]
     table = torch.tensor(rows, dtype=torch.long).view(-1, 4)
-    got = crf.span_probabilities(arguments[0], table, arguments[1], constrained)
+    chain = crf.chain(*arguments, constrained)
+    got = chain.span_probabilities(table)
     assert got.dtype == torch.float64
-    lists = crf.entity_probabilities(arguments[0], spans, arguments[1], constrained)
+    lists = chain.entity_probabilities(spans)
     assert [chance for chances in lists for chance in chances] == got.tolist()
     for sequence, (row, keep, entities) in enumerate(zip(emissions, mask, spans, strict=True)):
         truth, expected = entity_truth(crf, names, scheme, row[keep], constrained)
@@ -964,7 +974,7 @@ def test_decoded_entities_are_the_best_set(scheme, data, threshold):
     arguments = [emissions, mask] if crf.batch_first else [emissions.transpose(0, 1), mask.t()]
     found = crf.decode_entities(*arguments, threshold=threshold, constrained=constrained)
     spans = [[span for span, _ in entities] for entities in found]
-    lists = crf.entity_probabilities(arguments[0], spans, arguments[1], constrained)
+    lists = crf.chain(*arguments, constrained).entity_probabilities(spans)
     assert len(found) == len(mask)
     for row, keep, entities, chances in zip(emissions, mask, found, lists, strict=True):
         truth, _ = entity_truth(crf, names, scheme, row[keep], constrained)
@@ -986,7 +996,7 @@ def test_entities_by_hand():
         torch.nn.init.zeros_(parameter)
     emissions = torch.zeros(1, 3, 3, dtype=torch.float64)
     spans = [[Span("A", 0, 1), Span("A", 0, 2), Span("A", 0, 3), Span("A", 1, 2), Span("A", 2, 3)]]
-    got = crf.entity_probabilities(emissions, spans)
+    got = crf.chain(emissions).entity_probabilities(spans)
     counts = [4 + 1, 2, 1, 4, 5]
     assert all(find_ill_formed(list(tags), "BIO") == [] for tags in [("B-A", "I-A", "I-A")])
     legal = [
@@ -1020,10 +1030,10 @@ def test_errors_of_entity_probabilities():
         with pytest.raises(
             ValueError, match=r"expected spans \(sequence, type, start, end\)"
         ) as caught:
-            crf.span_probabilities(emissions, spans, mask)
+            crf.chain(emissions, mask).span_probabilities(spans)
         assert str(caught.value).endswith(f"got {tuple(wrong)} as span 1")
     with pytest.raises(ValueError, match=r"expected spans"):
-        crf.entity_probabilities(emissions, [[Span("B", 0, 1)], []])
+        crf.chain(emissions).entity_probabilities([[Span("B", 0, 1)], []])
     with pytest.raises(ValueError, match=r"build the layer with CRF\.from_labels"):
         CRF(3, batch_first=True).decode_entities(emissions)
     iob1 = CRF.from_labels(["O", "B-A", "I-A"], "IOB1", batch_first=True)
@@ -1032,8 +1042,8 @@ def test_errors_of_entity_probabilities():
     for threshold in (-0.1, 1.0):
         with pytest.raises(ValueError, match="expected a threshold of at least 0 and below 1"):
             crf.decode_entities(emissions, threshold=threshold)
-    assert crf.span_probabilities(emissions, torch.zeros(0, 4, dtype=torch.long)).tolist() == []
-    assert crf.entity_probabilities(emissions, [[], []]) == [[], []]
+    assert crf.chain(emissions).span_probabilities(torch.zeros(0, 4).long()).tolist() == []
+    assert crf.chain(emissions).entity_probabilities([[], []]) == [[], []]
     assert CRF.from_labels(["O"], batch_first=True).decode_entities(emissions[:, :, :1]) == [[], []]
 
 
@@ -1048,7 +1058,8 @@ def test_every_method_without_words(batch, words):
         assert crf.decode_entities(emissions, mask) == [[]] * batch
         assert crf.log_partition(emissions, mask).tolist() == [0.0] * batch
         assert crf.marginals(emissions, mask).shape == (batch, words, 3)
-        assert crf.transition_marginals(emissions, mask).abs().sum() == 0
+        assert crf.chain(emissions, mask).pair_marginals().abs().sum() == 0
+        assert crf.chain(emissions, mask).entropy().tolist() == [0.0] * batch
         assert crf.sample(emissions, mask, count=2).shape == (batch, 2, words)
         found = crf.nbest(emissions, mask, k=2)
         assert found.log_probabilities.tolist() == [[0.0, -math.inf]] * batch

@@ -18,7 +18,7 @@ from training import (
     write_encoder,
 )
 
-from nercrf.crf.chain import _LogLikelihood
+from nercrf.crf.likelihood import _LogLikelihood
 from nercrf.distributed.devices import BatchDataParallel, unwrap_model
 from nercrf.features.batches import FeatureDataset
 from nercrf.model.dropout import ATTENTION, CheapDropout

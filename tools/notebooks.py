@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(found) or f"{len(paths)} notebooks are clean")
         return 1 if found else 0
     os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+    os.environ.pop("MPLBACKEND", None)  # a backend without a screen shows no pictures in the page
     for path in paths:
         print(f"{path.relative_to(NOTEBOOKS)}: {run(path):.1f} s", flush=True)
     return 0

@@ -6,5 +6,8 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "CRF": "layer",
+        "TagChain": "distribution",
+        "BestPaths": "decoding",
+        "Scores": "chain",
     },
 )
