@@ -47,7 +47,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from nercrf.data.corpus import Corpus, read_corpus
-from nercrf.data.examples import Example, outermost_spans
+from nercrf.data.examples import Example, flatten_spans
 from nercrf.data.formats import read_examples
 from nercrf.features.batches import FeatureDataset, plan_batches
 from nercrf.features.conversion import convert_examples_to_features
@@ -143,7 +143,7 @@ def classic_read_cluener(path: Path) -> list[tuple[list[str], list[str]]]:
 def as_tags(examples: list[Example], scheme: str) -> list[tuple[list[str], list[str]]]:
     """Words and tags as the classic scripts hold them."""
     return [
-        (item.tokens, spans_to_tags(outermost_spans(item.spans), len(item.tokens), scheme))
+        (item.tokens, spans_to_tags(flatten_spans(item.spans), len(item.tokens), scheme))
         for item in examples
     ]
 

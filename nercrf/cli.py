@@ -22,8 +22,8 @@ VERBS = {
     "predict": {"do_predict": True},
 }
 TOOLS = {
-    "check": "nercrf.data.check:check_main",
-    "convert": "nercrf.data.convert:convert_main",
+    "check": "nercrf.data_commands:check_main",
+    "convert": "nercrf.data_commands:convert_main",
     "cache": "nercrf.features.cache:cache_main",
 }
 HELP = {

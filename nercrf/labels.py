@@ -331,7 +331,7 @@ class EntitySteps(NamedTuple):
     continues: list[list[bool]]  # [from][to]
     ends: list[list[bool]]  # [from][to]; the last column: it ends
 
-
+# %% ../nbs/0_ground/01_labels.ipynb #a41f0d2b
 def entity_steps(
     labels: Sequence[str],  # the tags in the order of their numbers
     scheme: str | Scheme = "BIO",  # their scheme

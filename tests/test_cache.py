@@ -29,8 +29,9 @@ import nercrf.features.large_corpus
 import nercrf.features.parts
 import nercrf.features.store
 import nercrf.files
+from nercrf.data.conll import write_columns
 from nercrf.data.corpus import read_corpus
-from nercrf.data.examples import DataError, Example, file_digest, write_columns
+from nercrf.data.examples import DataError, Example, file_digest
 from nercrf.data.formats import write_examples
 from nercrf.data.read_config import ReadConfig
 from nercrf.features.cache import (

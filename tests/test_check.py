@@ -14,9 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from training import CORPUS, TOKENIZER
 
-from nercrf.data.check import KINDS, CheckReport, check_main, check_paths, fix_file
-from nercrf.data.examples import DataError, Example, is_visible, write_columns
+from nercrf.data.check import check_paths
+from nercrf.data.check_report import CheckReport
+from nercrf.data.conll import write_columns
+from nercrf.data.examples import KINDS, DataError, Example
 from nercrf.data.formats import read_examples, write_examples
+from nercrf.data.reading import is_visible
+from nercrf.data.repair import fix_file
+from nercrf.data_commands import check_main, piece_counter
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, tags_to_spans
 
@@ -302,7 +307,7 @@ def test_statistics_of_a_small_corpus(odd):
 
 def test_pieces_and_windows_are_those_of_the_features(tmp_path):
     path = write_columns(tmp_path / "train.txt", CORPUS.train, CORPUS.scheme)
-    (dataset,) = check_paths(path, tokenizer=TOKENIZER, max_seq_length=20).datasets
+    (dataset,) = check_paths(path, piece_counter(TOKENIZER), max_seq_length=20).datasets
     lengths = dataset.splits[0].pieces
     features = convert_examples_to_features(
         CORPUS.train, CORPUS.labels, 20, TOKENIZER, scheme=CORPUS.scheme
@@ -402,7 +407,7 @@ def test_a_folder_that_datasets_has_saved(tmp_path, monkeypatch):
     for name in rows:
         (tmp_path / name).mkdir()
     package = SimpleNamespace(load_from_disk=lambda path: rows[Path(path).name])
-    monkeypatch.setattr("nercrf.data.formats._optional", lambda name: package)
+    monkeypatch.setattr("nercrf.data.rows._optional", lambda name: package)
     report = check_paths(tmp_path)
     assert [(split.name, split.sentences) for split in report.datasets[0].splits] == [
         ("train", 1),

@@ -13,18 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nercrf.data.conll import write_columns
 from nercrf.data.corpus import find_split_files, read_corpus
-from nercrf.data.examples import (
-    DataError,
-    Example,
-    file_digest,
-    is_visible,
-    outermost_spans,
-    split_words,
-    write_cluener,
-    write_columns,
-)
+from nercrf.data.examples import DataError, Example, file_digest, flatten_spans
 from nercrf.data.formats import read_examples
+from nercrf.data.json_spans import write_cluener
+from nercrf.data.reading import is_visible, split_words
 from nercrf.data.sample import sample_corpus, write_sample
 from nercrf.labels import SCHEMES, Span, spans_to_tags
 
@@ -347,8 +341,8 @@ def test_ids_are_kept_for_the_submission(tmp_path):
         max_size=8,
     )
 )
-def test_outermost_spans_do_not_overlap_and_cover_what_was_dropped(spans):
-    kept = outermost_spans(spans)
+def test_flatten_spans_do_not_overlap_and_cover_what_was_dropped(spans):
+    kept = flatten_spans(spans)
     assert all(left.end <= right.start for left, right in pairwise(kept))
     assert set(kept) <= set(spans)
     for span in spans:
@@ -501,7 +495,7 @@ def test_real_corpora_survive_the_round_trip(tmp_path):
     assert [(e.id, e.tokens, e.spans) for e in back] == [(e.id, e.tokens, e.spans) for e in cluener]
     cluener = cluener[:3000]
     for example in cluener:
-        example.spans = outermost_spans(example.spans)
+        example.spans = flatten_spans(example.spans)
     path = write_columns(tmp_path / "train.txt", cluener, "BIOES")
     assert tokens_and_spans(read_examples(path, on_bad="warn")) == tokens_and_spans(cluener)
     resume = read_examples(DATA / "resume" / "dev.char.bmes")

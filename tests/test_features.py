@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from nercrf.data.corpus import read_corpus
-from nercrf.data.examples import POLICIES, DataError, Example, flatten_spans, outermost_spans
+from nercrf.data.examples import POLICIES, DataError, Example, flatten_spans
 from nercrf.features.batches import FeatureDataset, deal_batch, plan_batches
 from nercrf.features.conversion import Features, convert_examples_to_features
 from nercrf.features.pieces import _note_once, read_layout, tokenize_words
@@ -538,7 +538,7 @@ def test_every_entity_counts_once_at_any_length(pairs, length, left):
     for row, example in enumerate(examples):
         found = batch["labels"][row][batch["word_mask"][row]].tolist()
         assert len(found) == len(example.tokens)
-        assert ids_to_spans(found, LABELS, "BIO") == outermost_spans(example.spans)
+        assert ids_to_spans(found, LABELS, "BIO") == flatten_spans(example.spans)
     rows = dataset.as_tensor_dataset().tensors[-1]
     assert (rows >= 0).sum() == sum(len(example.tokens) for example in examples)
 
@@ -580,7 +580,7 @@ def test_labels_equal_spans_to_tags_of_the_whole_sentence(scheme, pairs):
     expected = [
         tag
         for example in examples
-        for tag in spans_to_tags(outermost_spans(example.spans), len(example.tokens), scheme)
+        for tag in spans_to_tags(flatten_spans(example.spans), len(example.tokens), scheme)
     ]
     assert [labels[at] for at in features.labels] == expected
 

@@ -12,21 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nercrf.data.convert import convert, convert_main
+from nercrf.data.convert import convert
 from nercrf.data.corpus import read_corpus
-from nercrf.data.examples import DataError, Example, split_words
-from nercrf.data.formats import (
-    FORMATS,
-    Survey,
-    detect_format,
-    format_inline,
-    from_dataset,
-    parse_inline,
-    parse_text,
-    read_examples,
-    survey_text,
-    write_examples,
-)
+from nercrf.data.examples import DataError, Example
+from nercrf.data.formats import FORMATS, detect_format, prepare_text, read_examples, write_examples
+from nercrf.data.markup import format_inline, parse_inline
+from nercrf.data.reading import split_words
+from nercrf.data.records import Survey
+from nercrf.data.rows import from_dataset
+from nercrf.data_commands import convert_main
 from nercrf.labels import SCHEMES, Span
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -564,15 +558,16 @@ def test_parts_give_what_the_whole_gives(tmp_path, format, data):
     cuts = sorted({0, len(text), *data.draw(st.lists(st.sampled_from(ends), max_size=3))})
     parts, survey = [text[start:end] for start, end in pairwise(cuts)], Survey()
     for part in parts:
-        survey = survey.merge(survey_text(part, format, path))
+        survey = survey.merge(prepare_text(part, format, path).survey())
     read, findings, line, number = [], [], 1, 0
     for part in parts:
         options = {"first_line": line, "first_number": number, "columns": survey.columns}
-        found = parse_text(part, format, path, survey, **options)
-        number += survey_text(part, format, path).sentences
+        found = prepare_text(part, format, path, **options).finish(survey)
+        number += prepare_text(part, format, path).survey().sentences
         line += part.count("\n")
         read, findings = read + found[0], findings + found[1]
-    assert (read, findings) == parse_text(text, format, path)
+    whole = prepare_text(text, format, path)
+    assert (read, findings) == whole.finish(whole.survey())
 
 
 @pytest.mark.parametrize("end", [0, 1])

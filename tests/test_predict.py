@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import CORPUS, TOKENIZER, make_model, train_in
 
-from nercrf.data.examples import Example, split_words, write_columns
+from nercrf.data.conll import write_columns
+from nercrf.data.examples import Example
 from nercrf.data.formats import read_examples
+from nercrf.data.reading import split_words
 from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features

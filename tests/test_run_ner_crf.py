@@ -10,8 +10,9 @@ import pytest
 from training import CORPUS, ROOT, TOKENIZER, write_corpus, write_encoder
 
 from nercrf import cli
-from nercrf.data.examples import Example, write_cluener
+from nercrf.data.examples import Example
 from nercrf.data.formats import read_examples
+from nercrf.data.json_spans import write_cluener
 from nercrf.flags import OLD_NAMES, ScriptConfig
 from nercrf.labels import Span
 from nercrf.model.loading import find_model

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
-from nercrf.data.examples import Example, write_columns
+from nercrf.data.conll import write_columns
+from nercrf.data.examples import Example
 from nercrf.data.sample import sample_corpus
 from nercrf.distributed.devices import BatchDataParallel
 from nercrf.features.batches import FeatureDataset

@@ -7,6 +7,6 @@ __getattr__, __dir__ = lazy_names(
     {
         "Example": "examples",
         "read_corpus": "corpus",
-        "read_examples": "examples",
+        "read_examples": "formats",
     },
 )

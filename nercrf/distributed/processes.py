@@ -103,7 +103,6 @@ def _choose_device(no_cuda: bool, local_rank: int, world_size: int) -> torch.dev
 def init_distributed(
     no_cuda: bool = False,  # use the CPU even where GPUs exist
     local_rank: int = -1,  # the older launcher's flag; -1: not given
-    backend: str | None = None,  # "gloo" or "nccl"; None: what fits the device
     timeout_seconds: float = 1800,  # longest wait for another process
 ) -> ProcessInfo:  # what this process is
     "Join the process group that the launcher announced, if there is one."
@@ -112,8 +111,7 @@ def init_distributed(
     if world_size == 1:
         devices = torch.cuda.device_count() if device.type == "cuda" else 0
         return ProcessInfo(device=device, n_gpu=devices)
-    if backend is None:
-        backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_initialized():
         dist.init_process_group(
             backend,

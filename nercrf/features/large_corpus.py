@@ -24,17 +24,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nercrf.data.corpus import first_tags, split_formats, unseen_tags
-from nercrf.data.examples import (
-    DataError,
-    Example,
-    Finding,
-    check_tag_names,
-    check_tags,
-    label_sentences,
-    merge_findings,
-    report_findings,
-)
-from nercrf.data.formats import Survey as TextSurvey
+from nercrf.data.conll import check_tag_names, check_tags, label_sentences
+from nercrf.data.examples import DataError, Example, Finding, merge_findings, report_findings
+from nercrf.data.records import Survey as TextSurvey
 from nercrf.data.formats import find_format
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.features.parts import (

@@ -12,15 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nercrf.data.examples import (
-    ColumnSentence,
-    DataError,
-    Example,
-    Finding,
-    parse_columns,
-    read_text,
-)
-from nercrf.data.formats import Survey as TextSurvey
+from nercrf.data.conll import ColumnSentence, parse_columns
+from nercrf.data.examples import DataError, Example, Finding
+from nercrf.data.reading import read_text
+from nercrf.data.records import Survey as TextSurvey
 from nercrf.data.formats import FORMATS, Prepared, detect_text, prepare_text
 from nercrf.labels import Span
 

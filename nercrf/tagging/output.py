@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nercrf.data.examples import write_cluener, write_columns
+from nercrf.data.conll import write_columns
+from nercrf.data.json_spans import write_cluener
 from nercrf.data.formats import read_examples
 from nercrf.files import write_lines
 from nercrf.tagging.tagger import Entity, Tagged, Tagger, text_example

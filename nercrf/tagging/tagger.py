@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nercrf.data.examples import Example, split_words
+from nercrf.data.examples import Example
+from nercrf.data.reading import split_words
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
 from nercrf.features.batches import FeatureDataset
