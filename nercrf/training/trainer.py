@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from nercrf.crf.chain import choose_algorithm
+from nercrf.crf.likelihood import choose_algorithm
 from nercrf.distributed.processes import (
     ProcessInfo,
     all_reduce_sum,
