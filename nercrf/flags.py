@@ -10,21 +10,34 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
 
 from fastcore.docments import docments
 
+from nercrf.data.corpus import find_split_files
+from nercrf.data.read_config import ReadConfig
+from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.features.feature_config import CacheConfig, WindowConfig
 from nercrf.fields import check_fields, field_bounds
+from nercrf.model.encoder_config import EncoderConfig, find_model
 from nercrf.tagging.predict_config import PredictConfig
-from nercrf.training.training_config import TrainingConfig
+from nercrf.training.run_folder import refuse_folder
+from nercrf.training.training_config import (
+    CheckpointConfig,
+    DeviceConfig,
+    PrecisionConfig,
+    TrainingConfig,
+)
 
 # %% auto #0
-__all__ = ['OLD_NAMES', 'SCRIPT', 'RunConfig', 'ScriptConfig', 'FlagParser', 'add_section', 'read_config_file', 'config_words',
-           'sections_of', 'build_parser', 'parse_args']
+__all__ = ['OLD_NAMES', 'SCRIPT', 'VERBS', 'RunConfig', 'ScriptConfig', 'FlagParser', 'add_section', 'read_config_file',
+           'config_words', 'sections_of', 'build_parser', 'parse_words', 'parse_args', 'Verb', 'verb_parser',
+           'parse_verb', 'check_files', 'finished_folder']
 
 # %% ../nbs/8_commands/01_flags.ipynb #7aeeaeea
 @dataclass
@@ -35,6 +48,7 @@ class RunConfig:
     do_eval: bool = False  # evaluate on dev and, where it has labels, on test
     do_predict: bool = False  # write the entities of the test file
     dry_run: bool = False  # make two updates, estimate time and memory, leave nothing behind
+    model: str | None = None  # trained tagger, or folder of its run; none: that of --output_dir
     eval_all_checkpoints: bool = False  # evaluate every checkpoint, not only the best model
     config: str | None = None  # JSON or YAML file of flags; those of the command line come on top
     server_ip: str | None = None  # of a remote debugger; refused
@@ -102,17 +116,19 @@ class FlagParser(argparse.ArgumentParser):
         prog: str,  # the name in the usage line
         description: str,  # what the command does
         operands: str = "",  # what stands in the usage line before the flags
+        elsewhere: dict[str, str] | None = None,  # flags of other commands, and of which
     ):
         super().__init__(
             prog=prog,
-            usage=f"{prog} {operands} [FLAGS]".replace("  ", " "),
+            usage=" ".join(filter(None, [prog, operands, "[FLAGS]"])),
             description=description,
             epilog="[x]: the default; none: what holds where a flag is left out",
             formatter_class=_Help,
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )
-        self.switches: dict[str, bool] = {"-h": False, "--help": False}  # is a flag one?
+        self.elsewhere = elsewhere or {}
+        self.switches: dict[str, bool] = {"--help": False}  # of each flag: is it a switch?
 
     def parse_known_args(
         self,
@@ -150,6 +166,8 @@ class FlagParser(argparse.ArgumentParser):
         name: str,  # no flag of this parser
     ) -> str:  # what to say about it
         "The message for a flag that is none."
+        if name in self.elsewhere:
+            return f"unknown: {name}; {self.prog} has no use for it, {self.elsewhere[name]} has"
         near = get_close_matches(name, self.switches, 1, 0.7)
         return f"unknown: {name}" + (f"; did you mean {near[0]}?" if near else "")
 
@@ -272,21 +290,202 @@ def build_parser(
     return parser
 
 # %% ../nbs/8_commands/01_flags.ipynb #e41eb141
-def parse_args(
-    argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
-    prog: str = SCRIPT,  # the name in the usage line
-    **defaults,  # other defaults than the dataclass has
+def parse_words(
+    parser: FlagParser,  # knows the flags of the command
+    argv: Sequence[str] | None,  # the words of the command line; None: those of the process
+    **fixed,  # what the command says, whatever the words are
 ) -> ScriptConfig:  # checked
-    "Read a command line; what cannot be honoured is refused."
-    parser = build_parser(prog)
-    given = vars(parser.parse_args(argv))
+    "Read words, and the file that they name; what cannot be honoured is refused."
+    given = vars(parser.parse_intermixed_args(argv))
     try:
         if given.get("config") is not None:
             known = [each.name for each in fields(ScriptConfig)]
             words = config_words(read_config_file(given["config"], known))
-            given = vars(parser.parse_args(words)) | given
-        args = ScriptConfig(**(defaults | given))
+            given = vars(build_parser(parser.prog).parse_args(words)) | given
+        args = ScriptConfig(**(given | fixed))
         check_fields(args)
     except ValueError as error:
         parser.error(str(error))
     return args
+
+
+def parse_args(
+    argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
+) -> ScriptConfig:  # checked
+    "Read the command line of the script."
+    return parse_words(build_parser(), argv)
+
+# %% ../nbs/8_commands/01_flags.ipynb #fb618145
+class Verb(NamedTuple):
+    "A part of the script with flags of its own."
+
+    says: str  # what it does
+    fixed: dict[str, bool]  # what it would be told by flags
+    sections: dict[type, str]  # names of the fields that it reads; empty: all
+    operands: tuple[tuple[str, str, str], ...] = ()  # (field, name, how many) without a flag
+    help: tuple[str, ...] = ()  # what the operands are
+
+
+_READING = {ReadConfig: "", CacheConfig: ""}
+_PLACE = "no_cuda local_rank ddp_timeout"
+VERBS = {
+    "train": Verb(
+        "train on labelled files (the built-in sample without --data_dir), evaluate, predict",
+        {"do_train": True, "do_eval": True, "do_predict": True},
+        {RunConfig: "dry_run eval_all_checkpoints config"}
+        | dict.fromkeys(sections_of(TrainingConfig), "")
+        | {PredictConfig: "output output_format"},
+    ),
+    "evaluate": Verb(
+        "evaluate a trained model on the labelled files of a folder",
+        {"do_train": False, "do_eval": True, "do_predict": False},
+        {
+            RunConfig: "model eval_all_checkpoints config",
+            **_READING,
+            WindowConfig: "eval_max_seq_length nested",
+            EvaluationConfig: "",
+            EncoderConfig: "model_name_or_path",
+            PrecisionConfig: "fp16 bf16",
+            DeviceConfig: _PLACE,
+            CheckpointConfig: "output_dir",
+        },
+        (("model", "MODEL", "?"), ("data_dir", "DATA", "?")),
+        ("a trained tagger, or the folder of its run", "folder with labelled dev and test files"),
+    ),
+    "predict": Verb(
+        "tag files, or the test file of a folder",
+        {"do_train": False, "do_eval": False, "do_predict": True},
+        {
+            RunConfig: "model config",
+            PredictConfig: "",
+            ReadConfig: "",
+            EvaluationConfig: "per_gpu_eval_batch_size",
+            EncoderConfig: "model_name_or_path",
+            DeviceConfig: _PLACE,
+            CheckpointConfig: "output_dir",
+        },
+        (("model", "MODEL", "?"), ("input", "FILE", "*")),
+        ("a trained tagger, or the folder of its run", "files to tag, - for standard input"),
+    ),
+}
+
+# %% ../nbs/8_commands/01_flags.ipynb #d928baf0
+def verb_parser(
+    name: str,  # a name in `VERBS`
+) -> FlagParser:  # understands the flags of the verb
+    "The parser of a verb."
+    verb = VERBS[name]
+    others = {each.name for each in fields(ScriptConfig)}
+    elsewhere = dict.fromkeys((f"--{other}" for other in others), SCRIPT)
+    elsewhere |= {f"--{x.name}": "nercrf train" for x in fields(TrainingConfig)}
+    names = " ".join(f"[{shown}{'...' if many == '*' else ''}]" for _, shown, many in verb.operands)
+    parser = FlagParser(f"nercrf {name}", verb.says, names, elsewhere)
+    for (field, shown, many), text in zip(verb.operands, verb.help, strict=True):
+        parser.add_argument(field, metavar=shown, nargs=many, help=text)
+    for section, chosen in verb.sections.items():
+        add_section(parser, section, chosen.split())
+    return parser
+
+
+def parse_verb(
+    name: str,  # a name in `VERBS`
+    argv: Sequence[str],  # the words behind the verb
+) -> ScriptConfig:  # checked
+    "Read the command line of a verb; results go beside the model unless told otherwise."
+    args = parse_words(verb_parser(name), argv, **VERBS[name].fixed)
+    if args.model is not None and args.output_dir == CheckpointConfig.output_dir:
+        args = replace(args, output_dir=args.model)
+    if name == "predict" and args.input and args.output is None:
+        args = replace(args, output="-")
+    return args
+
+# %% ../nbs/8_commands/01_flags.ipynb #89dd8441
+def check_files(
+    args: ScriptConfig,  # checked flags
+) -> None:
+    "Refuse what the disk refuses: ValueError or OSError that says what to do."
+    if not (args.do_train or args.do_eval or args.do_predict):
+        raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
+    _check_inputs(args)
+    if args.do_train or args.do_eval or not args.input:
+        _check_data(args)
+    if args.do_train:
+        _check_training(args)
+    elif not args.predict_checkpoints:
+        find_model(finished_folder(args))
+
+
+def _check_inputs(args: ScriptConfig) -> None:
+    "Files to tag, and where the result goes."
+    for path in args.input:
+        if path != "-" and not Path(path).exists():
+            raise ValueError(f"--input {path}: there is no such file; check the path")
+    if "-" in args.input and args.input_format not in ("text", "auto"):
+        raise ValueError(
+            "standard input is read as plain text, a sentence a line: write other formats to a "
+            "file first"
+        )
+    if len(args.input) > 1 and args.output not in (None, "-"):
+        raise ValueError(f"--output {args.output} holds the result of one file: tag one by one")
+    if args.output == "-" and args.output_format != "jsonl":
+        raise ValueError(
+            f"output format {args.output_format!r} cannot go to standard output: give a file, or "
+            "use jsonl"
+        )
+
+
+def _check_data(args: ScriptConfig) -> None:
+    "The files of the splits that are needed."
+    if args.data_dir is None:
+        if not args.do_train and not (Path(args.output_dir) / "sample").is_dir():
+            raise ValueError(
+                f"no data: give --data_dir ({args.output_dir} was not trained on the built-in "
+                "sample)"
+            )
+        return
+    files = find_split_files(args.data_dir)
+    if args.do_train and "train" not in files:
+        raise ValueError(
+            f"{args.data_dir}: no labelled training file (train.*): --do_train needs one"
+        )
+    if args.do_predict and not (args.do_train or args.input or "test" in files):
+        raise ValueError(
+            f"{args.data_dir}: no test file (test.*) to predict: add one, or give --input"
+        )
+
+
+def _check_training(args: ScriptConfig) -> None:
+    "What a training starts from, where it writes, and what it needs."
+    name = args.model_name_or_path
+    if name is not None and not args.download and not args.config_name:
+        local = Path(name).is_dir() or Path(name).is_absolute() or name.startswith(".")
+        if local and not (Path(name) / "config.json").is_file():
+            raise ValueError(
+                f"no model at {name!r}: give a folder that holds one (config.json), or --download "
+                "to fetch it by name"
+            )
+    if args.resume not in (None, "auto") and not Path(args.resume).is_dir():
+        raise ValueError(
+            f"--resume {args.resume}: there is no such folder; give a checkpoint-N folder or auto"
+        )
+    for package in args.report_to:
+        if find_spec(package) is None:
+            raise ValueError(
+                f"--report_to {package} needs the package {package}, which is not installed: pip "
+                f"install {package}, or leave the flag out"
+            )
+    reason = None if args.dry_run or args.resume else refuse_folder(args)
+    if reason:
+        raise ValueError(reason)
+
+# %% ../nbs/8_commands/01_flags.ipynb #2540b959
+def finished_folder(
+    args: ScriptConfig,  # flags; model, output_dir and model_name_or_path are read
+) -> Path:  # a folder that `find_model` is to look at
+    "Where the model is that evaluation and prediction use."
+    if args.model is not None or args.do_train or args.model_name_or_path is None:
+        return Path(args.model or args.output_dir)
+    own = [Path(args.output_dir), Path(args.output_dir) / "model"]
+    if any((folder / "config.json").is_file() for folder in own):
+        return Path(args.output_dir)
+    return Path(args.model_name_or_path)

@@ -17,7 +17,7 @@ from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span
-from nercrf.model.loading import find_model
+from nercrf.model.encoder_config import find_model
 from nercrf.run_ner_crf import main
 from nercrf.tagging.output import tag_file
 from nercrf.tagging.tagger import Tagger, tag_stream

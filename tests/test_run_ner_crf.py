@@ -15,7 +15,7 @@ from nercrf.data.formats import read_examples
 from nercrf.data.json_spans import write_cluener
 from nercrf.flags import OLD_NAMES, ScriptConfig
 from nercrf.labels import Span
-from nercrf.model.loading import find_model
+from nercrf.model.encoder_config import find_model
 from nercrf.run_ner_crf import main, parse_args
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.trainer import check_config

@@ -5,14 +5,16 @@
 # %% ../../nbs/4_model/00_encoder_config.ipynb #5a78968e
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from nercrf.fields import Share
 from nercrf.labels import get_scheme
 
 # %% auto #0
-__all__ = ['EncoderConfig']
+__all__ = ['TAGGER', 'EncoderConfig', 'find_model']
 
 # %% ../../nbs/4_model/00_encoder_config.ipynb #3ea51306
 @dataclass
@@ -43,3 +45,36 @@ class EncoderConfig:
             )
         if self.scheme is not None:
             get_scheme(self.scheme)
+
+# %% ../../nbs/4_model/00_encoder_config.ipynb #5d7e1786
+TAGGER = "nercrf"  # type of our models
+
+
+def _check_is_tagger(folder: Path) -> None:
+    "Refuse a folder that holds another kind of model: ValueError."
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if found.get("model_type") != TAGGER:
+        raise ValueError(
+            f"{folder} holds a {found.get('model_type')} model, not a "
+            "trained tagger: train one from it with "
+            "nercrf train --model_name_or_path"
+        )
+
+# %% ../../nbs/4_model/00_encoder_config.ipynb #ae1adb93
+def find_model(
+    folder: str | Path,  # a model's folder, or the output folder of a run
+) -> Path:  # the folder with config.json
+    "Find the model: ValueError that says what was expected where there is none."
+    folder = Path(folder)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            _check_is_tagger(candidate)
+            return candidate
+    what = (
+        "holds no model (no config.json, and no folder model/)"
+        if folder.is_dir()
+        else "does not exist"
+    )
+    raise ValueError(
+        f"{folder} {what}: give the output folder of nercrf train, or a checkpoint in it"
+    )

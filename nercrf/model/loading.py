@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,8 @@ from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import Sentence, build_tokenizer
 
 # %% auto #0
-__all__ = ['set_dropout', 'load_encoder', 'find_model', 'check_model_type', 'find_config', 'load_tokenizer', 'LoadedModel',
-           'WindowSizes', 'check_lengths', 'unit_of_words', 'build_model', 'load_tagger']
+__all__ = ['set_dropout', 'load_encoder', 'check_model_type', 'find_config', 'load_tokenizer', 'LoadedModel', 'WindowSizes',
+           'check_lengths', 'unit_of_words', 'build_model', 'load_tagger']
 
 # %% ../../nbs/4_model/05_loading.ipynb #41943bb6
 def set_dropout(
@@ -127,36 +126,6 @@ def load_encoder(
     if isinstance(config, NerCrfConfig):
         config = config.encoder
     return AutoModel.from_config(config, dtype=torch.float32)
-
-# %% ../../nbs/4_model/05_loading.ipynb #5d7e1786
-def _check_is_tagger(folder: Path) -> None:
-    "Refuse a folder that holds another kind of model: ValueError."
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if found.get("model_type") != NerCrfConfig.model_type:
-        raise ValueError(
-            f"{folder} holds a {found.get('model_type')} model, not a "
-            "trained tagger: train one from it with "
-            "nercrf train --model_name_or_path"
-        )
-
-# %% ../../nbs/4_model/05_loading.ipynb #ae1adb93
-def find_model(
-    folder: str | Path,  # a model's folder, or the output folder of a run
-) -> Path:  # the folder with config.json
-    "Find the model: ValueError that says what was expected where there is none."
-    folder = Path(folder)
-    for candidate in (folder, folder / "model"):
-        if (candidate / "config.json").is_file():
-            _check_is_tagger(candidate)
-            return candidate
-    what = (
-        "holds no model (no config.json, and no folder model/)"
-        if folder.is_dir()
-        else "does not exist"
-    )
-    raise ValueError(
-        f"{folder} {what}: give the output folder of nercrf train, or a checkpoint in it"
-    )
 
 # %% ../../nbs/4_model/05_loading.ipynb #c19d4122
 def check_model_type(

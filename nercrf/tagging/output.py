@@ -10,11 +10,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from nercrf.data.conll import write_columns
 from nercrf.data.json_spans import write_cluener
 from nercrf.data.formats import read_examples
 from nercrf.files import write_lines
+from nercrf.tagging.predict_config import PredictConfig
 from nercrf.tagging.tagger import Entity, Tagged, Tagger, text_example
 
 # %% auto #0
@@ -45,13 +47,13 @@ def entity_line(
     return json.dumps({"id": id, "text": text, "entities": rows}, ensure_ascii=False)
 
 # %% ../../nbs/7_tagging/02_output.ipynb #efc618f4
-OUTPUT_FORMATS = ("jsonl", "cluener", "columns")
+OUTPUT_FORMATS = get_args(get_type_hints(PredictConfig)["output_format"])
 
 
 def write_tagged(
     path: str | Path,  # the file to write; "-" for standard output (jsonl only)
     sentences: Sequence[Tagged],  # tagged sentences
-    output_format: str = "jsonl",  # jsonl, cluener or columns
+    output_format: str = PredictConfig.output_format,  # jsonl, cluener or columns
     scheme: str = "BIO",  # tag scheme of a column file
 ) -> None:
     "Write tagged sentences: ValueError for an unknown format, before anything is written."
@@ -97,7 +99,7 @@ def tag_file(
     tagger: Tagger,  # the tagger
     path: str | Path,  # a file in a format that `read_examples` knows; "-" for standard input
     output: str | Path,  # the file to write; "-" for standard output
-    output_format: str = "jsonl",  # jsonl, cluener or columns
+    output_format: str = PredictConfig.output_format,  # jsonl, cluener or columns
     **reading: str | int | None,  # of `read_examples`: format, token_column, on_bad, ...
 ) -> list[Tagged]:  # what was written
     "Tag a file and write the result."

@@ -5,7 +5,7 @@
 # %% ../../nbs/7_tagging/00_predict_config.ipynb #10515c71
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from nercrf.data.read_config import ReadFormat
@@ -19,7 +19,7 @@ __all__ = ['PredictConfig']
 class PredictConfig:
     "What is tagged, and where the result goes."
 
-    input: str | None = None  # a file to tag, - for standard input; left out: the test file
+    input: list[str] = field(default_factory=list)  # files to tag, - for standard input
     input_format: ReadFormat = "text"  # of the input; text: a sentence a line
     output: str | None = None  # where the result goes, - for standard output
     output_format: Literal["jsonl", "cluener", "columns"] = "jsonl"  # of the result

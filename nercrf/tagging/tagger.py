@@ -20,7 +20,7 @@ from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, ids_to_spans
-from nercrf.model.loading import find_model
+from nercrf.model.encoder_config import find_model
 from nercrf.model.modeling import NerCrfForTokenClassification
 
 # %% auto #0

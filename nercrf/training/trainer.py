@@ -30,7 +30,6 @@ from nercrf.distributed.processes import (
 from nercrf.evaluation.evaluator import EvaluationInterrupted
 from nercrf.features.batches import FeatureDataset
 from nercrf.fields import check_fields
-from nercrf.files import MANIFEST
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.reporting import (
     History,
@@ -42,6 +41,7 @@ from nercrf.training.reporting import (
 )
 from nercrf.training.resume import find_resume, load_checkpoint, save_best_model, save_checkpoint
 from nercrf.training.run import Training, restore_model, start_training
+from nercrf.training.run_folder import earlier_run, refuse_folder
 from nercrf.training.training_config import TrainingConfig
 
 # %% ../../nbs/6_training/14_trainer.ipynb #ec9deb92
@@ -291,38 +291,14 @@ def own_callbacks(
     return found + ([LearningCurve()] if args.learning_curve else [])
 
 # %% ../../nbs/6_training/14_trainer.ipynb #342d71d1
-def _earlier_run(folder: Path) -> list[Path]:
-    "What an earlier run left in a folder; nobody else's files."
-    named = [*folder.glob("checkpoint-*"), *folder.glob("model")]
-    ours = [path for path in named if (path / MANIFEST).is_file()]
-    return ours + list(folder.glob("history.jsonl"))
-
-
 def _clear_output(args: TrainingConfig) -> str | None:
     "Make the output folder, without an earlier run; the reason where it may not be removed."
-    folder = Path(args.output_dir)
-    earlier = _earlier_run(folder)
-    checkpoints = [path for path in earlier if path.name.startswith("checkpoint-")]
-    used = Path(args.model_name_or_path or "/").resolve()
-    if any(used == path.resolve() for path in earlier):
-        return (
-            f"--overwrite_output_dir would remove {used}, which "
-            "--model_name_or_path needs: choose another --output_dir"
-        )
-    # killed before its first checkpoint
-    abandoned = args.resume == "auto" and not checkpoints
-    if earlier and not (args.overwrite_output_dir or abandoned):
-        names = ", ".join(sorted(path.name for path in earlier))
-        what = "only broken checkpoints" if args.resume == "auto" else f"an earlier run ({names})"
-        return (
-            f"{folder} holds {what}: --resume auto goes on with a whole "
-            "checkpoint, "
-            "--overwrite_output_dir removes what is there, --output_dir "
-            "chooses another folder"
-        )
-    for path in earlier:
+    reason = refuse_folder(args)
+    if reason:
+        return reason
+    for path in earlier_run(args.output_dir):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     return None
 
 
