@@ -85,7 +85,7 @@ from transformers import logging as transformers_logging
 
 import nercrf.crf.likelihood
 import nercrf.training.update
-from nercrf.data.corpus import Corpus, open_corpus
+from nercrf.data.corpus import Corpus, open_corpus, read_corpus
 from nercrf.data.read_config import ReadConfig
 from nercrf.distributed.processes import barrier, close_distributed, init_distributed
 from nercrf.features.batches import FeatureDataset
