@@ -132,7 +132,7 @@ class ConvertConfig:
 
 def convert_parser() -> FlagParser:  # of `nercrf convert`
     "The flags of the command; --from and --from_scheme are old names."
-    says = "Convert labelled text and say what was lost. Exit code 1: a loss, with --strict; 2: an error."
+    says = "Convert labelled text, say what was lost. Exit code 1: a loss, with --strict; 2: error."
     old = {"from": "format", "from_scheme": "scheme", "from_format": "format", "to_format": "to"}
     parser = FlagParser("nercrf convert", says, "IN OUT", old_names=old)
     parser.add_argument("source", metavar="IN", help="a file, or a folder with splits")
