@@ -96,8 +96,10 @@ def predict_batches(
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #697e606c
 @torch.no_grad()
 def _predict_at_once(
-    model: nn.Module, inputs: list[dict[str, torch.Tensor]], precision: torch.dtype | None
-) -> list[SentenceResult]:
+    model: nn.Module,  # on one device, or on as many as there are batches
+    inputs: list[dict[str, torch.Tensor]],  # as `FeatureDataset.collate` makes them
+    precision: torch.dtype | None,
+) -> list[SentenceResult]:  # batch after batch
     "Run one batch on each device and decode what comes out."
     bare = unwrap_model(model)
     device = next(bare.parameters()).device
