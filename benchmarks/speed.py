@@ -55,7 +55,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -86,10 +85,10 @@ from transformers import logging as transformers_logging
 
 import nercrf.crf.likelihood
 import nercrf.training.trainer
-from nercrf.data.corpus import Corpus, read_corpus
+from nercrf.data.corpus import Corpus, open_corpus, read_corpus
+from nercrf.data.read_config import ReadConfig
 from nercrf.distributed.processes import barrier, close_distributed, init_distributed
 from nercrf.features.batches import FeatureDataset
-from nercrf.features.cache import reader_options
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.model.dropout import CheapDropout, cheap_attention
 from nercrf.model.loading import load_encoder
@@ -165,7 +164,7 @@ class Task:
 def read_task(options: argparse.Namespace, output_dir: str) -> Task:
     """Read the data and choose the encoder."""
     if options.data_set == "resume":
-        corpus = read_corpus(data_folder("resume"), **reader_options(SimpleNamespace(), "cner"))
+        corpus = open_corpus(data_folder("resume"), ReadConfig("cner")).load()
         vocabulary = data_folder("vocab-bert-base-chinese.txt")
         tokenizer = BertTokenizerFast(vocab=str(vocabulary))
         encoder = BertConfig(

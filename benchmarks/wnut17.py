@@ -65,6 +65,7 @@ from nercrf.evaluation.evaluator import evaluate
 from nercrf.evaluation.metrics import Score, score_spans
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
+from nercrf.features.summary import summarize_corpus
 from nercrf.labels import Span, spans_to_tags, tags_to_spans
 from nercrf.run_ner_crf import load_model
 from nercrf.training.trainer import set_seed, train
@@ -164,7 +165,7 @@ def run_nercrf(options: argparse.Namespace, corpus: Corpus, output_dir: str) -> 
         no_cuda=True,
         seed=SEED,
     )
-    args, loaded = load_model(args, corpus)
+    args, loaded = load_model(args, summarize_corpus(corpus))
     labels, scheme = loaded.model.config.labels, loaded.model.config.scheme
     datasets = {}
     for split, examples in corpus.splits.items():

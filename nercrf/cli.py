@@ -23,7 +23,7 @@ __all__ = ['TOOLS', 'HELP', 'SHOWN', 'build_parser', 'main']
 TOOLS = {
     "check": "nercrf.data_commands:check_main",
     "convert": "nercrf.data_commands:convert_main",
-    "cache": "nercrf.features.cache:cache_main",
+    "cache": "nercrf.features.cache_files:cache_main",
 }
 HELP = {name: verb.says for name, verb in VERBS.items()} | {
     "check": "say what is in labelled files and what is wrong with them",

@@ -218,7 +218,7 @@ def test_finite_transitions_need_no_second_run(span):
     mask = np.ones((2, 50), dtype=bool)
     state = likelihood_forward(emissions, mask, None, *scores)
     totals, expected = recursion_with_torch(emissions, mask, scores, np.ones(2))
-    assert state.tables[-1]
+    assert state.arrays.tables.trusted
     assert not state.lost.any()
     assert_near(state.log_partition, totals, 1e-12)
     for found, right in zip(likelihood_backward(state, np.ones(2)), expected, strict=True):
@@ -305,7 +305,7 @@ def everything(threads, dtype="float32"):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_threads_do_not_change_a_bit(dtype):
     mask = large_problem()[1]
-    assert len(module._plan(mask, 17)[2]) - 1 > 1  # several groups
+    assert len(module.plan_words(mask, 17).bounds) - 1 > 1  # several groups
     assert all(everything(threads, dtype) == everything(1, dtype) for threads in (2, 3, 16))
 
 
@@ -431,9 +431,9 @@ def test_inputs_are_checked_and_laid_out():
     fixed = [score.copy() for score in scores]
     for array in fixed:
         array.flags.writeable = False
-    compiled = len(module._forward_groups.signatures)
+    compiled = len(module.forward_groups.signatures)
     assert likelihood_forward(*turned, *fixed).log_partition.tobytes() == expected.tobytes()
-    assert len(module._forward_groups.signatures) == compiled
+    assert len(module.forward_groups.signatures) == compiled
     with pytest.raises(TypeError, match="float32 or float64, got float16"):
         likelihood_forward(emissions.astype("float16"), mask, tags, *scores)
     with pytest.raises(ValueError, match=r"expected tags of shape \(48, 120\)"):

@@ -49,7 +49,11 @@ def named_parameters(function: object) -> set[str]:
     "The parameters of a function, without self and without a catch-all."
     parameters = inspect.signature(function).parameters.values()
     catch_all = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {each.name for each in parameters if each.kind not in catch_all} - {"self", "cls"}
+    return {each.name for each in parameters if each.kind not in catch_all} - {
+        "self",
+        "cls",
+        "typing_context",
+    }
 
 
 def overrides(member: object) -> bool:
@@ -81,6 +85,7 @@ def gaps(name: str, member: object) -> list[str]:
     if overrides(member):
         return [] if inspect.getdoc(member) else [f"{name}: no docstring"]
     found = [] if inspect.getdoc(member) else [f"{name}: no docstring"]
+    member = getattr(member, "py_func", member)  # what numba has compiled
     if inspect.isclass(member) and issubclass(member, tuple):
         fields = set(member._fields)
         described = set(re.findall(r"^\s+(\w+):.*#", inspect.getsource(member), re.MULTILINE))

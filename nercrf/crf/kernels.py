@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['LikelihoodState', 'likelihood_forward', 'likelihood_backward', 'LikelihoodGradient', 'likelihood_gradient', 'viterbi',
-           'warm_up']
+__all__ = ['WordPlan', 'plan_words', 'LikelihoodArrays', 'GradientArrays', 'forward_groups', 'backward_groups',
+           'gather_gradients', 'LikelihoodState', 'likelihood_forward', 'likelihood_backward', 'all_at_once',
+           'LikelihoodGradient', 'likelihood_gradient', 'ViterbiArrays', 'best_groups', 'viterbi', 'warm_up']
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #2287625b
 import itertools
@@ -18,291 +19,52 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-# %% ../../nbs/3_crf/08_kernels.ipynb #c625ce14
-_helper = njit(nogil=True, error_model="numpy", fastmath={"contract"})
-_summing = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
-_kernel = njit(nogil=True, error_model="numpy", fastmath={"contract"}, cache=True)
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #6b579854
-_LANES = 4
-_SIZE = ir.IntType(64)
-_NUMBER = ir.DoubleType()
-
-
-def _constant(value, lanes):
-    return ir.Constant(ir.VectorType(_NUMBER, lanes), [value] * lanes)
-
-
-def _place(builder, array, index, lanes):
-    "Address of `lanes` neighbours, and the alignment it has at least."
-    pointer = builder.gep(array.data, [index])
-    kind = pointer.type.pointee
-    vector = ir.VectorType(kind, lanes)
-    return builder.bitcast(pointer, vector.as_pointer()), (8 if kind == _NUMBER else 4)
-
-
-def _load(builder, array, index, lanes):
-    "A vector of neighbours, widened to float64."
-    place, align = _place(builder, array, index, lanes)
-    values = builder.load(place, align=align)
-    if values.type.element == _NUMBER:
-        return values
-    return builder.fpext(values, ir.VectorType(_NUMBER, lanes))
-
-
-def _store(builder, values, array, index):
-    place, align = _place(builder, array, index, values.type.count)
-    builder.store(values, place, align=align)
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #8fcea62c
-def _spread(builder, value, lanes):
-    "A vector that holds `value` in every lane."
-    nothing = ir.Constant(ir.VectorType(_NUMBER, lanes), ir.Undefined)
-    first = builder.insert_element(nothing, value, ir.IntType(32)(0))
-    order = ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
-    return builder.shuffle_vector(first, first, order)
-
-
-def _across(builder, vectors, merge):
-    "All lanes of the vectors as one number, always in the same order."
-    parts = [
-        builder.extract_element(vector, ir.IntType(32)(lane))
-        for vector in vectors
-        for lane in range(vector.type.count)
-    ]
-    while len(parts) > 1:
-        pairs = zip(parts[::2], parts[1::2], strict=False)
-        odd = parts[len(parts) // 2 * 2 :]
-        parts = [merge(builder, *pair) for pair in pairs] + odd
-    return parts[0]
-
-
-def _arrays(context, builder, signature, arguments):
-    "The array arguments of an intrinsic."
-    return [
-        context.make_array(kind)(context, builder, value)
-        for kind, value in zip(signature.args, arguments, strict=True)
-        if isinstance(kind, types.Array)
-    ]
-
-
-def _extents(builder, array):
-    return cgutils.unpack_tuple(builder, array.shape)
-
-
-@contextmanager
-def _steps(builder, begin, end, step):
-    "A loop in the generated code; yields its index."
-    with cgutils.for_range_slice(builder, begin, end, _SIZE(step), _SIZE) as (index, _):
-        yield index
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #8cd21ba6
-def _add(builder, left, right):
-    return builder.fadd(left, right, flags=("contract",))
-
-
-def _multiply_add(builder, total, factor, values):
-    product = builder.fmul(factor, values, flags=("contract",))
-    return _add(builder, total, product)
-
-
-def _larger(builder, left, right):
-    is_larger = builder.fcmp_ordered(">", right, left)
-    return builder.select(is_larger, right, left)
-
-
-def _larger_sum(builder, total, factor, values):
-    return _larger(builder, total, builder.fadd(factor, values))
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #9dc68515
-def _fold_columns(builder, arrays, columns, lanes, operation, fresh):
-    "Fold all rows within a range of columns, `lanes` columns at a time."
-    factors, table, result = arrays
-    combine, merge, neutral = operation
-    rows, width = _extents(builder, table)
-    stride = builder.sdiv(cgutils.unpack_tuple(builder, factors.strides)[0], _SIZE(8))
-    # Several independent sums: none has to wait for the one before it.
-    chains = 2 if lanes > 8 else 4
-    totals = [cgutils.alloca_once(builder, ir.VectorType(_NUMBER, lanes)) for _ in range(chains)]
-
-    def take(row, column, total):
-        factor = builder.load(builder.gep(factors.data, [builder.mul(row, stride)]))
-        index = builder.add(builder.mul(row, width), column)
-        values = _load(builder, table, index, lanes)
-        builder.store(
-            combine(builder, builder.load(total), _spread(builder, factor, lanes), values), total
-        )
-
-    with _steps(builder, *columns, lanes) as column:
-        for total in totals:
-            builder.store(_constant(neutral, lanes), total)
-        if not fresh:
-            builder.store(_load(builder, result, column, lanes), totals[0])
-        whole = builder.and_(rows, _SIZE(-chains))
-        with _steps(builder, _SIZE(0), whole, chains) as row:
-            for offset, total in enumerate(totals):
-                take(builder.add(row, _SIZE(offset)), column, total)
-        with _steps(builder, whole, rows, 1) as row:
-            take(row, column, totals[0])
-        found = builder.load(totals[0])
-        for total in totals[1:]:
-            found = merge(builder, found, builder.load(total))
-        _store(builder, found, result, column)
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #38cad10c
-def _row_fold(combine, merge, neutral, fresh):
-    @intrinsic
-    def fold(typing_context, factors, table, result):
-        "Fold `factors[i]` with row i of the table, over all i."
-
-        def generate(context, builder, signature, arguments):
-            arrays = _arrays(context, builder, signature, arguments)
-            width = _extents(builder, arrays[1])[1]
-            begin = _SIZE(0)
-            for lanes in (4 * _LANES, 2 * _LANES, _LANES):
-                end = builder.and_(width, _SIZE(-lanes))
-                _fold_columns(
-                    builder, arrays, (begin, end), lanes, (combine, merge, neutral), fresh
-                )
-                begin = end
-            return context.get_dummy_value()
-
-        return types.void(factors, table, result), generate
-
-    return fold
-
-
-_sum_products = _row_fold(_multiply_add, _add, 0.0, fresh=True)
-_add_products = _row_fold(_multiply_add, _add, 0.0, fresh=False)
-_largest_sums = _row_fold(_larger_sum, _larger, -math.inf, fresh=True)
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #66be801e
-@intrinsic
-def _multiply_rows(typing_context, left, right, factor, result):
-    "result = left * factor * right in whole vectors; returns its sum."
-
-    def generate(context, builder, signature, arguments):
-        first, second, target = _arrays(context, builder, signature, arguments)
-        factor = _spread(builder, arguments[2], _LANES)
-        sums = cgutils.alloca_once_value(builder, _constant(0.0, _LANES))
-        (width,) = _extents(builder, target)
-        with _steps(builder, _SIZE(0), width, _LANES) as index:
-            product = builder.fmul(
-                builder.fmul(_load(builder, first, index, _LANES), factor),
-                _load(builder, second, index, _LANES),
-            )
-            _store(builder, product, target, index)
-            builder.store(_add(builder, builder.load(sums), product), sums)
-        return _across(builder, [builder.load(sums)], _add)
-
-    return types.float64(left, right, types.float64, result), generate
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #c5a52403
-@intrinsic
-def _take_row(typing_context, source, target):
-    "Copy scores, -inf behind them; the largest, NaN passed over."
-
-    def generate(context, builder, signature, arguments):
-        source, target = _arrays(context, builder, signature, arguments)
-        (size,), (width,) = map(_extents, (builder, builder), (source, target))
-        last = builder.sub(width, _SIZE(_LANES))
-        _store(builder, _constant(-math.inf, _LANES), target, last)
-        whole = builder.and_(size, _SIZE(-_LANES))
-        peaks = []
-        for begin, end, lanes in ((_SIZE(0), whole, _LANES), (whole, size, 1)):
-            peak = cgutils.alloca_once_value(builder, _constant(-math.inf, lanes))
-            with _steps(builder, begin, end, lanes) as index:
-                values = _load(builder, source, index, lanes)
-                _store(builder, values, target, index)
-                builder.store(_larger(builder, builder.load(peak), values), peak)
-            peaks.append(builder.load(peak))
-        return _across(builder, peaks, _larger)
-
-    return types.float64(source, target), generate
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #b63ecc6c
-_SHIFT = 1.5 * 2.0**52
-_LOG2_E = 1.4426950408889634
-_LOG_2 = 6.93145751953125e-1, 1.42860682030941723212e-6  # high, low
-
-
-@_helper
-def _exponential(value):
-    shifted = value * _LOG2_E + _SHIFT
-    power = shifted - _SHIFT
-    rest = (value - power * _LOG_2[0]) - power * _LOG_2[1]
-    total = 1.0 / 6227020800.0  # 1 / 13!
-    total = total * rest + 1.0 / 479001600.0
-    total = total * rest + 1.0 / 39916800.0
-    total = total * rest + 1.0 / 3628800.0
-    total = total * rest + 1.0 / 362880.0
-    total = total * rest + 1.0 / 40320.0
-    total = total * rest + 1.0 / 5040.0
-    total = total * rest + 1.0 / 720.0
-    total = total * rest + 1.0 / 120.0
-    total = total * rest + 1.0 / 24.0
-    total = total * rest + 1.0 / 6.0
-    total = total * rest + 0.5
-    total = total * rest + 1.0
-    total = total * rest + 1.0
-    bits = np.float64(shifted).view(np.int64)
-    bits = (bits + np.int64(1023)) << np.int64(52)
-    scaled = total * np.int64(bits).view(np.float64)
-    return 0.0 if value < -708.0 else scaled
-
-
-@_helper
-def _exponentials(values):
-    for index in range(values.size):
-        values[index] = _exponential(values[index])
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #a963c8ea
-@_helper
-def _fill(row, value):
-    for index in range(row.size):
-        row[index] = value
-
-
-@_helper
-def _scale(row, factor):
-    for index in range(row.size):
-        row[index] *= factor
-
-
-@_summing
-def _total(row):
-    total = 0.0
-    for value in row:
-        total += value
-    return total
-
-
-@_helper
-def _widened(scores, positions):
-    "The words of a sequence one after the other, in float64."
-    result = np.empty((positions.size, scores.shape[1]))
-    for word in range(positions.size):
-        for label in range(scores.shape[1]):
-            result[word, label] = scores[positions[word], label]
-    return result
+from nercrf.crf.recursions import (
+    BestTables,
+    Expected,
+    ScoreArrays,
+    Trellis,
+    WeightTables,
+    add_marginals,
+    add_pairs,
+    add_path,
+    best_path,
+    best_tables,
+    fill_weights,
+    log_backward_pass,
+    log_forward_pass,
+    path_score,
+    plain_best_score,
+    scaled_backward_pass,
+    scaled_forward_pass,
+    weight_tables,
+)
+from nercrf.crf.vectors import LANES, fill, helper, kernel, widened
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #87e0ce5e
+class WordPlan(NamedTuple):
+    "Where the words of a batch are, and how its sentences are shared out."
+
+    positions: np.ndarray  # (batch * words,) int64, words of the sentences one after the other
+    offsets: np.ndarray  # (batch + 1,) int64, where each sentence begins in them
+    bounds: np.ndarray  # (groups + 1,) int64, the sentence with which each group begins
+    longest: int  # words of the longest sentence
+
+
 _GROUP_WORK = 1e6  # a quarter of a millisecond, there and back
 _MOST_GROUPS = 32
 
 
-@_kernel
-def _plan(mask, labels):
-    "Positions, where sequences begin, where groups begin, longest sequence."
+@kernel
+def plan_words(
+    mask: np.ndarray,  # (batch, words) bool, True at words
+    labels: int,  # how many there are
+) -> WordPlan:
+    "List the words of a batch, and cut it into groups of sentences."
     batch, words = mask.shape
     positions = np.empty(batch * words, np.int64)
     offsets = np.zeros(batch + 1, np.int64)
@@ -322,304 +84,40 @@ def _plan(mask, labels):
         while sequence < batch and offsets[sequence + 1] * groups <= count * (group + 1):
             sequence += 1
     bounds[groups] = batch
-    return positions, offsets, bounds, longest
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #c24db9a2
-_SPAN = 300.0
-
-
-@_helper
-def _range_of(scores):
-    "Largest score, 0 if there is none above -inf; the span below it."
-    top, lowest = -math.inf, math.inf
-    for score in scores:
-        top = score if score > top else top
-        lowest = score if score < lowest else lowest
-    return top if top > -math.inf else 0.0, top - lowest
-
-
-@_kernel
-def _sum_tables(start, transitions, end):
-    "Weights onward, back and at the end, their peaks, are they trusted."
-    labels = end.size
-    width = (labels + _LANES - 1) // _LANES * _LANES
-    onward, back = np.zeros((width, width)), np.zeros((width, width))
-    closing = np.zeros(width)
-    top, span = _range_of(transitions.reshape(transitions.size))
-    end_top, end_span = _range_of(end)
-    for before in range(labels):
-        closing[before] = _exponential(end[before] - end_top)
-        for after in range(labels):
-            weight = _exponential(transitions[before, after] - top)
-            onward[before, after] = back[after, before] = weight
-    trusted = span <= _SPAN and end_span <= _SPAN
-    return onward, back, closing, top, end_top, trusted
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #abd1c355
-@_helper
-def _weigh(emissions, positions, start, weights):
-    "Fill the weights of a sequence; returns the sum of the peaks."
-    peaks = 0.0
-    for word in range(positions.size):
-        weight = weights[word]
-        peak = _take_row(emissions[positions[word]], weight)
-        if word == 0:
-            peak = -math.inf
-            for label in range(start.size):
-                weight[label] += start[label]
-                peak = weight[label] if weight[label] > peak else peak
-        for label in range(weight.size):
-            weight[label] -= peak
-        peaks += peak
-    _exponentials(weights.reshape(weights.size))
-    return peaks
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #3f2b5645
-_TINY = 1e-280
-
-
-@_helper
-def _holds_tiny(row, labels):
-    tiny = False
-    for label in range(labels):
-        tiny |= row[label] < _TINY
-    return tiny
-
-
-@_helper
-def _lost_onward(word, reached, alphas, start, transitions, emitted):
-    "Whether a tiny alpha has a path that leads to it."
-    if not _holds_tiny(reached, emitted.size):
-        return False
-    for after in range(emitted.size):
-        if reached[after] >= _TINY or emitted[after] == -math.inf:
-            continue
-        if word == 0 and start[after] > -math.inf:
-            return True
-        for before in range(emitted.size if word > 0 else 0):
-            if alphas[word - 1, before] > 0.0 and transitions[before, after] > -math.inf:
-                return True
-    return False
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #31ee39e3
-@_helper
-def _scaled_forward(emissions, positions, scores, tables, trellis):
-    "Log of the sum of all weights; NaN: the log domain has to do it."
-    start, transitions, end = scores
-    onward, _, closing, top, end_top, trusted = tables
-    alphas, weights, inverses = trellis
-    words = positions.size
-    logs, product, factor = 0.0, 1.0, 1.0
-    for word in range(words):
-        alpha = alphas[word]
-        if word == 0:
-            _fill(alpha, 1.0)
-        else:
-            _sum_products(alphas[word - 1], onward, alpha)
-        total = _multiply_rows(alpha, weights[word], factor, alpha)
-        if not total >= _TINY:
-            return math.nan
-        inverses[word] = 1.0 / total
-        if trusted:
-            factor = inverses[word]
-        elif _lost_onward(word, alpha, alphas, start, transitions, emissions[positions[word]]):
-            return math.nan
-        else:
-            _scale(alpha, inverses[word])
-        if total < 1e-100 or not 1e-150 < product < 1e150:
-            logs += math.log(product) + math.log(total)
-            product = 1.0
-        else:
-            product *= total
-    total = 0.0
-    for label in range(end.size):
-        total += factor * alphas[words - 1, label] * closing[label]
-    if not total >= _TINY:
-        return math.nan
-    logs += math.log(product) + math.log(total)
-    return logs + (words - 1) * top + end_top
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #52467ed1
-@_helper
-def _scaled_backward(tables, trellis, scratch, gradient):
-    "Fill marginals, messages, scales; False: the log domain has to do it."
-    _, back, closing, _, _, trusted = tables
-    alphas, weights, inverses = trellis
-    marginals, messages, scales = scratch
-    last = len(alphas) - 1
-    beta, before = np.empty(closing.size), np.empty(closing.size)
-    for label in range(closing.size):
-        beta[label] = closing[label]
-    factor = 1.0
-    scales[last] = _multiply_rows(alphas[last], closing, 1.0, marginals[last])
-    for word in range(last, 0, -1):
-        message = messages[word]
-        if trusted:
-            factor = inverses[word]
-        _multiply_rows(beta, weights[word], factor, message)
-        _sum_products(message, back, before)
-        joint = _multiply_rows(alphas[word - 1], before, 1.0, marginals[word - 1])
-        if not joint >= _TINY:
-            return False
-        if not trusted:
-            factor = 1.0 / _total(before)
-        _scale(message, gradient / joint)
-        scales[word - 1] = joint
-        beta, before = before, beta
-    return True
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #d88a1c5c
-_BLOCK = 64
-
-
-@_helper
-def _add_pairs(words, alphas, messages, pairs):
-    "Add up alpha(i) message(j) over all pairs of neighbouring words."
-    for begin in range(1, words, _BLOCK):
-        end = min(begin + _BLOCK, words)
-        block = messages[begin:end]
-        for label in range(len(pairs)):
-            _add_products(alphas[begin - 1 : end - 1, label], block, pairs[label])
-
-
-@_helper
-def _add_marginals(positions, gradient, marginals, scales, result, direct):
-    "Write the gradient of the emissions, add that of start and end."
-    labels, last = result.shape[1], positions.size - 1
-    word = 0
-    for position in range(len(result)):
-        row = result[position]
-        if word > last:
-            rest = result[position:]
-            _fill(rest.reshape(rest.size), 0.0)
-            break
-        if positions[word] != position:
-            _fill(row, 0.0)
-            continue
-        marginal, scale = marginals[word], -gradient / scales[word]
-        for label in range(labels):
-            row[label] = scale * marginal[label]
-        word += 1
-    at_start, at_end = gradient / scales[0], gradient / scales[last]
-    for label in range(labels):
-        direct[labels, label] -= at_start * marginals[0, label]
-        direct[labels + 1, label] -= at_end * marginals[last, label]
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #a643d1fa
-@_helper
-def _log_sum(scores):
-    peak = -math.inf
-    for score in scores:
-        if score > peak or score != score:
-            peak = score
-    if not math.isfinite(peak):
-        return peak
-    total = 0.0
-    for score in scores:
-        total += _exponential(score - peak)
-    return peak + math.log(total)
-
-
-@_helper
-def _normalise(scores):
-    "Take out the log of the sum where it is finite, and return it."
-    total = _log_sum(scores)
-    if not math.isfinite(total):
-        return 0.0
-    for index in range(scores.size):
-        scores[index] -= total
-    return total
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #58d6986b
-@_helper
-def _log_forward(emissions, scores, alphas):
-    "Log partition of a sequence (words, labels), by logarithms of sums."
-    start, transitions, end = scores
-    words, labels = emissions.shape
-    terms = np.empty(labels)
-    logs = 0.0
-    for word in range(words):
-        for after in range(labels):
-            if word > 0:
-                for before in range(labels):
-                    terms[before] = alphas[word - 1, before] + transitions[before, after]
-            alphas[word, after] = emissions[word, after] + (
-                start[after] if word == 0 else _log_sum(terms)
-            )
-        logs += _normalise(alphas[word])
-    for label in range(labels):
-        terms[label] = alphas[words - 1, label] + end[label]
-    return logs + _log_sum(terms)
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #66471511
-@_helper
-def _log_backward(emissions, scores, gradient, marginals, direct):
-    "Marginals of a sequence; the gradient of its pairs is added up."
-    _, transitions, end = scores
-    words, labels = emissions.shape
-    alphas, beta = np.empty((words, labels)), np.empty(labels)
-    _log_forward(emissions, scores, alphas)
-    joint = np.empty((labels, labels))
-    flat = joint.reshape(joint.size)
-    for label in range(labels):
-        beta[label] = end[label]
-    for word in range(words - 1, -1, -1):
-        marginal = marginals[word, :labels]
-        for label in range(labels):
-            marginal[label] = alphas[word, label] + beta[label]
-        _normalise(marginal)
-        _exponentials(marginal)
-        if word == 0:
-            break
-        for before in range(labels):
-            for after in range(labels):
-                joint[before, after] = transitions[before, after] + (
-                    emissions[word, after] + beta[after]
-                )
-        for before in range(labels):
-            beta[before] = _log_sum(joint[before])
-            for after in range(labels):
-                joint[before, after] += alphas[word - 1, before]
-        _normalise(beta)
-        _normalise(flat)
-        _exponentials(flat)
-        for before in range(labels):
-            for after in range(labels):
-                direct[before, after] -= gradient * joint[before, after]
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #521ce49b
-@_helper
-def _path_score(emissions, positions, tags, scores):
-    "Score of a path, and the position of its first wrong tag, or -1."
-    start, transitions, end = scores
-    total, before = 0.0, -1
-    for word in range(positions.size):
-        position = positions[word]
-        tag = tags[position]
-        if tag < 0 or tag >= end.size:
-            return total, position
-        total += emissions[position, tag]
-        total += start[tag] if word == 0 else transitions[before, tag]
-        before = tag
-    return total + end[before], -1
-
-
-@_helper
-def _add_path(positions, tags, gradient, result, direct):
-    "Add the gradient of the score of a path."
-    labels, before = result.shape[1], -1
-    for word in range(positions.size):
-        position = positions[word]
-        tag = tags[position]
-        result[position, tag] += gradient
-        direct[labels if word == 0 else before, tag] += gradient
-        before = tag
-    direct[labels + 1, before] += gradient
+    return WordPlan(positions, offsets, bounds, longest)
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #2281cc1e
-@_helper
-def _carve(memory, rows, width):
-    "Two tables and a column out of one piece of memory."
+class LikelihoodArrays(NamedTuple):
+    "What the kernels read of a batch, and what the forward pass finds."
+
+    plan: WordPlan  # where the words are
+    scores: ScoreArrays  # of the chain
+    tables: WeightTables  # of the scores
+    emissions: np.ndarray  # (batch, words, labels) float32 or float64
+    tags: np.ndarray  # (batch, words) int64, or empty
+    memory: np.ndarray  # (any,) float64, the trellis of the whole batch where it is kept
+    keep: bool  # whether it is
+    partition: np.ndarray  # (batch,) float64, log partitions
+    gold: np.ndarray  # (batch,) float64, scores of the tags
+    lost: np.ndarray  # (batch,) bool, done in the log domain
+
+
+class GradientArrays(NamedTuple):
+    "What the backward pass is given, and what it finds."
+
+    gradient: np.ndarray  # (batch,) float64, of each value
+    result: np.ndarray  # (batch, words, labels) like the emissions, their gradient
+    pairs: np.ndarray  # (groups, width, width) float64, of the transitions, without their weights
+    direct: np.ndarray  # (groups, labels + 2, labels) float64, of all scores
+
+
+@helper
+def _carve(
+    memory: np.ndarray,  # (any,) float64
+    rows: int,  # words
+    width: int,  # padded labels
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Two tables (rows, width) and a column (rows,) out of one piece of memory."
     size = rows * width
     return (
         memory[:size].reshape(rows, width),
@@ -627,91 +125,88 @@ def _carve(memory, rows, width):
         memory[2 * size : 2 * size + rows],
     )
 
-
-@_kernel
-def _forward_groups(
-    first, last, scratch, plan, scores, tables, emissions, tags, memory, keep, partition, gold, lost
-):
-    "Fill partition, gold and lost; flat index of a wrong tag, or -1."
-    positions, offsets, bounds, longest = plan
-    width = tables[2].size
+# %% ../../nbs/3_crf/08_kernels.ipynb #3483b417
+@kernel
+def forward_groups(
+    first: int,  # group
+    last: int,  # group, not included
+    scratch: np.ndarray,  # (any,) float64, for one sentence where nothing is kept
+    batch: LikelihoodArrays,  # partition, gold and lost are filled
+) -> int:  # sequence * words + word of a wrong tag, or -1
+    "The forward passes of some groups."
+    positions, offsets, bounds, longest = batch.plan
+    width, scores, keep = batch.tables.closing.size, batch.scores, batch.keep
     rows = offsets[-1] if keep else longest
-    trellis = _carve(memory if keep else scratch, rows, width)
+    alphas, weights, inverses = _carve(batch.memory if keep else scratch, rows, width)
     for sequence in range(bounds[first], bounds[last]):
-        partition[sequence] = gold[sequence] = 0.0
-        lost[sequence] = False
+        batch.partition[sequence] = batch.gold[sequence] = 0.0
+        batch.lost[sequence] = False
         begin, end = offsets[sequence], offsets[sequence + 1]
         if begin == end:
             continue
-        words, rows = positions[begin:end], emissions[sequence]
-        if tags.size > 0:
-            gold[sequence], wrong = _path_score(rows, words, tags[sequence], scores)
+        words, rows = positions[begin:end], batch.emissions[sequence]
+        if batch.tags.size > 0:
+            batch.gold[sequence], wrong = path_score(rows, words, batch.tags[sequence], scores)
             if wrong >= 0:
-                return sequence * emissions.shape[1] + wrong
+                return sequence * batch.emissions.shape[1] + wrong
         begin = begin if keep else 0
         end = begin + words.size
-        alphas, weights, inverses = trellis
-        part = alphas[begin:end], weights[begin:end], inverses[begin:end]
-        total = _weigh(rows, words, scores[0], part[1])
-        total += _scaled_forward(rows, words, scores, tables, part)
+        trellis = Trellis(alphas[begin:end], weights[begin:end], inverses[begin:end])
+        total = fill_weights(rows, words, scores.start, trellis.weights)
+        total += scaled_forward_pass(rows, words, scores, batch.tables, trellis)
         if not math.isfinite(total):
-            lost[sequence] = True
-            total = _log_forward(
-                _widened(rows, words), scores, np.empty((words.size, emissions.shape[2]))
-            )
-        partition[sequence] = total
+            batch.lost[sequence] = True
+            in_logs = np.empty((words.size, batch.emissions.shape[2]))
+            total = log_forward_pass(widened(rows, words), scores, in_logs)
+        batch.partition[sequence] = total
     return -1
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #01536eeb
-@_kernel
-def _backward_groups(
-    first,
-    last,
-    scratch,
-    plan,
-    scores,
-    tables,
-    emissions,
-    tags,
-    memory,
-    partition,
-    lost,
-    gradient,
-    result,
-    pairs,
-    direct,
-):
-    "Fill the gradients of the emissions and, by group, of the scores."
-    positions, offsets, bounds, longest = plan
-    width = tables[2].size
-    alphas, weights, inverses = _carve(memory, offsets[-1], width)
-    room = _carve(scratch, longest, width)
-    ones = np.ones(longest)
+@kernel
+def backward_groups(
+    first: int,  # group
+    last: int,  # group, not included
+    scratch: np.ndarray,  # (any,) float64, for one sentence
+    batch: LikelihoodArrays,  # after `forward_groups`, kept
+    found: GradientArrays,  # to be filled
+) -> None:
+    "The backward passes of some groups: gradients of the emissions and, by group, of the scores."
+    positions, offsets, bounds, longest = batch.plan
+    width, scores, tables = batch.tables.closing.size, batch.scores, batch.tables
+    alphas, weights, inverses = _carve(batch.memory, offsets[-1], width)
+    marginals, messages, scales = _carve(scratch, longest, width)
+    expected = Expected(marginals, messages, scales)
+    unscaled = Expected(marginals, messages, np.ones(longest))
     for group in range(first, last):
-        _fill(pairs[group].reshape(width * width), 0.0)
-        _fill(direct[group].reshape(direct[group].size), 0.0)
+        pairs, direct = found.pairs[group], found.direct[group]
+        fill(pairs.reshape(width * width), 0.0)
+        fill(direct.reshape(direct.size), 0.0)
         for sequence in range(bounds[group], bounds[group + 1]):
             begin, end = offsets[sequence], offsets[sequence + 1]
-            words, rows = positions[begin:end], emissions[sequence]
-            found, weight = result[sequence], gradient[sequence]
-            if begin == end or partition[sequence] == -math.inf:
-                _fill(found.reshape(found.size), 0.0)
+            words, rows = positions[begin:end], batch.emissions[sequence]
+            result, weight = found.result[sequence], found.gradient[sequence]
+            if begin == end or batch.partition[sequence] == -math.inf:
+                fill(result.reshape(result.size), 0.0)
                 continue
-            part = alphas[begin:end], weights[begin:end], inverses[begin:end]
-            if not lost[sequence] and _scaled_backward(tables, part, room, weight):
-                _add_pairs(words.size, part[0], room[1], pairs[group])
-                _add_marginals(words, weight, room[0], room[2], found, direct[group])
+            trellis = Trellis(alphas[begin:end], weights[begin:end], inverses[begin:end])
+            if not batch.lost[sequence] and scaled_backward_pass(tables, trellis, expected, weight):
+                add_pairs(words.size, trellis.alphas, messages, pairs)
+                add_marginals(words, weight, expected, result, direct)
             else:
                 # An infinite or missing sum has no gradient.
-                weight += 0.0 * partition[sequence]
-                _log_backward(_widened(rows, words), scores, weight, room[0], direct[group])
-                _add_marginals(words, weight, room[0], ones, found, direct[group])
-            if tags.size > 0:
-                _add_path(words, tags[sequence], weight, found, direct[group])
+                weight += 0.0 * batch.partition[sequence]
+                log_backward_pass(widened(rows, words), scores, weight, marginals, direct)
+                add_marginals(words, weight, unscaled, result, direct)
+            if batch.tags.size > 0:
+                add_path(words, batch.tags[sequence], weight, result, direct)
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #29b1d2ec
-@_kernel
-def _gather(pairs, direct, onward):
+@kernel
+def gather_gradients(
+    pairs: np.ndarray,  # (groups, width, width) float64
+    direct: np.ndarray,  # (groups, labels + 2, labels) float64
+    onward: np.ndarray,  # (width, width) float64, weights of the transitions
+) -> np.ndarray:  # (labels + 2, labels) float64
     "Gradients of the transitions, then of start and end, as one table."
     labels = direct.shape[2]
     result = np.zeros((labels + 2, labels))
@@ -731,7 +226,10 @@ class _Memory:
     shelf: ClassVar[deque] = deque()
     most, most_bytes = 8, 2**26
 
-    def __init__(self, size):
+    def __init__(
+        self,
+        size: int,  # numbers at least
+    ):
         try:
             self.numbers = self.shelf.pop()
         except IndexError:
@@ -770,7 +268,7 @@ def _share(
     groups: int,  # number of groups
     threads: int,  # at most so many at once
     scratch: int,  # numbers of memory that one call needs
-    arguments: tuple,
+    arguments: tuple,  # of the kernel
 ) -> list:  # what the calls returned
     "Run a kernel over all groups, in several threads where that pays."
 
@@ -790,7 +288,19 @@ def _share(
     return results + [other.result() for _, other in finished]
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #9b53d05c
-def _laid_out(array, dtype):
+class _Inputs(NamedTuple):
+    "A batch as the kernels need it: checked, and laid out in memory."
+
+    emissions: np.ndarray  # (batch, words, labels) float32 or float64
+    mask: np.ndarray  # (batch, words) bool
+    tags: np.ndarray  # (batch, words) int64, or empty
+    scores: ScoreArrays  # of the chain
+
+
+def _laid_out(
+    array: np.ndarray,  # any shape and type
+    dtype: type,  # that it must have
+) -> np.ndarray:
     "The array itself where it can be used as it is, else a copy."
     array = np.asarray(array)
     if array.dtype == dtype and array.flags.carray:
@@ -798,7 +308,12 @@ def _laid_out(array, dtype):
     return np.require(array, dtype, ["C", "A", "W"])
 
 
-def _checked(emissions, mask, tags, start, transitions, end):
+def _checked(
+    emissions: np.ndarray,  # (batch, words, labels) float32 or float64
+    mask: np.ndarray,  # (batch, words) bool
+    tags: np.ndarray | None,  # (batch, words) int64
+    scores: ScoreArrays,  # of the chain
+) -> _Inputs:
     "The inputs as the kernels need them. Raises TypeError and ValueError."
     emissions = np.asarray(emissions)
     if emissions.dtype not in (np.float32, np.float64):
@@ -814,9 +329,9 @@ def _checked(emissions, mask, tags, start, transitions, end):
     expected = {
         "mask": (mask, (batch, words)),
         "tags": (tags, (batch, words)),
-        "start": (start, (labels,)),
-        "end": (end, (labels,)),
-        "transitions": (transitions, (labels, labels)),
+        "start": (scores.start, (labels,)),
+        "end": (scores.end, (labels,)),
+        "transitions": (scores.transitions, (labels, labels)),
     }
     for name, (array, shape) in expected.items():
         if array is not None and array.shape != shape:
@@ -825,9 +340,9 @@ def _checked(emissions, mask, tags, start, transitions, end):
                 f"emissions of {emissions.shape}, got "
                 f"{array.shape}"
             )
-    scores = tuple(_laid_out(score, np.float64) for score in (start, transitions, end))
+    scores = ScoreArrays(*(_laid_out(score, np.float64) for score in scores))
     tags = _NO_TAGS if tags is None else _laid_out(tags, np.int64)
-    return (_laid_out(emissions, emissions.dtype), _laid_out(mask, np.bool_), tags, scores)
+    return _Inputs(_laid_out(emissions, emissions.dtype), _laid_out(mask, np.bool_), tags, scores)
 
 
 _NO_TAGS = np.empty((0, 0), np.int64)
@@ -839,13 +354,9 @@ class LikelihoodState(NamedTuple):
     log_partition: np.ndarray  # (batch,) float64, -inf: no path is possible
     gold: np.ndarray  # (batch,) float64, scores of the tags; 0 without tags
     wrong_tag: int  # sequence * words + word of a tag that is no label, or -1
-    emissions: np.ndarray  # (batch, words, labels), not to be changed before
-    tags: np.ndarray  # (batch, words), or empty
-    scores: tuple  # start, transitions, end
-    plan: tuple  # of `_plan`
-    tables: tuple  # of `_sum_tables`
-    memory: _Memory | None  # alphas, weights and inverses; None: not kept
     lost: np.ndarray  # (batch,) bool, done in the log domain
+    arrays: LikelihoodArrays  # of the batch, not to be changed before
+    memory: _Memory | None  # holds alphas, weights and inverses; None: not kept
 
 
 def likelihood_forward(
@@ -859,34 +370,28 @@ def likelihood_forward(
     keep: bool = True,  # keep what `likelihood_backward` needs
 ) -> LikelihoodState:  # its other fields are undefined after a wrong tag
     "Log partition and gold score of each sequence; -inf forbids a score."
-    emissions, mask, tags, scores = _checked(emissions, mask, tags, start, transitions, end)
-    batch, _, labels = emissions.shape
-    plan, tables = _plan(mask, labels), _sum_tables(*scores)
-    _, offsets, bounds, longest = plan
-    row = 2 * tables[2].size + 1
-    memory = _Memory(row * int(offsets[-1]) if keep else 0)
-    partition, gold = np.empty(batch), np.empty(batch)
-    lost = np.empty(batch, np.bool_)
-    wrong = _share(
-        _forward_groups,
-        len(bounds) - 1,
-        threads,
-        0 if keep else row * longest,
-        (plan, scores, tables, emissions, tags, memory.numbers, keep, partition, gold, lost),
-    )
-    wrong = min(filter(lambda place: place >= 0, wrong), default=-1)
-    return LikelihoodState(
-        partition,
-        gold,
-        wrong,
-        emissions,
-        tags,
-        scores,
+    inputs = _checked(emissions, mask, tags, ScoreArrays(start, transitions, end))
+    batch, _, labels = inputs.emissions.shape
+    plan, tables = plan_words(inputs.mask, labels), weight_tables(inputs.scores)
+    row = 2 * tables.closing.size + 1
+    memory = _Memory(row * int(plan.offsets[-1]) if keep else 0)
+    arrays = LikelihoodArrays(
         plan,
+        inputs.scores,
         tables,
-        memory if keep else None,
-        lost,
+        inputs.emissions,
+        inputs.tags,
+        memory.numbers,
+        keep,
+        partition=np.empty(batch),
+        gold=np.empty(batch),
+        lost=np.empty(batch, np.bool_),
     )
+    scratch, groups = 0 if keep else row * plan.longest, len(plan.bounds) - 1
+    wrong = _share(forward_groups, groups, threads, scratch, (arrays,))
+    wrong = min(filter(lambda place: place >= 0, wrong), default=-1)
+    memory = memory if keep else None
+    return LikelihoodState(arrays.partition, arrays.gold, wrong, arrays.lost, arrays, memory)
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #a7be5335
 def likelihood_backward(
@@ -899,92 +404,52 @@ def likelihood_backward(
         raise ValueError(
             "expected the state of likelihood_forward with keep=True, got one that kept nothing"
         )
-    emissions, (labels, onward) = state.emissions, (state.emissions.shape[2], state.tables[0])
-    gradient = _laid_out(gradient, np.float64)
+    emissions, plan, onward = state.arrays.emissions, state.arrays.plan, state.arrays.tables.onward
+    gradient, labels = _laid_out(gradient, np.float64), emissions.shape[2]
     if gradient.shape != emissions.shape[:1]:
         raise ValueError(
             f"expected a gradient of shape {emissions.shape[:1]}"
             f", one number a sequence, got {gradient.shape}"
         )
-    groups, longest = len(state.plan[2]) - 1, state.plan[3]
-    result = np.empty_like(emissions)
+    groups = len(plan.bounds) - 1
     pairs = np.empty((groups, *onward.shape))
     direct = np.empty((groups, labels + 2, labels))
-    _share(
-        _backward_groups,
-        groups,
-        threads,
-        (2 * len(onward) + 1) * longest,
-        (
-            state.plan,
-            state.scores,
-            state.tables,
-            emissions,
-            state.tags,
-            state.memory.numbers,
-            state.log_partition,
-            state.lost,
-            gradient,
-            result,
-            pairs,
-            direct,
-        ),
-    )
-    found = _gather(pairs, direct, onward)
-    return result, found[labels], found[:labels], found[labels + 1]
+    found = GradientArrays(gradient, np.empty_like(emissions), pairs, direct)
+    scratch = (2 * len(onward) + 1) * plan.longest
+    _share(backward_groups, groups, threads, scratch, (state.arrays, found))
+    by_score = gather_gradients(pairs, direct, onward)
+    return found.result, by_score[labels], by_score[:labels], by_score[labels + 1]
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #bb450944
-@_kernel
-def _all_at_once(mask, emissions, tags, scores, memory, alone):
+@kernel
+def all_at_once(
+    inputs: _Inputs,  # of the batch
+    memory: np.ndarray,  # (any,) float64, enough for a trellis and one sentence
+    alone: bool,  # there is one thread: several groups are no reason to stop
+) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray]:
     "Groups, wrong tag, values, and their summed gradient, or nothing yet."
-    plan = _plan(mask, emissions.shape[2])
-    _, offsets, bounds, longest = plan
-    groups, batch = bounds.size - 1, mask.shape[0]
+    emissions, mask, tags, scores = inputs
+    batch, labels = mask.shape[0], emissions.shape[2]
+    plan = plan_words(mask, labels)
+    groups = plan.bounds.size - 1
     if groups > 1 and not alone:
         return groups, -1, np.empty(0), emissions[:0], np.empty((0, 0))
-    tables = _sum_tables(*scores)
-    width, labels = tables[2].size, emissions.shape[2]
-    partition, gold = np.empty(batch), np.empty(batch)
-    lost, result = np.empty(batch, np.bool_), np.empty_like(emissions)
-    size = (2 * width + 1) * offsets[-1]
-    scratch = memory[size : size + (2 * width + 1) * longest]
-    wrong = _forward_groups(
-        0,
-        groups,
-        scratch,
-        plan,
-        scores,
-        tables,
-        emissions,
-        tags,
-        memory,
-        True,
-        partition,
-        gold,
-        lost,
+    tables = weight_tables(scores)
+    width = tables.closing.size
+    partition, gold, lost = np.empty(batch), np.empty(batch), np.empty(batch, np.bool_)
+    size = (2 * width + 1) * plan.offsets[-1]
+    scratch = memory[size : size + (2 * width + 1) * plan.longest]
+    arrays = LikelihoodArrays(
+        plan, scores, tables, emissions, tags, memory, True, partition, gold, lost
     )
+    wrong = forward_groups(0, groups, scratch, arrays)
     pairs = np.empty((groups, width, width))
     direct = np.empty((groups, labels + 2, labels))
+    found = GradientArrays(np.ones(batch), np.empty_like(emissions), pairs, direct)
     if wrong < 0:
-        _backward_groups(
-            0,
-            groups,
-            scratch,
-            plan,
-            scores,
-            tables,
-            emissions,
-            tags,
-            memory,
-            partition,
-            lost,
-            np.ones(batch),
-            result,
-            pairs,
-            direct,
-        )
-    found = _gather(pairs, direct, tables[0])
-    return groups, wrong, gold - partition, result, found
+        backward_groups(0, groups, scratch, arrays, found)
+    by_score = gather_gradients(pairs, direct, tables.onward)
+    return groups, wrong, gold - partition, found.result, by_score
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #ec6ddeb8
 class LikelihoodGradient(NamedTuple):
@@ -1008,120 +473,56 @@ def likelihood_gradient(
     threads: int = 1,  # at most so many; the result is the same
 ) -> LikelihoodGradient:  # other fields are undefined after a wrong tag
     "Gold score minus log partition of each sequence, and their gradient."
-    inputs = _checked(emissions, mask, tags, start, transitions, end)
-    batch, words, labels = inputs[0].shape
-    row = 2 * ((labels + _LANES - 1) // _LANES * _LANES) + 1
+    inputs = _checked(emissions, mask, tags, ScoreArrays(start, transitions, end))
+    batch, words, labels = inputs.emissions.shape
+    row = 2 * ((labels + LANES - 1) // LANES * LANES) + 1
     memory = _Memory(row * (batch + 1) * words)
-    groups, wrong, value, by_emission, found = _all_at_once(
-        inputs[1], inputs[0], inputs[2], inputs[3], memory.numbers, threads == 1
-    )
+    groups, wrong, value, by_emission, found = all_at_once(inputs, memory.numbers, threads == 1)
     if groups == 1 or threads == 1:
-        return LikelihoodGradient(
-            value, wrong, by_emission, found[labels], found[:labels], found[labels + 1]
-        )
+        by_score = found[labels], found[:labels], found[labels + 1]
+        return LikelihoodGradient(value, wrong, by_emission, *by_score)
     state = likelihood_forward(emissions, mask, tags, start, transitions, end, threads)
     if state.wrong_tag >= 0:
         return LikelihoodGradient(state.gold, state.wrong_tag, *[None] * 4)
-    return LikelihoodGradient(
-        state.gold - state.log_partition, -1, *likelihood_backward(state, np.ones(batch), threads)
-    )
+    value = state.gold - state.log_partition
+    return LikelihoodGradient(value, -1, *likelihood_backward(state, np.ones(batch), threads))
 
-# %% ../../nbs/3_crf/08_kernels.ipynb #9bd1fbae
-@_kernel
-def _best_tables(start, transitions, end):
-    "Padded transitions, transposed ones, and whether all are below inf."
-    labels = end.size
-    width = (labels + _LANES - 1) // _LANES * _LANES
-    onward, back = np.empty((width, width)), np.empty((labels, labels))
-    _fill(onward.reshape(onward.size), -math.inf)
-    plain = True
-    for before in range(labels):
-        plain &= start[before] < math.inf and end[before] < math.inf
-        for after in range(labels):
-            score = transitions[before, after]
-            plain &= score < math.inf
-            onward[before, after] = back[after, before] = score
-    return onward, back, plain
+# %% ../../nbs/3_crf/08_kernels.ipynb #17e94cba
+class ViterbiArrays(NamedTuple):
+    "What Viterbi reads of a batch, and what it finds."
 
-
-@_helper
-def _largest(scores):
-    "The largest score, NaN if one is."
-    result = -math.inf
-    for score in scores:
-        if score > result or score != score:
-            result = score
-    return result
-
-
-@_helper
-def _plain_best(emissions, scores):
-    "Best score of a sequence (words, labels), NaN wherever one comes up."
-    start, transitions, end = scores
-    words, labels = emissions.shape
-    best, reached, terms = (np.empty(labels), np.empty(labels), np.empty(labels))
-    for word in range(words):
-        for after in range(labels):
-            for before in range(labels if word > 0 else 0):
-                terms[before] = best[before] + transitions[before, after]
-            reached[after] = emissions[word, after] + (
-                start[after] if word == 0 else _largest(terms)
-            )
-        best, reached = reached, best
-    for label in range(labels):
-        terms[label] = best[label] + end[label]
-    return _largest(terms)
-
-# %% ../../nbs/3_crf/08_kernels.ipynb #5eda26fa
-@_helper
-def _best_path(emissions, positions, scores, onward, back, best, tags):
-    "Fill the tags; the best score, or NaN where one was passed over."
-    start, _, end = scores
-    last, labels = positions.size - 1, end.size
-    plain = True
-    for word in range(positions.size):
-        row, reached = emissions[positions[word]], best[word]
-        if word == 0:
-            _fill(reached, -math.inf)
-            for label in range(labels):
-                reached[label] = start[label]
-        else:
-            _largest_sums(best[word - 1], onward, reached)
-        for label in range(labels):
-            reached[label] += row[label]
-            plain &= row[label] < math.inf
-    highest, label = -math.inf, 0
-    for word in range(last, -1, -1):
-        reached = best[word]
-        moves = end if word == last else back[label]
-        peak, label = -math.inf, 0
-        for before in range(labels):
-            total = reached[before] + moves[before]
-            if total > peak:
-                peak, label = total, before
-        tags[positions[word]] = label
-        highest = peak if word == last else highest
-    return highest if plain and highest < math.inf else math.nan
-
-
-@_kernel
-def _best_groups(first, last, scratch, plan, scores, tables, emissions, tags, totals):
-    positions, offsets, bounds, longest = plan
-    onward, back, plain = tables
-    best = scratch[: longest * len(onward)].reshape(longest, len(onward))
-    for sequence in range(bounds[first], bounds[last]):
-        _fill(tags[sequence], _MASKED)
-        totals[sequence] = 0.0
-        words = positions[offsets[sequence] : offsets[sequence + 1]]
-        if words.size > 0:
-            rows = emissions[sequence]
-            total = _best_path(rows, words, scores, onward, back, best, tags[sequence])
-            if not plain or math.isnan(total):
-                total = _plain_best(_widened(rows, words), scores)
-            totals[sequence] = total
+    plan: WordPlan  # where the words are
+    tables: BestTables  # of the scores
+    emissions: np.ndarray  # (batch, words, labels) float32 or float64
+    tags: np.ndarray  # (batch, words) int64, -100 where masked
+    totals: np.ndarray  # (batch,) float64, scores
 
 
 _MASKED = -100
+
+
+@kernel
+def best_groups(
+    first: int,  # group
+    last: int,  # group, not included
+    scratch: np.ndarray,  # (any,) float64, for one sentence
+    batch: ViterbiArrays,  # tags and totals are filled
+) -> None:
+    "The best paths of some groups."
+    positions, offsets, bounds, longest = batch.plan
+    tables, tags = batch.tables, batch.tags
+    width = len(tables.onward)
+    best = scratch[: longest * width].reshape(longest, width)
+    for sequence in range(bounds[first], bounds[last]):
+        fill(tags[sequence], _MASKED)
+        batch.totals[sequence] = 0.0
+        words = positions[offsets[sequence] : offsets[sequence + 1]]
+        if words.size > 0:
+            rows = batch.emissions[sequence]
+            total = best_path(rows, words, tables, best, tags[sequence])
+            if not tables.plain or math.isnan(total):
+                total = plain_best_score(widened(rows, words), tables.scores)
+            batch.totals[sequence] = total
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #e276a832
 def viterbi(
@@ -1134,17 +535,13 @@ def viterbi(
 ) -> tuple[np.ndarray, np.ndarray]:  # (batch, words) tags, -100 where masked;
     # (batch,) scores, -inf: no path is possible, and the tags mean nothing
     "Best tags of each sequence and their score, the first among equals."
-    emissions, mask, _, scores = _checked(emissions, mask, None, start, transitions, end)
-    plan, tables = _plan(mask, emissions.shape[2]), _best_tables(*scores)
-    tags = np.empty(mask.shape, np.int64)
-    totals = np.empty(len(mask))
-    _share(
-        _best_groups,
-        len(plan[2]) - 1,
-        threads,
-        plan[3] * len(tables[0]),
-        (plan, scores, tables, emissions, tags, totals),
-    )
+    inputs = _checked(emissions, mask, None, ScoreArrays(start, transitions, end))
+    plan = plan_words(inputs.mask, inputs.emissions.shape[2])
+    tables = best_tables(inputs.scores)
+    tags, totals = np.empty(inputs.mask.shape, np.int64), np.empty(len(inputs.mask))
+    batch = ViterbiArrays(plan, tables, inputs.emissions, tags, totals)
+    scratch = plan.longest * len(tables.onward)
+    _share(best_groups, len(plan.bounds) - 1, threads, scratch, (batch,))
     return tags, totals
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #bc9ffbfc
