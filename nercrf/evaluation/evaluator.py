@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from nercrf.data.examples import Example
 from nercrf.distributed.devices import (
     BatchDataParallel,
     forward_each,
@@ -287,11 +286,11 @@ def describe_result(
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #4461212e
 def unseen_f1(
     result: Evaluation,  # what a model found
-    examples: Sequence[Example],  # the sentences that it was evaluated on
-    known: Collection[str],  # `surfaces` of the training data
+    gold: Sequence[Sequence[Span]],  # the entities of each sentence
+    words: Sequence[Sequence[str]],  # the words of each sentence
+    surfaces: Collection[str],  # of the training data
 ) -> dict[str, float]:  # f1 and the number of gold entities
     "F1 over entities whose surface does not occur in the training data."
-    gold = [example.spans or [] for example in examples]
     counted = leave_out(gold, result.predicted, result.left_out or [()] * len(gold))
-    scores = score_unseen(*counted, [example.tokens for example in examples], known)
+    scores = score_unseen(*counted, words, surfaces)
     return {"unseen_f1": scores.micro.f1, "unseen_gold": scores.micro.gold}
