@@ -51,12 +51,9 @@ from nercrf.tagging.output import mark_up, tag_file, write_tagged
 from nercrf.tagging.tagger import Tagged, Tagger
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
+from nercrf.training.checkpoint import set_seed
 from nercrf.training.training_config import TrainingConfig
-from nercrf.training.trainer import (
-    resolve_config,
-    set_seed,
-    train,
-)
+from nercrf.training.trainer import resolve_config, train
 
 # %% ../nbs/8_commands/02_script.ipynb #9f70207a
 logger = logging.getLogger(__name__)
