@@ -80,9 +80,9 @@ def run_step(options: argparse.Namespace) -> dict[str, float]:
     "One step, in this process."
     from transformers import BertTokenizer
 
-    import nercrf.features.cache
     from nercrf.features.batches import FeatureDataset, plan_batches
     from nercrf.features.store import load_features
+    from nercrf.script import load_and_cache_examples, open_data
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     tokenizer = BertTokenizer(vocab=str(options.vocab))
@@ -92,12 +92,12 @@ def run_step(options: argparse.Namespace) -> dict[str, float]:
         train_max_seq_length=128,
         conversion_processes=options.processes,
     )
-    (folder,) = nercrf.features.cache.cache_folders(args)[:1]
+    folder = open_data(args, "cluener").cache.folders[0]
     start = anonymous_mb()
     if options.step == "build":
         began = time.perf_counter()
         with PeakMemory() as memory:
-            dataset = nercrf.features.cache.load_and_cache_examples(args, "cluener", tokenizer)
+            dataset = load_and_cache_examples(args, "cluener", tokenizer)
         (path,) = folder.glob("train-*.safetensors")
         return {
             "sentences": len(dataset),
@@ -111,7 +111,7 @@ def run_step(options: argparse.Namespace) -> dict[str, float]:
         }
     if options.step == "open":
         began = time.perf_counter()
-        nercrf.features.cache.load_and_cache_examples(args, "cluener", tokenizer)
+        load_and_cache_examples(args, "cluener", tokenizer)
         both = time.perf_counter() - began
         (path,) = folder.glob("train-*.safetensors")
         began = time.perf_counter()
@@ -121,7 +121,7 @@ def run_step(options: argparse.Namespace) -> dict[str, float]:
             "load_features s": time.perf_counter() - began,
             "open MB": anonymous_mb() - start,
         }
-    dataset = nercrf.features.cache.load_and_cache_examples(args, "cluener", tokenizer)
+    dataset = load_and_cache_examples(args, "cluener", tokenizer)
     return measure_pass(dataset, plan_batches, start) | measure_collation(
         folder, load_features, FeatureDataset
     )

@@ -46,7 +46,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from nercrf.data.corpus import Corpus, read_corpus
+from nercrf.data.corpus import Corpus, open_corpus, read_corpus
 from nercrf.data.examples import Example, flatten_spans
 from nercrf.data.formats import read_examples
 from nercrf.features.batches import FeatureDataset, plan_batches
@@ -286,8 +286,9 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
     """
     from transformers.utils import logging as transformers_logging
 
+    from nercrf.data.read_config import ReadConfig
     from nercrf.evaluation.evaluator import evaluate
-    from nercrf.features.cache import reader_options
+    from nercrf.features.summary import summarize_corpus
     from nercrf.run_ner_crf import load_model
     from nercrf.tagging.tagger import Tagger
     from nercrf.training.trainer import train
@@ -295,7 +296,7 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
 
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
-    corpus = read_corpus(data / "resume", **reader_options(argparse.Namespace(), "cner"))
+    corpus = open_corpus(data / "resume", ReadConfig("cner")).load()
     sets, rows = {}, []
     for name, flags in PLANS.items():
         for seed in seeds:
@@ -309,7 +310,7 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
                     per_gpu_train_batch_size=24,
                     **flags,
                 )
-                args, loaded = load_model(args, corpus)
+                args, loaded = load_model(args, summarize_corpus(corpus))
                 for split, examples in corpus.splits.items() if not sets else ():
                     features = convert_examples_to_features(
                         examples, corpus.labels, 256, loaded.tokenizer, corpus.scheme

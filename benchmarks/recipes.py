@@ -34,6 +34,7 @@ from nercrf.data.corpus import read_corpus
 from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
+from nercrf.features.summary import summarize_corpus
 from nercrf.run_ner_crf import load_model
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.trainer import train
@@ -85,7 +86,7 @@ def run_variant(corpus, name, seed, options, cache):
             | ({"num_train_epochs": options.epochs} if options.epochs else {})
             | VARIANTS[name],
         )
-        args, loaded = load_model(args, corpus)
+        args, loaded = load_model(args, summarize_corpus(corpus))
         labels, scheme = loaded.model.config.labels, loaded.model.config.scheme
         for split, examples in corpus.splits.items():
             if split not in cache:

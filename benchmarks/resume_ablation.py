@@ -19,22 +19,22 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from transformers import logging as transformers_logging
 
-from nercrf.data.corpus import read_corpus
+from nercrf.data.corpus import open_corpus
+from nercrf.data.read_config import ReadConfig
 from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
-from nercrf.features.cache import reader_options
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
 from nercrf.tagging.tagger import Tagger
-from nercrf.training.trainer import resolve_config, set_seed, train
+from nercrf.training.checkpoint import set_seed
+from nercrf.training.trainer import resolve_config, train
 from nercrf.training.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +105,7 @@ def main():
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    corpus = read_corpus(options.data / "resume", **reader_options(SimpleNamespace(), "cner"))
+    corpus = open_corpus(options.data / "resume", ReadConfig("cner")).load()
     tokenizer = build_tokenizer(corpus.train)
     datasets = {
         split: FeatureDataset(

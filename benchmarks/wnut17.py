@@ -65,9 +65,11 @@ from nercrf.evaluation.evaluator import evaluate
 from nercrf.evaluation.metrics import Score, score_spans
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
+from nercrf.features.summary import summarize_corpus
 from nercrf.labels import Span, spans_to_tags, tags_to_spans
 from nercrf.run_ner_crf import load_model
-from nercrf.training.trainer import set_seed, train
+from nercrf.training.checkpoint import set_seed
+from nercrf.training.trainer import train
 from nercrf.training.training_config import TrainingConfig
 
 SYSTEMS = {"a": "nercrf", "b": "Trainer, softmax", "c": "Trainer, softmax, group_by_length"}
@@ -164,7 +166,7 @@ def run_nercrf(options: argparse.Namespace, corpus: Corpus, output_dir: str) -> 
         no_cuda=True,
         seed=SEED,
     )
-    args, loaded = load_model(args, corpus)
+    args, loaded = load_model(args, summarize_corpus(corpus))
     labels, scheme = loaded.model.config.labels, loaded.model.config.scheme
     datasets = {}
     for split, examples in corpus.splits.items():

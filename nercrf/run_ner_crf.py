@@ -25,7 +25,7 @@ __getattr__, _names = lazy_names(
     {
         "convert_examples_to_features": "features.conversion",
         "evaluate": "script",
-        "load_and_cache_examples": "features.cache",
+        "load_and_cache_examples": "script",
         "load_model": "script",
         "predict": "script",
         "run": "script",

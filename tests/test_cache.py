@@ -25,32 +25,24 @@ from tokenizers import AddedToken, normalizers
 from transformers import BertTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 import nercrf.features.cache
+import nercrf.features.cache_files
 import nercrf.features.large_corpus
 import nercrf.features.parts
 import nercrf.features.store
 import nercrf.files
 from nercrf.data.conll import write_columns
-from nercrf.data.corpus import read_corpus
+from nercrf.data.corpus import CorpusFiles, read_corpus
 from nercrf.data.examples import DataError, Example, file_digest
 from nercrf.data.formats import write_examples
 from nercrf.data.read_config import ReadConfig
-from nercrf.features.cache import (
-    CONVERSION_OPTIONS,
-    CacheError,
-    cache_key,
-    cache_main,
-    clean_cache,
-    describe_request,
-    describe_tokenizer,
-    list_cache,
-    load_and_cache_examples,
-    load_features,
-    remember_digest,
-    save_features,
-)
+from nercrf.data_commands import cache_main
+from nercrf.features.cache_files import clean_cache, list_cache, remember_digest
 from nercrf.features.conversion import convert_examples_to_features
-from nercrf.features.store import read_header
+from nercrf.features.pieces import cache_key, describe_tokenizer
+from nercrf.features.store import CacheError, load_features, read_header, save_features
 from nercrf.labels import Span
+from nercrf.run_ner_crf import load_and_cache_examples
+from nercrf.script import CONVERSION_OPTIONS, conversion_of, open_data
 
 torch.set_num_threads(1)
 DATA = Path(
@@ -99,17 +91,24 @@ def args(tmp_path):
     )
 
 
+def describe_request(args, task, tokenizer, split):
+    """What a request for features depends on."""
+    labels, scheme = getattr(args, "labels", None), getattr(args, "scheme", None)
+    corpus = open_data(args, task)
+    return corpus.describe(split, tokenizer, conversion_of(args, split), labels, scheme)
+
+
 @pytest.fixture
 def builds(monkeypatch):
     "How often the data were read."
     calls = []
-    original = nercrf.features.cache.read_corpus
+    original = CorpusFiles.read
 
-    def counting(*args, **options):
-        calls.append(args)
-        return original(*args, **options)
+    def counting(files, split):
+        calls.append(split)
+        return original(files, split)
 
-    monkeypatch.setattr(nercrf.features.cache, "read_corpus", counting)
+    monkeypatch.setattr(CorpusFiles, "read", counting)
     return calls
 
 
@@ -250,7 +249,7 @@ OPTIONS = {
 }
 
 
-def test_no_option_of_reader_or_conversion_is_missing():
+def test_no_option_of_reader_or_conversion_is_missing(args):
     """Every parameter of the two functions that make the features, but for the data themselves, is
     in the key.
     """
@@ -259,13 +258,8 @@ def test_no_option_of_reader_or_conversion_is_missing():
     assert set(CONVERSION_OPTIONS) == parameters - data
     assert set(OPTIONS) >= set(CONVERSION_OPTIONS)
     named = set(inspect.signature(read_corpus).parameters) - {"folder", "scheme", "options"}
-    assert set(ReadConfig().reader_options()) == named | {
-        "token_column",
-        "tag_column",
-        "by",
-        "end",
-        "units",
-    }
+    read = set(CorpusFiles(args.data_dir, ReadConfig()).options)
+    assert read == named | {"token_column", "tag_column", "by", "end", "units"}
 
 
 @pytest.mark.parametrize("name", CONVERSION_OPTIONS)
@@ -420,10 +414,9 @@ def test_a_name_that_decides_the_format_is_in_the_key(args, tokenizer):
 
 @pytest.fixture
 def old_file(tmp_path, monkeypatch):
-    """A file that counts as large, last changed a while ago as far as the clock says; and how often
-    it was read.
+    """A file that was last changed a while ago as far as the clock says; and how often it was
+    read.
     """
-    monkeypatch.setattr(nercrf.features.cache, "REMEMBERED", 4)
     path = tmp_path / "train.txt"
     path.write_bytes(b"old content")
     ahead = time.time
@@ -683,7 +676,7 @@ def test_lengths_of_training_and_evaluation(args, tokenizer):
     [
         ("conll", "train", "'ner' reads any folder"),
         ("ner", "validation", "expected one of train, dev, test"),
-        ("ner", "test", "expected a file for test, found dev, train"),
+        ("ner", "test", "expected a file for test, got train, dev"),
     ],
 )
 def test_wrong_requests(task, data_type, error, args, tokenizer):
@@ -713,17 +706,17 @@ from types import SimpleNamespace
 import torch
 torch.set_num_threads(1)
 from transformers import BertTokenizer
-import nercrf.features.cache
-from nercrf.features.cache import load_and_cache_examples
+from nercrf.data.corpus import CorpusFiles
+from nercrf.run_ner_crf import load_and_cache_examples
 from nercrf.distributed.processes import close_distributed, get_rank, init_distributed
 
 settings, pieces, broken = json.loads(sys.argv[1])
 built = []
-original = nercrf.features.cache.read_corpus
-def counting(*args, **options):
+original = CorpusFiles.read
+def counting(*args):
     built.append(1)
-    return original(*args, **options)
-nercrf.features.cache.read_corpus = counting
+    return original(*args)
+CorpusFiles.read = counting
 tokenizer = BertTokenizer(vocab={piece: at for at, piece in enumerate(pieces)})
 init_distributed(no_cuda=True)
 args = SimpleNamespace(**settings)
@@ -801,7 +794,7 @@ def build_at(moment, args, in_parts, report):
     logging.disable()
     nercrf.features.cache.LARGE = 0 if in_parts else 1 << 40
     built = []
-    name = "convert_in_parts" if in_parts else "read_corpus"
+    name = "_convert_parts" if in_parts else "_convert_whole"
     original = getattr(nercrf.features.cache, name)
 
     def slow(*arguments, **options):
@@ -846,8 +839,11 @@ def build_for_ever(args, large):
 
 
 def assert_only(folder, count=1):
-    """Nothing in a cache folder but whole files; the system may keep an unlocked lock file."""
+    """Nothing in a cache folder but whole files and the digests of the data; the system may keep an
+    unlocked lock file.
+    """
     names = [path.name for path in folder.iterdir() if not path.name.endswith(".lock")]
+    names = [name for name in names if name != "digests.json"]
     assert len(names) == count, names
     for name in names:
         load_features(folder / name)
@@ -871,7 +867,7 @@ def kill_at_random_moments(args, large, trials, seed):
         process.join()
         for item in folder.glob("*.safetensors"):
             load_features(item)  # whole, or not there
-        left += len(nercrf.features.cache._leftovers(path))
+        left += len(nercrf.features.cache_files._leftovers(path))
         args.overwrite_cache = True  # so that this process needs the lock
         same(expected, load_and_cache_examples(args, "ner", tokenizer))
         assert_only(folder)
@@ -966,7 +962,7 @@ def test_without_locks_the_file_is_built_all_the_same(args, tokenizer, monkeypat
     def refuse(path):
         raise NotImplementedError("no locks here")
 
-    monkeypatch.setattr(nercrf.features.cache, "_take_lock", refuse)
+    monkeypatch.setattr(nercrf.features.cache_files, "_take_lock", refuse)
     first = load_and_cache_examples(args, "ner", tokenizer)
     same(first, load_and_cache_examples(args, "ner", tokenizer))
     assert_only(Path(args.feature_cache_dir))
@@ -1005,6 +1001,7 @@ def test_a_broken_block_is_found_in_use_and_the_next_start_builds(
     "module",
     [
         nercrf.features.cache,
+        nercrf.features.cache_files,
         nercrf.features.store,
         nercrf.features.large_corpus,
         nercrf.features.parts,

@@ -355,7 +355,7 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_check(tmp_path, odd):
     report = check_paths(odd)
     assert found(report)[:2] == [("unreadable", "dev.txt:3"), ("ill-formed-tag", "train.txt:6")]
     assert report.exit_code("never") == report.exit_code() == 2
-    assert "expected utf-8, found byte 0xff" in report.findings[0].message
+    assert "expected utf-8, got byte 0xff" in report.findings[0].message
     missing = check_paths(tmp_path / "none.txt")
     assert (missing.findings[0].kind, missing.datasets[0].splits) == ("unreadable", [])
 
@@ -417,7 +417,7 @@ def test_a_folder_that_datasets_has_saved(tmp_path, monkeypatch):
     assert [(f.kind, f.where) for f in report.findings] == [
         ("repeated-sentence", f"{tmp_path / 'validation'}:row 1")
     ]
-    with pytest.raises(DataError, match="expected a file, found a folder"):
+    with pytest.raises(DataError, match="expected a file, got a folder"):
         fix_file(tmp_path / "train")
 
 
@@ -674,7 +674,7 @@ def test_nothing_is_overwritten(odd):
     train, copy = odd / "train.txt", odd / "train.fixed.txt"
     before = train.read_bytes()
     copy.write_text("mine")
-    with pytest.raises(DataError, match="expected a new file, found one"):
+    with pytest.raises(DataError, match="expected a new file, got one"):
         fix_file(train)
     code, _, err = run(odd, "--fix")
     assert code == 2

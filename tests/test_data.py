@@ -124,16 +124,16 @@ def test_columns_are_selectable(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a O\nNew York B-LOC\n", r"train.txt:2: expected 2 columns as in line 1, found 3"),
-        ("a O\nb\n", r"train.txt:2: expected 2 columns as in line 1, found 1"),
-        ("a O\nb\t\n", r"train.txt:2: expected 2 columns as in line 1, found 1"),
+        ("a O\nNew York B-LOC\n", r"train.txt:2: expected 2 columns as in line 1, got 3"),
+        ("a O\nb\n", r"train.txt:2: expected 2 columns as in line 1, got 1"),
+        ("a O\nb\t\n", r"train.txt:2: expected 2 columns as in line 1, got 1"),
         ("a O\n  O\n", r"train.txt:2: .*a blank as token needs a TAB"),
         ("one\ntwo words\n", r"cannot tell the format .*--format"),
         ("a O\n\nb PER\n", r"train.txt:3: .*'PER'.*tag_column"),
         ("a O\nb B-\n", r"train.txt:2: .*'B-'"),
         ("a B-X\nb L-X\n\nc S-X\n", r"train.txt: no tag scheme has the prefixes"),
-        ("", r"expected at least one sentence, found none"),
-        ("\n \n", r"expected at least one sentence, found none"),
+        ("", r"expected at least one sentence, got none"),
+        ("\n \n", r"expected at least one sentence, got none"),
     ],
 )
 def test_malformed_files_name_the_line(tmp_path, text, message):
@@ -170,7 +170,7 @@ def test_one_column_is_unlabelled(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-16", "gb18030", "latin-1"])
 def test_other_encodings_are_named(tmp_path, encoding):
     text = "naïve O\n" if encoding == "latin-1" else "林 O\n"
-    with pytest.raises(DataError, match=r"expected (utf|UTF)-8, found byte"):
+    with pytest.raises(DataError, match=r"expected (utf|UTF)-8, got byte"):
         read_text(tmp_path, ("a O\n" + text).encode(encoding))
 
 
@@ -429,7 +429,7 @@ def test_split_files_are_found(tmp_path, names, expected):
 def test_two_candidates_are_an_error(tmp_path):
     (tmp_path / "dev.txt").touch()
     (tmp_path / "valid.txt").touch()
-    with pytest.raises(DataError, match=r"found dev.txt, valid.txt; keep one"):
+    with pytest.raises(DataError, match=r"got dev.txt, valid.txt; keep one"):
         find_split_files(tmp_path)
     with pytest.raises(DataError, match="expected a folder"):
         find_split_files(tmp_path / "nothing")
@@ -561,7 +561,7 @@ def test_sizes_are_free_and_impossible_ones_are_refused():
 def test_a_brace_as_first_token_is_no_json(tmp_path):
     assert read_text(tmp_path, "{\tO\n}\tO\n")[0].tokens == ["{", "}"]
     assert read_text(tmp_path, '{"text": "a"}')[0].tokens == ["a"]
-    with pytest.raises(DataError, match=r"dev.json:1: expected a JSON object a line, found '\['"):
+    with pytest.raises(DataError, match=r"dev.json:1: expected a JSON object a line, got '\['"):
         read_text(tmp_path, '[\n{"text": "a"}\n]', name="dev.json")
 
 

@@ -478,7 +478,7 @@ def test_datasets_of_every_shape():
     assert list(splits) == ["train", "test"]
     with pytest.raises(DataError, match=r"row 0: expected integer tags with a ClassLabel"):
         from_dataset(Rows([{**row, "ner_tags": [1, 0]}]))
-    with pytest.raises(DataError, match=r"row 0: expected tags 0 to 1, found -100"):
+    with pytest.raises(DataError, match=r"row 0: expected tags 0 to 1, got -100"):
         from_dataset(Rows([{**row, "ner_tags": [1, -100]}], ["O", "B-PER"]))
     with pytest.raises(DataError, match=r"2 tokens and 1 tags"):
         from_dataset(Rows([{**row, "ner_tags": ["O"]}]))

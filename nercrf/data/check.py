@@ -420,7 +420,7 @@ def _read_files(
         else:
             findings += [
                 *file.findings,
-                _unreadable(path, DataError("expected a sentence with a word, found none")),
+                _unreadable(path, DataError("expected a sentence with a word, got none")),
             ]
     if len({file.scheme for _, file in files if file.scheme}) > 1:
         files, more = _one_scheme(files, read)

@@ -87,7 +87,7 @@ class _Layout:
             advice = "a blank as token needs a TAB before its tag"
         return DataError(
             f"{self.path}:{number}: expected {self.columns} columns as in {begin}, "
-            f"found {found} in {line!r}; {advice}"
+            f"got {found} in {line!r}; {advice}"
         )
 
 # %% ../../nbs/1_data/04_conll.ipynb #064e91e7
@@ -265,7 +265,7 @@ def column_lines(
     "Lines of one sentence; DataError for what would not read back."
     name = example_name(example)
     if not example.tokens:
-        raise DataError(f"{name}: expected tokens, found none; leave it out")
+        raise DataError(f"{name}: expected tokens, got none; leave it out")
     for span in example.spans or []:
         if re.search(r"[\t\r\n]|^ | $", span.label):
             raise DataError(

@@ -147,7 +147,7 @@ def convert(
     report_findings(read.findings, on_bad)
     if to_format == "datasets" and out_path.exists():
         raise DataError(
-            f"{out_path}: expected a new folder, found one; remove it or choose another name"
+            f"{out_path}: expected a new folder, got one; remove it or choose another name"
         )
     out_path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_path.parent) as folder:

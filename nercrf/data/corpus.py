@@ -92,7 +92,7 @@ def find_split_files(
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: expected a folder with the files of a data set, found none; check the path"
+            f"{folder}: expected a folder with the files of a data set, got none; check the path"
         )
     names = _candidates(folder)
     found = {name: split_of(name) for name in names}
@@ -103,7 +103,7 @@ def find_split_files(
             best = best or [name for name in names if found[name] == (split, rank)]
         if len(best) > 1:
             raise DataError(
-                f"{folder}: expected one file for the split {split!r}, found "
+                f"{folder}: expected one file for the split {split!r}, got "
                 f"{', '.join(best)}; keep one of them in the folder"
             )
         if best:
@@ -111,7 +111,7 @@ def find_split_files(
     if not files:
         raise DataError(
             f"{folder}: expected files like train.txt, dev.txt, test.txt, "
-            f"found {', '.join(names[:8]) or 'no file'}; rename them"
+            f"got {', '.join(names[:8]) or 'no file'}; rename them"
         )
     return files
 
@@ -275,6 +275,13 @@ class CorpusFiles:
         options = {**self.options, "format": self.formats[split], "scheme": self.scheme}
         del options["on_bad"]
         return prepare_file(self.path(split), **options)
+
+    def know(
+        self,
+        survey: CorpusSurvey,  # of the same files, made before
+    ) -> None:
+        "Take over a survey, so that reading one split opens no other."
+        self._survey = survey
 
     def survey(
         self,

@@ -260,7 +260,7 @@ def all_labelled(
     if len(found) > 1:
         raise DataError(
             f"{path}: expected examples that are all labelled or "
-            "all unlabelled, found both; write two files"
+            "all unlabelled, got both; write two files"
         )
     return True in found
 

@@ -190,12 +190,12 @@ def prepare_file(
     if format == "auto" or not find_format(format).reads_path:
         text = "" if format == "docbin" else read_text(path, encoding)
         if not text.strip() and format != "docbin":
-            raise DataError(f"{path}: expected at least one sentence, found none")
+            raise DataError(f"{path}: expected at least one sentence, got none")
     if format == "auto":
         format = detect_text(path, text)
     prepared = _prepare(find_format(format), reading, text)
     if not prepared.content:
-        raise DataError(f"{path}: expected at least one sentence, found none")
+        raise DataError(f"{path}: expected at least one sentence, got none")
     return prepared
 
 
@@ -277,9 +277,7 @@ def write_examples(
     for index, example in enumerate(examples):
         name = example_name(example)
         if "" in example.tokens:
-            raise DataError(
-                f"{name}: expected tokens of at least one character, found ''; remove it"
-            )
+            raise DataError(f"{name}: expected tokens of at least one character, got ''; remove it")
         if on_bad == "warn" and example.spans and kind.outermost_only:
             chosen = flatten_spans(example.spans)
             losses += [

@@ -34,7 +34,7 @@ from nercrf.files import write_lines
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['START_KEYS', 'END_KEYS', 'LABEL_KEYS', 'SURFACE_KEYS', 'SPAN_KEYS', 'json_records', 'first_of', 'read_mention',
+__all__ = ['START_KEYS', 'END_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'json_records', 'first_of', 'read_mention',
            'parse_cluener', 'json_id', 'cluener_line', 'Cluener', 'write_cluener', 'span_record', 'JsonLines',
            'Doccano', 'LabelStudio']
 
@@ -55,7 +55,7 @@ def _json_array(reading: Reading, text: str) -> Iterator[tuple[str, object]]:
             line += text.count("\n", counted, position)
             raise DataError(
                 f"{path}:{line}: expected ',' or ']' after an "
-                f"element, found {text[position : position + 20]!r};"
+                f"element, got {text[position : position + 20]!r};"
                 " is the file cut off?"
             )
         line, counted = line + text.count("\n", counted, position), position
@@ -63,7 +63,7 @@ def _json_array(reading: Reading, text: str) -> Iterator[tuple[str, object]]:
             element, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{path}:{error.lineno}: expected JSON, found "
+                f"{path}:{error.lineno}: expected JSON, got "
                 f"{text[error.pos : error.pos + 20]!r} ({error.msg}); is the "
                 "file cut off?"
             ) from error
@@ -73,7 +73,7 @@ def _json_array(reading: Reading, text: str) -> Iterator[tuple[str, object]]:
     if text[position + 1 :].strip():
         raise DataError(
             f"{path}:{line}: expected the end of the file after "
-            f"']', found {text[position + 1 :].strip()[:20]!r}"
+            f"']', got {text[position + 1 :].strip()[:20]!r}"
         )
 
 # %% ../../nbs/1_data/05_json_spans.ipynb #a73229ab
@@ -84,7 +84,7 @@ def _json_lines(reading: Reading, text: str) -> Iterator[tuple[str, object]]:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{where}: expected a JSON object a line, found "
+                f"{where}: expected a JSON object a line, got "
                 f"{line[:40]!r} ({error.msg} at column {error.colno}); "
                 "write one object a line"
             ) from error
@@ -101,8 +101,7 @@ def json_records(
     for where, value in values:
         if not isinstance(value, dict):
             raise DataError(
-                f"{where}: expected a JSON object, found "
-                f"{json.dumps(value, ensure_ascii=False)[:40]}"
+                f"{where}: expected a JSON object, got {json.dumps(value, ensure_ascii=False)[:40]}"
             )
         yield where, value
 
@@ -110,6 +109,7 @@ def json_records(
 START_KEYS = ("start", "start_offset", "begin")
 END_KEYS = ("end", "end_offset", "stop")
 LABEL_KEYS = ("label", "type", "tag", "entity_group", "entity", "entity_type")
+SPAN_KEYS = ("spans", "entities", "labels", "label")  # which hold a list of them
 SURFACE_KEYS = ("text", "surface", "word", "mention")
 
 
@@ -147,7 +147,7 @@ def read_mention(
         found = json.dumps(entry, ensure_ascii=False, default=str)[:60]
         raise DataError(
             f'{where}: expected a span like [0, 4, "PER"] or {{"start": 0,'
-            f' "end": 4, "label": "PER"}}, found {found}; correct it'
+            f' "end": 4, "label": "PER"}}, got {found}; correct it'
         )
     return Mention(label, start, end, surface)
 
@@ -199,7 +199,7 @@ def _cluener_mentions(record: dict, where: str) -> list[tuple[str, str, int, int
     except (AttributeError, TypeError, ValueError) as error:
         found = json.dumps(record["label"], ensure_ascii=False)[:60]
         raise DataError(
-            f"{where}: expected 'label' as {{type: {{surface: [[start, end]]}}}}, found {found}"
+            f"{where}: expected 'label' as {{type: {{surface: [[start, end]]}}}}, got {found}"
         ) from error
 
 # %% ../../nbs/1_data/05_json_spans.ipynb #96ae09d0
@@ -238,17 +238,17 @@ def _cluener_record(line: str, where: str) -> dict:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{where}: expected a JSON object a line, found {line[:40]!r} "
+            f"{where}: expected a JSON object a line, got {line[:40]!r} "
             f"({error.msg} at column {error.colno}); write one object a line"
         ) from error
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise DataError(
             f"{where}: expected an object with a string 'text', "
-            f"found {line[:40]!r}; write one object a line"
+            f"got {line[:40]!r}; write one object a line"
         )
     if re.search("[\ud800-\udfff]", record["text"]):
         raise DataError(
-            f"{where}: expected Unicode text, found half of a "
+            f"{where}: expected Unicode text, got half of a "
             "surrogate pair (\\ud800 to \\udfff); correct it"
         )
     return record
@@ -293,7 +293,7 @@ def cluener_line(
 ) -> str:  # without line end
     "One example as a JSON object; DataError where it has no text."
     if not example.text:
-        raise DataError(f"{example_name(example)}: expected text, found none")
+        raise DataError(f"{example_name(example)}: expected text, got none")
     record = {"id": json_id(example.id), "text": example.text}
     if example.spans is not None:
         offsets, record["label"] = example.offsets, {}
@@ -357,7 +357,6 @@ def write_cluener(
     return write_lines(path, map(cluener_line, examples))
 
 # %% ../../nbs/1_data/05_json_spans.ipynb #7d8bf1f0
-SPAN_KEYS = ("spans", "entities", "labels", "label")
 _KNOWN = {"id", "text", "data", "tokens", *SPAN_KEYS}
 
 
@@ -376,7 +375,7 @@ def _token_offsets(record: dict, text: str, where: str) -> list[tuple[int, int]]
     except (TypeError, ValueError, LookupError) as error:
         raise DataError(
             f"{where}: expected 'tokens' as [[start, end], ...], "
-            f"found {str(tokens)[:40]}; remove it to have the "
+            f"got {str(tokens)[:40]}; remove it to have the "
             "text cut again"
         ) from error
     left = 0
@@ -401,21 +400,20 @@ def span_record(
     text = first_of(record, ("text", "data"))
     if not isinstance(text, str):
         raise DataError(
-            f"{where}: expected a string 'text', found the fields {', '.join(record) or 'none'}"
+            f"{where}: expected a string 'text', got the fields {', '.join(record) or 'none'}"
         )
     keys = [key for key in SPAN_KEYS if record.get(key) is not None]
     filled = [key for key in keys if record[key]]
     if len(filled) > 1:
         raise DataError(
-            f"{where}: expected spans in one field, found "
-            f"{' and '.join(filled)}; remove one of them"
+            f"{where}: expected spans in one field, got {' and '.join(filled)}; remove one of them"
         )
     mentions = None
     if keys:
         entries = record[(filled or keys)[0]]
         if not isinstance(entries, (list, tuple)):
             raise DataError(
-                f"{where}: expected {keys[0]!r} as a list, found "
+                f"{where}: expected {keys[0]!r} as a list, got "
                 f"{str(entries)[:40]}; is the format 'cluener'?"
             )
         mentions = [read_mention(entry, where) for entry in entries]
@@ -527,7 +525,7 @@ def _studio_text(task: dict, where: str) -> str:
             return strings[0]
     raise DataError(
         f"{where}: expected a task with a text in data.text, "
-        f"found {json.dumps(data, ensure_ascii=False)[:60]}"
+        f"got {json.dumps(data, ensure_ascii=False)[:60]}"
     )
 
 
@@ -606,7 +604,7 @@ class LabelStudio(RecordFormat):
                     ]
             except (AttributeError, TypeError) as error:
                 raise DataError(
-                    f"{where}: expected regions with a 'value', found "
+                    f"{where}: expected regions with a 'value', got "
                     f"{str(regions)[:60]}; export as JSON"
                 ) from error
             name = task.get("id", f"{file_stem(reading.path)}-{len(records)}")

@@ -42,7 +42,7 @@ def _one_line(example: Example) -> str:
     if "\n" in text or "\r" in text or not split_words(text):
         raise DataError(
             f"{example_name(example)}: expected one line of text, "
-            f"found {text[:40]!r}; write JSON lines "
+            f"got {text[:40]!r}; write JSON lines "
             "(format='jsonl')"
         )
     return text
@@ -111,13 +111,13 @@ def _brat_mentions(reading: Reading, path: Path) -> list[tuple[str, Mention]] | 
         if match is None and line.startswith("T"):
             raise DataError(
                 f"{where}: expected 'T1<TAB>TYPE START END<TAB>"
-                f"text', found {line[:40]!r}; correct the line"
+                f"text', got {line[:40]!r}; correct the line"
             )
         if match is None and line.strip():
             if line[0] not in _BRAT_KINDS:
                 raise DataError(
                     f"{where}: expected a line that begins with "
-                    f"T or one of {' '.join(_BRAT_KINDS)}, found "
+                    f"T or one of {' '.join(_BRAT_KINDS)}, got "
                     f"{line[:40]!r}"
                 )
             reading.ignore(_BRAT_KINDS[line[0]], where)
@@ -151,7 +151,7 @@ def _annotations(examples: Sequence[Example]) -> list[str]:
             if re.search(r"\s", label):
                 raise DataError(
                     f"{example_name(example)}: expected a type "
-                    f"without blanks, found {label!r}; rename it"
+                    f"without blanks, got {label!r}; rename it"
                 )
             place = f"{start + first} {start + end}"
             lines.append(f"T{len(lines) + 1}\t{label} {place}\t{example.text[first:end]}")
@@ -292,13 +292,12 @@ def parse_inline(
         column = line.index("{{", last) + 1
         raise ValueError(
             f"expected '{{{{type:text}}}}' at column {column}, "
-            f"found {line[column - 1 : column + 19]!r}; for braces "
+            f"got {line[column - 1 : column + 19]!r}; for braces "
             "in the text write '\\{\\{'"
         )
     if opened:
         raise ValueError(
-            f"expected '}}}}' for the '{{{{' at column "
-            f"{opened[-1][2] + 1}, found the end of the line"
+            f"expected '}}}}' for the '{{{{' at column {opened[-1][2] + 1}, got the end of the line"
         )
     return "".join([*parts, line[last:]]), spans
 
@@ -358,7 +357,7 @@ class Inline(RecordFormat):
         for label in {span.label for span in example.spans or []}:
             if re.search(r"[\r\n]", label):
                 raise DataError(
-                    f"{example_name(example)}: expected a type on one line, found {label!r}; "
+                    f"{example_name(example)}: expected a type on one line, got {label!r}; "
                     "rename it"
                 )
         try:

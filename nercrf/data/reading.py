@@ -30,7 +30,7 @@ def read_bytes(
         return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path}: expected a whole gzip file, found a broken one ({error}); copy it again"
+            f"{path}: expected a whole gzip file, got a broken one ({error}); copy it again"
         ) from error
 
 # %% ../../nbs/1_data/02_reading.ipynb #31b30df2
@@ -45,7 +45,7 @@ def read_text(
         encoding = "utf-8"
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise DataError(
-                f"{path}: expected UTF-8, found byte 0x{data[0]:02x} at "
+                f"{path}: expected UTF-8, got byte 0x{data[0]:02x} at "
                 "offset 0, the byte order mark of UTF-16; pass "
                 "encoding='utf-16' (--encoding utf-16)"
             )
@@ -58,7 +58,7 @@ def read_text(
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}:{line}: expected {encoding}, found byte "
+            f"{path}:{line}: expected {encoding}, got byte "
             f"0x{data[error.start]:02x} at offset {error.start}; name the "
             "file's encoding, for instance encoding='gb18030' "
             "(--encoding gb18030)"

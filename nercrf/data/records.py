@@ -339,7 +339,7 @@ def check_unicode(
     "Raise DataError for half of a surrogate pair."
     if not text.isascii() and re.search("[\ud800-\udfff]", text):
         raise DataError(
-            f"{where}: expected Unicode text, found half of a "
+            f"{where}: expected Unicode text, got half of a "
             "surrogate pair (\\ud800 to \\udfff); correct it"
         )
 

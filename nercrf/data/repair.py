@@ -77,7 +77,7 @@ def _check_is_file(path: Path) -> None:
     "A `DataError` for a folder, which cannot be repaired."
     if path.is_dir():
         raise DataError(
-            f"{path}: expected a file, found a folder; convert it "
+            f"{path}: expected a file, got a folder; convert it "
             "to JSON lines first (nercrf convert)"
         )
 
@@ -93,8 +93,7 @@ def _fixed_path(path: Path, folder: Path | None) -> Path:
         output = plain.with_name(f"{plain.stem}.fixed{plain.suffix}{packed}")
     if output.exists():
         raise DataError(
-            f"{output}: expected a new file, found one; remove it "
-            "or choose another folder (--output)"
+            f"{output}: expected a new file, got one; remove it or choose another folder (--output)"
         )
     return output
 
@@ -125,7 +124,7 @@ def fix_file(
         except DataError as error:
             written.unlink()
             raise DataError(
-                f"{path}: expected a sentence with a word, found none; nothing was written"
+                f"{path}: expected a sentence with a word, got none; nothing was written"
             ) from error
     remaining = [finding for finding in check_file(file) if finding.severity == "problem"]
     return Repair(Path(path), written, changes, sorted(remaining, key=finding_order))

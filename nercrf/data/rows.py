@@ -67,14 +67,14 @@ def _named_tags(tags: Sequence, names: list[str] | None, where: str) -> list[str
     if names is None:
         raise DataError(
             f"{where}: expected integer tags with a ClassLabel, "
-            "found none; cast the column to "
+            "got none; cast the column to "
             "Sequence(ClassLabel(names=[...]))"
         )
     for tag in tags:
         if isinstance(tag, str) or not 0 <= tag < len(names):
             raise DataError(
                 f"{where}: expected tags 0 to {len(names) - 1}, "
-                f"found {tag!r}; leave out words without a tag"
+                f"got {tag!r}; leave out words without a tag"
             )
     return [names[tag] for tag in tags]
 
@@ -132,7 +132,7 @@ def _row_spans(
         where = f"{place}{number}"
         if not tokens or (tags is not None and len(tags) != len(tokens)):
             raise DataError(
-                f"{where}: expected a tag for each token, found "
+                f"{where}: expected a tag for each token, got "
                 f"{len(tokens)} tokens and "
                 f"{len(tags or [])} tags; correct the row"
             )
@@ -182,7 +182,7 @@ class Datasets(RecordFormat):
         "Save a folder that appears only when it is complete."
         if path.exists():
             raise DataError(
-                f"{path}: expected a new folder, found one; remove it or choose another name"
+                f"{path}: expected a new folder, got one; remove it or choose another name"
             )
         dataset = to_dataset(examples, scheme)
         path.parent.mkdir(parents=True, exist_ok=True)

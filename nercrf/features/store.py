@@ -21,8 +21,9 @@ from nercrf.files import complete_file
 from nercrf.features.conversion import Features
 
 # %% auto #0
-__all__ = ['logger', 'BLOCK', 'RESIDENT', 'CacheError', 'ColumnSource', 'write_column_file', 'save_features', 'FileHeader',
-           'read_header', 'ColumnFile', 'Column', 'is_row_column', 'MappedFeatures', 'load_features', 'verify_file']
+__all__ = ['logger', 'BLOCK', 'RESIDENT', 'CacheError', 'ColumnSource', 'write_column_file', 'save_columns', 'save_features',
+           'FileHeader', 'read_header', 'ColumnFile', 'Column', 'is_row_column', 'MappedFeatures', 'load_columns',
+           'load_features', 'verify_file']
 
 # %% ../../nbs/2_features/05_store.ipynb #7eae6f0e
 logger = logging.getLogger(__name__)
@@ -134,18 +135,27 @@ def write_column_file(
     return Path(path)
 
 # %% ../../nbs/2_features/05_store.ipynb #61050beb
+def save_columns(
+    path: str | Path,  # the file to write; replaced if it exists
+    arrays: Mapping[str, np.ndarray],  # the columns by name
+    metadata: Mapping[str, Any],  # JSON values that shall stand beside them
+) -> Path:  # the file
+    "Write arrays to a safetensors file, in one piece or not at all."
+    arrays = {name: np.asarray(column) for name, column in arrays.items()}
+    columns = {
+        name: ColumnSource(array.dtype, len(array), lambda array=array: [array])
+        for name, array in arrays.items()
+    }
+    return write_column_file(path, columns, metadata)
+
+
 def save_features(
     path: str | Path,  # the file to write; replaced if it exists
     features: Features,  # the columns
     metadata: Mapping[str, Any],  # JSON values that shall stand beside them
 ) -> Path:  # the file
     "Write features to a safetensors file, in one piece or not at all."
-    arrays = {name: np.asarray(column) for name, column in features.arrays.items()}
-    columns = {
-        name: ColumnSource(array.dtype, len(array), lambda array=array: [array])
-        for name, array in arrays.items()
-    }
-    return write_column_file(path, columns, {**metadata, "options": features.options})
+    return save_columns(path, features.arrays, {**metadata, "options": features.options})
 
 # %% ../../nbs/2_features/05_store.ipynb #7d1c910d
 class FileHeader(NamedTuple):
@@ -359,7 +369,7 @@ class MappedFeatures(Features):
     "Features whose columns stay in their file."
 
     def __reduce__(self):
-        return _map_features, (self.input_ids.file,)
+        return _make_features, (self.input_ids.file,)
 
 
 def _prove_all(file: ColumnFile, name: str) -> np.ndarray:
@@ -369,32 +379,44 @@ def _prove_all(file: ColumnFile, name: str) -> np.ndarray:
     return file.array(name)
 
 
-def _map_features(file: ColumnFile) -> Features:
-    "Features of a mapped file: offsets proved, other columns not yet."
-    columns = {
-        name: _prove_all(file, name) if is_row_column(name) else Column(file, name)
+def _open_columns(file: ColumnFile) -> dict[str, np.ndarray | Column]:
+    "Columns of a file: offsets proved, the others as well unless they are mapped."
+    return {
+        name: Column(file, name)
+        if file.mapped and not is_row_column(name)
+        else _prove_all(file, name)
         for name in file.header.table
     }
-    return MappedFeatures(**columns, options=file.header.metadata["options"])
+
+
+def _make_features(file: ColumnFile) -> Features:
+    "Features of an open file."
+    kind = MappedFeatures if file.mapped else Features
+    return kind(**_open_columns(file), options=file.header.metadata["options"])
 
 # %% ../../nbs/2_features/05_store.ipynb #6d6e8ef4
-def load_features(
-    path: str | Path,  # a file of `save_features`
+def load_columns(
+    path: str | Path,  # a file of `save_columns`
     resident: int | None = None,  # bytes up to which it is read whole
-) -> tuple[Features, dict[str, Any]]:  # the columns, and what stood beside
-    """Open features and prove them; raises CacheError if they aren't whole.
+) -> tuple[dict[str, np.ndarray | Column], dict[str, Any]]:  # columns, and what stood beside
+    """Open columns and prove them; raises CacheError if they aren't whole.
 
     A file of at most `resident` bytes (None: `RESIDENT`) is read and proved at once. A larger one
     is mapped, and a block of it is proved when it is first touched; a broken one raises CacheError
     then, and moves the file aside.
     """
     file = ColumnFile(path, resident)
+    return _open_columns(file), dict(file.header.metadata)
+
+
+def load_features(
+    path: str | Path,  # a file of `save_features`
+    resident: int | None = None,  # bytes up to which it is read whole
+) -> tuple[Features, dict[str, Any]]:  # the columns, and what stood beside
+    "Open features like `load_columns`; CacheError too where a file holds something else."
+    file = ColumnFile(path, resident)
     try:
-        if file.mapped:
-            features = _map_features(file)
-        else:
-            columns = {name: _prove_all(file, name) for name in file.header.table}
-            features = Features(**columns, options=file.header.metadata["options"])
+        features = _make_features(file)
     except (KeyError, TypeError) as error:
         raise _broken(path, error) from error
     return features, {
