@@ -169,7 +169,9 @@ class TagChain(ChainBatch):
         "How much is left open: minus the expected log probability."
         pairs = pair_marginals(*_possible(self)[0])
         first = self.marginals().to(pairs).masked_fill(~first_words(self.mask).unsqueeze(2), 0.0)
-        parts = [torch.special.entr(part).flatten(1).sum(1) for part in (first, pairs, pairs.sum(3))]
+        parts = [
+            torch.special.entr(part).flatten(1).sum(1) for part in (first, pairs, pairs.sum(3))
+        ]
         return (parts[0] + parts[1] - parts[2]).to(self.dtype)
 
     def best(self) -> tuple[Tensor, Tensor]:  # (batch, words) tags, -100: masked; (batch,) scores

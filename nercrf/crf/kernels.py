@@ -343,9 +343,7 @@ def _checked(
             )
     scores = ScoreArrays(*(_laid_out(score, np.float64) for score in scores))
     tags = _NO_TAGS if tags is None else _laid_out(tags, np.int64)
-    return _Inputs(
-        _laid_out(emissions, emissions.dtype), _laid_out(mask, np.bool_), tags, scores
-    )
+    return _Inputs(_laid_out(emissions, emissions.dtype), _laid_out(mask, np.bool_), tags, scores)
 
 
 _NO_TAGS = np.empty((0, 0), np.int64)
