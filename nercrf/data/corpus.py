@@ -236,7 +236,7 @@ class CorpusSurvey(NamedTuple):
     warnings: list[str]  # "file:line: ..."
     sentences: dict[str, int]  # by split
 
-
+# %% ../../nbs/1_data/09_corpus.ipynb #c5243cc3
 class CorpusFiles:
     "The files of a data set; what is asked of them is worked out once."
 
