@@ -33,7 +33,8 @@ from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
 from nercrf.tagging.tagger import Tagger
-from nercrf.training.trainer import resolve_config, set_seed, train
+from nercrf.training.checkpoint import set_seed
+from nercrf.training.trainer import resolve_config, train
 from nercrf.training.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent

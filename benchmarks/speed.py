@@ -84,7 +84,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 import nercrf.crf.likelihood
-import nercrf.training.trainer
+import nercrf.training.update
 from nercrf.data.corpus import Corpus, open_corpus, read_corpus
 from nercrf.data.read_config import ReadConfig
 from nercrf.distributed.processes import barrier, close_distributed, init_distributed
@@ -94,16 +94,11 @@ from nercrf.model.dropout import CheapDropout, cheap_attention
 from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training.callbacks import TrainingCallback
+from nercrf.training.checkpoint import set_seed
 from nercrf.training.cost import Cluster, Link, Workload, ring_bytes, step_cost
+from nercrf.training.run import Training, start_training
 from nercrf.training.speed import slow_precision
-from nercrf.training.trainer import (
-    TrainingRun,
-    resolve_config,
-    set_seed,
-    start_run,
-    train,
-    training_update,
-)
+from nercrf.training.trainer import resolve_config, train
 from nercrf.training.training_config import TrainingConfig
 
 SEED = 42
@@ -609,11 +604,11 @@ def put_clock(clock: Clock) -> Callable[[], None]:
     """Put the clock on the functions of the loop; a function that takes it off again."""
     crf = nercrf.crf.likelihood._LogLikelihood
     places = [
-        (nercrf.training.trainer, "training_update", "other"),
+        (nercrf.training.update.Learner, "update", "other"),
         (FeatureDataset, "collate", "data"),
-        (nercrf.training.trainer, "move_batch", "data"),
-        (nercrf.training.trainer, "leave_out_full_mask", "data"),
-        (nercrf.training.trainer, "_optimizer_step", "optimiser"),
+        (nercrf.training.update, "move_batch", "data"),
+        (nercrf.training.update, "leave_out_full_mask", "data"),
+        (nercrf.training.update.Learner, "_step", "optimiser"),
         (torch.Tensor, "backward", "backward"),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]
@@ -792,7 +787,7 @@ def memory_of(name: str, task: Task) -> dict[str, float]:
     lengths = task.dataset.features.piece_lengths
     longest = np.argsort(lengths, kind="stable")[::-1]
     update = longest[lengths[longest] <= 128][:32]
-    run = start_run(args, task.dataset, new_model(task, args), task.tokenizer)
+    run = start_training(args, task.dataset, new_model(task, args), task.tokenizer)
     collate = task.dataset.collate
 
     def widened(indices):
@@ -811,11 +806,11 @@ def memory_of(name: str, task: Task) -> dict[str, float]:
             "token_type_ids": types,
         }
 
-    training_update(run, update[:2])  # the optimiser's averages are there before
+    run.update(update[:2])  # the optimiser's averages are there before
     task.dataset.collate = widened
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
-    training_update(run, update)
+    run.update(update)
     seconds = time.perf_counter() - began
     return {
         "bytes": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before),
@@ -826,19 +821,19 @@ def memory_of(name: str, task: Task) -> dict[str, float]:
 # --- several processes, and the cost model
 
 
-def update_without_exchange(run: TrainingRun, update: np.ndarray) -> None:
+def update_without_exchange(run: Training, update: np.ndarray) -> None:
     """An update in which each process keeps its own gradients."""
-    exchange = nercrf.training.trainer.exchange_gradients
-    nercrf.training.trainer.exchange_gradients = lambda model, now: exchange(model, now=False)
-    training_update(run, update)
-    nercrf.training.trainer.exchange_gradients = exchange
+    exchange = nercrf.training.update.exchange_gradients
+    nercrf.training.update.exchange_gradients = lambda model, now: exchange(model, now=False)
+    run.update(update)
+    nercrf.training.update.exchange_gradients = exchange
 
 
 def worker(options: argparse.Namespace, task: Task) -> None:
     """One of the processes: times of updates with and without exchange, and of a bare all-reduce."""
     info = init_distributed(no_cuda=True)
     args = nercrf_args(task, per_gpu_train_batch_size=task.batch_size, num_train_epochs=100.0)
-    run = start_run(args, task.dataset, new_model(task, args), task.tokenizer, None, info)
+    run = start_training(args, task.dataset, new_model(task, args), task.tokenizer, None, info)
     updates = run.plan.epoch(0)
     size = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     gradients = torch.zeros(size)
@@ -851,9 +846,9 @@ def worker(options: argparse.Namespace, task: Task) -> None:
         barrier()
         seconds[name].append(time.perf_counter() - began)
 
-    training_update(run, updates[0])
+    run.update(updates[0])
     for update in updates[1 : 1 + options.updates]:
-        measure("update", training_update, run, update)
+        measure("update", run.update, update)
         measure("no exchange", update_without_exchange, run, update)
         if info.world_size > 1:
             measure("all-reduce", torch.distributed.all_reduce, gradients)

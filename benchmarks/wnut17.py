@@ -68,7 +68,8 @@ from nercrf.features.conversion import convert_examples_to_features
 from nercrf.features.summary import summarize_corpus
 from nercrf.labels import Span, spans_to_tags, tags_to_spans
 from nercrf.run_ner_crf import load_model
-from nercrf.training.trainer import set_seed, train
+from nercrf.training.checkpoint import set_seed
+from nercrf.training.trainer import train
 from nercrf.training.training_config import TrainingConfig
 
 SYSTEMS = {"a": "nercrf", "b": "Trainer, softmax", "c": "Trainer, softmax, group_by_length"}

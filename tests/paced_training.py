@@ -10,9 +10,9 @@ import sys
 import time
 
 from nercrf import run_ner_crf
-from nercrf.training import trainer
+from nercrf.training.update import Learner
 
-update = trainer.training_update
+update = Learner.update
 fail_at = os.environ.get("FAIL_AT", "").split(":")
 
 
@@ -25,5 +25,5 @@ def paced_update(run, sentences):
 
 
 if __name__ == "__main__":
-    trainer.training_update = paced_update
+    Learner.update = paced_update
     sys.exit(run_ner_crf.main())

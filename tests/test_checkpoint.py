@@ -348,7 +348,6 @@ def test_other_names_are_ignored(tmp_path):
         shutil.copytree(path, tmp_path / name)
     (tmp_path / "checkpoint-8").write_text("a file")
     assert latest_checkpoint(tmp_path) == path
-    assert latest_checkpoint(tmp_path, prefix="epoch-") is None
 
 
 # --- killed writers
@@ -765,7 +764,7 @@ def test_the_moment_of_the_call_is_what_is_written(tmp_path):
             save_state(tmp_path, state, name=f"now-{step}")
             expected[step] = load_state(tmp_path, name=f"now-{step}")
             path = tmp_path / f"checkpoint-{step}"
-            assert writer.submit(path.name, partial(held_up, path, take_snapshot(state)))
+            writer.submit(path.name, partial(held_up, path, take_snapshot(state)))
             update()
         assert latest_checkpoint(tmp_path) is None
         gate.set()
@@ -774,15 +773,13 @@ def test_the_moment_of_the_call_is_what_is_written(tmp_path):
     assert not torch.equal(expected[1]["model"]["weight"], expected[2]["model"]["weight"])
 
 
-def test_a_full_queue_waits_or_drops(caplog):
+def test_a_full_queue_waits():
     gate, order = threading.Event(), []
     with BackgroundWriter() as writer:
         writer.submit("one", gate.wait)
         writer.submit("two", lambda: order.append(2))
-        assert not writer.submit("three", lambda: order.append(3), drop=True)
-        assert "three is not written: one is still being written" in caplog.text
         threading.Timer(0.05, gate.set).start()
-        assert writer.submit("four", lambda: order.append(4))  # waits for the first
+        writer.submit("four", lambda: order.append(4))  # waits for the first
         assert gate.is_set()
     assert order == [2, 4]
 

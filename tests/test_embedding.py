@@ -23,7 +23,8 @@ from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.cost import estimate_training
 from nercrf.training.lean import SeenEmbedding, fit_rows
-from nercrf.training.trainer import log_progress, start_run, train, training_update
+from nercrf.training.run import start_training
+from nercrf.training.trainer import train
 
 WEIGHT = "encoder.embeddings.word_embeddings.weight"
 ROWS = len(TOKENIZER) + UNREAD
@@ -58,12 +59,12 @@ def test_rows_and_gradients_are_those_of_the_whole(seen, ids, padding):
 def updates(folder, **flags):
     """Losses of all updates of a training in float64 without dropout, and all weights after them."""
     args = make_args(folder, average_decay=0.0, **flags)
-    run = start_run(args, TRAIN, make_model(0.0).double(), TOKENIZER)
+    run = start_training(args, TRAIN, make_model(0.0).double(), TOKENIZER)
     losses = []
     for epoch in (0, 1):
         for update in run.plan.epoch(epoch):
-            training_update(run, update)
-            losses.append(log_progress(run)["loss"])
+            run.update(update)
+            losses.append(run.log()["loss"])
     return run, losses, run.model.state_dict()
 
 
@@ -157,18 +158,18 @@ def test_an_average_of_other_rows_is_refused(tmp_path):
 
 
 def test_a_step_that_is_left_out_leaves_the_rest_alone(tmp_path):
-    run = start_run(
+    run = start_training(
         make_args(tmp_path, fp16=True, weight_decay=9.0), TRAIN, make_model(), TOKENIZER
     )
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     before = run.embedding.rest.clone()
     first, second = run.plan.epoch(0)[:2]
-    training_update(run, first)
+    run.update(first)
     assert run.progress.skipped == 1
     assert torch.equal(run.embedding.rest, before)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     rate = run.optimizer.param_groups[0]["lr"]
-    training_update(run, second)
+    run.update(second)
     torch.testing.assert_close(run.embedding.rest, before * (1 - 9 * rate))
 
 
@@ -215,11 +216,11 @@ def test_a_model_that_another_run_was_started_with_is_whole_first(tmp_path):
     model = make_model()
     weights = model.state_dict()[WEIGHT]
     runs = [
-        start_run(make_args(tmp_path, seen_embedding=seen), TRAIN, model, TOKENIZER)
+        start_training(make_args(tmp_path, seen_embedding=seen), TRAIN, model, TOKENIZER)
         for seen in (True, True)
     ]
     assert model.encoder.get_input_embeddings() is runs[1].embedding is not runs[0].embedding
     assert torch.equal(model.state_dict()[WEIGHT], weights)
-    run = start_run(make_args(tmp_path, seen_embedding=False), TRAIN, model, TOKENIZER)
+    run = start_training(make_args(tmp_path, seen_embedding=False), TRAIN, model, TOKENIZER)
     assert run.embedding is None
     assert type(model.encoder.get_input_embeddings()) is nn.Embedding

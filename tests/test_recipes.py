@@ -13,6 +13,8 @@ from training import DEV, TOKENIZER, TRAIN, UNEVEN, make_args, make_model, train
 
 from nercrf.crf.layer import CRF
 from nercrf.distributed.devices import BatchDataParallel
+from nercrf.distributed.processes import init_distributed
+from nercrf.evaluation.evaluator import evaluate
 from nercrf.fields import check_fields
 from nercrf.model.dropout import use_cheap_dropout
 from nercrf.model.modeling import NerCrfForTokenClassification
@@ -28,15 +30,16 @@ from nercrf.training.recipes import (
     recipe_flags,
     repeat_batch,
 )
-from nercrf.training.trainer import start_run, training_update
+from nercrf.training.run import plan_training, start_training, training_identity
 from nercrf.training.training_config import RecipeConfig, TrainingConfig
+from nercrf.training.update import Learner
 
 UPDATE = np.arange(12)
 
 
 def start(folder, dropout=0.0, dataset=TRAIN, **changes):
     """A training of the tiny model in float64, ready for its first update."""
-    return start_run(
+    return start_training(
         make_args(folder, average_decay=0.0, **changes),
         dataset,
         make_model(dropout).double(),
@@ -47,8 +50,8 @@ def start(folder, dropout=0.0, dataset=TRAIN, **changes):
 def update_gradients(monkeypatch, run, update=UPDATE):
     """The gradients of an update by parameter, with all that the recipes add, before clipping."""
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "_optimizer_step", lambda run: None)
-        training_update(run, update)
+        patched.setattr(Learner, "_step", lambda run: None)
+        run.update(update)
     found = {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
     for name, parameter in run.model.named_parameters():
         if run.embedding is not None and parameter is run.embedding.weight:
@@ -132,7 +135,9 @@ def test_half_precision_and_its_scale_do_not_change_the_attack(tmp_path, monkeyp
     }
     gradients = []
     for fp16 in (False, True):
-        run = start_run(make_args(tmp_path, fp16=fp16, **flags), TRAIN, make_model(0.0), TOKENIZER)
+        run = start_training(
+            make_args(tmp_path, fp16=fp16, **flags), TRAIN, make_model(0.0), TOKENIZER
+        )
         scale = 2.0**8 if fp16 else 1.0
         if fp16:
             run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
@@ -143,10 +148,10 @@ def test_half_precision_and_its_scale_do_not_change_the_attack(tmp_path, monkeyp
 
 @pytest.mark.parametrize("flags", [{"do_adv": True}, {"awp_gamma": 0.01}])
 def test_an_overflow_in_the_attack_changes_nothing(tmp_path, flags):
-    run = start_run(make_args(tmp_path, fp16=True, **flags), TRAIN, make_model(), TOKENIZER)
+    run = start_training(make_args(tmp_path, fp16=True, **flags), TRAIN, make_model(), TOKENIZER)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10_000)
     before = [p.detach().clone() for p in run.model.parameters()]
-    training_update(run, run.plan.epoch(0)[0])
+    run.update(run.plan.epoch(0)[0])
     assert run.progress.skipped == 1
     for old, new in zip(before, run.model.parameters(), strict=True):
         assert torch.equal(old, new)
@@ -268,8 +273,8 @@ def test_evaluation_sees_every_word(tmp_path):
     }
     train_in(tmp_path, 0.0, word_dropout=0.9, **rates)
     model = NerCrfForTokenClassification.from_pretrained(tmp_path / "model")
-    expected = trainer.evaluate(make_model(0.0), DEV)
-    assert trainer.evaluate(model, DEV).loss == pytest.approx(expected.loss, rel=1e-6)
+    expected = evaluate(make_model(0.0), DEV)
+    assert evaluate(model, DEV).loss == pytest.approx(expected.loss, rel=1e-6)
 
 
 def test_frozen_layers_stay_and_others_learn(tmp_path):
@@ -293,7 +298,7 @@ def test_new_layers_are_drawn_from_the_seed_alone(tmp_path):
     for number in (1, 2):
         model = make_model()
         torch.manual_seed(number)
-        start_run(make_args(tmp_path, reinit_layers=1), TRAIN, model, TOKENIZER)
+        start_training(make_args(tmp_path, reinit_layers=1), TRAIN, model, TOKENIZER)
         models.append(model.state_dict())
     old, top = make_model().state_dict(), f"{encoder_layers(make_model())[0]}.2."
     for name, parameter in models[0].items():
@@ -321,12 +326,12 @@ def test_rates_fall_from_layer_to_layer(tmp_path):
 
 def test_every_recipe_makes_another_training():
     """A checkpoint of a run with a recipe is not that of a run without."""
-    plan = trainer.plan_training(make_args("x"), TRAIN, trainer.init_distributed(no_cuda=True))
-    plain = trainer.training_identity(TrainingConfig(), TRAIN, plan)
+    plan = plan_training(make_args("x"), TRAIN, init_distributed(no_cuda=True))
+    plain = training_identity(TrainingConfig(), TRAIN, plan)
     for name in recipe_flags():
         old = getattr(RecipeConfig(), name)
         new = {"word_dropout_piece": "mask", "adv_name": "x"}.get(name, 0.5 if old in (0, 1) else 2)
-        changed = trainer.training_identity(TrainingConfig(**{name: new}), TRAIN, plan)
+        changed = training_identity(TrainingConfig(**{name: new}), TRAIN, plan)
         assert [key for key in plain if plain[key] != changed[key]] == [name]
 
 

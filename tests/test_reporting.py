@@ -27,12 +27,14 @@ from training import (
     write_corpus,
 )
 
+from nercrf.distributed.processes import init_distributed
 from nercrf.flags import ScriptConfig
 from nercrf.run_ner_crf import main, parse_args
 from nercrf.training.callbacks import Callbacks, TrainingCallback
 from nercrf.training.cost import estimate_training
 from nercrf.training.reporting import data_fingerprint
-from nercrf.training.trainer import TrainingInterrupted, init_distributed, plan_training, train
+from nercrf.training.run import plan_training
+from nercrf.training.trainer import TrainingInterrupted, train
 
 
 class Recorder(TrainingCallback):

@@ -25,22 +25,16 @@ from nercrf.model.dropout import ATTENTION, CheapDropout
 from nercrf.model.encoder_config import EncoderConfig
 from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
-from nercrf.training import trainer
+from nercrf.training import update as update_chapter
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.optim import encoder_layers
+from nercrf.training.run import start_training
 from nercrf.training.speed import (
     leave_out_full_mask,
     processor_features,
     slow_precision,
 )
-from nercrf.training.trainer import (
-    check_config,
-    log_progress,
-    resolve_config,
-    start_run,
-    train,
-    training_update,
-)
+from nercrf.training.trainer import check_config, resolve_config, train
 from nercrf.training.training_config import BatchConfig, SpeedConfig, TrainingConfig
 
 CPU = torch.device("cpu")
@@ -57,7 +51,7 @@ def pretrained(folder, dropout=0.0):
 def start(folder, dropout=0.0, model=None, dtype=torch.float64, **flags):
     """A training of the tiny model, ready for its first update."""
     args = make_args(folder, average_decay=0.0, **flags)
-    return start_run(args, TRAIN, (model or make_model(dropout)).to(dtype), TOKENIZER)
+    return start_training(args, TRAIN, (model or make_model(dropout)).to(dtype), TOKENIZER)
 
 
 def train_some(*args, updates=4, **flags):
@@ -65,8 +59,8 @@ def train_some(*args, updates=4, **flags):
     run = start(*args, **flags)
     losses = []
     for update in run.plan.epoch(0)[:updates]:
-        training_update(run, update)
-        losses.append(log_progress(run)["loss"])
+        run.update(update)
+        losses.append(run.log()["loss"])
     return losses, {name: p.detach().clone() for name, p in run.model.named_parameters()}
 
 
@@ -201,7 +195,9 @@ class Watch:
             monkeypatch.setattr(
                 torch.Tensor, method, self.counted(method, getattr(torch.Tensor, method))
             )
-        monkeypatch.setattr(trainer, "move_batch", self.setting(True, trainer.move_batch))
+        monkeypatch.setattr(
+            update_chapter, "move_batch", self.setting(True, update_chapter.move_batch)
+        )
         monkeypatch.setattr(FeatureDataset, "collate", self.setting(False, FeatureDataset.collate))
         for name in ("forward", "backward"):  # on a processor, the CRF works on the host
             monkeypatch.setattr(
@@ -253,13 +249,13 @@ def test_an_update_never_waits_for_the_device(tmp_path, monkeypatch, kind):
     if kind == "data parallel":
         run.model = BatchDataParallel(run.model, [CPU, CPU])
     updates = run.plan.epoch(0)
-    training_update(run, updates[0])
+    run.update(updates[0])
     watch = Watch(monkeypatch)
     for update in updates[1:4]:
-        training_update(run, update)
+        run.update(update)
     assert watch.active
     assert watch.calls == []
-    log_progress(run)
+    run.log()
     assert watch.calls
 
 
@@ -271,7 +267,7 @@ def test_a_mask_that_hides_nothing_is_left_out(tmp_path):
         with_kwargs=True,
     )
     for update in run.plan.epoch(0):
-        training_update(run, update)
+        run.update(update)
     assert {mask is None for _, mask in seen} == {True, False}
     for ids, mask in seen:
         assert (mask is None) == bool((ids != TOKENIZER.pad_token_id).all())
@@ -445,5 +441,5 @@ def test_a_layer_that_looks_at_other_pieces_stays_whole(tmp_path):
     output = encoder_layers(model)[1][-1].output
     plain = output.forward
     output.forward = lambda hidden, residual: plain(hidden, residual + 5 * residual.roll(1, -2))
-    run = start_run(make_args(tmp_path), TRAIN, model, TOKENIZER)
+    run = start_training(make_args(tmp_path), TRAIN, model, TOKENIZER)
     assert not unwrap_model(run.model)._forward_pre_hooks

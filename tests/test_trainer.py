@@ -28,6 +28,7 @@ from training import (
 
 from nercrf.distributed.devices import BatchDataParallel
 from nercrf.distributed.processes import ProcessInfo
+from nercrf.evaluation.evaluator import evaluate
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training import plan as update_plan
 from nercrf.training import trainer
@@ -35,14 +36,9 @@ from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.checkpoint import load_state
 from nercrf.training.plan import UpdatePlan
 from nercrf.training.recipes import WeightAverage
-from nercrf.training.trainer import (
-    TrainingInterrupted,
-    check_config,
-    plan_training,
-    start_run,
-    train,
-    training_update,
-)
+from nercrf.training.run import plan_training, start_training
+from nercrf.training.trainer import TrainingInterrupted, check_config, train
+from nercrf.training.update import Learner
 
 
 class SignalAt(TrainingCallback):
@@ -248,8 +244,8 @@ def test_stopping_twice_is_as_good_as_once(tmp_path):
 def update_gradient(monkeypatch, run, update):
     """The gradient of one update, before clipping, as one vector."""
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "_optimizer_step", lambda run: None)
-        training_update(run, update)
+        patched.setattr(Learner, "_step", lambda run: None)
+        run.update(update)
     gradient = torch.cat([p.grad.flatten() for p in run.model.parameters()])
     run.optimizer.zero_grad()
     return gradient
@@ -261,7 +257,7 @@ def test_accumulation_changes_memory_alone(tmp_path, monkeypatch):
     gradients = []
     for size, steps in ((16, 1), (8, 2), (4, 4), (6, 3)):
         args = make_args(tmp_path, per_gpu_train_batch_size=size, gradient_accumulation_steps=steps)
-        run = start_run(args, TRAIN, make_model(0.0), TOKENIZER)
+        run = start_training(args, TRAIN, make_model(0.0), TOKENIZER)
         gradients.append(update_gradient(monkeypatch, run, update))
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-5)
@@ -328,7 +324,7 @@ def test_no_device_takes_more_than_its_budget_of_pieces(sizes, devices, budget, 
 
 def test_data_parallel_gives_the_same_gradient(tmp_path, monkeypatch):
     """Replicas in one process: each takes its share, the gradient is that of the whole batch."""
-    run = start_run(make_args(tmp_path), TRAIN, make_model(0.0), TOKENIZER)
+    run = start_training(make_args(tmp_path), TRAIN, make_model(0.0), TOKENIZER)
     updates = [*run.plan.epoch(0)[:2], np.array([3])]  # the last has fewer sentences than replicas
     expected = [update_gradient(monkeypatch, run, update) for update in updates]
     run.model = BatchDataParallel(run.model, ["cpu"] * 3)
@@ -362,19 +358,19 @@ def test_max_steps_stops_the_training(tmp_path):
 
 def test_no_gradient_leaks_into_the_next_epoch(tmp_path):
     """The last update of an epoch is smaller; after it, as after every update, no gradient is left."""
-    run = start_run(
+    run = start_training(
         make_args(tmp_path, gradient_accumulation_steps=4), TRAIN, make_model(), TOKENIZER
     )
     updates = run.plan.epoch(0)
     assert sorted(map(len, updates)) == [18, 32]
     for update in updates:
-        training_update(run, update)
+        run.update(update)
         assert all(p.grad is None for p in run.model.parameters())
     assert run.progress.step == len(updates)
 
 
 def test_epochs_differ_in_order_and_hold_every_sentence(tmp_path):
-    run = start_run(make_args(tmp_path), TRAIN, make_model(), TOKENIZER)
+    run = start_training(make_args(tmp_path), TRAIN, make_model(), TOKENIZER)
     first, second = ([update.tolist() for update in run.plan.epoch(number)] for number in (0, 1))
     assert first != second
     for epoch in (first, second):
@@ -384,18 +380,18 @@ def test_epochs_differ_in_order_and_hold_every_sentence(tmp_path):
 
 def test_an_overflow_leaves_weights_and_schedule_alone(tmp_path):
     """The scaler starts so high that the first updates overflow; the warm-up begins after them."""
-    run = start_run(make_args(tmp_path, fp16=True), TRAIN, make_model(), TOKENIZER)
+    run = start_training(make_args(tmp_path, fp16=True), TRAIN, make_model(), TOKENIZER)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10_000)
     updates = run.plan.epoch(0)
     before = [p.detach().clone() for p in run.model.parameters()]
-    training_update(run, updates[0])
+    run.update(updates[0])
     assert run.progress.skipped == 1
     assert all(
         torch.equal(old, new.detach())
         for old, new in zip(before, run.model.parameters(), strict=True)
     )
     while run.progress.skipped == run.progress.step:
-        training_update(run, updates[1])
+        run.update(updates[1])
     assert run.schedule.last_epoch == run.progress.step - run.progress.skipped == 1
 
 
@@ -423,7 +419,7 @@ def test_the_best_model_is_kept_and_is_what_the_log_says(tmp_path):
     assert len(scores) == 12
     assert max(scores) > 0
     model = NerCrfForTokenClassification.from_pretrained(tmp_path / "model")
-    result = trainer.evaluate(model, DEV)
+    result = evaluate(model, DEV)
     assert result.scores.micro.f1 == max(scores)
     progress = load_state(tmp_path / f"checkpoint-{last_step(tmp_path)}")["progress"]
     assert progress["best_score"] == max(scores)
@@ -530,11 +526,11 @@ def test_an_empty_data_set_is_an_error(tmp_path):
 
 
 def test_the_average_is_a_running_mean_of_the_weights(tmp_path):
-    run = start_run(make_args(tmp_path, average_decay=0.9), TRAIN, make_model(), TOKENIZER)
+    run = start_training(make_args(tmp_path, average_decay=0.9), TRAIN, make_model(), TOKENIZER)
     name, parameter = "crf.transitions", run.model.crf.transitions
     expected = parameter.detach().double().clone()
     for number, update in enumerate(run.plan.epoch(0)):
-        training_update(run, update)
+        run.update(update)
         weight = min(0.9, (1 + number) / (10 + number))
         expected = weight * expected + (1 - weight) * parameter.detach().double()
     average = run.callbacks.find(WeightAverage)
@@ -621,7 +617,7 @@ def test_changed_data_are_not_silently_resumed(tmp_path):
 
 def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, monkeypatch):
     """The loss turns nan after update 6: the next checkpoint is refused, the one before stands."""
-    original = trainer.training_update
+    original = Learner.update
 
     def poisoned(run, update):
         original(run, update)
@@ -629,7 +625,7 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, monkeypat
             with torch.no_grad():
                 run.model.classifier.bias.fill_(float("nan"))
 
-    monkeypatch.setattr(trainer, "training_update", poisoned)
+    monkeypatch.setattr(Learner, "update", poisoned)
     with pytest.raises(
         FloatingPointError,
         match=r"gradient of update 7 is not finite.*last good checkpoint: .*checkpoint-",
@@ -639,12 +635,12 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, monkeypat
 
 
 def test_an_overflow_does_not_spoil_the_logged_loss(tmp_path):
-    run = start_run(make_args(tmp_path, fp16=True), TRAIN, make_model(), TOKENIZER)
+    run = start_training(make_args(tmp_path, fp16=True), TRAIN, make_model(), TOKENIZER)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10_000)
-    training_update(run, run.plan.epoch(0)[0])
+    run.update(run.plan.epoch(0)[0])
     assert run.progress.skipped == 1
-    assert float(run.window_loss) == 0.0
-    assert run.progress.window_sentences == 0
+    assert float(run.watch.total) == 0.0
+    assert run.watch.sentences == 0
 
 
 def test_resuming_behind_the_end_changes_nothing(tmp_path):

@@ -24,14 +24,9 @@ from nercrf.labels import Span, label_list
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
-from nercrf.training.trainer import (
-    log_progress,
-    resolve_config,
-    set_seed,
-    start_run,
-    train,
-    training_update,
-)
+from nercrf.training.checkpoint import set_seed
+from nercrf.training.run import start_training
+from nercrf.training.trainer import resolve_config, train
 from nercrf.training.training_config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,14 +171,14 @@ def updates_in_float64(folder, devices=None, callbacks=(), **changes):
     the final weights.
     """
     args = make_args(folder, **changes)
-    run = start_run(args, UNEVEN, make_model(0.0).double(), TOKENIZER, callbacks=callbacks)
+    run = start_training(args, UNEVEN, make_model(0.0).double(), TOKENIZER, callbacks=callbacks)
     if devices is not None:
         run.model = BatchDataParallel(run.model, devices)
     losses = []
     for epoch in (0, 1):
         for update in run.plan.epoch(epoch):
-            training_update(run, update)
-            losses.append(log_progress(run)["loss"])
+            run.update(update)
+            losses.append(run.log()["loss"])
     weights = torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
     return losses, weights.tolist()
 

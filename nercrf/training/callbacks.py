@@ -17,7 +17,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 if TYPE_CHECKING:
     from nercrf.evaluation.evaluator import Evaluation
-    from nercrf.training.trainer import TrainingRun as Training
+    from nercrf.training.run import Training
 
 # %% auto #0
 __all__ = ['logger', 'Batch', 'Kind', 'TrainingCallback', 'Callbacks']

@@ -13,9 +13,9 @@ import random
 import re
 import shutil
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from nercrf.distributed.processes import barrier, broadcast_json
 from nercrf.files import (
+    DiskFullError,
     MANIFEST,
     DigestMemory,
     discard_folder,
@@ -33,11 +35,13 @@ from nercrf.files import (
     verify_folder,
     write_folder,
 )
+from nercrf.training.reporting import greater_is_better
 
 # %% auto #0
-__all__ = ['logger', 'EVALUATION', 'MODEL_WEIGHTS', 'CheckpointError', 'StateSnapshot', 'take_snapshot', 'save_state',
-           'load_state', 'random_state', 'set_random_state', 'latest_checkpoint', 'choose_removals', 'write_evaluation',
-           'read_scores', 'prune_checkpoints', 'discard_later_checkpoints', 'BackgroundWriter', 'average_checkpoints']
+__all__ = ['logger', 'EVALUATION', 'BEST', 'MODEL_WEIGHTS', 'CheckpointError', 'StateSnapshot', 'take_snapshot', 'save_state',
+           'load_state', 'set_seed', 'random_state', 'set_random_state', 'latest_checkpoint', 'choose_removals',
+           'write_evaluation', 'read_scores', 'prune_checkpoints', 'discard_later_checkpoints', 'BackgroundWriter',
+           'Checkpoints', 'average_checkpoints']
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #2528f4dd
 logger = logging.getLogger(__name__)
@@ -173,52 +177,75 @@ def load_state(
             f"read it: {error}; use an earlier checkpoint"
         ) from error
 
+# %% ../../nbs/6_training/10_checkpoint.ipynb #e9b472bd
+def set_seed(
+    seed: int,  # the run's seed
+    rank: int = 0,  # processes of different rank draw differently
+) -> None:
+    "Seed Python, numpy and torch on all devices."
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)
+    torch.manual_seed(seed + rank)
+
 # %% ../../nbs/6_training/10_checkpoint.ipynb #c296cee9
-def random_state() -> dict[str, Any]:  # ready for `save_state`
+def random_state() -> dict[str, Any]:  # plain lists, ready for JSON
     "The state of every random generator: Python, numpy, torch and its devices."
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    has_gpu = torch.cuda.is_available()
+    version, numbers, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if has_gpu else [],
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, keys.tolist(), *rest],
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": [state.tolist() for state in gpus],
     }
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #0625ac1e
+def _plain(value: Any) -> Any:
+    "A random state as plain lists; earlier checkpoints name the kind of each list."
+    if isinstance(value, dict):
+        return _plain(next(iter(value.values())))
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
 def set_random_state(
     state: dict[str, Any],  # what `random_state` returned
 ) -> None:
     "Put every random generator back into an earlier state."
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
+    plain = {generator: _plain(value) for generator, value in state.items()}
+    version, numbers, gauss = plain["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = plain["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(torch.tensor(plain["torch"], dtype=torch.uint8))
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if len(state["cuda"]) != devices:
+    if len(plain["cuda"]) != devices:
         logger.warning(
             "random states of %d GPUs were saved, but there are %d; dropout will differ",
-            len(state["cuda"]),
+            len(plain["cuda"]),
             devices,
         )
-    for device, saved in enumerate(state["cuda"][:devices]):
-        torch.cuda.set_rng_state(saved, device)
+    for device, saved in enumerate(plain["cuda"][:devices]):
+        torch.cuda.set_rng_state(torch.tensor(saved, dtype=torch.uint8), device)
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #b619b1eb
-def _numbered(output_dir: str | os.PathLike, prefix: str) -> list[Path]:
+_NAME = re.compile(r"checkpoint-([0-9]+)")
+
+
+def _step_of(path: Path) -> int:
+    "The step in the name of a checkpoint."
+    return int(_NAME.fullmatch(path.name)[1])
+
+
+def _numbered(output_dir: str | os.PathLike) -> list[Path]:
     "Checkpoint folders by step, newest first; other names are ignored."
     folder = Path(output_dir)
     if not folder.is_dir():
         return []
-    pattern = re.compile(re.escape(prefix) + r"([0-9]+)")
-    steps = {path: pattern.fullmatch(path.name) for path in folder.iterdir()}
-    found = {path: int(match[1]) for path, match in steps.items() if match}
-    return sorted(found, key=lambda path: (found[path], path.name), reverse=True)
-
-# %% ../../nbs/6_training/10_checkpoint.ipynb #165d5a40
-def _step_of(path: Path, prefix: str = "checkpoint-") -> int:
-    "The step in the name of a checkpoint."
-    return int(path.name.removeprefix(prefix))
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (_step_of(path), path.name), reverse=True)
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #3dbbc0ff
 _memory = DigestMemory()  # of files of checkpoints that this process has read
@@ -234,10 +261,9 @@ def _is_whole(path: Path, digest: Callable[[Path], str] = sha256_of) -> bool:
 # %% ../../nbs/6_training/10_checkpoint.ipynb #8f04f7b1
 def latest_checkpoint(
     output_dir: str | os.PathLike,  # the folder that holds the checkpoints
-    prefix: str = "checkpoint-",  # what stands before the step in a name
 ) -> Path | None:  # the newest whole checkpoint, if there is one
     "The checkpoint with the highest step among those that are whole."
-    return next(filter(_is_whole, _numbered(output_dir, prefix)), None)
+    return next(filter(_is_whole, _numbered(output_dir)), None)
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #db69105d
 def choose_removals(
@@ -295,14 +321,13 @@ def write_evaluation(
 def read_scores(
     output_dir: str | os.PathLike,  # the folder that holds the checkpoints
     metric: str,  # name of a figure
-    prefix: str = "checkpoint-",  # what stands before the step in a name
 ) -> dict[int, float]:  # by step; without those that were not evaluated
     "The figures of all checkpoints that have one of this name."
     scores = {}
-    for path in _numbered(output_dir, prefix):
+    for path in _numbered(output_dir):
         with suppress(OSError, ValueError, KeyError, TypeError):
             figures = json.loads((path / EVALUATION).read_text())
-            scores[_step_of(path, prefix)] = float(figures[metric])
+            scores[_step_of(path)] = float(figures[metric])
     return scores
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #d587d770
@@ -310,15 +335,14 @@ def prune_checkpoints(
     output_dir: str | os.PathLike,  # the folder that holds the checkpoints
     keep_last: int,  # how many of the newest whole ones stay, at least 1
     keep: Collection[str | os.PathLike] = (),  # further ones that stay
-    prefix: str = "checkpoint-",  # what stands before the step in a name
     keep_best: int = 0,  # how many whole ones with the best figure stay
     metric: str = "f1",  # the figure, see `write_evaluation`
     higher_is_better: bool = True,  # what is a good figure?
     keep_every: int = 0,  # those of multiples of this step stay
 ) -> list[Path]:  # those that were removed
     "Remove the checkpoints that `choose_removals` chooses."
-    paths = {_step_of(path, prefix): path for path in _numbered(output_dir, prefix)}
-    scores = read_scores(output_dir, metric, prefix) if keep_best else {}
+    paths = {_step_of(path): path for path in _numbered(output_dir)}
+    scores = read_scores(output_dir, metric) if keep_best else {}
     known: dict[int, bool] = {}
 
     def is_whole(step: int) -> bool:
@@ -339,10 +363,9 @@ def prune_checkpoints(
 def discard_later_checkpoints(
     output_dir: str | os.PathLike,  # the folder that holds the checkpoints
     step: int,  # checkpoints of later steps go
-    prefix: str = "checkpoint-",  # what stands before the step in a name
 ) -> list[Path]:  # those that were removed
     "Remove the checkpoints of a branch that is given up by resuming earlier."
-    later = [path for path in _numbered(output_dir, prefix) if _step_of(path, prefix) > step]
+    later = [path for path in _numbered(output_dir) if _step_of(path) > step]
     for path in later:
         discard_folder(path)
     return later
@@ -356,39 +379,32 @@ class BackgroundWriter:
         waiting: int = 1,  # writes that may wait behind the one under way
     ):
         self.waiting = waiting
-        self._pending: deque[tuple[str, Future]] = deque()
+        self._pending: deque[Future] = deque()
         self._executor = ThreadPoolExecutor(1, "background-writer")
 
     def submit(
         self,
         name: str,  # what is written, for messages
         write: Callable[[], object],  # must not touch what training changes
-        drop: bool = False,  # leave it out when the queue is full
-    ) -> bool:  # False: left out
+    ) -> None:
         "Have `write` called soon; raises what an earlier write raised."
         self.check()
-        if drop and len(self._pending) > self.waiting:
-            logger.warning(
-                "%s is not written: %s is still being written", name, self._pending[0][0]
-            )
-            return False
         while len(self._pending) > self.waiting:
-            self._pending.popleft()[1].result()
+            self._pending.popleft().result()
         task = self._executor.submit(_run_logged, name, write)
-        self._pending.append((name, task))
-        return True
+        self._pending.append(task)
 
     def check(self) -> None:
         "Raise the error of a write that is over; does not wait."
-        while self._pending and self._pending[0][1].done():
-            self._pending.popleft()[1].result()
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
 
     def wait(self) -> None:
         "Return when all is written; raises the first error after the last."
         errors = []
         while self._pending:
             try:
-                self._pending.popleft()[1].result()
+                self._pending.popleft().result()
             except Exception as error:
                 errors.append(error)
         if errors:
@@ -417,6 +433,106 @@ def _run_logged(name: str, write: Callable[[], object]) -> None:
     except Exception as error:
         logger.error("writing %s failed: %s", name, error)
         raise
+
+# %% ../../nbs/6_training/10_checkpoint.ipynb #499d2a98
+BEST = "best.json"  # beside the best model: its update and figure on dev
+
+# %% ../../nbs/6_training/10_checkpoint.ipynb #8d5649bb
+@dataclass
+class Checkpoints:
+    "The folder of a training: what is written there, and what stays."
+
+    folder: Path  # gets checkpoint-N and model
+    keep_last: int = 2  # so many of the newest whole ones stay, at least 1
+    keep_best: int = 0  # so many with the best figure stay
+    keep_every: int = 0  # those of multiples of this step stay
+    metric: str = "f1"  # the figure
+    on_disk_full: str = "stop"  # or continue: without what was to be written
+    is_main: bool = True  # False: another process writes
+    writer: BackgroundWriter | None = None  # writes in a thread; None: at once
+
+    @contextmanager
+    def in_background(self, wanted: bool = True) -> Iterator[None]:
+        "Inside, a thread of the main process writes if `wanted`; the end waits for it."
+        if wanted and self.is_main:
+            with BackgroundWriter() as self.writer:
+                yield
+            self.writer = None
+        else:
+            yield
+        barrier()
+
+    def write(self, name: str, write: Callable[[], object]) -> None:
+        "Call `write` now or soon in the thread; a full disk may be survived without `name`."
+
+        def guarded():
+            try:
+                write()
+            except DiskFullError as error:
+                if self.on_disk_full == "stop":
+                    raise
+                logger.error("%s: %s; the training goes on without it", name, error)
+
+        if self.writer is None:
+            guarded()
+        else:
+            self.writer.submit(name, guarded)
+
+    def path(self, step: int) -> Path:
+        "The folder of the checkpoint of a `step`."
+        return self.folder / f"checkpoint-{step}"
+
+    def save(self, step: int, fill: Callable[[Path], object], figures: Mapping[str, float]) -> None:
+        "Write a checkpoint that `fill` fills, with its `figures` on dev; then prune."
+
+        def write():
+            with write_folder(self.path(step)) as folder:
+                fill(folder)
+                if figures:
+                    write_evaluation(folder, figures)
+            self.prune()
+
+        self.write(self.path(step).name, write)
+
+    def save_best(self, best: Mapping[str, float | None], fill: Callable[[Path], object]) -> None:
+        "Write the best model: `best` holds its step and figure."
+
+        def write():
+            with write_folder(self.folder / "model") as folder:
+                fill(folder)
+                (folder / BEST).write_text(json.dumps(best) + "\n")
+
+        self.write("model", write)
+
+    def best_step(self) -> int | None:  # None where there is no best model
+        "The update that the best model was saved at."
+        path = self.folder / "model" / BEST
+        return json.loads(path.read_text())["step"] if path.exists() else None
+
+    def newest(self) -> Path | None:
+        "The newest whole checkpoint, when all is written; the main process looks for all."
+        found = None
+        if self.is_main:
+            self.wait()
+            found = latest_checkpoint(self.folder)
+        found = broadcast_json(str(found) if found else None)
+        return Path(found) if found else None
+
+    def prune(self) -> list[Path]:
+        "Remove the checkpoints that need not stay."
+        higher = greater_is_better(self.metric)
+        wishes = {"keep_best": self.keep_best, "metric": self.metric, "higher_is_better": higher}
+        return prune_checkpoints(self.folder, self.keep_last, keep_every=self.keep_every, **wishes)
+
+    def check(self) -> None:
+        "Raise the error of a write that is over; does not wait."
+        if self.writer is not None:
+            self.writer.check()
+
+    def wait(self) -> None:
+        "Return when all is written."
+        if self.writer is not None:
+            self.writer.wait()
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #093634a2
 MODEL_WEIGHTS = "model.safetensors"

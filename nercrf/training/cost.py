@@ -14,17 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.distributed.processes import ProcessInfo
 from nercrf.features.batches import FeatureDataset
-from nercrf.training.trainer import (
-    TrainingRun,
-    check_config,
-    resolve_config,
-    start_run,
-    training_update,
-)
+from nercrf.training.run import Training, start_training
+from nercrf.training.trainer import check_config, resolve_config
 from nercrf.training.training_config import TrainingConfig
 
 # %% auto #0
@@ -36,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 # %% ../../nbs/6_training/15_cost.ipynb #7b557c08
 def padded_pieces(
-    run: TrainingRun,  # a training that was just set up
+    run: Training,  # a training that was just set up
     update: np.ndarray,  # indices of its sentences
 ) -> int:  # word pieces over all processes
     "How many pieces an update's batches have, padding included."
@@ -90,22 +86,22 @@ def estimate_training(
     args: TrainingConfig,  # flags; what depends on the encoder is filled in for a pretrained one
     train_dataset: FeatureDataset,  # labelled sentences
     model: nn.Module,  # the bare model; it is trained a little
-    tokenizer: object,  # of the model
+    tokenizer: PreTrainedTokenizerBase,  # of the model
     info: ProcessInfo | None = None,  # what this process is; None: found out here
     callbacks: Sequence[TrainingCallback] = (),  # that `train` would get
 ) -> Estimate:  # of this process
     "Make two updates and estimate the whole; nothing is written."
     args = resolve_config(args, pretrained=True)
     check_config(args)
-    run = start_run(args, train_dataset, model, tokenizer, None, info, callbacks)
+    run = start_training(args, train_dataset, model, tokenizer, None, info, callbacks)
     updates = run.plan.epoch(0)
     pieces = [padded_pieces(run, update) for update in updates]
     widest = int(np.argmax(pieces))
     ordinary = int(np.argsort(pieces)[len(pieces) // 2])
-    training_update(run, updates[ordinary])
+    run.update(updates[ordinary])
     _wait_for(run.info.device)
     began = time.perf_counter()
-    training_update(run, updates[widest])
+    run.update(updates[widest])
     _wait_for(run.info.device)
     a_piece = (time.perf_counter() - began) / pieces[widest]
     parameters = list(model.parameters())
