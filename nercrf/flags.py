@@ -117,6 +117,7 @@ class FlagParser(argparse.ArgumentParser):
         description: str,  # what the command does
         operands: str = "",  # what stands in the usage line before the flags
         elsewhere: dict[str, str] | None = None,  # flags of other commands, and of which
+        old_names: dict[str, str] | None = None,  # of flags; None: `OLD_NAMES`
     ):
         super().__init__(
             prog=prog,
@@ -128,6 +129,7 @@ class FlagParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.elsewhere = elsewhere or {}
+        self.old_names = OLD_NAMES if old_names is None else old_names
         self.switches: dict[str, bool] = {"--help": False}  # of each flag: is it a switch?
 
     def parse_known_args(
@@ -193,7 +195,8 @@ def add_section(
             if each.default is True or each.default is False:
                 parser.switches |= _add_switch(group, each, text)
             else:
-                parser.switches |= _add_value(group, each, hints[each.name], text)
+                old = [name for name, new in parser.old_names.items() if new == each.name]
+                parser.switches |= _add_value(group, each, hints[each.name], text, old)
 
 
 def _add_switch(group: argparse._ArgumentGroup, each: Field, text: str) -> dict[str, bool]:
@@ -206,7 +209,7 @@ def _add_switch(group: argparse._ArgumentGroup, each: Field, text: str) -> dict[
 
 
 def _add_value(
-    group: argparse._ArgumentGroup, each: Field, hint: object, text: str
+    group: argparse._ArgumentGroup, each: Field, hint: object, text: str, old: list[str]
 ) -> dict[str, bool]:
     "A flag with a value, or with several."
     choices = [name for bounds in field_bounds(hint) for name in bounds.choices]
@@ -215,9 +218,7 @@ def _add_value(
     text += f" ({', '.join(choices)})" if choices else ""
     if each.default not in (None, MISSING):
         text += f" [{each.default}]"
-    flags = [
-        f"--{name}" for name in (each.name, *OLD_NAMES) if OLD_NAMES.get(name, name) == each.name
-    ]
+    flags = [f"--{name}" for name in (each.name, *old)]
     many = {} if each.default_factory is MISSING else {"nargs": "+"}
     group.add_argument(*flags, dest=each.name, type=kind, metavar=metavar, help=text, **many)
     return dict.fromkeys(flags, False)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'CONVERSION_OPTIONS', 'reading_of', 'conversion_of', 'open_data', 'load_and_cache_examples', 'prepare_data',
-           'load_model', 'unseen_f1', 'evaluate', 'evaluate_splits', 'predict', 'run_training', 'run_evaluation',
-           'run_prediction', 'run']
+           'load_model', 'evaluate', 'evaluate_splits', 'predict', 'run_training', 'run_evaluation', 'run_prediction',
+           'run']
 
 # %% ../nbs/8_commands/02_script.ipynb #222ccd52
 import inspect
@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,8 @@ from nercrf.distributed.processes import (
 from nercrf.training.cost import estimate_training
 from nercrf.evaluation import evaluator
 from nercrf.distributed.devices import autocast_dtype
-from nercrf.evaluation.evaluator import Evaluation
-from nercrf.labels import Span, label_list
-from nercrf.evaluation.metrics import leave_out, report, score_unseen
+from nercrf.evaluation.evaluator import Evaluation, describe_result, unseen_f1
+from nercrf.labels import label_list
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import (
     LoadedModel,
@@ -169,51 +167,6 @@ def load_model(
     )
     return resolved, loaded
 
-# %% ../nbs/8_commands/02_script.ipynb #4461212e
-def unseen_f1(
-    result: Evaluation,  # what a model found
-    gold: Sequence[Sequence[Span]],  # the entities of each sentence
-    words: Sequence[Sequence[str]],  # the words of each sentence
-    surfaces: Collection[str],  # of the training data
-) -> dict[str, float]:  # f1 and the number of gold entities
-    "F1 over entities whose surface does not occur in the training data."
-    left_out = result.left_out or [()] * len(gold)
-    counted = leave_out(gold, result.predicted, left_out)
-    scores = score_unseen(*counted, words, surfaces)
-    return {"unseen_f1": scores.micro.f1, "unseen_gold": scores.micro.gold}
-
-# %% ../nbs/8_commands/02_script.ipynb #696af53f
-def _describe_unlearnable(result: Evaluation) -> str:
-    "What became of the gold entities that no tag can hold; empty without any."
-    if not result.unlearnable:
-        return ""
-    found = f"{result.unlearnable} gold entities overlap others: one tag a "
-    if not result.left_out:
-        return found + (
-            "word cannot hold them, they count as missed unless the model "
-            "predicts them (--unlearnable ignored leaves them out)"
-        )
-    return found + (
-        "word cannot hold them, they are left out, and so are "
-        f"{result.ignored_predicted} predictions of exactly them "
-        "(--unlearnable ignored)"
-    )
-
-
-def _print_result(result: Evaluation, figures: dict[str, float]) -> None:
-    "The table of a split and what has to be said beside it."
-    heading = f"{result.name}: {result.sentences} sentences"
-    print(f"\n{heading}, loss {result.loss:.4f}")
-    print(report(result.scores))
-    remark = _describe_unlearnable(result)
-    if remark:
-        print(remark)
-    print(
-        f"unseen surfaces: F1 {figures['unseen_f1']:.4f} "
-        f"({figures['unseen_gold']} of {result.scores.micro.gold} gold "
-        "entities)"
-    )
-
 # %% ../nbs/8_commands/02_script.ipynb #e7a1c0de
 def evaluate(
     args: TrainingConfig,  # flags
@@ -250,7 +203,11 @@ def evaluate_splits(
         unseen = unseen_f1(result, gold, summary.words(split), surfaces)
         figures[split] = result.to_dict() | unseen
         if info.is_main:
-            _print_result(result, figures[split])
+            print(f"\n{describe_result(result)}")
+            print(
+                f"unseen surfaces: F1 {unseen['unseen_f1']:.4f} ({unseen['unseen_gold']} of "
+                f"{result.scores.micro.gold} gold entities)"
+            )
     return figures
 
 # %% ../nbs/8_commands/02_script.ipynb #9e7ae380

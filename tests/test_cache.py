@@ -35,7 +35,8 @@ from nercrf.data.corpus import CorpusFiles, read_corpus
 from nercrf.data.examples import DataError, Example, file_digest
 from nercrf.data.formats import write_examples
 from nercrf.data.read_config import ReadConfig
-from nercrf.features.cache_files import cache_main, clean_cache, list_cache, remember_digest
+from nercrf.data_commands import cache_main
+from nercrf.features.cache_files import clean_cache, list_cache, remember_digest
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.features.pieces import cache_key, describe_tokenizer
 from nercrf.features.store import CacheError, load_features, read_header, save_features

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple, get_args, get_type_hints
@@ -23,13 +23,19 @@ from nercrf.distributed.devices import (
 )
 from nercrf.distributed.processes import all_reduce_sum, gather_json, get_rank, get_world_size
 from nercrf.evaluation.evaluation_config import EvaluationConfig
-from nercrf.evaluation.metrics import EntityScores, leave_out, score_spans
+from nercrf.evaluation.metrics import (
+    EntityScores,
+    leave_out,
+    report,
+    score_spans,
+    score_unseen,
+)
 from nercrf.features.batches import FeatureDataset, plan_batches
 from nercrf.labels import Span, ids_to_spans
 
 # %% auto #0
 __all__ = ['UNLEARNABLE', 'evaluation_batches', 'move_batch', 'SentenceResult', 'predict_batches', 'Evaluation',
-           'unlearnable_spans', 'EvaluationInterrupted', 'evaluate']
+           'unlearnable_spans', 'EvaluationInterrupted', 'evaluate', 'describe_result', 'unseen_f1']
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #46e83c94
 def evaluation_batches(
@@ -96,8 +102,10 @@ def predict_batches(
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #697e606c
 @torch.no_grad()
 def _predict_at_once(
-    model: nn.Module, inputs: list[dict[str, torch.Tensor]], precision: torch.dtype | None
-) -> list[SentenceResult]:
+    model: nn.Module,  # on one device, or on as many as there are batches
+    inputs: list[dict[str, torch.Tensor]],  # as `FeatureDataset.collate` makes them
+    precision: torch.dtype | None,
+) -> list[SentenceResult]:  # batch after batch
     "Run one batch on each device and decode what comes out."
     bare = unwrap_model(model)
     device = next(bare.parameters()).device
@@ -253,3 +261,36 @@ def evaluate(
         unlearnable=sum(map(len, lost)),
         left_out=left_out,
     )
+
+# %% ../../nbs/5_evaluation/02_evaluator.ipynb #adf696b9
+def describe_result(
+    result: Evaluation,  # what a model made of a data set
+) -> str:  # several lines: heading, table, and what became of entities that no tag can hold
+    "An evaluation in words and figures."
+    heading = f"{result.name}: {result.sentences} sentences, loss {result.loss:.4f}"
+    lines = [heading, report(result.scores)]
+    if result.unlearnable and result.left_out:
+        lines.append(
+            f"{result.unlearnable} gold entities overlap others: one tag a word cannot hold them, "
+            f"they are left out, and so are {result.ignored_predicted} predictions of exactly "
+            "them (--unlearnable ignored)"
+        )
+    elif result.unlearnable:
+        lines.append(
+            f"{result.unlearnable} gold entities overlap others: one tag a word cannot hold them, "
+            "they count as missed unless the model predicts them (--unlearnable ignored leaves "
+            "them out)"
+        )
+    return "\n".join(lines)
+
+# %% ../../nbs/5_evaluation/02_evaluator.ipynb #4461212e
+def unseen_f1(
+    result: Evaluation,  # what a model found
+    gold: Sequence[Sequence[Span]],  # the entities of each sentence
+    words: Sequence[Sequence[str]],  # the words of each sentence
+    surfaces: Collection[str],  # of the training data
+) -> dict[str, float]:  # f1 and the number of gold entities
+    "F1 over entities whose surface does not occur in the training data."
+    counted = leave_out(gold, result.predicted, result.left_out or [()] * len(gold))
+    scores = score_unseen(*counted, words, surfaces)
+    return {"unseen_f1": scores.micro.f1, "unseen_gold": scores.micro.gold}

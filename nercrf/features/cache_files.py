@@ -5,8 +5,6 @@
 # %% ../../nbs/2_features/09_cache_files.ipynb #7699ba65
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import os
 import re
@@ -21,15 +19,14 @@ from filelock import FileLock, Timeout
 
 from nercrf.data.examples import data_files, file_digest
 from nercrf.distributed.processes import main_process_first
-from nercrf.features.store import CacheError, read_header, verify_file
+from nercrf.features.store import CacheError, read_header
 from nercrf.files import DIGESTS, DigestMemory
-from nercrf.tables import text_table
 
 logger = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['logger', 'Loaded', 'user_cache_folder', 'cache_folders', 'remember_digest', 'write_first', 'build_lock', 'CacheFiles',
-           'CacheEntry', 'list_cache', 'clean_cache', 'cache_main']
+           'CacheEntry', 'list_cache', 'clean_cache']
 
 # %% ../../nbs/2_features/09_cache_files.ipynb #a2521b52
 def user_cache_folder() -> Path:  # perhaps not there yet
@@ -272,46 +269,6 @@ def list_cache(
                 entries += [entry] if entry else []
     return entries
 
-# %% ../../nbs/2_features/09_cache_files.ipynb #730446da
-def _print_entries(entries: Sequence[CacheEntry]) -> None:
-    "A table of entries."
-    rows = [("size MB", "days", "split", "sentences", "state", "source", "file")]
-    rows += [
-        (
-            f"{entry.size / 1e6:.1f}",
-            f"{entry.age:.1f}",
-            entry.split,
-            "" if entry.sentences is None else str(entry.sentences),
-            entry.state,
-            entry.source,
-            str(entry.path),
-        )
-        for entry in entries
-    ]
-    print("\n".join(text_table(rows, "l")))
-
-
-def _print_file(path: str) -> int:
-    "What stands in a file, and whether all of it is whole; the exit status."
-    try:
-        header = verify_file(path)
-    except CacheError as error:
-        print(error)
-        return 1
-    columns = {
-        name: f"{entry['dtype']} {entry['shape'][0]}" for name, entry in header.table.items()
-    }
-    shown = {
-        "file": str(path),
-        "state": "good, every block was checked",
-        "size": header.size,
-        "digest": header.digest,
-        "columns": columns,
-        **header.metadata,
-    }
-    print(json.dumps(shown, indent=2, ensure_ascii=False))
-    return 0
-
 # %% ../../nbs/2_features/09_cache_files.ipynb #ee33553a
 def _choose_entries(entries, broken, older_than, everything):
     "The entries to remove."
@@ -344,55 +301,3 @@ def clean_cache(
             for place in (folder, folder / ".nercrf_cache"):
                 (place / DIGESTS).unlink(missing_ok=True)
     return chosen
-
-# %% ../../nbs/2_features/09_cache_files.ipynb #4a450d86
-def _cache_parser():
-    "The arguments of `nercrf cache`."
-    parser = argparse.ArgumentParser(
-        prog="nercrf cache",
-        description="List, check and remove the files in which features of data files are kept.",
-    )
-    actions = parser.add_subparsers(dest="action", required=True)
-    text = "data folders or cache folders; default: the user's cache folder"
-    listing = actions.add_parser("ls", help="list the files")
-    listing.add_argument("folders", nargs="*", help=text)
-    info = actions.add_parser("info", help="check every byte of a file and print its header")
-    info.add_argument("file")
-    clean = actions.add_parser("clean", help="remove files")
-    clean.add_argument("folders", nargs="*", help=text)
-    clean.add_argument(
-        "--older_than", type=float, metavar="DAYS", help="files that were written so many days ago"
-    )
-    clean.add_argument(
-        "--broken", action="store_true", help="files that are broken, moved aside or unfinished"
-    )
-    clean.add_argument("--all", action="store_true", help="all files")
-    clean.add_argument(
-        "--dry_run", action="store_true", help="say what would be removed, and remove nothing"
-    )
-    return parser
-
-
-def cache_main(
-    argv: Sequence[str] | None = None,  # arguments; None: of the command line
-) -> int:  # exit status: 0, or 1 for a broken file or a missing folder
-    "The command `nercrf cache`."
-    parser = _cache_parser()
-    args = parser.parse_args(argv)
-    if args.action == "info":
-        return _print_file(args.file)
-    missing = [folder for folder in args.folders if not Path(folder).is_dir()]
-    if missing:
-        print(f"{missing[0]}: expected a folder, found none")
-        return 1
-    folders = args.folders or [user_cache_folder()]
-    if args.action == "ls":
-        _print_entries(list_cache(folders))
-        return 0
-    if not (args.broken or args.all or args.older_than is not None):
-        parser.error("clean: say what: --broken, --older_than DAYS or --all")
-    chosen = clean_cache(folders, args.broken, args.older_than, args.all, args.dry_run)
-    _print_entries(chosen)
-    verb = "would be removed" if args.dry_run else "removed"
-    print(f"{len(chosen)} files, {sum(entry.size for entry in chosen) / 1e6:.1f} MB {verb}")
-    return 0

@@ -78,7 +78,10 @@ LONG_ROW = 96  # pieces from which torch's kernel is the faster one
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def _is_written_out(query: torch.Tensor, dropout: float) -> bool:
+def _is_written_out(
+    query: torch.Tensor,  # (batch, heads, pieces, size)
+    dropout: float,
+) -> bool:
     "Is attention in small steps the cheaper way here?"
     if not _is_ours(query):
         return False
@@ -86,8 +89,12 @@ def _is_written_out(query: torch.Tensor, dropout: float) -> bool:
     return bool(dropout) or short or query.dtype in _HALF
 
 # %% ../../nbs/4_model/01_dropout.ipynb #1b5c9e20
-def _score_bias(mask: torch.Tensor | None, shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
-    "What is added to the scores: of (batch * heads, pieces or 1, pieces)."
+def _score_bias(
+    mask: torch.Tensor | None,  # (batch, heads or 1, pieces or 1, pieces), bool or added to scores
+    shape: torch.Size,  # (batch, heads, pieces, size) of the queries
+    like: torch.Tensor,  # of the wanted type and device
+) -> torch.Tensor:  # (batch * heads, pieces or 1, pieces), or (1,) without a mask
+    "What is added to the scores."
     if mask is None:
         return like.new_zeros(1)
     if mask.dtype == torch.bool:
