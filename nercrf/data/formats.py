@@ -191,12 +191,12 @@ def prepare_file(
     if format == "auto" or not find_format(format).reads_path:
         text = "" if format == "docbin" else read_text(path, encoding, data=data)
         if not text.strip() and format != "docbin":
-            raise DataError(f"{path}: expected at least one sentence, got none")
+            raise DataError(f"{path}: expected at least one sentence, got none; is it empty?")
     if format == "auto":
         format = detect_text(path, text)
     prepared = _prepare(find_format(format), reading, text)
     if not prepared.content:
-        raise DataError(f"{path}: expected at least one sentence, got none")
+        raise DataError(f"{path}: expected at least one sentence, got none; is it empty?")
     return prepared
 
 
@@ -274,7 +274,7 @@ def write_examples(
     if on_bad not in ("error", "warn"):
         raise ValueError(f"expected on_bad='error' or 'warn', got {on_bad!r}")
     if not examples:
-        raise DataError(f"{path}: expected examples to write, got none")
+        raise DataError(f"{path}: expected examples to write, got none; nothing was written")
     for index, example in enumerate(examples):
         name = example_name(example)
         if "" in example.tokens:
