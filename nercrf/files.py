@@ -124,17 +124,24 @@ class DigestMemory:
     def sha256_of(
         self,
         path: str | Path,  # a file
+        read: Callable[[Path], bytes] | None = None,  # reads it, for who wants the bytes as well
     ) -> str:  # 64 hexadecimal digits
         "The digest of a file, which is read only if it may have changed."
+
+        def content() -> str:
+            if read is None:
+                return sha256_of(path)
+            return hashlib.sha256(read(Path(path))).hexdigest()
+
         if os.stat(path).st_size < self.smallest:
-            return sha256_of(path)
+            return content()
         before = file_state(path)
         found = self._recall(before)
         if found is not None:
             return found
         changed = max(map(int, before.split()[3:])) / 1e9
         at_rest = time.time() - changed > AT_REST
-        digest = sha256_of(path)
+        digest = content()
         if at_rest and file_state(path) == before:
             self._remember(before, digest)
         return digest

@@ -1175,3 +1175,40 @@ def test_resume_once_built_is_read(tmp_path, builds):
     same(first, second)
     assert len(builds) == 1
     assert sum(len(second.gold_spans(at)) for at in range(len(second))) == 1630
+
+
+# How often the data are read.
+
+READER = """
+import contextlib, io, json, sys
+from pathlib import Path
+from collections import Counter
+import nercrf.files
+from nercrf.script import run
+from nercrf.flags import parse_args
+
+nercrf.files.AT_REST = -1  # the files were written just now
+folder, opened = Path(sys.argv[1]).resolve(), Counter()
+def count(event, arguments):
+    if event == "open" and isinstance(arguments[0], str):
+        path = Path(arguments[0])
+        if path.resolve().parent == folder:
+            opened[path.name] += 1
+sys.addaudithook(count)
+with contextlib.redirect_stdout(io.StringIO()):
+    run(parse_args(sys.argv[2:]))
+print(json.dumps([opened, nercrf.script.__name__]))
+"""
+
+
+def test_a_cold_run_opens_each_data_file_once_and_a_warm_run_none(args, tmp_path):
+    write_columns(Path(args.data_dir) / "test.txt", SENTENCES[1:], "BIO")
+    flags = "--do_train --do_eval --no_cuda --max_steps 1 --save_steps 0 --overwrite_output_dir"
+    words = ["--data_dir", args.data_dir, "--output_dir", str(tmp_path / "out"), *flags.split()]
+    figures = []
+    for wanted in ({"train.txt": 1, "dev.txt": 1, "test.txt": 1}, {}):
+        command = [sys.executable, "-c", READER, args.data_dir, *words]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert json.loads(output.splitlines()[-1])[0] == wanted
+        figures.append((tmp_path / "out" / "eval_results.json").read_bytes())
+    assert figures[0] == figures[1]

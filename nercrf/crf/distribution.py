@@ -63,7 +63,7 @@ def check_possible(
     )
     raise ValueError(f"sequence {sequence} has no possible tag sequence: {reason}")
 
-# %% ../../nbs/3_crf/13_distribution.ipynb #22aebf03
+# %% ../../nbs/3_crf/13_distribution.ipynb #6b824a4e
 @dataclass(frozen=True)
 class ChainBatch:
     "Sentences with their chain: the log probabilities of tag sequences."
@@ -83,7 +83,7 @@ class ChainBatch:
 
     def log_partition(self) -> Tensor:  # (batch,) in nats
         "Log of the summed weights of all possible tag sequences."
-        return -_log_likelihood(self)
+        return -_log_likelihood(self, self.mask)
 
     def score(
         self,
@@ -104,20 +104,20 @@ class ChainBatch:
         if tags.dtype != torch.bool:
             tags = tags.long()
             if not partial:
-                known = replace(self, mask=self.mask & (tags != IGNORED))
-                return _log_likelihood(known, tags, weight)
+                return _log_likelihood(self, self.mask & (tags != IGNORED), tags, weight)
             tags = allowed_tags(tags, self.mask, self.emissions.shape[2])
         value = _allowed_likelihood(self, tags)
         return (value if weight is None else value.sum() * weight).to(self.dtype)
 
-# %% ../../nbs/3_crf/13_distribution.ipynb #0c8363c1
+# %% ../../nbs/3_crf/13_distribution.ipynb #bf08085a
 def _log_likelihood(
-    chain: ChainBatch,  # whose mask leaves out what has no tag
+    chain: ChainBatch,  # emissions, scores and algorithm
+    mask: Tensor,  # (batch, words) bool, without what has no tag
     tags: Tensor | None = None,  # (batch, words) int64; None: minus log Z alone
     weight: float | None = None,  # of the sum over the batch; None: no sum, but each
     dtype: torch.dtype | None = None,  # of the result; None: the chain's
 ) -> Tensor:  # (batch,) in nats, or () with a weight
-    batch, dtype = (chain.emissions, chain.scores, chain.mask, tags), dtype or chain.dtype
+    batch, dtype = (chain.emissions, chain.scores, mask, tags), dtype or chain.dtype
     if torch.compiler.is_compiling():
         value = graph_log_likelihood(*batch, chain.algorithm)
         return (value if weight is None else value.sum() * weight).to(dtype)
@@ -138,8 +138,8 @@ def _allowed_likelihood(
         )
     wide = widest_type(chain.emissions.device)
     some = replace(chain, emissions=chain.emissions.masked_fill(~allowed, -math.inf))
-    all_paths = _log_likelihood(chain, dtype=wide)
-    some_paths = _log_likelihood(some, dtype=wide)
+    all_paths = _log_likelihood(chain, chain.mask, dtype=wide)
+    some_paths = _log_likelihood(some, chain.mask, dtype=wide)
     check_possible(-some_paths)
     return all_paths - some_paths
 

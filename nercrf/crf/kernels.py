@@ -8,7 +8,8 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['WordPlan', 'plan_words', 'LikelihoodArrays', 'GradientArrays', 'forward_groups', 'backward_groups',
            'gather_gradients', 'LikelihoodState', 'likelihood_forward', 'likelihood_backward', 'all_at_once',
-           'LikelihoodGradient', 'likelihood_gradient', 'ViterbiArrays', 'best_groups', 'viterbi', 'warm_up']
+           'LikelihoodGradient', 'likelihood_gradient', 'ViterbiArrays', 'best_groups', 'viterbi_at_once', 'viterbi',
+           'warm_up']
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #2287625b
 import itertools
@@ -525,6 +526,23 @@ def best_groups(
             batch.totals[sequence] = total
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #e276a832
+@kernel
+def viterbi_at_once(
+    inputs: _Inputs,  # of the batch
+    memory: np.ndarray,  # (any,) float64, enough for one sentence
+    alone: bool,  # there is one thread: several groups are no reason to stop
+) -> tuple[int, np.ndarray, np.ndarray]:
+    "Groups, tags and scores, or room for them."
+    emissions, mask, _, scores = inputs
+    plan = plan_words(mask, emissions.shape[2])
+    groups = plan.bounds.size - 1
+    tags, totals = np.empty(mask.shape, np.int64), np.empty(mask.shape[0])
+    if groups == 1 or alone:
+        batch = ViterbiArrays(plan, best_tables(scores), emissions, tags, totals)
+        best_groups(0, groups, memory, batch)
+    return groups, tags, totals
+
+
 def viterbi(
     emissions: np.ndarray,  # (batch, words, labels) float32 or float64
     mask: np.ndarray,  # (batch, words) bool, True at words; any pattern
@@ -536,12 +554,14 @@ def viterbi(
     # (batch,) scores, -inf: no path is possible, and the tags mean nothing
     "Best tags of each sequence and their score, the first among equals."
     inputs = _checked(emissions, mask, None, ScoreArrays(start, transitions, end))
-    plan = plan_words(inputs.mask, inputs.emissions.shape[2])
-    tables = best_tables(inputs.scores)
-    tags, totals = np.empty(inputs.mask.shape, np.int64), np.empty(len(inputs.mask))
-    batch = ViterbiArrays(plan, tables, inputs.emissions, tags, totals)
-    scratch = plan.longest * len(tables.onward)
-    _share(best_groups, len(plan.bounds) - 1, threads, scratch, (batch,))
+    _, words, labels = inputs.emissions.shape
+    width = (labels + LANES - 1) // LANES * LANES
+    memory = _Memory(words * width)
+    groups, tags, totals = viterbi_at_once(inputs, memory.numbers, threads == 1)
+    if groups > 1 and threads > 1:
+        plan, tables = plan_words(inputs.mask, labels), best_tables(inputs.scores)
+        batch = ViterbiArrays(plan, tables, inputs.emissions, tags, totals)
+        _share(best_groups, groups, threads, plan.longest * width, (batch,))
     return tags, totals
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #bc9ffbfc

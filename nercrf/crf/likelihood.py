@@ -209,6 +209,7 @@ class _LogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, algorithm, emissions, start, transitions, end, mask, tags, weight, dtype):
+        # (batch, words, labels), (labels,), (from, to), (labels,), (batch, words) bool and int64
         scores = Scores(start, transitions, end)
         batch = Batch(emissions, scores, mask, tags)
         keep = any(ctx.needs_input_grad)

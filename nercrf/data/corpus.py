@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from nercrf.data.examples import DataError, Example, file_digest, file_stem, report_findings
@@ -189,18 +191,18 @@ def unseen_tags(
 _HEAD = 1 << 20  # characters that show a format
 
 
-def _shown_format(path: Path, encoding: str) -> str:
+def _shown_format(path: Path, encoding: str, data: bytes | None) -> str:
     "The format that the beginning of a file shows, else `auto`."
     try:
         found = detect_path(path)
         if found is not None:
             return found
-        with open(path, "rb") as file:
+        with open(path, "rb") if data is None else io.BytesIO(data) as file:
             packed = file.read(2) == b"\x1f\x8b"
-        with (gzip.open if packed else open)(
-            path, "rt", encoding=encoding, errors="replace"
-        ) as file:
-            text = file.read(_HEAD).removeprefix("\ufeff")
+            file.seek(0)
+            content = gzip.GzipFile(fileobj=file) if packed else file
+            with io.TextIOWrapper(content, encoding, errors="replace") as lines:
+                text = lines.read(_HEAD).removeprefix("\ufeff")
         if len(text) == _HEAD:
             text = text.rpartition("\n")[0] or text
         return detect_text(path, text)
@@ -212,6 +214,7 @@ def split_formats(
     files: Mapping[str, Path],  # of the splits, as `find_split_files` says
     format: str = "auto",  # as for `read_examples`
     encoding: str = "utf-8",  # of the files
+    held: Mapping[Path, bytes] = MappingProxyType({}),  # bytes of files that were read
 ) -> dict[str, str]:  # by split; "auto" where only the reader of the whole file can say
     "The format of each file; JSON files with one ending share that of the first."
     if format != "auto":
@@ -219,7 +222,7 @@ def split_formats(
     formats, known = {}, {}
     for split, path in files.items():
         ending = Path(path.name.removesuffix(".gz")).suffix.lower()
-        formats[split] = known.get(ending) or _shown_format(path, encoding)
+        formats[split] = known.get(ending) or _shown_format(path, encoding, held.get(path))
         if ending in (".json", ".jsonl") and path.is_file():
             known[ending] = formats[split]
     return formats
@@ -233,7 +236,7 @@ class CorpusSurvey(NamedTuple):
     warnings: list[str]  # "file:line: ..."
     sentences: dict[str, int]  # by split
 
-
+# %% ../../nbs/1_data/09_corpus.ipynb #c5243cc3
 class CorpusFiles:
     "The files of a data set; what is asked of them is worked out once."
 
@@ -243,16 +246,19 @@ class CorpusFiles:
         reading: ReadConfig,  # how they are read
         scheme: str | None = None,  # None: found from all tags, else BIO
         digest: Callable[[Path], str] = file_digest,  # of a file; with a memory it reads less
+        held: dict[Path, bytes] | None = None,  # what `digest` has read, until it is parsed
     ):
         self.folder, self.scheme = Path(folder), scheme
         self.options = reading.reader_options()  # what nobody asked for is filled in
         self.files = find_split_files(folder)
         self._digest, self._survey, self._kept = digest, None, {}
+        self._held = {} if held is None else held
 
     @cached_property
     def formats(self) -> dict[str, str]:  # by split; "auto" where only the whole file can say
         "The format of each file."
-        return split_formats(self.files, self.options["format"], self.options["encoding"])
+        format, encoding = self.options["format"], self.options["encoding"]
+        return split_formats(self.files, format, encoding, self._held)
 
     @cached_property
     def digests(self) -> dict[str, str]:  # by split
@@ -274,7 +280,8 @@ class CorpusFiles:
         "A file taken apart, its tags not yet read."
         options = {**self.options, "format": self.formats[split], "scheme": self.scheme}
         del options["on_bad"]
-        return prepare_file(self.path(split), **options)
+        path = self.path(split)
+        return prepare_file(path, data=self._held.pop(path, None), **options)
 
     def know(
         self,
@@ -282,6 +289,7 @@ class CorpusFiles:
     ) -> None:
         "Take over a survey, so that reading one split opens no other."
         self._survey = survey
+        self._held.clear()
 
     def survey(
         self,
@@ -331,9 +339,10 @@ def open_corpus(
     reading: ReadConfig | None = None,  # how they are read; None: as their content says
     scheme: str | None = None,  # of all tags; None: found from them, else BIO
     digest: Callable[[Path], str] = file_digest,  # of a file; with a memory it reads less
+    held: dict[Path, bytes] | None = None,  # what `digest` has read, until it is parsed
 ) -> CorpusFiles:  # nothing of them is parsed yet
     "Find the files of a folder; DataError where there are none."
-    return CorpusFiles(folder, reading or ReadConfig(), scheme, digest)
+    return CorpusFiles(folder, reading or ReadConfig(), scheme, digest, held)
 
 # %% ../../nbs/1_data/09_corpus.ipynb #d230e855
 def read_corpus(

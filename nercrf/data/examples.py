@@ -34,8 +34,7 @@ class Example:
     source: str = ""  # "file:line" of the first token
     sep: str = " "  # what stands between tokens in the text
     original: str | None = None  # the text as written; None: tokens and `sep`
-    # (start, end) of each token in `original`, the end exclusive
-    token_offsets: list[tuple[int, int]] | None = None
+    token_offsets: list[tuple[int, int]] | None = None  # (start, end) of each in `original`
 
     @property
     def text(self) -> str:  # as it was written, or the tokens joined by `sep`

@@ -181,6 +181,7 @@ def prepare_file(
     path: str | Path,  # a file or folder
     format: str = "auto",  # a key of `FORMATS`, or found by content
     encoding: str = "utf-8",  # of the file
+    data: bytes | None = None,  # its bytes where somebody has read them; None: to be read
     **options,  # further fields of `Reading`: scheme, by, end, ...
 ) -> Prepared:  # taken apart
     "Take a file apart; DataError where it holds no sentence."
@@ -188,14 +189,14 @@ def prepare_file(
     if format == "auto":
         format = detect_path(reading.path) or "auto"
     if format == "auto" or not find_format(format).reads_path:
-        text = "" if format == "docbin" else read_text(path, encoding)
+        text = "" if format == "docbin" else read_text(path, encoding, data=data)
         if not text.strip() and format != "docbin":
-            raise DataError(f"{path}: expected at least one sentence, got none")
+            raise DataError(f"{path}: expected at least one sentence, got none; is it empty?")
     if format == "auto":
         format = detect_text(path, text)
     prepared = _prepare(find_format(format), reading, text)
     if not prepared.content:
-        raise DataError(f"{path}: expected at least one sentence, got none")
+        raise DataError(f"{path}: expected at least one sentence, got none; is it empty?")
     return prepared
 
 
@@ -273,7 +274,7 @@ def write_examples(
     if on_bad not in ("error", "warn"):
         raise ValueError(f"expected on_bad='error' or 'warn', got {on_bad!r}")
     if not examples:
-        raise DataError(f"{path}: expected examples to write, got none")
+        raise DataError(f"{path}: expected examples to write, got none; nothing was written")
     for index, example in enumerate(examples):
         name = example_name(example)
         if "" in example.tokens:

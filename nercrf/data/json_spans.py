@@ -293,7 +293,7 @@ def cluener_line(
 ) -> str:  # without line end
     "One example as a JSON object; DataError where it has no text."
     if not example.text:
-        raise DataError(f"{example_name(example)}: expected text, got none")
+        raise DataError(f"{example_name(example)}: expected text, got none; leave it out")
     record = {"id": json_id(example.id), "text": example.text}
     if example.spans is not None:
         offsets, record["label"] = example.offsets, {}

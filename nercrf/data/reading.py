@@ -23,10 +23,11 @@ __all__ = ['DIRT', 'BLANK', 'read_bytes', 'read_text', 'is_visible', 'separators
 # %% ../../nbs/1_data/02_reading.ipynb #ca2a0051
 def read_bytes(
     path: str | Path,  # any file, gzipped or not
+    data: bytes | None = None,  # its bytes where somebody has read them; None: to be read
 ) -> bytes:  # uncompressed
     "The bytes of a file; `DataError` for a gzip file that is cut off."
     try:
-        data = Path(path).read_bytes()
+        data = Path(path).read_bytes() if data is None else data
         return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
@@ -38,9 +39,10 @@ def read_text(
     path: str | Path,  # any file of text, gzipped or not
     encoding: str = "utf-8",  # as Python names it; UTF-8 may have a mark
     keep_returns: bool = False,  # leave carriage returns where they are
+    data: bytes | None = None,  # its bytes where somebody has read them; None: to be read
 ) -> str:  # without byte order mark
     "The text of a file; `DataError` names the byte that does not fit."
-    data = read_bytes(path)
+    data = read_bytes(path, data)
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8"
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):

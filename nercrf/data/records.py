@@ -157,6 +157,9 @@ def _reading_name(reading: tuple[str, int]) -> str:
     return end + " end" + " in UTF-16 units" * (reading[0] == "utf16")
 
 # %% ../../nbs/1_data/03_records.ipynb #6073246c
+_Fit = frozenset[tuple[str, int]]  # some of `READINGS`
+
+
 @dataclass
 class Survey:
     "What must be known of a whole file before a part of it can be read."
@@ -165,10 +168,8 @@ class Survey:
     columns: int = 0  # of a column file
     characters: bool = True  # every token of a column file is one character
     mentions: bool = False  # there are spans of characters
-    # distinct runs of tags other than O, in the order of the file
-    runs: dict[tuple[str, ...], None] = field(default_factory=dict)
-    # which of `READINGS` fit a surface, and where that was first seen
-    fits: dict[frozenset[tuple[str, int]], str] = field(default_factory=dict)
+    runs: dict[tuple[str, ...], None] = field(default_factory=dict)  # of tags, each once, in order
+    fits: dict[_Fit, str] = field(default_factory=dict)  # readings that fit, and the first place
 
     def merge(
         self,

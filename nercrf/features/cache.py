@@ -299,6 +299,7 @@ def open_cached(
 ) -> CachedCorpus:  # no file was opened yet
     "Open a data set whose features are kept; DataError where there is no file."
     folders = cache_folders(data_dir, feature_cache_dir)
-    digest = partial(remember_digest, folders=folders)
-    files = open_corpus(data_dir, reading, digest=digest)
+    held: dict[Path, bytes] = {}
+    digest = partial(remember_digest, folders=folders, held=held)
+    files = open_corpus(data_dir, reading, digest=digest, held=held)
     return CachedCorpus(files, CacheFiles(folders, rebuild), processes)

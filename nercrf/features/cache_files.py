@@ -25,8 +25,8 @@ from nercrf.files import DIGESTS, DigestMemory
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['logger', 'Loaded', 'user_cache_folder', 'cache_folders', 'remember_digest', 'write_first', 'build_lock', 'CacheFiles',
-           'CacheEntry', 'list_cache', 'clean_cache']
+__all__ = ['logger', 'HELD', 'Loaded', 'user_cache_folder', 'cache_folders', 'remember_digest', 'write_first', 'build_lock',
+           'CacheFiles', 'CacheEntry', 'list_cache', 'clean_cache']
 
 # %% ../../nbs/2_features/09_cache_files.ipynb #a2521b52
 def user_cache_folder() -> Path:  # perhaps not there yet
@@ -45,14 +45,27 @@ def cache_folders(
     return [Path(data_dir) / ".nercrf_cache", user_cache_folder()]
 
 # %% ../../nbs/2_features/09_cache_files.ipynb #a8b88e0b
+HELD = 20 << 20  # bytes of a file that are kept to be parsed
+
+
 def remember_digest(
     path: str | Path,  # a data file
     folders: Sequence[Path],  # where digests are remembered, as they can be
+    held: dict[Path, bytes] | None = None,  # takes the bytes, if they have to be read and are few
 ) -> str:  # SHA-256 of its bytes
     "The digest of a data file, read again only if it may have changed."
-    if data_files(path) != [Path(path)]:
+    path = Path(path)
+    if data_files(path) != [path]:
         return file_digest(path)
-    return DigestMemory(folders).sha256_of(path)
+    memory = DigestMemory(folders)
+    if held is None or path.stat().st_size > HELD:
+        return memory.sha256_of(path)
+
+    def read(path: Path) -> bytes:
+        held[path] = path.read_bytes()
+        return held[path]
+
+    return memory.sha256_of(path, read)
 
 # %% ../../nbs/2_features/09_cache_files.ipynb #65ce1bbe
 Loaded = TypeVar("Loaded")

@@ -278,7 +278,7 @@ def summarize_file(
 ) -> FileSummary:  # raises DataError for a file without a sentence
     "Join the scans of a file."
     if not any(scan["read"] for scan in scans):
-        raise DataError(f"{path}: expected at least one sentence, got none")
+        raise DataError(f"{path}: expected at least one sentence, got none; is it empty?")
     runs, spans = {}, {}
     for scan in scans:
         for run, sentence, line in scan["runs"]:

@@ -250,6 +250,11 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         **options: Any,  # more fields of `NerCrfConfig`
     ) -> NerCrfForTokenClassification:  # linear layer and CRF are untrained
         "Put a new linear layer and a new CRF on an encoder."
+        if not isinstance(encoder, PreTrainedModel):
+            raise TypeError(
+                f"encoder: expected a model, got {type(encoder).__name__}; load it with "
+                "nercrf.model.load_encoder"
+            )
         id2label = dict(enumerate(labels))
         return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
 

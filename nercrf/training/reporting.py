@@ -14,16 +14,21 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nercrf import __version__
 from nercrf.training.callbacks import TrainingCallback
@@ -32,7 +37,7 @@ from nercrf.files import is_disk_full
 # %% auto #0
 __all__ = ['logger', 'HISTORY', 'RUN_RECORD', 'REPORTERS', 'append_text', 'History', 'read_history', 'plot_history',
            'greater_is_better', 'LearningCurve', 'data_fingerprint', 'package_versions', 'git_state', 'RunRecord',
-           'ProgressBar', 'TensorBoard', 'WeightsAndBiases', 'report_callbacks']
+           'progress_line', 'ProgressBar', 'TensorBoard', 'WeightsAndBiases', 'report_callbacks']
 
 # %% ../../nbs/6_training/05_reporting.ipynb #6b39ee28
 logger = logging.getLogger(__name__)
@@ -272,39 +277,69 @@ class _PieceBar(tqdm):
         return known | {"speed": f"{self.pieces / elapsed:,.0f} pieces/s"}
 
 
+def progress_line(
+    step: int,  # updates done
+    total: int,  # updates of the whole training
+    record: dict[str, float],  # with loss and learning_rate
+    pieces_a_second: float,  # word pieces, over all devices
+    seconds_left: float,  # to the end of the training
+    device: torch.device,  # of this process
+) -> str:  # one line
+    "How far a training is, for a log file."
+    left = timedelta(seconds=round(seconds_left))
+    return (
+        f"update {step} of {total}: loss {record['loss']:.3f}, "
+        f"learning rate {record['learning_rate']:.1e}, {pieces_a_second:,.0f} pieces/s, "
+        f"{left} left, {device}"
+    )
+
+# %% ../../nbs/6_training/05_reporting.ipynb #48c91138
 class ProgressBar(TrainingCallback):
-    "A bar on the main process's terminal; nothing elsewhere."
+    "A bar on the main process's terminal; without a terminal, a log line at every logging step."
 
     bar: _PieceBar | None = None
 
     def on_train_begin(self, run):
-        "Show the bar."
+        "Show the bar; log lines are written above it."
+        terminal = run.info.is_main and sys.stderr.isatty()
         self.bar = _PieceBar(
             total=run.plan.total,
             initial=run.progress.step,
             desc="training",
             unit="update",
-            disable=not (run.info.is_main and sys.stderr.isatty()),
+            disable=not terminal,
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} "
             "[{elapsed}<{remaining}, {speed}{postfix}]",
         )
+        self.stack = ExitStack()
+        if terminal:
+            self.stack.enter_context(logging_redirect_tqdm(tqdm_class=tqdm))
+        self.began, self.first = time.monotonic(), run.progress.step
 
     def on_update_end(self, run, update):
         "One more update."
-        if not self.bar.disable:
-            lengths = run.dataset.features.piece_lengths[update]
-            self.bar.pieces += int(lengths.sum())
+        if run.info.is_main:
+            self.bar.pieces += int(run.dataset.features.piece_lengths[update].sum())
             self.bar.update()
 
     def on_log(self, run, record):
         "Show loss and rate."
-        rate = record["learning_rate"]
-        self.bar.set_postfix(loss=f"{record['loss']:.3f}", rate=f"{rate:.1e}")
+        step, total = run.progress.step, run.plan.total
+        if not self.bar.disable:
+            self.bar.set_postfix(
+                loss=f"{record['loss']:.3f}", rate=f"{record['learning_rate']:.1e}"
+            )
+        elif run.info.is_main:
+            seconds = max(time.monotonic() - self.began, 1e-9)
+            left = seconds / max(1, step - self.first) * (total - step)
+            speed = self.bar.pieces / seconds
+            logger.info("%s", progress_line(step, total, record, speed, left, run.info.device))
 
     def on_close(self, run):
         "Leave the bar as it is."
         if self.bar is not None:
             self.bar.close()
+            self.stack.close()
 
 # %% ../../nbs/6_training/05_reporting.ipynb #b4da2ebb
 def _import_reporter(module: str, package: str, name: str) -> Any:
