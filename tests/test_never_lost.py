@@ -32,7 +32,7 @@ from training import (
 from nercrf import files
 from nercrf.files import DiskFullError, verify_folder
 from nercrf.model.modeling import NerCrfForTokenClassification
-from nercrf.training import trainer
+from nercrf.training import resume
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.checkpoint import (
     average_checkpoints,
@@ -179,7 +179,7 @@ def test_an_error_of_the_thread_ends_the_training(tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise PermissionError(errno.EACCES, "denied")
 
-    monkeypatch.setattr(trainer, "save_state", refuse)
+    monkeypatch.setattr(resume, "save_state", refuse)
     with pytest.raises(PermissionError, match="denied"):
         train_in(tmp_path, save_steps=1, max_steps=3)
     assert latest_checkpoint(tmp_path) is None
