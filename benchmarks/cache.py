@@ -8,6 +8,9 @@ build   from data files to the cache file, with as many processes as there are c
 the cache: `load_and_cache_examples` and, alone, `load_features` pass    all batches of one shuffled
 epoch, 32 sentences each, and the time of a batch in mapped and in plain arrays
 
+summary what a run has to know of its data beside the features, made; prepare: found, as a run with a
+warm cache does in place of reading the corpus
+
 The copies are written to a temporary folder, which is removed afterwards. Memory is anonymous
 memory as Linux counts it (`Anonymous` of /proc/PID/smaps_rollup): what belongs to the processes
 alone, without pages of mapped files, which the system can drop at any time. Of the build it is the
@@ -30,7 +33,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-STEPS = ("build", "open", "pass")
+STEPS = ("build", "open", "summary", "prepare", "pass")
 
 
 def anonymous_mb(pid: int | str = "self") -> float:
@@ -120,6 +123,17 @@ def run_step(options: argparse.Namespace) -> dict[str, float]:
             "open s": both,
             "load_features s": time.perf_counter() - began,
             "open MB": anonymous_mb() - start,
+        }
+    if options.step in ("summary", "prepare"):  # the first makes what the second finds
+        began = time.perf_counter()
+        with PeakMemory() as memory:
+            corpus = open_data(args, "cluener")
+            labelled, surfaces = corpus.summary.labelled, corpus.summary.surfaces()
+        return {
+            f"{options.step} s": time.perf_counter() - began,
+            f"{options.step} MB": max(memory.peak, anonymous_mb()) - start,
+            "labelled splits": len(labelled),
+            "surfaces": len(surfaces),
         }
     dataset = load_and_cache_examples(args, "cluener", tokenizer)
     return measure_pass(dataset, plan_batches, start) | measure_collation(
