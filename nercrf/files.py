@@ -118,7 +118,6 @@ class DigestMemory:
     "Digests of files, known for as long as the files stay as they are."
 
     folders: Sequence[Path] = ()  # where they outlive the process: the first that can be written
-    smallest: int = 0  # bytes; the digests of smaller files are not remembered
     known: dict[str, str] = field(default_factory=dict)  # digests by `file_state`
 
     def sha256_of(
@@ -133,8 +132,6 @@ class DigestMemory:
                 return sha256_of(path)
             return hashlib.sha256(read(Path(path))).hexdigest()
 
-        if os.stat(path).st_size < self.smallest:
-            return content()
         before = file_state(path)
         found = self._recall(before)
         if found is not None:

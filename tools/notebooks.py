@@ -137,7 +137,10 @@ def faults(path: Path) -> list[str]:
         if cell.execution_count is not None:
             found.append(f"{place}: an execution count")
         pictures = any("image/png" in out.get("data", {}) for out in cell.outputs)
-        if pictures and not any(each.startswith("fig-alt:") for each in directives(cell.source)):
+        described = any(each.startswith("fig-alt:") for each in directives(cell.source))
+        if described and not pictures:
+            found.append(f"{place}: fig-alt without its picture: run the notebook again")
+        if pictures and not described:
             found.append(f'{place}: a picture without words for it: begin with #| fig-alt: "..."')
         if any(out.get("name") == "stderr" for out in cell.outputs):
             found.append(f"{place}: output on stderr")

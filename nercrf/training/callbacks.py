@@ -6,24 +6,63 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from transformers.modeling_outputs import TokenClassifierOutput
 
-if TYPE_CHECKING:
-    from nercrf.evaluation.evaluator import Evaluation
-    from nercrf.training.run import Training
+from nercrf.distributed.processes import ProcessInfo
+from nercrf.evaluation.evaluator import Evaluation
+from nercrf.features.batches import FeatureDataset
+from nercrf.training.plan import UpdatePlan
+from nercrf.training.training_config import TrainingConfig
 
 # %% auto #0
-__all__ = ['logger', 'Batch', 'Kind', 'TrainingCallback', 'Callbacks']
+__all__ = ['logger', 'Batch', 'Kind', 'Progress', 'TrainingView', 'TrainingCallback', 'Callbacks']
 
 # %% ../../nbs/6_training/04_callbacks.ipynb #6d758cc2
 logger = logging.getLogger(__name__)
+
+# %% ../../nbs/6_training/04_callbacks.ipynb #ff899127
+@dataclass
+class Progress:
+    "The numbers that a training carries from update to update; they go into each checkpoint."
+
+    step: int = 0  # updates done
+    skipped: int = 0  # updates that the scaler left out because of an overflow
+    nonfinite: int = 0  # updates that `on_nonfinite` left out
+    evaluation_due: bool = False  # an evaluation after the last update was broken off by a signal
+    loss_sum: float = 0.0  # loss of all sentences up to the last log line, nats
+    sentences: int = 0  # how many they were
+    best_score: float | None = None  # best figure on dev
+    best_step: int = 0  # where it was reached
+    without_gain: int = 0  # evaluations since then
+
+    @property
+    def average_loss(self) -> float:  # nats a sentence; nan before the first update
+        "The mean loss from the start to the last log line."
+        return self.loss_sum / self.sentences if self.sentences else math.nan
+
+# %% ../../nbs/6_training/04_callbacks.ipynb #7d1f0c52
+class TrainingView(Protocol):
+    "What a callback may ask of the training under way, and what it may change."
+
+    args: TrainingConfig  # resolved flags; steps are numbers of updates
+    info: ProcessInfo  # what this process is
+    model: nn.Module  # wrapped for the devices of the run
+    optimizer: torch.optim.Optimizer  # AdamW
+    dataset: FeatureDataset  # what it trains on
+    plan: UpdatePlan  # which sentences each update sees
+    progress: Progress  # the numbers that go into checkpoints
+    figures: dict[str, float]  # the last ones on dev
+    stop_reason: str | None  # a callback that sets it ends the training
 
 # %% ../../nbs/6_training/04_callbacks.ipynb #5290b473
 Batch = dict[str, torch.Tensor]  # what the model's `forward` takes
@@ -32,67 +71,67 @@ Batch = dict[str, torch.Tensor]  # what the model's `forward` takes
 class TrainingCallback:
     "What a training calls at its hooks, in this order; every method does nothing."
 
-    def on_resume(self, run: Training, checkpoint: Path) -> None:
+    def on_resume(self, run: TrainingView, checkpoint: Path) -> None:
         "The folder `checkpoint` was loaded: the training `run` goes on from there."
 
-    def on_train_begin(self, run: Training) -> None:
+    def on_train_begin(self, run: TrainingView) -> None:
         "All is built and, where a training goes on, loaded."
 
-    def on_epoch_begin(self, run: Training, epoch: int) -> None:
+    def on_epoch_begin(self, run: TrainingView, epoch: int) -> None:
         "The next update is the first of `epoch`, counted from 0."
 
-    def on_update_begin(self, run: Training, update: np.ndarray) -> None:
+    def on_update_begin(self, run: TrainingView, update: np.ndarray) -> None:
         "An update begins; `update` are the indices of its sentences, over all processes."
 
-    def on_batch(self, run: Training, batch: Batch, sentences: np.ndarray) -> Batch | None:
+    def on_batch(self, run: TrainingView, batch: Batch, sentences: np.ndarray) -> Batch | None:
         "The `batch` of some `sentences` is on its device; may return another one."
 
     def on_loss(
         self,
-        run: Training,
+        run: TrainingView,
         batch: Batch,
         output: TokenClassifierOutput,
         loss: torch.Tensor,
     ) -> torch.Tensor | None:
         "The model's `output` is there; may return another `loss` (nats, summed over sentences)."
 
-    def on_backward(self, run: Training, loss: torch.Tensor) -> None:
+    def on_backward(self, run: TrainingView, loss: torch.Tensor) -> None:
         "The backward pass of a micro-batch is done; the loss is detached."
 
-    def on_gradients(self, run: Training, update: np.ndarray) -> None:
+    def on_gradients(self, run: TrainingView, update: np.ndarray) -> None:
         "The gradient of the whole update is there, the same on every process."
 
-    def on_before_step(self, run: Training, norm: torch.Tensor | None) -> None:
+    def on_before_step(self, run: TrainingView, norm: torch.Tensor | None) -> None:
         "The gradients are as the optimiser will see them; `norm` is theirs before clipping."
 
-    def on_step(self, run: Training, stepped: bool) -> None:
+    def on_step(self, run: TrainingView, stepped: bool) -> None:
         "The optimiser has made its step; `stepped` is False where something was not finite."
 
-    def on_update_end(self, run: Training, update: np.ndarray) -> None:
+    def on_update_end(self, run: TrainingView, update: np.ndarray) -> None:
         "An update is over and counted in `run.progress.step`; what is due comes next."
 
-    def on_log(self, run: Training, record: dict[str, float]) -> None:
+    def on_log(self, run: TrainingView, record: dict[str, float]) -> None:
         "A log line was made; `record` has step, loss and rates, and may be added to."
 
-    def on_evaluate(self, run: Training, result: Evaluation, record: dict[str, float]) -> None:
+    def on_evaluate(self, run: TrainingView, result: Evaluation, record: dict[str, float]) -> None:
         "Dev was evaluated, `result` has all of it; the record has step, dev_f1 and so on."
 
-    def on_save(self, run: Training, checkpoint: Path) -> None:
+    def on_save(self, run: TrainingView, checkpoint: Path) -> None:
         "A checkpoint was written, or handed to the thread that writes."
 
-    def on_epoch_end(self, run: Training, epoch: int) -> None:
+    def on_epoch_end(self, run: TrainingView, epoch: int) -> None:
         "The last update of an epoch is over, and what was due after it."
 
-    def on_interrupt(self, run: Training, checkpoint: Path) -> None:
+    def on_interrupt(self, run: TrainingView, checkpoint: Path) -> None:
         "A signal has ended the training, which can be resumed from the checkpoint."
 
-    def on_train_end(self, run: Training) -> None:
+    def on_train_end(self, run: TrainingView) -> None:
         "The training is over, as planned or early."
 
-    def on_close(self, run: Training) -> None:
+    def on_close(self, run: TrainingView) -> None:
         "Nothing comes any more, whatever the reason."
 
-    def evaluation_weights(self, run: Training) -> AbstractContextManager:
+    def evaluation_weights(self, run: TrainingView) -> AbstractContextManager:
         "Inside, the model has the weights that it is evaluated and kept with."
         return nullcontext()
 
@@ -146,7 +185,7 @@ class Callbacks:
 
     def change_batch(
         self,
-        run: Training,  # the training
+        run: TrainingView,  # the training
         batch: Batch,  # a share of a micro-batch
         sentences: np.ndarray,  # index of each of its sentences
     ) -> Batch:  # what the model is given
@@ -158,7 +197,7 @@ class Callbacks:
 
     def change_loss(
         self,
-        run: Training,
+        run: TrainingView,
         batch: Batch,
         output: TokenClassifierOutput,  # what the model returned
         loss: torch.Tensor,  # its loss
@@ -169,7 +208,7 @@ class Callbacks:
             loss = loss if changed is None else changed
         return loss
 
-    def evaluation_weights(self, run: Training) -> ExitStack:
+    def evaluation_weights(self, run: TrainingView) -> ExitStack:
         "Inside, the model has the weights that it is evaluated and kept with."
         stack = ExitStack()
         for each in self.listeners("evaluation_weights"):

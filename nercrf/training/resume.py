@@ -29,6 +29,7 @@ from nercrf.distributed.processes import (
     is_main_process,
 )
 from nercrf.files import restore_folders, verify_folder, write_lines
+from nercrf.training.callbacks import Progress
 from nercrf.training.checkpoint import (
     discard_later_checkpoints,
     latest_checkpoint,
@@ -42,7 +43,6 @@ from nercrf.training.checkpoint import (
 from nercrf.training.lean import fit_rows
 from nercrf.training.reporting import HISTORY
 from nercrf.training.run import Training
-from nercrf.training.update import Progress
 
 # %% auto #0
 __all__ = ['logger', 'save_best_model', 'save_checkpoint', 'load_checkpoint', 'find_resume']

@@ -212,7 +212,6 @@ def fit(
         _stop_if_asked(run)
     for update in run.plan.updates(start=run.progress.step):
         if run.stop_reason is not None:
-            logger.info("%s: the training ends", run.stop_reason)
             break
         if update.first:
             run.callbacks.call("on_epoch_begin", run, update.epoch)
@@ -221,6 +220,8 @@ def fit(
         if update.last:
             run.callbacks.call("on_epoch_end", run, update.epoch)
         _stop_if_asked(run)
+    if run.stop_reason is not None:
+        logger.info("%s: the training ends", run.stop_reason)
 
 
 def _do_what_is_due(run: Training) -> None:

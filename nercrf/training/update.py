@@ -24,36 +24,16 @@ from nercrf.distributed.devices import (
 from nercrf.distributed.processes import ProcessInfo, all_reduce_sum
 from nercrf.evaluation.evaluator import move_batch
 from nercrf.features.batches import FeatureDataset
-from nercrf.training.callbacks import Batch, Callbacks
+from nercrf.training.callbacks import Batch, Callbacks, Progress
 from nercrf.training.lean import SeenEmbedding, decay_rest
 from nercrf.training.plan import UpdatePlan
 from nercrf.training.speed import leave_out_full_mask
 
 # %% auto #0
-__all__ = ['logger', 'Progress', 'LossWatch', 'clip_scaled', 'scaled_step', 'Learner']
+__all__ = ['logger', 'LossWatch', 'clip_scaled', 'scaled_step', 'Learner']
 
 # %% ../../nbs/6_training/11_update.ipynb #221c625f
 logger = logging.getLogger(__name__)
-
-# %% ../../nbs/6_training/11_update.ipynb #ff899127
-@dataclass
-class Progress:
-    "The numbers that a training carries from update to update; they go into each checkpoint."
-
-    step: int = 0  # updates done
-    skipped: int = 0  # updates that the scaler left out because of an overflow
-    nonfinite: int = 0  # updates that `on_nonfinite` left out
-    evaluation_due: bool = False  # an evaluation after the last update was broken off by a signal
-    loss_sum: float = 0.0  # loss of all sentences up to the last log line, nats
-    sentences: int = 0  # how many they were
-    best_score: float | None = None  # best figure on dev
-    best_step: int = 0  # where it was reached
-    without_gain: int = 0  # evaluations since then
-
-    @property
-    def average_loss(self) -> float:  # nats a sentence; nan before the first update
-        "The mean loss from the start to the last log line."
-        return self.loss_sum / self.sentences if self.sentences else math.nan
 
 # %% ../../nbs/6_training/11_update.ipynb #042a1e28
 class LossWatch:
