@@ -426,8 +426,6 @@ def _check_inputs(args: ScriptConfig) -> None:
             "standard input is read as plain text, a sentence a line: write other formats to a "
             "file first"
         )
-    if len(args.input) > 1 and args.output not in (None, "-"):
-        raise ValueError(f"--output {args.output} holds the result of one file: tag one by one")
     if args.output == "-" and args.output_format != "jsonl":
         raise ValueError(
             f"output format {args.output_format!r} cannot go to standard output: give a file, or "

@@ -47,7 +47,7 @@ from nercrf.model.loading import (
     load_tagger,
 )
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
-from nercrf.tagging.output import mark_up, tag_file, write_tagged
+from nercrf.tagging.output import mark_up, tag_input, write_tagged
 from nercrf.tagging.tagger import Tagged, Tagger
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
@@ -232,16 +232,12 @@ def predict(
     )
     if args.input:
         options = reading_of(args, args.task_name).reader_options() | {"format": args.input_format}
-        tagged = [
-            sentence
-            for path in args.input
-            for sentence in tag_file(tagger, path, output, args.output_format, **options)
-        ]
+        tagged = [one for path in args.input for one in tag_input(tagger, path, **options)]
     else:
         examples = corpus.examples("test")
         spans = tagger.tag_examples(examples)
         tagged = [Tagged(example, found) for example, found in zip(examples, spans, strict=True)]
-        write_tagged(output, tagged, args.output_format, tagger.model.config.scheme)
+    write_tagged(output, tagged, args.output_format, tagger.model.config.scheme)
     if output != "-":
         logger.info("%d sentences tagged: %s", len(tagged), output)
     return tagged

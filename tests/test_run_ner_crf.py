@@ -198,6 +198,27 @@ def test_predictions_of_the_run_are_those_of_the_tagger(trained, tmp_path, capsy
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("output_format", ["jsonl", "columns", "cluener"])
+def test_several_inputs_stand_behind_each_other_in_one_output(trained, tmp_path, output_format):
+    """The second file is added to the result of the first, which it does not replace."""
+    _, output, _ = trained
+    texts = [example.text for example in CORPUS.test[:3]]
+    inputs = [tmp_path / f"{number}.txt" for number in range(3)]
+    for path, text in zip(inputs, texts, strict=True):
+        path.write_text(text + "\n", encoding="utf-8")
+    whole = tmp_path / "whole.txt"
+    whole.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    results = []
+    for name, files in (("parts", inputs), ("whole", [whole])):
+        target = tmp_path / f"{name}.out"
+        flags = ["--output", str(target), "--output_format", output_format]
+        assert cli.main(["predict", str(output), *map(str, files), *flags]) == 0
+        written = target.read_text(encoding="utf-8")
+        results.append(re.sub(r'"id": "?\d+"?', '"id": 0', written))
+    assert results[0] == results[1]
+    assert len(results[0].strip().splitlines()) >= 3
+
+
 def test_the_submission_format_of_cluener(trained, tmp_path):
     """id and label, ends inclusive; reading it back gives the tagger's spans."""
     _, output, _ = trained

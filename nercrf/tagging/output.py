@@ -20,7 +20,7 @@ from nercrf.tagging.predict_config import PredictConfig
 from nercrf.tagging.tagger import Entity, Tagged, Tagger, text_example
 
 # %% auto #0
-__all__ = ['OUTPUT_FORMATS', 'mark_up', 'entity_line', 'write_tagged', 'tag_file']
+__all__ = ['OUTPUT_FORMATS', 'mark_up', 'entity_line', 'write_tagged', 'tag_input', 'tag_file']
 
 # %% ../../nbs/7_tagging/02_output.ipynb #bd62c09b
 def mark_up(
@@ -95,15 +95,13 @@ def _text_lines(path: str | Path, split_by: str) -> list[Tagged]:
     return sentences
 
 # %% ../../nbs/7_tagging/02_output.ipynb #5851ac59
-def tag_file(
+def tag_input(
     tagger: Tagger,  # the tagger
     path: str | Path,  # a file in a format that `read_examples` knows; "-" for standard input
-    output: str | Path,  # the file to write; "-" for standard output
-    output_format: str = PredictConfig.output_format,  # jsonl, cluener or columns
     **reading: str | int | None,  # of `read_examples`: format, token_column, on_bad, ...
-) -> list[Tagged]:  # what was written
-    "Tag a file and write the result."
-    config, from_pipe = tagger.model.config, str(path) == "-"
+) -> list[Tagged]:  # its sentences, in order
+    "Tag a file."
+    from_pipe = str(path) == "-"
     is_text = reading.get("format", "text" if from_pipe else "auto") == "text"
     if from_pipe and not is_text:
         raise ValueError(
@@ -111,12 +109,23 @@ def tag_file(
             "file first"
         )
     if is_text:
-        sentences = _text_lines(path, config.split_by)
+        sentences = _text_lines(path, tagger.model.config.split_by)
     else:
         sentences = [Tagged(example, []) for example in read_examples(path, **reading)]
     spans = tagger.tag_examples([sentence.example for sentence in sentences])
-    tagged = [
+    return [
         replace(sentence, spans=found) for sentence, found in zip(sentences, spans, strict=True)
     ]
-    write_tagged(output, tagged, output_format, config.scheme)
+
+
+def tag_file(
+    tagger: Tagger,  # the tagger
+    path: str | Path,  # as for `tag_input`
+    output: str | Path,  # the file to write; "-" for standard output
+    output_format: str = PredictConfig.output_format,  # jsonl, cluener or columns
+    **reading: str | int | None,  # as for `tag_input`
+) -> list[Tagged]:  # what was written
+    "Tag a file and write the result."
+    tagged = tag_input(tagger, path, **reading)
+    write_tagged(output, tagged, output_format, tagger.model.config.scheme)
     return tagged
