@@ -70,7 +70,8 @@ class ScriptConfig(TrainingConfig, PredictConfig, RunConfig):
 
 # %% ../nbs/8_commands/01_flags.ipynb #350b13b2
 OLD_NAMES = {"markup": "scheme"}  # of flags, and what they are called now
-_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "1"), True)
+_TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "0"), False)
 
 
 def _truth(word: str) -> bool:
@@ -178,6 +179,8 @@ class FlagParser(argparse.ArgumentParser):
         message: str,  # what is wrong
     ) -> NoReturn:
         "Say it in one line, and in another one where to look; exit code 2."
+        if message.startswith("unrecognized arguments: "):
+            message += "; expected a flag before it, such as --data_dir"
         self.exit(2, f"error: {message}\n{self.prog} --help lists the flags\n")
 
 # %% ../nbs/8_commands/01_flags.ipynb #75ff27f8
@@ -408,11 +411,14 @@ def check_files(
     if not (args.do_train or args.do_eval or args.do_predict):
         raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
     _check_inputs(args)
+    needs_model = not (args.do_train or args.predict_checkpoints)
+    if needs_model and args.model is not None:
+        find_model(args.model)
     if args.do_train or args.do_eval or not args.input:
         _check_data(args)
     if args.do_train:
         _check_training(args)
-    elif not args.predict_checkpoints:
+    elif needs_model:
         find_model(finished_folder(args))
 
 
@@ -438,14 +444,18 @@ def _check_data(args: ScriptConfig) -> None:
     if args.data_dir is None:
         if not args.do_train and not (Path(args.output_dir) / "sample").is_dir():
             raise ValueError(
-                f"no data: give --data_dir ({args.output_dir} was not trained on the built-in "
-                "sample)"
+                f"no data: give --data_dir, or --input with files to tag ({args.output_dir} was "
+                "not trained on the built-in sample)"
             )
         return
     files = find_split_files(args.data_dir)
     if args.do_train and "train" not in files:
         raise ValueError(
             f"{args.data_dir}: no labelled training file (train.*): --do_train needs one"
+        )
+    if args.do_eval and not (args.do_train or files.keys() & {"dev", "test"}):
+        raise ValueError(
+            f"{args.data_dir}: no labelled dev or test file (dev.*, test.*) to evaluate on: add one"
         )
     if args.do_predict and not (args.do_train or args.input or "test" in files):
         raise ValueError(
@@ -466,6 +476,11 @@ def _check_training(args: ScriptConfig) -> None:
     if args.resume not in (None, "auto") and not Path(args.resume).is_dir():
         raise ValueError(
             f"--resume {args.resume}: there is no such folder; give a checkpoint-N folder or auto"
+        )
+    if args.resume not in (None, "auto") and not (Path(args.resume) / "manifest.json").is_file():
+        raise ValueError(
+            f"--resume {args.resume}: expected a checkpoint-N folder, got one without "
+            "manifest.json; give a checkpoint of the run, or auto"
         )
     for package in args.report_to:
         if find_spec(package) is None:

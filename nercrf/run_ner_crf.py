@@ -61,17 +61,19 @@ def guarded(
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         if os.environ.get("NERCRF_TRACEBACK"):
             raise
-        print(f"error: {error}{_remedy(error)}", file=sys.stderr)
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         return 2
     return code or 0
 
 
-def _remedy(error: Exception) -> str:
-    "What to install where a package is missing and the message does not say so."
+def _in_words(error: Exception) -> str:
+    "What went wrong, and the remedy where the message does not say it."
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}; check the path"
     missing = (getattr(error, "name", None) or "").partition(".")[0]
     if not isinstance(error, ImportError) or not missing or "pip install" in str(error):
-        return ""
-    return f": pip install {missing}"
+        return str(error)
+    return f"{error}: pip install {missing}"
 
 # %% ../nbs/8_commands/03_run_ner_crf.ipynb #c6a3ef26
 def work(

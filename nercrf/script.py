@@ -301,6 +301,8 @@ def run_evaluation(
             print(f"\n{name}")
         loaded = _load_finished(info, folder)
         figures[name] = evaluate_splits(args, loaded, corpus, info)
+    if not args.do_train and not any(figures.values()):
+        raise ValueError(f"{args.data_dir}: no labelled dev or test file to evaluate on: add one")
     if info.is_main:
         path = Path(args.output_dir) / "eval_results.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -60,15 +60,21 @@ SLIPS = [
     (["train", "--data_dir", "none"], "none: expected a folder"),
     (["train", "--model_name_or_path", "./none"], "no model at './none'"),
     (["train", "--resume", "none"], "--resume none: there is no such folder"),
-    (["evaluate", "none", "data"], "data: expected a folder"),
+    (["evaluate", "none", "data"], "none does not exist: give the output folder"),
     (["predict", "none", "a.txt"], "--input a.txt: there is no such file"),
     (["predict", "none", "-"], "none does not exist"),
     (["train", "--config", "none.json"], "--config none.json: No such file"),
+    (["train", "data"], "unrecognized arguments: data; expected a flag before it"),
+    (["train", "--resume", "."], "--resume .: expected a checkpoint-N folder"),
+    (["evaluate", ".", "none"], ". holds no model"),
+    (["predict", "no_model.txt"], "no_model.txt is no folder: give the output folder"),
+    (["convert", "none.jsonl", "out.conll"], "none.jsonl"),
 ]
 
 
 @pytest.mark.parametrize(("argv", "message"), SLIPS, ids=[" ".join(argv) for argv, _ in SLIPS])
 def test_a_slip_is_told_before_torch_is_loaded(argv, message, tmp_path):
+    (tmp_path / "no_model.txt").write_text("Ada wrote .\n")
     code = (
         "import sys; from nercrf.cli import main\n"
         f"try: code = main({argv!r})\n"

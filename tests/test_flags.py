@@ -121,3 +121,11 @@ def test_a_configuration_of_before_can_be_read(tmp_path):
     args = parse_verb("evaluate", ["--config", str(file)])
     assert (args.scheme, args.do_train, args.do_eval, args.input) == ("bios", False, True, [])
     assert args.learning_rate == 3e-5
+
+
+@pytest.mark.parametrize("word", ["true", "T", "yes", "y", "1", "false", "f", "No", "n", "0"])
+def test_a_switch_understands_the_words_of_before(word):
+    """Those that transformers' parser takes."""
+    args = parse_verb("train", ["--group_by_length", word, "--output_dir", "x"])
+    assert args.group_by_length is (word.lower() in ("true", "t", "yes", "y", "1"))
+    assert args.output_dir == "x"

@@ -198,6 +198,17 @@ def test_predictions_of_the_run_are_those_of_the_tagger(trained, tmp_path, capsy
     capsys.readouterr()
 
 
+def test_an_evaluation_without_anything_to_evaluate_on_is_an_error(trained, tmp_path, capsys):
+    """A folder with a training file alone, and one whose test file has no labels."""
+    data, output, _ = trained
+    (tmp_path / "train.bio").write_bytes((data / "train.bio").read_bytes())
+    assert cli.main(["evaluate", str(output), str(tmp_path)]) == 2
+    assert "no labelled dev or test file" in capsys.readouterr().err
+    (tmp_path / "test.jsonl").write_text('{"text": "Ada wrote ."}\n', encoding="utf-8")
+    assert cli.main(["evaluate", str(output), str(tmp_path)]) == 2
+    assert "no labelled dev or test file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("output_format", ["jsonl", "columns", "cluener"])
 def test_several_inputs_stand_behind_each_other_in_one_output(trained, tmp_path, output_format):
     """The second file is added to the result of the first, which it does not replace."""

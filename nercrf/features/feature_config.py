@@ -19,7 +19,7 @@ class WindowConfig:
     "How sentences are cut into windows of word pieces."
 
     train_max_seq_length: Annotated[int, Positive] = 128  # word pieces of a window in training
-    eval_max_seq_length: Annotated[int, Positive] = 512  # the same in evaluation and prediction
+    eval_max_seq_length: Annotated[int, Positive] = 512  # word pieces of a window in evaluation
     stride: int | None = None  # word pieces that windows share; left out: a quarter; 0: none
     context: Annotated[int, NotNegative] = 0  # sentences that the encoder sees on either side
     nested: Literal["outermost", "innermost"] = "outermost"  # of overlapping spans: what is learned

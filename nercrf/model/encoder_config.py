@@ -70,11 +70,9 @@ def find_model(
         if (candidate / "config.json").is_file():
             _check_is_tagger(candidate)
             return candidate
-    what = (
-        "holds no model (no config.json, and no folder model/)"
-        if folder.is_dir()
-        else "does not exist"
-    )
+    what = "is no folder" if folder.exists() else "does not exist"
+    if folder.is_dir():
+        what = "holds no model (no config.json, and no folder model/)"
     raise ValueError(
         f"{folder} {what}: give the output folder of nercrf train, or a checkpoint in it"
     )

@@ -23,13 +23,13 @@ __all__ = ['BatchConfig', 'OptimizerConfig', 'PrecisionConfig', 'DeviceConfig', 
 class BatchConfig:
     "What an update is made from."
 
-    per_gpu_train_batch_size: Annotated[int | None, Positive] = None  # none: 8, from scratch 32
+    per_gpu_train_batch_size: Annotated[int | None, Positive] = None  # sentences; none: 8 or 32
     gradient_accumulation_steps: Annotated[int, Positive] = 1  # passes that make up one update
     train_batch_size: Annotated[int | None, Positive] = None  # sentences an update, on all devices
     max_pieces: Annotated[int | None, Positive] = None  # pieces of a batch in place of sentences
     group_by_length: bool = True  # similar lengths share a batch; off: batches of any lengths
-    length_groups: Annotated[int, AtLeastOne] = 1  # of lengths; an update takes of each equally
-    pass_pieces: Annotated[int | None, NotNegative] = None  # of a pass; none: on a CPU 3072; 0: any
+    length_groups: Annotated[int, AtLeastOne] = 1  # groups of lengths; an update has equal shares
+    pass_pieces: Annotated[int | None, NotNegative] = None  # pieces a pass; none: 3072 on a CPU
     data_seed: Annotated[int | None, NotNegative] = None  # of order and hidden words; none: --seed
 
     def check(self) -> None:
@@ -77,7 +77,7 @@ class OptimizerConfig:
 class PrecisionConfig:
     "How exactly it is computed."
 
-    fp16: bool = False  # train in float16 with a gradient scaler
+    fp16: bool = False  # compute in float16; in training with a gradient scaler
     bf16: bool = False  # train in bfloat16
     fp16_opt_level: str | None = None  # apex's level: O0 and O1 are understood, O2 and O3 refused
 
@@ -112,7 +112,7 @@ class SpeedConfig:
     "What makes a step cheaper."
 
     seen_embedding: bool = True  # train rows of pieces that occur; off: train the whole embedding
-    lean_last_layer: bool = True  # last layer computes what is read; off: it computes all pieces
+    lean_last_layer: bool = True  # lean last layer; off: compute all pieces in the last layer
     fused_optimizer: bool = True  # one kernel steps all weights; off: a kernel for each operation
     crf_algorithm: Literal["auto", "log", "scaled", "scan", "kernels"] = "auto"  # of the CRF
     cheap_dropout: bool = True  # draw from 16 bits on a CPU; off: draw dropout like torch
