@@ -1,5 +1,6 @@
 """The command `nercrf` as a user meets it: fast answers, short errors, quiet ends."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -150,18 +151,33 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path):
     assert process.wait(60) == BROKEN_PIPE
 
 
+def open_for_writing(pipe, process, seconds=60):
+    """A descriptor of a named pipe, as soon as the process reads from it."""
+    for _ in range(seconds * 20):
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO or process.poll() is not None:  # ENXIO: nobody reads yet
+                raise
+        time.sleep(0.05)
+    raise AssertionError(f"nobody reads from {pipe}")
+
+
 def test_control_c_is_one_line(tmp_path):
+    """While a command waits for its input."""
+    pipe = tmp_path / "train.txt"
+    os.mkfifo(pipe)
     process = subprocess.Popen(
-        [*COMMAND, "check", "/dev/stdin"],
+        [*COMMAND, "check", str(pipe)],
         cwd=ROOT,
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(2)  # it waits for its input
+    writing = open_for_writing(pipe, process)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[1]
+    os.close(writing)
     assert output == "interrupted\n"
     assert process.returncode == CONTROL_C
 
