@@ -176,8 +176,8 @@ def test_control_c_is_one_line(tmp_path):
     )
     writing = open_for_writing(pipe, process)
     process.send_signal(signal.SIGINT)
+    os.close(writing)  # a read that began just after the signal ends, too
     output = process.communicate(timeout=60)[1]
-    os.close(writing)
     assert output == "interrupted\n"
     assert process.returncode == CONTROL_C
 
