@@ -219,7 +219,7 @@ def test_no_dropout_of_any_text_encoder_is_left_as_it_was():
         GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=40),
         OpenAIGPTConfig(n_layer=1, n_embd=8, n_head=2, vocab_size=40),
         BartConfig(
-            d_model=8, vocab_size=40, encoder_layers=2, decoder_layers=2, encoder_layerdrop=0.5
+            d_model=16, vocab_size=40, encoder_layers=2, decoder_layers=2, encoder_layerdrop=0.5
         ),
     ],
     ids=lambda config: config.model_type,
