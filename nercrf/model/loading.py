@@ -79,8 +79,8 @@ def warn_of_other_dropout(
     if other and None not in asked:
         warnings.warn(
             f"expected dropout {value} in all of {type(encoder).__name__}, got another one in "
-            f"{len(other)} layers that its configuration does not speak of: {', '.join(other[:3])}; "
-            "set their `p` yourself",
+            f"{len(other)} layers that its configuration does not speak of: {', '.join(other[:3])};"
+            " set their `p` yourself",
             stacklevel=3,
         )
 
