@@ -140,8 +140,11 @@ def linear_in_full_precision(
     hidden: torch.Tensor,  # (..., hidden), of any floating type
 ) -> torch.Tensor:  # (..., labels), float32 or float64
     "Apply a linear layer outside of autocast, in float32 or better."
+    weight = linear.weight
+    # a layer of `quantize_dynamic` has a method of that name, and takes float32
+    dtype = weight.dtype if isinstance(weight, torch.Tensor) else torch.float32
     with torch.autocast(hidden.device.type, enabled=False):
-        scores = linear(hidden.to(linear.weight.dtype))
+        scores = linear(hidden.to(dtype))
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 # %% ../../nbs/4_model/05_modeling.ipynb #2b76faeb
