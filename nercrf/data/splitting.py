@@ -19,8 +19,9 @@ __all__ = ['Place', 'SPLITTERS', 'Splitter', 'find_splitter', 'split_words', 'ru
 
 # %% ../../nbs/1_data/02_splitting.ipynb #00f42fc7
 _SEPARATORS = "\u200b\ufeff"  # format characters that separate words all the same
+_SPACE = r"\s\x1c-\x1f"  # what Python calls white space, in a set
 _INNER = rf"(?:\p{{M}}|(?![{_SEPARATORS}])\p{{Cf}}+(?=[\p{{L}}\p{{M}}\p{{N}}]))*"  # inside a word
-_ALONE = r"\p{RI}{2}|(?![\s\p{Cf}])\X"  # a flag, or anything else that is seen as one
+_ALONE = rf"\p{{RI}}{{2}}|(?![{_SPACE}\p{{Cf}}])\X"  # a flag, or anything else that is seen as one
 
 # %% ../../nbs/1_data/02_splitting.ipynb #af09ce5e
 _SINGLE = ("Han", "Hiragana", "Katakana", "Bopomofo")  # each character is a word
@@ -79,7 +80,7 @@ _RULES = {
         *(_PENN_WORD, _OTHER_SCRIPTS, *_RUN, _ALONE),
     ),
     "punctuation": (_PLAIN, rf"{_LETTER}+", _OTHER_SCRIPTS, _ALONE),
-    "blanks": (rf"[^\s{_SEPARATORS}]+",),
+    "blanks": (rf"[^{_SPACE}{_SEPARATORS}]+",),
     "characters": (r"[!-~](?![\p{M}\p{Cf}])", _ALONE),
 }
 
@@ -108,19 +109,31 @@ def _by_rules(name: str, version: int, pattern: regex.Pattern) -> Splitter:
     return Splitter(name, version, lambda text: (found.span() for found in pattern.finditer(text)))
 
 
-_SPLITTERS = {name: _by_rules(name, 2, _pattern(*rules)) for name, rules in _RULES.items()}
+_BY_RULES = {name: _by_rules(name, 2, _pattern(*rules)) for name, rules in _RULES.items()}
+_JOINED = regex.compile(r"[\p{M}\p{Cf}\p{RI}]|\p{Emoji_Modifier}")
+
+
+def _character_places(text: str) -> Iterable[tuple[int, int]]:
+    "Places of the characters; most texts have none that belong together."
+    if _JOINED.search(text):
+        return _BY_RULES["characters"].places(text)
+    return [(place, place + 1) for place, char in enumerate(text) if not char.isspace()]
+
+
+_NEWEST = _BY_RULES | {"characters": Splitter("characters", 2, _character_places)}
+SPLITTERS = tuple(_RULES)  # names of the built-in splitters
 
 # %% ../../nbs/1_data/02_splitting.ipynb #c474a403
 _LAST_LETTER = (
     r"(?:(?![\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
-    r"[\w\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e31-\u0e4e\u200c\u200d])"
+    r"[\w\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e31-\u0e4e"
+    r"\u200c\u200d])"
 )
 _FIRST_VERSIONS = {
     "words": rf"{_LAST_LETTER}+(?:['’.\-]{_LAST_LETTER}+)*|[^\s\u200b\ufeff]",
     "characters": r"[^\s\u200b\ufeff]",
 }
-for _name, _first in _FIRST_VERSIONS.items():
-    _SPLITTERS[f"{_name} 1"] = _by_rules(_name, 1, regex.compile(_first))
+_FIRST = {name: _by_rules(name, 1, regex.compile(rule)) for name, rule in _FIRST_VERSIONS.items()}
 
 
 def _spacy_splitter(language: str) -> Splitter:
@@ -161,7 +174,6 @@ def _pre_tokenizer(name: str) -> Splitter:
 
 
 _LIBRARIES = {"spacy": _spacy_splitter, "tokenizers": _pre_tokenizer}
-SPLITTERS = tuple(_RULES)  # names of the built-in ones
 
 
 @cache
@@ -173,7 +185,7 @@ def find_splitter(
     library, _, kind = name.partition(":")
     if kind and library in _LIBRARIES:
         return _LIBRARIES[library](kind)
-    found = _SPLITTERS.get(f"{name} {version}", _SPLITTERS.get(name))
+    found = (_FIRST if version == 1 else _NEWEST).get(name)
     if found is None or version not in (None, found.version):
         raise ValueError(
             f"expected a splitter of {', '.join(SPLITTERS)}, spacy:LANGUAGE or tokenizers:NAME, "
