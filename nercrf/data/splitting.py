@@ -136,6 +136,7 @@ _FIRST_VERSIONS = {
 _FIRST = {name: _by_rules(name, 1, regex.compile(rule)) for name, rule in _FIRST_VERSIONS.items()}
 
 
+@cache
 def _spacy_splitter(language: str) -> Splitter:
     "The tokenizer of spaCy for a language."
     try:
@@ -152,6 +153,7 @@ def _spacy_splitter(language: str) -> Splitter:
     return Splitter(f"spacy:{language}", spacy.__version__, places)
 
 
+@cache
 def _pre_tokenizer(name: str) -> Splitter:
     "A pre-tokenizer of the library `tokenizers`."
     import tokenizers
@@ -176,7 +178,6 @@ def _pre_tokenizer(name: str) -> Splitter:
 _LIBRARIES = {"spacy": _spacy_splitter, "tokenizers": _pre_tokenizer}
 
 
-@cache
 def find_splitter(
     name: str = "words",  # one of `SPLITTERS`, or "spacy:LANGUAGE", "tokenizers:NAME"
     version: int | None = None,  # of a built-in one; None: the newest
