@@ -44,7 +44,8 @@ from nercrf.model.encoders import (
 from nercrf.model.small_encoder import SmallEncoderConfig
 
 # %% auto #0
-__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'NerCrfForTokenClassification', 'model_card']
+__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'NerCrfForTokenClassification',
+           'model_card']
 
 # %% ../../nbs/4_model/05_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -216,9 +217,12 @@ class NerCrfPreTrainedModel(PreTrainedModel):
             write_adapter(save_directory, apart)
 
 # %% ../../nbs/4_model/05_modeling.ipynb #64aef655
-def _load_base(
-    kind: type[NerCrfPreTrainedModel], config: NerCrfConfig, name: str, options: dict[str, Any]
-) -> PreTrainedModel:
+def load_base(
+    kind: type[NerCrfPreTrainedModel],  # of the model that gets it
+    config: NerCrfConfig,  # of that model; its `encoder` is left as it is
+    name: str | Path,  # folder or name of an encoder, or of a tagger
+    options: Mapping[str, Any],  # as for `from_pretrained`; cache_dir and local_files_only count
+) -> PreTrainedModel:  # in float32, without linear layer and CRF
     "The encoder that an adapter was trained on, in float32; that of a tagger where it is one."
     places = {key: options[key] for key in ("cache_dir", "revision", "token") if key in options}
     places["local_files_only"] = options.get("local_files_only", True)
@@ -241,7 +245,7 @@ def _on_base(
     name = str(base_model or config.base_encoder["name_or_path"])
     remedy = "give the encoder that it was trained on: --base_model FOLDER (base_model=...)"
     try:
-        encoder = _load_base(kind, config, name, options)
+        encoder = load_base(kind, config, name, options)
     except OSError as error:
         raise FileNotFoundError(
             f"{folder} holds an adapter for the encoder {name}, which is not there: {remedy}"
