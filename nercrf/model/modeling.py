@@ -181,10 +181,9 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         config = options.pop("config", None) or cls.config_class.from_pretrained(folder)
         if config.base_encoder is None:
             found = super().from_pretrained(folder, *args, config=config, **options)
-            model = found[0] if isinstance(found, tuple) else found
         else:
-            found = model = _on_base(cls, folder, config, base_model, options)
-        read_adapter(model.encoder, folder)
+            found = _on_base(cls, folder, config, base_model, options)
+        read_adapter((found[0] if isinstance(found, tuple) else found).encoder, folder)
         return found
 
     def save_pretrained(
@@ -240,7 +239,7 @@ def _on_base(
     config: NerCrfConfig,
     base_model: str | Path | None,
     options: dict[str, Any],
-) -> NerCrfPreTrainedModel:
+) -> NerCrfPreTrainedModel | tuple[NerCrfPreTrainedModel, dict[str, set[str]]]:
     "A model whose folder lacks the encoder, on that encoder; ValueError where it is another one."
     name = str(base_model or config.base_encoder["name_or_path"])
     remedy = "give the encoder that it was trained on: --base_model FOLDER (base_model=...)"
@@ -261,7 +260,8 @@ def _on_base(
     dtype = options.get("dtype", options.get("torch_dtype"))
     if dtype not in (None, "auto"):
         model.encoder.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-    return model.eval()
+    whole = {f"{name}_keys": set() for name in ("missing", "unexpected", "mismatched")}
+    return (model.eval(), whole) if options.get("output_loading_info") else model.eval()
 
 # %% ../../nbs/4_model/05_modeling.ipynb #63017f03
 class NerCrfForTokenClassification(NerCrfPreTrainedModel):
