@@ -6,6 +6,7 @@ trained here: what users bring, without a download.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -71,7 +72,7 @@ def trained(name: str, **options: Any) -> Callable[[], PreTrainedTokenizerBase]:
 
     @cache
     def build() -> PreTrainedTokenizerBase:
-        empty = getattr(transformers, name)(**options)
+        empty = getattr(transformers, name)(**copy.deepcopy(options))
         tokenizer = empty.train_new_from_iterator(
             TEXT.splitlines(), VOCABULARY, show_progress=False
         )
@@ -286,6 +287,7 @@ _CASED = trained("BertTokenizer", do_lower_case=False)
 _GPT = trained("GPT2Tokenizer")
 _LINES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _ENDS = {"bos_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "</s>"}
+_MPNET = {"<s>": 0, "<pad>": 1, "</s>": 2, "[UNK]": 3, "<mask>": 4}  # its padding is always 1
 _MODERN = {
     "cls_token": "[CLS]",
     "sep_token": "[SEP]",
@@ -314,7 +316,9 @@ FAMILIES: dict[str, Family] = {
         trained("DebertaV2Tokenizer"),
         {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8},
     ),
-    "mpnet": Family(trained("MPNetTokenizer"), {"max_position_embeddings": POSITIONS + 2}),
+    "mpnet": Family(
+        trained("MPNetTokenizer", vocab=_MPNET), {"max_position_embeddings": POSITIONS + 2}
+    ),
     "mobilebert": Family(
         trained("MobileBertTokenizer"),
         {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16},
@@ -540,7 +544,7 @@ SAMPLE = [
     "t5",
     "bart",
     "modernbert",
-    "canine",
+    "ctrl",
 ]
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['allowed_scores', 'ChainLayer', 'CRF']
+__all__ = ['allowed_scores', 'refuse_tracing', 'ChainLayer', 'CRF']
 
 # %% ../../nbs/3_crf/14_layer.ipynb #99fae694
 import itertools
@@ -62,6 +62,16 @@ def _check_shapes(
             f"got {tuple(emissions.shape[:2])} and {tuple(mask.shape)}"
         )
 
+# %% ../../nbs/3_crf/14_layer.ipynb #18e18496
+def refuse_tracing() -> None:
+    "RuntimeError inside of `torch.jit.trace`, which would freeze the answer for its example."
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "expected a CRF that runs or is exported by torch.export, got one that is traced: "
+            "torch.jit.trace and torch.onnx.export(dynamo=False) freeze the answer for the "
+            "example; use torch.export.export, or trace the model without labels, for its emissions"
+        )
+
 # %% ../../nbs/3_crf/14_layer.ipynb #8649995a
 class ChainLayer(torchcrf.CRF):
     "Tables of scores that are trained, constraints, and the chain that both make of a batch."
@@ -115,6 +125,7 @@ class ChainLayer(torchcrf.CRF):
         tags: Tensor | None = None,  # to be asked for: their shape is checked too
     ) -> TagChain:  # ordered (batch, words)
         "The distribution over the tag sequences of a batch."
+        refuse_tracing()
         _check_shapes(self, emissions, mask, tags)
         if mask is None:
             mask = emissions.new_ones(emissions.shape[:2], dtype=torch.bool)

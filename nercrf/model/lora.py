@@ -25,6 +25,7 @@ from nercrf.model.adapters import (
     weights_digest,
 )
 from nercrf.model.encoder_config import find_model
+from nercrf.model.encoders import take_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification, load_base
 
 # %% auto #0
@@ -77,7 +78,7 @@ def _base_encoder(
         return None
     digest = weights_digest(model.encoder)
     try:
-        fresh = type(model)(model.config, load_base(type(model), model.config, name, {})).encoder
+        fresh = take_encoder(load_base(type(model), model.config, name, {}))
     except (OSError, ValueError, RuntimeError):
         return None
     if weights_digest(fresh) != digest:

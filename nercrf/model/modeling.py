@@ -36,10 +36,12 @@ from nercrf.model.adapters import (
     write_adapter,
 )
 from nercrf.model.encoders import (
-    _drop_unused_parts,
-    encoder_inputs,
     encoder_traits,
     gather_words,
+    prove_call,
+    run_encoder,
+    take_encoder,
+    traits_as_before,
 )
 from nercrf.model.small_encoder import SmallEncoderConfig
 
@@ -89,6 +91,8 @@ class NerCrfConfig(PreTrainedConfig):
         context: int = 0,  # sentences that are shown on either side
         initializer_range: float = 0.02,  # spread of the linear layer's weights
         base_encoder: dict[str, str] | None = None,  # of an adapter: name_or_path and sha256
+        padding: str | None = "unproved",  # where it may stand; None: a model of before
+        hidden_size: int | None = None,  # width of the encoder's vectors, where it was measured
         **kwargs: Any,  # everything that a PreTrainedConfig takes
     ):
         if isinstance(encoder, dict):
@@ -113,6 +117,8 @@ class NerCrfConfig(PreTrainedConfig):
         self.context = context
         self.initializer_range = initializer_range
         self.base_encoder = base_encoder
+        self.padding = padding
+        self.hidden_size = hidden_size
         super().__init__(id2label=id2label, label2id=label2id, **kwargs)
 
     def get_text_config(
@@ -122,6 +128,19 @@ class NerCrfConfig(PreTrainedConfig):
     ) -> PreTrainedConfig:  # where the size of the vocabulary is kept
         "The part of the configuration that describes the encoder."
         return self.encoder.get_text_config(*args, **kwargs)
+
+    @classmethod
+    def from_dict(
+        cls,
+        config_dict: dict[str, Any],  # as a file holds it
+        **kwargs: Any,  # what `PreTrainedConfig.from_dict` takes
+    ) -> NerCrfConfig:  # a file that says nothing of padding was written before it was proved
+        "The configuration of a saved model."
+        return super().from_dict({"padding": None, **config_dict}, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:  # what a file holds
+        "What differs from the default, and how the encoder is called."
+        return {**super().to_diff_dict(), "padding": self.padding}
 
     @property
     def labels(self) -> list[str]:
@@ -134,8 +153,11 @@ def linear_in_full_precision(
     hidden: torch.Tensor,  # (..., hidden), of any floating type
 ) -> torch.Tensor:  # (..., labels), float32 or float64
     "Apply a linear layer outside of autocast, in float32 or better."
+    weight = linear.weight
+    # a layer of `quantize_dynamic` has a method of that name, and takes float32
+    dtype = weight.dtype if isinstance(weight, torch.Tensor) else torch.float32
     with torch.autocast(hidden.device.type, enabled=False):
-        scores = linear(hidden.to(linear.weight.dtype))
+        scores = linear(hidden.to(dtype))
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 # %% ../../nbs/4_model/05_modeling.ipynb #2b76faeb
@@ -164,9 +186,7 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         cls,
         pretrained_model_name_or_path: str | Path | None,  # folder or name; None: of `state_dict`
         *args: Any,  # as `PreTrainedModel.from_pretrained`
-        base_model: str
-        | Path
-        | None = None,  # where an adapter's encoder is now; None: in its place
+        base_model: str | Path | None = None,  # an adapter's encoder; None: in its place
         **options: Any,  # config, dtype, cache_dir, local_files_only, ...
     ) -> Any:  # the model; with `output_loading_info` a report as well
         "Load a model from its folder, with its adapter if it has one."
@@ -275,12 +295,13 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         super().__init__(config)
         if encoder is None:
             encoder = AutoModel.from_config(config.encoder)
-        self.encoder = _drop_unused_parts(encoder)
-        self.config.encoder = encoder.config
-        self.traits = encoder_traits(self.encoder)
+        self.encoder = take_encoder(encoder)
+        self.config.encoder = self.encoder.config
+        self.learn_traits()
         self.dropout = nn.Dropout(config.classifier_dropout)
         labels, scheme = config.labels, config.scheme
-        self.classifier = nn.Linear(config.encoder.hidden_size, len(labels))
+        width = config.hidden_size or config.encoder.hidden_size
+        self.classifier = nn.Linear(width, len(labels))
         self.crf = CRF.from_labels(labels, scheme, True, config.constrain_likelihood)
         if not config.constrain:
             self.crf.set_constraints(None)
@@ -303,6 +324,18 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         id2label = dict(enumerate(labels))
         return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
 
+    def learn_traits(self) -> None:
+        "Find out how the encoder is called, or read it from the configuration."
+        config, traits = self.config, encoder_traits(self.encoder)
+        if config.padding is None:
+            self.traits = traits_as_before(self.encoder)
+            return
+        on_meta = any(each.is_meta for each in self.encoder.parameters())
+        if config.padding == "unproved" and not on_meta:
+            config.padding, config.hidden_size = prove_call(self.encoder, traits)
+        known = "never" if config.padding == "unproved" else config.padding
+        self.traits = traits._replace(padding=known)
+
     def forward(
         self,
         input_ids: torch.Tensor,  # (windows, pieces) int64
@@ -317,9 +350,8 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     ) -> TokenClassifierOutput:  # loss; logits (batch, words, labels)
         "Emissions of each word and, given `labels`, the loss."
         batch = input_ids, attention_mask, token_type_ids
-        inputs = encoder_inputs(self.traits, *batch, **options)
         # (windows, pieces, hidden)
-        hidden = self.encoder(**inputs).last_hidden_state
+        hidden = run_encoder(self.encoder, self.traits, *batch, **options).last_hidden_state
         if word_index is not None:
             # (batch, words, hidden)
             hidden = gather_words(hidden, word_index)
