@@ -213,7 +213,7 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         state_dict: Mapping[str, torch.Tensor] | None = None,  # weights by name; None: its own
         **options: Any,  # what `PreTrainedModel.save_pretrained` takes
     ) -> None:
-        "Write configuration and weights; an adapter has files of its own beside them."
+        "Write configuration, weights and model card; an adapter has files of its own beside them."
         apart = take_apart(self, state_dict)
         if apart is None or trains_encoder(self):
             self.config.base_encoder = None
@@ -232,8 +232,11 @@ class NerCrfPreTrainedModel(PreTrainedModel):
             )
         finally:
             self._hf_peft_config_loaded = adapted
-        if apart is not None and is_main_process:
-            write_adapter(save_directory, apart)
+        if is_main_process:
+            card = model_card(self.config)
+            Path(save_directory, "README.md").write_text(card, encoding="utf-8")
+            if apart is not None:
+                write_adapter(save_directory, apart)
 
 # %% ../../nbs/4_model/05_modeling.ipynb #64aef655
 def load_base(
@@ -371,19 +374,6 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     ) -> list[list[int]]:  # the label ids of each sentence
         "The most likely sequence of labels of each sentence."
         return self.crf.decode(emissions, word_mask)
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,  # folder, made if need be
-        is_main_process: bool = True,  # False: write nothing
-        *args: Any,  # as `NerCrfPreTrainedModel.save_pretrained`
-        **options: Any,
-    ) -> None:
-        "Write configuration, weights and model card into a folder."
-        super().save_pretrained(save_directory, is_main_process, *args, **options)
-        if is_main_process:
-            card = model_card(self.config)
-            Path(save_directory, "README.md").write_text(card, encoding="utf-8")
 
 # %% ../../nbs/4_model/05_modeling.ipynb #a47c08b1
 def model_card(

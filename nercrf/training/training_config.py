@@ -212,7 +212,7 @@ class TrainingConfig(
     "All settings of a training."
 
     def check(self) -> None:
-        "Refuse what needs whole weights, or an encoder that changes, where there is none: ValueError."
+        "Refuse what needs whole weights, or new ones, where they are not: ValueError."
         if self.lora is not None:
             self._check_lora()
         if self.strategy != "fsdp":
