@@ -228,7 +228,7 @@ class TrainingConfig(
         "Refuse recipes that change the encoder's own weights."
         if self.reinit_layers:
             raise ValueError(
-                "--reinit_layers draws weights of the encoder anew, --lora leaves them as they are: "
+                "--reinit_layers draws weights of the encoder anew, --lora leaves them: "
                 "leave one of them out"
             )
         attack = "do_adv" if self.do_adv else "awp_gamma"
