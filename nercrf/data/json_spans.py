@@ -31,7 +31,8 @@ from nercrf.data.json_values import (
     read_mention,
     record_id,
 )
-from nercrf.data.reading import BLANK, split_words
+from nercrf.data.reading import BLANK
+from nercrf.data.splitting import split_words
 from nercrf.data.records import (
     Change,
     Examined,

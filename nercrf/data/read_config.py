@@ -58,7 +58,7 @@ class ReadConfig:
     type_map: list[str] = field(default_factory=list)  # new names of types, like PERSON=PER
     keep_types: list[str] = field(default_factory=list)  # the only types that count; none: all
     drop_types: list[str] = field(default_factory=list)  # types that do not count
-    by: Literal["words", "characters"] = "words"  # how running text is cut into tokens
+    by: str = "words"  # how text is cut: words, penn, punctuation, blanks, characters, spacy:en
     end: Literal["auto", "exclusive", "inclusive"] = "auto"  # what the end of a span means
     units: Literal["auto", "characters", "utf16"] = "auto"  # what offsets count
     on_bad: Literal["error", "warn"] | None = None  # warn: report what is ill-formed, and go on

@@ -12,11 +12,11 @@ from nercrf.data.read_config import ReadConfig
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.features.feature_config import CacheConfig, WindowConfig
 from nercrf.fields import AtLeastOne, Factor, NotNegative, Positive, Share, Steps
-from nercrf.model.encoder_config import EncoderConfig
+from nercrf.model.encoder_config import AdapterConfig, EncoderConfig
 
 # %% auto #0
-__all__ = ['BatchConfig', 'OptimizerConfig', 'PrecisionConfig', 'DeviceConfig', 'SpeedConfig', 'RecipeConfig', 'CheckpointConfig',
-           'ReportConfig', 'TrainingConfig']
+__all__ = ['FIGURES', 'BatchConfig', 'OptimizerConfig', 'PrecisionConfig', 'DeviceConfig', 'SpeedConfig', 'RecipeConfig',
+           'CheckpointConfig', 'ReportConfig', 'check_metric', 'TrainingConfig']
 
 # %% ../../nbs/6_training/00_training_config.ipynb #e9f88f94
 @dataclass
@@ -114,7 +114,7 @@ class SpeedConfig:
     seen_embedding: bool = True  # train rows of pieces that occur; off: train the whole embedding
     lean_last_layer: bool = True  # lean last layer; off: compute all pieces in the last layer
     fused_optimizer: bool = True  # one kernel steps all weights; off: a kernel for each operation
-    crf_algorithm: Literal["auto", "log", "scaled", "scan", "kernels"] = "auto"  # of the CRF
+    crf_algorithm: Literal["auto", "log", "scaled", "scan", "loop", "kernels"] = "auto"  # the CRF's
     cheap_dropout: bool = True  # draw from 16 bits on a CPU; off: draw dropout like torch
     attn_implementation: str | None = None  # sdpa, eager, flash_attention_2, ...; none: the best
     gradient_checkpointing: bool = False  # forget activations and compute them again
@@ -167,10 +167,29 @@ class ReportConfig:
     logging_steps: Annotated[float, Steps] = 50  # updates, or a share of them; -1: every epoch
     eval_steps: Annotated[float, Steps] = -1  # updates, or a share; -1: every epoch; 0: never
     evaluate_during_training: bool = False  # evaluate at every logging step, not by eval_steps
-    metric_for_best_model: str = "f1"  # on dev: f1, precision, recall, loss, or a callback's
+    metric_for_best_model: str = "f1"  # on dev: f1, precision, recall, loss (eval_f1 is f1)
     patience: Annotated[int, NotNegative] = 0  # end after so many evaluations without gain; 0: no
     report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)  # beside files
     learning_curve: bool = True  # draw learning_curve.png; off: draw no learning_curve.png
+
+    def __post_init__(self):
+        # as others write it, and as the log does
+        name = self.metric_for_best_model.removeprefix("eval_")
+        self.metric_for_best_model = name.removeprefix("dev_")
+
+# %% ../../nbs/6_training/00_training_config.ipynb #6a1674a9
+FIGURES = ("f1", "precision", "recall", "loss")  # of an evaluation, that a model is chosen by
+
+
+def check_metric(
+    args: ReportConfig,  # flags of a training without callbacks of its own
+) -> None:
+    "Refuse a figure that no evaluation has: ValueError."
+    if args.metric_for_best_model not in FIGURES:
+        raise ValueError(
+            f"--metric_for_best_model: expected one of {', '.join(FIGURES)}, got "
+            f"{args.metric_for_best_model!r}; a figure of your own is added by a callback"
+        )
 
 # %% ../../nbs/6_training/00_training_config.ipynb #7711a45b
 @dataclass
@@ -179,6 +198,7 @@ class TrainingConfig(
     WindowConfig,
     CacheConfig,
     EncoderConfig,
+    AdapterConfig,
     EvaluationConfig,
     BatchConfig,
     OptimizerConfig,
@@ -192,12 +212,28 @@ class TrainingConfig(
     "All settings of a training."
 
     def check(self) -> None:
-        "Refuse what needs whole weights where they are shared out: ValueError."
+        "Refuse what needs whole weights, or new ones, where they are not: ValueError."
+        if self.lora is not None:
+            self._check_lora()
         if self.strategy != "fsdp":
             return
-        for name in ("fp16", "compile", "average_decay", "do_adv", "awp_gamma"):
+        for name in ("fp16", "compile", "average_decay", "do_adv", "awp_gamma", "lora"):
             if getattr(self, name):
                 raise ValueError(
                     f"--{name} does not know weights that are shared out (--strategy fsdp): leave "
                     "one of them out" + ("; --bf16 works" if name == "fp16" else "")
                 )
+
+    def _check_lora(self) -> None:
+        "Refuse recipes that change the encoder's own weights."
+        if self.reinit_layers:
+            raise ValueError(
+                "--reinit_layers draws weights of the encoder anew, --lora leaves them: "
+                "leave one of them out"
+            )
+        attack = "do_adv" if self.do_adv else "awp_gamma"
+        if (self.do_adv or self.awp_gamma) and self.adv_name is None:
+            raise ValueError(
+                f"--{attack} changes the piece embedding, which --lora does not train: give "
+                "--adv_name lora_A to change the added matrices, or leave one of them out"
+            )
