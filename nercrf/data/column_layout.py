@@ -52,7 +52,7 @@ class LineNote(NamedTuple):
 _TAG = re.compile(r"O|[A-Z][-_]\S+")
 _PART = re.compile(r"\d+[-.]\d+")
 
-
+# %% ../../nbs/1_data/06_column_layout.ipynb #20fb851c
 @dataclass
 class ColumnLayout:
     "Which cells of a line are the token and its tags."
@@ -346,7 +346,7 @@ def _reads_last(sentences: Sequence[Sequence[Row]]) -> bool:
         for row in sentence
     )
 
-
+# %% ../../nbs/1_data/06_column_layout.ipynb #28126932
 def _choose_tags(
     reading: Reading, layout: ColumnLayout, found: Mapping[int, TagColumn], head: list[list[Row]]
 ) -> None:
@@ -382,7 +382,7 @@ def _choose_tags(
             f"tag_column (--tag_column {others[-1]})",
         )
 
-
+# %% ../../nbs/1_data/06_column_layout.ipynb #11b90029
 def _find_places(reading: Reading, layout: ColumnLayout, head: list[list[Row]]) -> None:
     "Header and counter, from the beginning of the file."
     first = head[0][0]
@@ -406,7 +406,7 @@ def _find_places(reading: Reading, layout: ColumnLayout, head: list[list[Row]]) 
         layout.token = 1
         reading.understand("column 0 counts the words, the token is in column 1", layout.line)
 
-
+# %% ../../nbs/1_data/06_column_layout.ipynb #b67bb2c9
 def find_layout(
     reading: Reading,  # what was asked for; takes notes and problems
     lines: Sequence[str],  # of the file

@@ -31,7 +31,7 @@ from nercrf.labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to
 
 # %% auto #0
 __all__ = ['tag_runs', 'ColumnSentence', 'parse_columns', 'check_tokens', 'wrong_tags', 'check_tag_names', 'pass_wrong_tags',
-           'check_tags', 'label_sentences', 'column_lines', 'Columns', 'write_columns']
+           'check_tags', 'label_sentences', 'column_lines', 'read_tags', 'Columns', 'write_columns']
 
 # %% ../../nbs/1_data/07_conll.ipynb #064e91e7
 def tag_runs(
@@ -312,6 +312,54 @@ def _visible_tags(example: Example, scheme: str | None) -> list[str]:
     spans = [span for span in spans if span.start < span.end]
     return spans_to_tags(spans, places[-1], scheme or "BIO")
 
+# %% ../../nbs/1_data/07_conll.ipynb #017cfaee
+def read_tags(
+    reading: Reading,  # takes what is odd
+    content: list[ColumnSentence],  # their tags are rewritten in place
+    survey: Survey,  # of the whole file
+) -> None:
+    "Tags in another form become standard ones, tags that are none become O."
+    form = survey.form()
+    if form is STANDARD:
+        pass_wrong_tags(reading, content)
+        return
+    reading.understand(form.says)
+    for sentence in content:
+        sentence.tags = form.read(sentence.tags)
+        sentence.layers = [form.read(layer) for layer in sentence.layers]
+        vars(sentence).pop("runs", None)
+
+# %% ../../nbs/1_data/07_conll.ipynb #66edd68a
+def _mend_lines(file: Examined, lines: list[str]) -> list[Change]:
+    "Mend the lines of a column file in place, where its tags are standard and in one column."
+    odd = {
+        split_place(finding.where)[1]
+        for finding in file.findings
+        if finding.kind in ("ill-formed-tag", "invisible-token")
+    }
+    changes, layout = [], file.reading.layout
+    if layout is None or len(layout.tags) > 1 or file.survey.form() is not STANDARD:
+        return changes
+    column = layout.tags[0] if layout.tags else 0
+    for example in file.examples:
+        first = split_place(example.source)[1]
+        places = range(len(example.tokens))
+        numbers = [file.reading.line_of(first, index) for index in places]
+        if odd.isdisjoint(numbers):
+            continue
+        tags = iter(_visible_tags(example, file.scheme))
+        for number, token in zip(numbers, example.tokens, strict=True):
+            where, line = f"{file.path}:{number}", lines[number - 1]
+            if not is_visible(token):
+                changes.append(Change("invisible-token", where, line.rstrip("\r\n"), None))
+                lines[number - 1] = ""
+            elif example.spans is not None:
+                mended = _replace_cell(line, column, next(tags))
+                if mended != line:
+                    changes.append(Change("ill-formed-tag", where, line.strip(), mended.strip()))
+                lines[number - 1] = mended
+    return changes
+
 # %% ../../nbs/1_data/07_conll.ipynb #bed5fcf4
 class Columns(Format):
     "One token a line, its tag in a column."
@@ -368,7 +416,7 @@ class Columns(Format):
         path, scheme = reading.path, None
         reading.findings += check_tokens(reading, content)
         if survey.columns > 1:
-            self.read_tags(reading, content, survey)
+            read_tags(reading, content, survey)
             scheme = get_scheme(reading.scheme or survey.scheme(path)).name
             check_tag_names(
                 path,
@@ -383,23 +431,6 @@ class Columns(Format):
                     reading.findings += check_tags(path, [inner], scheme, reading)
         return label_sentences(path, content, scheme, reading.first_number, survey.characters)
 
-    def read_tags(
-        self,
-        reading: Reading,  # takes what is odd
-        content: list[ColumnSentence],  # their tags are rewritten in place
-        survey: Survey,  # of the whole file
-    ) -> None:
-        "Tags in another form become standard ones, tags that are none become O."
-        form = survey.form()
-        if form is not STANDARD:
-            reading.understand(form.says)
-            for sentence in content:
-                sentence.tags = form.read(sentence.tags)
-                sentence.layers = [form.read(layer) for layer in sentence.layers]
-                vars(sentence).pop("runs", None)
-        else:
-            pass_wrong_tags(reading, content)
-
     def write(self, examples: Sequence[Example], path: Path, scheme: str) -> None:
         "Write a column file; unlabelled examples as one column."
         used = scheme if all_labelled(examples, path) else None
@@ -408,35 +439,7 @@ class Columns(Format):
 
     def repair(self, file: Examined, lines: list[str]) -> list[Change]:
         "Mend the lines of a column file in place."
-        odd = {
-            split_place(finding.where)[1]
-            for finding in file.findings
-            if finding.kind in ("ill-formed-tag", "invisible-token")
-        }
-        changes, layout = [], file.reading.layout
-        if layout is None or len(layout.tags) > 1 or file.survey.form() is not STANDARD:
-            return changes
-        column = layout.tags[0] if layout.tags else 0
-        for example in file.examples:
-            first = split_place(example.source)[1]
-            places = range(len(example.tokens))
-            numbers = [file.reading.line_of(first, index) for index in places]
-            if odd.isdisjoint(numbers):
-                continue
-            tags = iter(_visible_tags(example, file.scheme))
-            for number, token in zip(numbers, example.tokens, strict=True):
-                where, line = f"{file.path}:{number}", lines[number - 1]
-                if not is_visible(token):
-                    changes.append(Change("invisible-token", where, line.rstrip("\r\n"), None))
-                    lines[number - 1] = ""
-                elif example.spans is not None:
-                    mended = _replace_cell(line, column, next(tags))
-                    if mended != line:
-                        changes.append(
-                            Change("ill-formed-tag", where, line.strip(), mended.strip())
-                        )
-                    lines[number - 1] = mended
-        return changes
+        return _mend_lines(file, lines)
 
 # %% ../../nbs/1_data/07_conll.ipynb #2d4e509d
 def write_columns(

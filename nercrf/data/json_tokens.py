@@ -63,8 +63,8 @@ def named_tags(
         return list(tags)
     if not names:
         raise DataError(
-            f"{where}: expected integer tags with a ClassLabel, got {list(tags)[:6]} without names; "
-            "name them in the order of the numbers with tag_names "
+            f"{where}: expected integer tags with a ClassLabel, got {list(tags)[:6]} without "
+            "names; name them in the order of the numbers with tag_names "
             "(--tag_names O B-PER I-PER ...)"
         )
     for tag in tags:
@@ -176,58 +176,7 @@ def join_questions(
         records[-1].mentions += [Mention(label, int(start), int(end)) for start, end in places]
     return records
 
-# %% ../../nbs/1_data/12_json_tokens.ipynb #1661c105
-def _fitting(record: TokenRecord, mention: Mention) -> frozenset[tuple[str, int]]:
-    "The readings under which the text of a mention is in its place."
-    wanted = "".join(mention.surface.split())
-    return frozenset(
-        reading
-        for reading in READINGS[:2]
-        if 0 <= mention.start < mention.end + reading[1] <= len(record.tokens)
-        and "".join("".join(record.tokens[mention.start : mention.end + reading[1]]).split())
-        == wanted
-    )
-
-
-class TokenFormat(Format):
-    "A format of tokens with tags or mentions."
-
-    def survey(self, reading: Reading, content: list[TokenRecord]) -> Survey:
-        "The tags, and which ends fit the texts of mentions."
-        survey = Survey(len(content), 2)
-        for record in content:
-            if record.tags is not None:
-                survey.runs[tuple(record.tags)] = None
-            for mention in record.mentions or ():
-                if mention.surface and (fit := _fitting(record, mention)):
-                    survey.fits.setdefault(fit, record.where)
-        return survey
-
-    def finish(self, reading: Reading, content: list[TokenRecord], survey: Survey) -> list[Example]:
-        "Examples of records in any scheme."
-        separators = separators_of([record.tokens for record in content])
-        scheme = get_scheme(reading.scheme or survey.scheme(reading.path)).name
-        form, wrong = survey.form(), {}
-        if form is not STANDARD:
-            reading.understand(form.says)
-        else:
-            wrong = _wrong_tags(reading, content)
-        shift = survey.offsets(reading.end, "characters")[1] if survey.fits else None
-        if reading.end != "auto":
-            shift = int(reading.end == "inclusive")
-        examples = []
-        for record, sep in zip(content, separators, strict=True):
-            spans = None
-            if record.tags is not None:
-                tags = ["O" if tag in wrong else tag for tag in form.read(record.tags)]
-                spans = _tag_spans(reading, record, tags, scheme)
-            elif record.mentions is not None:
-                ends = record.shift if shift is None else shift
-                spans = _mention_spans(reading, record, ends, sep)
-            examples.append(Example(record.id, record.tokens, spans, record.where, sep))
-        return examples
-
-
+# %% ../../nbs/1_data/12_json_tokens.ipynb #d55aa8f0
 def _wrong_tags(reading: Reading, content: Sequence[TokenRecord]) -> dict[str, str]:
     "Tags that are none, each with the reason; DataError where most are."
     wrong, tags = {}, {tag for record in content for tag in record.tags or ()}
@@ -279,6 +228,57 @@ def _mention_spans(reading: Reading, record: TokenRecord, shift: int, sep: str) 
         else:
             spans.append(span)
     return sorted(spans, key=span_order)
+
+# %% ../../nbs/1_data/12_json_tokens.ipynb #1661c105
+def _fitting(record: TokenRecord, mention: Mention) -> frozenset[tuple[str, int]]:
+    "The readings under which the text of a mention is in its place."
+    wanted = "".join(mention.surface.split())
+    return frozenset(
+        reading
+        for reading in READINGS[:2]
+        if 0 <= mention.start < mention.end + reading[1] <= len(record.tokens)
+        and "".join("".join(record.tokens[mention.start : mention.end + reading[1]]).split())
+        == wanted
+    )
+
+
+class TokenFormat(Format):
+    "A format of tokens with tags or mentions."
+
+    def survey(self, reading: Reading, content: list[TokenRecord]) -> Survey:
+        "The tags, and which ends fit the texts of mentions."
+        survey = Survey(len(content), 2)
+        for record in content:
+            if record.tags is not None:
+                survey.runs[tuple(record.tags)] = None
+            for mention in record.mentions or ():
+                if mention.surface and (fit := _fitting(record, mention)):
+                    survey.fits.setdefault(fit, record.where)
+        return survey
+
+    def finish(self, reading: Reading, content: list[TokenRecord], survey: Survey) -> list[Example]:
+        "Examples of records in any scheme."
+        separators = separators_of([record.tokens for record in content])
+        scheme = get_scheme(reading.scheme or survey.scheme(reading.path)).name
+        form, wrong = survey.form(), {}
+        if form is not STANDARD:
+            reading.understand(form.says)
+        else:
+            wrong = _wrong_tags(reading, content)
+        shift = survey.offsets(reading.end, "characters")[1] if survey.fits else None
+        if reading.end != "auto":
+            shift = int(reading.end == "inclusive")
+        examples = []
+        for record, sep in zip(content, separators, strict=True):
+            spans = None
+            if record.tags is not None:
+                tags = ["O" if tag in wrong else tag for tag in form.read(record.tags)]
+                spans = _tag_spans(reading, record, tags, scheme)
+            elif record.mentions is not None:
+                ends = record.shift if shift is None else shift
+                spans = _mention_spans(reading, record, ends, sep)
+            examples.append(Example(record.id, record.tokens, spans, record.where, sep))
+        return examples
 
 # %% ../../nbs/1_data/12_json_tokens.ipynb #8fc9750e
 class JsonTokens(TokenFormat):

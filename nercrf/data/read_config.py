@@ -52,9 +52,7 @@ class ReadConfig:
     token_column: int | None = None  # of a column file, from 0; none: the first that does not count
     tag_column: int | None = None  # of a column file, -1 is the last; none: found from the tags
     comment: str | None = None  # what begins a comment line in a column file; none: # before words
-    tag_names: list[str] = field(
-        default_factory=list
-    )  # what tags mean that are numbers: O B-PER ...
+    tag_names: list[str] = field(default_factory=list)  # of tags that are numbers, in order
     type_map: list[str] = field(default_factory=list)  # new names of types, like PERSON=PER
     keep_types: list[str] = field(default_factory=list)  # the only types that count; none: all
     drop_types: list[str] = field(default_factory=list)  # types that do not count

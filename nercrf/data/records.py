@@ -21,8 +21,8 @@ from nercrf.files import write_lines
 from nercrf.labels import Span, detect_scheme, parse_tag
 
 # %% auto #0
-__all__ = ['READINGS', 'Reading', 'Mention', 'Record', 'utf16_offsets', 'in_characters', 'Survey', 'Examined', 'Change', 'Format',
-           'check_unicode', 'RecordFormat', 'MentionRepair']
+__all__ = ['READINGS', 'ReadingOptions', 'Reading', 'Mention', 'Record', 'utf16_offsets', 'in_characters', 'Survey', 'Examined',
+           'Change', 'Format', 'check_unicode', 'RecordFormat', 'MentionRepair']
 
 # %% ../../nbs/1_data/05_records.ipynb #baa0634f
 _CHOICES = {
@@ -32,8 +32,8 @@ _CHOICES = {
 
 
 @dataclass
-class Reading:
-    "The options of one reading, and what it has found so far."
+class ReadingOptions:
+    "How one file is read, and what is known of it beforehand."
 
     path: Path  # the file
     encoding: str = "utf-8"  # of the file
@@ -53,6 +53,12 @@ class Reading:
     first_number: int = 0  # of the first sentence, for its id
     columns: int = 0  # of a column file; 0: as many as its first line
     columns_line: int = 0  # the line that says how many
+
+# %% ../../nbs/1_data/05_records.ipynb #97776be6
+@dataclass
+class Reading(ReadingOptions):
+    "The options of one reading, and what it has found so far."
+
     skipped: set[int] = field(default_factory=set)  # lines within sentences that are no words
     layout: Any = None  # of a column file, once it is known
     findings: list[Finding] = field(default_factory=list)  # but the counted
