@@ -53,7 +53,7 @@ def trial(
     modes = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         model.eval()
         try:
             yield
