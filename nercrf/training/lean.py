@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from nercrf.features.batches import FeatureDataset
+from nercrf.model.encoders import NoPooler
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training.optim import encoder_layers
 
@@ -365,7 +366,7 @@ class LeanLastLayer:
             hook.remove()
 
 # %% ../../nbs/6_training/06_lean.ipynb #b4a14a56
-_BY_PIECE = (nn.Linear, nn.Dropout, nn.Identity)  # these know one piece at a time
+_BY_PIECE = (nn.Linear, nn.Dropout, nn.Identity, NoPooler)  # these know one piece at a time
 _ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 
 
@@ -433,14 +434,17 @@ def trial_batches(
 
 # %% ../../nbs/6_training/06_lean.ipynb #f0c2bf13
 def _can_be_lean(model: NerCrfForTokenClassification, layer: nn.Module) -> bool:
-    "Has this layer the three parts, undivided, and is one piece of each word read?"
+    "Has this layer the three parts, undivided, and is one piece of each word read where it stands?"
     try:
         parts = layer.attention.output, layer.intermediate, layer.output
     except AttributeError:
         return False
     chunks = getattr(layer, "chunk_size_feed_forward", 0) or 0
     pooling = getattr(model.config, "subtoken_pooling", "first")
-    return all(isinstance(part, nn.Module) for part in parts) and not chunks and pooling != "mean"
+    # other encoders get the windows of a batch sorted, or its pieces
+    as_it_is = model.traits.padding in ("numbered", "anywhere")
+    divided = chunks or not all(isinstance(part, nn.Module) for part in parts)
+    return as_it_is and not divided and pooling != "mean"
 
 
 def _is_same_when_lean(
