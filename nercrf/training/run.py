@@ -253,9 +253,10 @@ def _make_fast(
 
 
 def restore_model(
-    model: nn.Module,  # bare; changed in place
+    model: nn.Module,  # bare or wrapped; changed in place
 ) -> None:
     "Take away what a run did to a model for its own speed."
+    model = unwrap_model(model)
     restore_embedding(model)
     whole_last_layer(model)
 
