@@ -54,7 +54,8 @@ class CheckConfig:
     output: str | None = None  # folder for the repaired copies
 
 
-_COLUMNS = ("format", "encoding", "token_column", "tag_column", "by", "end", "units")
+_COLUMNS = ("format", "encoding", "token_column", "tag_column", "comment", "tag_names")
+_COLUMNS += ("type_map", "keep_types", "drop_types", "by", "end", "units")
 
 
 def check_parser() -> FlagParser:  # of `nercrf check`

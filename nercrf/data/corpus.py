@@ -9,6 +9,7 @@ import gzip
 import io
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -16,10 +17,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from nercrf.data.examples import DataError, Example, file_digest, file_stem, report_findings
+from nercrf.data.examples import (
+    DataError,
+    Example,
+    file_digest,
+    file_stem,
+    no_entity,
+    report_findings,
+)
 from nercrf.data.formats import Prepared, detect_path, detect_text, prepare_file
 from nercrf.data.records import Survey
 from nercrf.data.read_config import ReadConfig
+from nercrf.data.type_names import similar_types
 from nercrf.labels import Span, get_scheme, label_list, parse_tag, spans_to_tags
 
 # %% auto #0
@@ -301,16 +310,26 @@ class CorpusFiles:
             surveys = {split: each.survey() for split, each in prepared.items()}
             whole = reduce(Survey.merge, surveys.values(), Survey())
             scheme = get_scheme(self.scheme or whole.scheme(self.folder)).name
-            warnings, tags, sentences = [], {}, {}
+            warnings, tags, sentences, types_found = [], {}, {}, Counter()
             for split, survey in surveys.items():
                 taken = prepared.pop(split)  # so that memory falls file by file
                 taken.reading.scheme = scheme
                 examples, findings = taken.finish_file(survey)
+                labelled = [each.spans for each in examples if each.spans is not None]
+                if split == "train" and labelled and not any(labelled):
+                    is_columns = taken.format.token_lines
+                    findings.append(no_entity(str(self.path(split)), len(labelled), is_columns))
+                types_found.update(span.label for spans in labelled for span in spans)
                 report_findings(findings, self.options["on_bad"], warnings)
                 tags[split], sentences[split] = first_tags(examples, scheme), len(examples)
                 if keep:
                     self._kept[split] = examples
             types = sorted({parse_tag(tag)[1] for found in tags.values() for tag in found})
+            warnings += [
+                f"{self.folder}: the type {each.label!r} ({each.count:,}) is probably "
+                f"{each.other or 'the sign of a word outside'!r}; {each.proposal} makes them one"
+                for each in similar_types(types_found)
+            ]
             self._survey = CorpusSurvey(types, scheme, warnings + unseen_tags(tags), sentences)
         return self._survey
 
