@@ -33,7 +33,7 @@ from nercrf.labels import Span, get_scheme, label_list, parse_tag, spans_to_tags
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'SUFFIXES', 'split_of', 'find_split_files', 'Corpus', 'first_tags', 'unseen_tags', 'split_formats',
-           'CorpusSurvey', 'CorpusFiles', 'open_corpus', 'read_corpus']
+           'similar_warnings', 'CorpusSurvey', 'CorpusFiles', 'open_corpus', 'read_corpus']
 
 # %% ../../nbs/1_data/17_corpus.ipynb #d2502e5e
 SPLIT_NAMES = {
@@ -236,6 +236,18 @@ def split_formats(
             known[ending] = formats[split]
     return formats
 
+# %% ../../nbs/1_data/17_corpus.ipynb #0202fc7d
+def similar_warnings(
+    folder: Path,  # named in the messages
+    counts: Mapping[str, int],  # entities by type
+) -> list[str]:  # one for each pair
+    "Warnings for types that are probably one, with what makes them one."
+    return [
+        f"{folder}: the type {each.label!r} ({each.count:,}) is probably "
+        f"{each.other or 'the sign of a word outside'!r}; {each.proposal} makes them one"
+        for each in similar_types(counts)
+    ]
+
 # %% ../../nbs/1_data/17_corpus.ipynb #c5243cc2
 class CorpusSurvey(NamedTuple):
     "What all files of a corpus say together."
@@ -325,11 +337,7 @@ class CorpusFiles:
                 if keep:
                     self._kept[split] = examples
             types = sorted({parse_tag(tag)[1] for found in tags.values() for tag in found})
-            warnings += [
-                f"{self.folder}: the type {each.label!r} ({each.count:,}) is probably "
-                f"{each.other or 'the sign of a word outside'!r}; {each.proposal} makes them one"
-                for each in similar_types(types_found)
-            ]
+            warnings += similar_warnings(self.folder, types_found)
             self._survey = CorpusSurvey(types, scheme, warnings + unseen_tags(tags), sentences)
         return self._survey
 
