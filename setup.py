@@ -38,6 +38,7 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={
         "fast": settings["fast_requirements"].split(),
+        "lora": settings["lora_requirements"].split(),
         "notebooks": settings["notebooks_requirements"].split(),
         "benchmarks": settings["benchmarks_requirements"].split(),
         "dev": settings["dev_requirements"].split(),

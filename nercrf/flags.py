@@ -32,6 +32,7 @@ from nercrf.training.training_config import (
     DeviceConfig,
     PrecisionConfig,
     TrainingConfig,
+    check_metric,
 )
 
 # %% auto #0
@@ -67,6 +68,10 @@ class RunConfig:
 @dataclass
 class ScriptConfig(TrainingConfig, PredictConfig, RunConfig):
     "All flags of the script."
+
+    def check(self) -> None:
+        "Refuse a figure that no evaluation has: ValueError."
+        check_metric(self)
 
 # %% ../nbs/8_commands/01_flags.ipynb #350b13b2
 OLD_NAMES = {"markup": "scheme"}  # of flags, and what they are called now

@@ -38,7 +38,16 @@ from nercrf.crf.chain import (
     path_scores,
     previous_words,
 )
-from nercrf.crf.decoding import best_paths, k_best_paths, sample_paths
+from nercrf.crf.decoding import (
+    MAX_PLUS_BYTES,
+    best_paths,
+    best_paths_packed,
+    best_paths_padded,
+    best_paths_scan,
+    count_chunks,
+    k_best_paths,
+    sample_paths,
+)
 from nercrf.crf.layer import CRF
 from nercrf.crf.likelihood import ALGORITHMS, choose_algorithm, load_kernels, log_likelihood
 from nercrf.crf.log_domain import backward_pass, forward_pass, log_partition, pair_marginals
@@ -672,6 +681,70 @@ def test_tied_best_paths_are_best_paths(name, seed, labels, words):
 
 
 @FAST
+@given(
+    seed=st.integers(0, 2**31),
+    labels=st.integers(1, 5),
+    words=st.integers(1, 20),
+    chunks=st.one_of(st.none(), st.integers(1, 20)),
+    kind=st.sampled_from(MASKS),
+    forbidden=st.sampled_from([0.0, 0.3, 0.6]),
+    largest=st.sampled_from([1, 2, 50]),
+)
+def test_the_scan_breaks_ties_as_the_steps_do(
+    seed, labels, words, chunks, kind, forbidden, largest
+):
+    "Whole numbers, so sums are exact in any order: the same paths and scores as word by word."
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape):
+        values = torch.randint(-largest, largest, shape, generator=generator).double()
+        return values.masked_fill(torch.rand(shape, generator=generator) < forbidden, -INF)
+
+    scores = Scores(drawn(labels), drawn(labels, labels), drawn(labels))
+    emissions, mask = drawn(4, words, labels), random_mask(4, words, kind, generator)
+    tags, total = best_paths_scan(
+        emissions.masked_fill(~mask[..., None], math.nan), scores, mask, chunks
+    )
+    stepped_tags, stepped_total = best_paths_padded(emissions, scores, mask)
+    assert torch.equal(total, stepped_total)
+    possible = total > -INF
+    assert torch.equal(tags[possible], stepped_tags[possible])
+    assert (tags[~mask] == IGNORED).all()
+    if mask.any():
+        packed_tags, packed_total = best_paths_packed(emissions, scores, mask)
+        assert torch.equal(total, packed_total)
+        assert torch.equal(tags[possible], packed_tags[possible])
+
+
+@pytest.mark.parametrize("size", [(3, 200, 5), (2, 97, 11), (4, 1, 3), (2, 40, 60)])
+def test_the_scan_finds_the_paths_of_the_steps(size):
+    generator = torch.Generator().manual_seed(0)
+    batch, words, labels = size
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    scores = Scores(drawn(labels), 3 * drawn(labels, labels), drawn(labels))
+    emissions, mask = drawn(*size), torch.rand(batch, words, generator=generator) < 0.9
+    mask[0] = True
+    wanted = best_paths_packed(emissions, scores, mask)
+    for chunks in (None, 1, 2, 5, words):
+        tags, total = best_paths_scan(emissions, scores, mask, chunks)
+        assert torch.equal(tags, wanted[0])
+        torch.testing.assert_close(total, wanted[1], rtol=1e-13, atol=1e-13)
+
+
+def test_the_scan_bounds_its_memory():
+    "Chunks by memory: what one step takes stays below the bound; with few of them it goes word by word."
+    for batch, words, labels in itertools.product((1, 32, 500), (1, 128, 4096), (2, 23, 73, 500)):
+        chunks = count_chunks(batch, words, labels)
+        assert 1 <= chunks <= max(1, words)
+        assert chunks == 1 or chunks * batch * labels**3 * 8 <= MAX_PLUS_BYTES
+    assert count_chunks(32, 512, 23) == 32
+    assert count_chunks(32, 512, 73) == count_chunks(32, 128, 217) == 1
+
+
+@FAST
 @given(problem=problems(dtypes=[torch.float64]), k=st.sampled_from([1, 2, 3, 10, 100]))
 def test_k_best_paths_equal_enumeration(problem, k):
     emissions, scores, mask, _, possible = problem
@@ -950,6 +1023,21 @@ def test_scan_needs_few_operations():
     peer = torchcrf.CRF(23, batch_first=True)
     per_word = (count_operations(peer, 24) - count_operations(peer, 8)) / 16
     assert 512 * per_word > 20_000
+
+
+@pytest.mark.parametrize(("words", "labels"), [(512, 23), (128, 9)])
+def test_decoding_by_scan_needs_few_operations(words, labels):
+    "At most 400; the loop over words needs 22 a word."
+    crf = CRF(labels, batch_first=True, algorithm="scan")
+    batch = torch.randn(32, words, labels), torch.ones(32, words, dtype=torch.bool)
+    with Counter() as counter:
+        tags, _ = crf.decode_tensor(*batch)
+    assert counter.count <= 400
+    crf.algorithm = "log"
+    with Counter() as stepped:
+        wanted, _ = crf.decode_tensor(*batch)
+    assert stepped.count > 20 * words
+    assert torch.equal(tags, wanted)
 
 
 def test_scaled_makes_no_loop_of_tensor_operations():

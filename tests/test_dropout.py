@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import ENCODERS, SENTENCES, emissions, make_batch, make_model
 from torch.nn import functional
+from transformers import AutoModel, BartConfig, GPT2Config, OpenAIGPTConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from nercrf.model.dropout import (
     CheapDropout,
@@ -16,6 +19,7 @@ from nercrf.model.dropout import (
     keep_mask,
     use_cheap_dropout,
 )
+from nercrf.model.loading import set_dropout
 from nercrf.model.modeling import NerCrfForTokenClassification
 
 COUNT = 1 << 20
@@ -175,3 +179,56 @@ def test_the_mask_is_never_looked_at(name, monkeypatch):
     for method in ("__bool__", "item", "tolist", "cpu", "numpy", "__int__", "__float__", "nonzero"):
         monkeypatch.setattr(torch.Tensor, method, forbidden)
     assert model(**batch).logits.shape == (3, 4, 5)
+
+
+def text_configs():
+    """The default configuration of every text encoder that can be built without weights."""
+    for kind in CONFIG_MAPPING:
+        try:
+            config = CONFIG_MAPPING[kind]()
+        except Exception:  # needs sizes, or packages that are not there
+            continue
+        parts = ("vision_config", "audio_config")
+        text = hasattr(config, "vocab_size") and hasattr(config, "hidden_size")
+        if type(config) in MODEL_MAPPING and text and not any(hasattr(config, x) for x in parts):
+            yield kind, config
+
+
+# fastspeech2_conformer computes speech, and 34 of its layers have a fixed 0.2.
+@pytest.mark.slow
+def test_no_dropout_of_any_text_encoder_is_left_as_it_was():
+    seen, left = 0, {}
+    for kind, config in text_configs():
+        try:
+            with torch.device("meta"):
+                encoder = AutoModel.from_config(set_dropout(config, 0.0))
+        except Exception:  # cannot be built on the meta device, or with default sizes
+            continue
+        seen += 1
+        found = {m.p for m in encoder.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0}
+        found |= {m.layerdrop for m in encoder.modules() if getattr(m, "layerdrop", 0)}
+        if found:
+            left[kind] = found
+    assert seen > 100
+    assert set(left) <= {"fastspeech2_conformer"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=40),
+        OpenAIGPTConfig(n_layer=1, n_embd=8, n_head=2, vocab_size=40),
+        BartConfig(
+            d_model=16, vocab_size=40, encoder_layers=2, decoder_layers=2, encoder_layerdrop=0.5
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_set_dropout_knows_other_names(config):
+    """A training pass is the same each time, and with 0.3 every dropout layer has 0.3."""
+    ids = torch.randint(5, 40, (2, 9))
+    encoder = AutoModel.from_config(set_dropout(config, 0.0)).train()
+    one, other = (encoder(ids).last_hidden_state for _ in range(2))
+    assert torch.equal(one, other)
+    encoder = AutoModel.from_config(set_dropout(config, 0.3))
+    assert {m.p for m in encoder.modules() if isinstance(m, torch.nn.Dropout)} <= {0.3}

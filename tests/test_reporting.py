@@ -201,11 +201,25 @@ def test_early_stopping_goes_by_the_same_figure(tmp_path):
     assert train_in(tmp_path / "loss", 0.0, metric_for_best_model="loss", **flags)[0] == 7 * 5
 
 
-def test_an_unknown_figure_is_named_at_the_first_evaluation(tmp_path):
+def test_an_unknown_figure_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"expected one of f1, precision, recall, loss, got 'acc"):
+        train_in(tmp_path / "out", metric_for_best_model="accuracy")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_figure_that_no_callback_adds_is_named_at_the_first_evaluation(tmp_path):
     with pytest.raises(
         ValueError, match=r"--metric_for_best_model accuracy: the evaluation has loss, precision"
     ):
-        train_in(tmp_path, metric_for_best_model="accuracy")
+        train_in(tmp_path, callbacks=[TrainingCallback()], metric_for_best_model="accuracy")
+
+
+def test_a_figure_may_be_called_as_transformers_calls_it(tmp_path):
+    """`eval_loss` is the loss on dev: a smaller one is better, and the log's name is kept."""
+    train_in(tmp_path, max_steps=4, eval_steps=2, metric_for_best_model="eval_loss")
+    losses = [line["dev_loss"] for line in read_history(tmp_path) if "dev_loss" in line]
+    best = json.loads((tmp_path / "model" / "best.json").read_text())
+    assert best["dev_loss"] == min(losses)
 
 
 def test_steps_may_be_shares_of_the_training(tmp_path):

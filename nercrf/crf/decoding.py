@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['best_paths_packed', 'best_paths_padded', 'best_paths', 'BestPaths', 'k_best_paths', 'sample_paths']
+__all__ = ['MAX_PLUS_BYTES', 'best_paths_packed', 'best_paths_padded', 'count_chunks', 'Chunks', 'entering_scores',
+           'chunk_recursion', 'trace_labels', 'best_paths_scan', 'best_paths', 'BestPaths', 'k_best_paths',
+           'sample_paths']
 
 # %% ../../nbs/3_crf/10_decoding.ipynb #836f0165
 import math
@@ -15,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nercrf.crf.chain import IGNORED, Scores, first_words
@@ -130,6 +133,133 @@ def best_paths_padded(
     total = torch.where(started, total, torch.zeros_like(total))
     return tags.flip(0).t().contiguous(), total
 
+# %% ../../nbs/3_crf/10_decoding.ipynb #8f722919
+MAX_PLUS_BYTES = 2**28  # of an accelerator's memory that a step of the scan may take
+
+
+def count_chunks(
+    batch: int,  # sentences
+    words: int,  # places of a sentence
+    labels: int,  # how many there are
+) -> int:  # 1: word by word
+    "Into how many chunks the scan cuts the words of each sentence."
+    fitting = MAX_PLUS_BYTES // (8 * max(batch, 1) * labels**3)
+    return min(fitting, round(math.sqrt(2 * words))) if fitting >= 8 else 1
+
+# %% ../../nbs/3_crf/10_decoding.ipynb #7853dcdc
+class Chunks(NamedTuple):
+    "The words of each sentence, moved together and cut into chunks."
+
+    places: Tensor  # (length, count * batch) int64, of each word in the flattened batch
+    lengths: Tensor  # (batch,) int64, words of each sentence
+    count: int  # chunks of a sentence
+
+    @classmethod
+    def cut(
+        cls,
+        mask: Tensor,  # (batch, words) bool, True at words, one place at least
+        count: int,  # chunks at most
+    ) -> Chunks:  # all of the same length
+        "Cut the words of a batch; padding follows the last words."
+        batch, words = mask.shape
+        length = -(-words // count)
+        count = -(-words // length)
+        order = mask.int().argsort(dim=1, descending=True, stable=True)
+        order += torch.arange(0, batch * words, words, device=mask.device).unsqueeze(1)
+        order = F.pad(order, (0, count * length - words))
+        # (count, length, batch) -> (length, count * batch)
+        places = order.t().view(count, length, batch).transpose(0, 1).reshape(length, -1)
+        return cls(places, mask.sum(1), count)
+
+    def in_order(
+        self,
+        values: Tensor,  # (length, count * batch, labels)
+    ) -> Tensor:  # (count * length, batch, labels)
+        "Values of the words of each sentence, one after the other."
+        length, batch = len(self.places), len(self.lengths)
+        return values.view(length, self.count, batch, -1).transpose(0, 1).flatten(0, 1)
+
+# %% ../../nbs/3_crf/10_decoding.ipynb #e838d512
+def entering_scores(
+    lattice: Tensor,  # (length, count * batch, labels) emissions in chunks
+    scores: Scores,  # of the chain
+    batch: int,  # sentences
+) -> Tensor:  # (count * batch, labels)
+    "Best scores with which each chunk is entered; the start's for the first."
+    start, transitions, _ = scores
+    entering = [start.expand(batch, -1)]
+    if lattice.shape[1] > batch:
+        lattice = lattice[:, :-batch]  # nothing comes after the last chunk
+        products = transitions + lattice[0].unsqueeze(1)
+        products[:batch] = (start + lattice[0, :batch]).unsqueeze(1)
+        for emitted in lattice[1:].unsqueeze(2).unbind(0):
+            # (chunks, from, between, 1) + (between, to) -> (chunks, from, to)
+            products = (products.unsqueeze(3) + transitions).amax(2)
+            products += emitted
+        first, *others = products.unflatten(0, (-1, batch)).unbind(0)
+        entering.append(first[:, 0])
+        for product in others:
+            # (batch, from, 1) + (batch, from, to) -> (batch, to)
+            entering.append((entering[-1].unsqueeze(2) + product).amax(1))
+    return torch.cat(entering)
+
+# %% ../../nbs/3_crf/10_decoding.ipynb #025b8a59
+def chunk_recursion(
+    lattice: Tensor,  # (length, count * batch, labels) emissions in chunks
+    scores: Scores,  # of the chain
+    batch: int,  # sentences
+) -> tuple[Tensor, Tensor]:  # both (length, count * batch, labels); int64 the second
+    "Best score up to each word and label, and the label of the word before on that way."
+    state = entering_scores(lattice, scores, batch)
+    states, sources = [], []
+    for emitted in lattice.unbind(0):
+        # (chunks, from, 1) + (from, to) -> (chunks, to)
+        state, source = (state.unsqueeze(2) + scores.transitions).max(1)
+        if not states:
+            state[:batch] = scores.start
+        state += emitted
+        states.append(state)
+        sources.append(source)
+    return torch.stack(states), torch.stack(sources)
+
+# %% ../../nbs/3_crf/10_decoding.ipynb #a24ee93f
+def trace_labels(
+    sources: Tensor,  # (words, batch, labels) int64, of `chunk_recursion`, in order
+    lengths: Tensor,  # (batch,) int64, words of each sentence
+    last: Tensor,  # (batch,) int64, label of the last word
+) -> Tensor:  # (words, batch) int64; the last label behind the end
+    "The label of every word, from the backpointers of all."
+    words, batch, labels = sources.shape
+    itself = torch.arange(labels, device=sources.device).expand(words, batch, labels)
+    inner = torch.arange(1, words, device=sources.device).unsqueeze(1) < lengths
+    maps = torch.where(inner.unsqueeze(2), sources[1:], itself[1:])
+    maps = torch.cat([maps, itself[:1]])
+    reach = 1
+    while reach < words:
+        # maps[t](maps[t + reach](label))
+        maps = torch.cat([maps[:-reach].gather(2, maps[reach:]), maps[-reach:]])
+        reach *= 2
+    return maps.gather(2, last.expand(words, batch).unsqueeze(2)).squeeze(2)
+
+# %% ../../nbs/3_crf/10_decoding.ipynb #444c2180
+def best_paths_scan(
+    emissions: Tensor,  # (batch, words, labels), float64 where there is one
+    scores: Scores,  # of the chain, of the same type
+    mask: Tensor,  # (batch, words) bool, True at words, one place at least
+    chunks: int | None = None,  # of a sentence, at most; None: by `count_chunks`
+) -> tuple[Tensor, Tensor]:  # (batch, words) int64 tags, -100: masked; (batch,) like the emissions
+    "The best path of each sentence and its score, in chunks of words side by side."
+    batch, words, labels = emissions.shape
+    cut = Chunks.cut(mask, chunks or count_chunks(batch, words, labels))
+    lattice = emissions.masked_fill(~mask.unsqueeze(2), 0.0).flatten(0, 1)[cut.places]
+    states, sources = map(cut.in_order, chunk_recursion(lattice, scores, batch))
+    lasts = (cut.lengths - 1).clamp(min=0)
+    ended = states[lasts, torch.arange(batch, device=mask.device)] + scores.end
+    total, last = ended.max(1)
+    tags = trace_labels(sources, cut.lengths, last).t()
+    tags = tags.gather(1, (mask.cumsum(1) - 1).clamp(min=0))
+    return tags.masked_fill(~mask, IGNORED), total.masked_fill(cut.lengths == 0, 0.0)
+
 # %% ../../nbs/3_crf/10_decoding.ipynb #bc3cba9d
 def _best_paths_kernels(
     emissions: Tensor,  # (batch, words, labels), any floating type
@@ -159,6 +289,8 @@ def best_paths(
         found = _best_paths_kernels(emissions, scores, mask)
     elif algorithm == "scaled":
         found = best_paths_packed(emissions, scores, mask)
+    elif algorithm == "scan":
+        found = best_paths_scan(*widen(emissions, scores), mask)
     else:
         found = best_paths_padded(*widen(emissions, scores), mask)
     if mask.device.type != "cpu":

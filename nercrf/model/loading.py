@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -29,8 +30,8 @@ from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import Sentence, build_tokenizer
 
 # %% auto #0
-__all__ = ['set_dropout', 'load_encoder', 'check_model_type', 'find_config', 'load_tokenizer', 'LoadedModel', 'WindowSizes',
-           'check_lengths', 'unit_of_words', 'build_model', 'load_tagger']
+__all__ = ['set_dropout', 'warn_of_other_dropout', 'load_encoder', 'check_model_type', 'find_config', 'load_tokenizer',
+           'LoadedModel', 'WindowSizes', 'check_lengths', 'unit_of_words', 'build_model', 'load_tagger']
 
 # %% ../../nbs/4_model/06_loading.ipynb #41943bb6
 def set_dropout(
@@ -38,19 +39,50 @@ def set_dropout(
     value: float | None,  # the new probability, from 0 to below 1; None: as is
     attention: float | None = None,  # that of the attention; None: as `value`
 ) -> PreTrainedConfig:  # a copy in which every dropout is `value`
-    "Set every field that holds a number and has dropout in its name."
+    "Set every field that holds a number and speaks of dropout."
     for chosen in (value, attention):
         if chosen is not None and not 0 <= chosen < 1:
             raise ValueError(f"dropout must be from 0 to below 1, got {chosen}")
     config = copy.deepcopy(config)
-    for name, old in list(vars(config).items()):
-        if "dropout" in name and type(old) in (float, int):
-            chosen = value
-            if "attention" in name and attention is not None:
-                chosen = attention
-            if chosen is not None:
-                setattr(config, name, float(chosen))
+    _set_dropout(config, value, value if attention is None else attention)
     return config
+
+
+def _set_dropout(config: PreTrainedConfig, value: float | None, attention: float | None) -> None:
+    "Change the fields of a configuration, and of those that it holds, in place."
+    for name, old in list(vars(config).items()):
+        if isinstance(old, PreTrainedConfig):
+            _set_dropout(old, value, attention)
+        if type(old) not in (float, int):
+            continue
+        chosen = None
+        if "dropout" in name or name.endswith("pdrop"):
+            chosen = attention if "attention" in name or "attn" in name else value
+        elif "layerdrop" in name and value == 0:
+            chosen = value
+        if chosen is not None and chosen != old:
+            setattr(config, name, float(chosen))
+
+# %% ../../nbs/4_model/06_loading.ipynb #7d69db3b
+def warn_of_other_dropout(
+    encoder: nn.Module,  # as it was built
+    value: float | None,  # the dropout that was asked for; None: that of its configuration
+    attention: float | None = None,  # that of the attention; None: as `value`
+) -> None:
+    "Name the dropout layers that drop something and not as much as was asked for."
+    asked = {value, value if attention is None else attention}
+    other = [
+        f"{name} ({module.p})"
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Dropout) and module.p > 0 and module.p not in asked
+    ]
+    if other and None not in asked:
+        warnings.warn(
+            f"expected dropout {value} in all of {type(encoder).__name__}, got another one in "
+            f"{len(other)} layers that its configuration does not speak of: {', '.join(other[:3])};"
+            " set their `p` yourself",
+            stacklevel=3,
+        )
 
 # %% ../../nbs/4_model/06_loading.ipynb #5ab7b524
 @contextmanager
@@ -122,10 +154,12 @@ def load_encoder(
     dropouts = dropout, attention_dropout
     config = _load_config(config_name or name_or_path, dropouts, options)
     if not isinstance(name_or_path, PreTrainedConfig):
-        return _load_weights(name_or_path, config, options)
-    if isinstance(config, NerCrfConfig):
-        config = config.encoder
-    return AutoModel.from_config(config, dtype=torch.float32)
+        encoder = _load_weights(name_or_path, config, options)
+    else:
+        source = config.encoder if isinstance(config, NerCrfConfig) else config
+        encoder = AutoModel.from_config(source, dtype=torch.float32)
+    warn_of_other_dropout(encoder, *dropouts)
+    return encoder
 
 # %% ../../nbs/4_model/06_loading.ipynb #c19d4122
 def check_model_type(
@@ -276,4 +310,5 @@ def load_tagger(
         cache_dir=encoder.cache_dir,
         local_files_only=not encoder.download,
     )
+    warn_of_other_dropout(model.encoder, *dropouts)
     return LoadedModel(model, load_tokenizer(encoder))

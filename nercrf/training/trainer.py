@@ -42,7 +42,7 @@ from nercrf.training.reporting import (
 from nercrf.training.resume import find_resume, load_checkpoint, save_best_model, save_checkpoint
 from nercrf.training.run import Training, restore_model, start_training
 from nercrf.training.run_folder import earlier_run, refuse_folder
-from nercrf.training.training_config import TrainingConfig
+from nercrf.training.training_config import TrainingConfig, check_metric
 
 # %% ../../nbs/6_training/14_trainer.ipynb #ec9deb92
 logger = logging.getLogger(__name__)
@@ -254,6 +254,8 @@ def train(
     "Train a model; every process of the group must call it."
     args = resolve_config(args, pretrained=True)
     check_config(args)
+    if not callbacks:
+        check_metric(args)
     everybody = [*callbacks, *own_callbacks(args)]
     run = start_training(args, train_dataset, model, tokenizer, dev_dataset, info, everybody)
     checkpoint = find_resume(args.resume, args.output_dir)

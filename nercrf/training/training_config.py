@@ -15,8 +15,8 @@ from nercrf.fields import AtLeastOne, Factor, NotNegative, Positive, Share, Step
 from nercrf.model.encoder_config import EncoderConfig
 
 # %% auto #0
-__all__ = ['BatchConfig', 'OptimizerConfig', 'PrecisionConfig', 'DeviceConfig', 'SpeedConfig', 'RecipeConfig', 'CheckpointConfig',
-           'ReportConfig', 'TrainingConfig']
+__all__ = ['FIGURES', 'BatchConfig', 'OptimizerConfig', 'PrecisionConfig', 'DeviceConfig', 'SpeedConfig', 'RecipeConfig',
+           'CheckpointConfig', 'ReportConfig', 'check_metric', 'TrainingConfig']
 
 # %% ../../nbs/6_training/00_training_config.ipynb #e9f88f94
 @dataclass
@@ -167,10 +167,29 @@ class ReportConfig:
     logging_steps: Annotated[float, Steps] = 50  # updates, or a share of them; -1: every epoch
     eval_steps: Annotated[float, Steps] = -1  # updates, or a share; -1: every epoch; 0: never
     evaluate_during_training: bool = False  # evaluate at every logging step, not by eval_steps
-    metric_for_best_model: str = "f1"  # on dev: f1, precision, recall, loss, or a callback's
+    metric_for_best_model: str = "f1"  # on dev: f1, precision, recall, loss (eval_f1 is f1)
     patience: Annotated[int, NotNegative] = 0  # end after so many evaluations without gain; 0: no
     report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)  # beside files
     learning_curve: bool = True  # draw learning_curve.png; off: draw no learning_curve.png
+
+    def __post_init__(self):
+        # as others write it, and as the log does
+        name = self.metric_for_best_model.removeprefix("eval_")
+        self.metric_for_best_model = name.removeprefix("dev_")
+
+# %% ../../nbs/6_training/00_training_config.ipynb #6a1674a9
+FIGURES = ("f1", "precision", "recall", "loss")  # of an evaluation, that a model is chosen by
+
+
+def check_metric(
+    args: ReportConfig,  # flags of a training without callbacks of its own
+) -> None:
+    "Refuse a figure that no evaluation has: ValueError."
+    if args.metric_for_best_model not in FIGURES:
+        raise ValueError(
+            f"--metric_for_best_model: expected one of {', '.join(FIGURES)}, got "
+            f"{args.metric_for_best_model!r}; a figure of your own is added by a callback"
+        )
 
 # %% ../../nbs/6_training/00_training_config.ipynb #7711a45b
 @dataclass
