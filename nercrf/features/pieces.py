@@ -237,6 +237,7 @@ def describe_tokenizer(
                 "pad_token_type_id",
                 "do_lower_case",
                 "split_special_tokens",
+                "model_input_names",
             )
         },
     }

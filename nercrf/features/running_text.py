@@ -285,7 +285,7 @@ class SeparateWords:
         encoded = self.tokenizer(list(map(list, sentences)), is_split_into_words=True, **_BARE)
         return encoded["input_ids"]
 
-# %% ../../nbs/2_features/02_running_text.ipynb #1b991513
+# %% ../../nbs/2_features/02_running_text.ipynb #2afc9288
 class RunningText(SeparateWords):
     "Pieces of words that are joined by blanks."
 
@@ -318,6 +318,8 @@ class RunningText(SeparateWords):
         if not self.tokenizer.is_fast:
             return self._behind_slowly(words)
         found = self._chunks(words)
+        if not found.clean.all():  # its pieces span words: there is no table of them
+            return found._replace(clean=np.zeros(len(words), bool))
         clean = self._are_clean(found)
         beside = clean & ~(np.append(clean[1:], True) & np.append(True, clean[:-1]))
         if beside.any():
@@ -336,11 +338,14 @@ class RunningText(SeparateWords):
         return found.pick(np.flatnonzero(own))
 
     def _are_clean(self, found: WordPieces) -> np.ndarray:  # bool (words,)
-        "Whether words have pieces, all their own, and none of a special token."
-        special = np.zeros(len(found.counts), np.int64)
-        owners = np.repeat(np.arange(len(special)), found.counts)
-        np.add.at(special, owners[np.isin(found.ids, self._added)], 1)
-        return found.clean & (found.counts > 0) & (special == 0)
+        "Whether words have pieces that carry text, and none of a special token."
+        distinct, which = np.unique(found.ids, return_inverse=True)
+        owners = np.repeat(np.arange(len(found.counts)), found.counts)
+        text = ~are_marks(distinct, self.tokenizer)[which]
+        special = np.isin(distinct, self._added)[which]
+        clean = np.bincount(owners, text, len(found.counts)) > 0
+        clean[owners[special]] = False
+        return clean
 
     def _behind_slowly(self, words: Sequence[str]) -> WordPieces:
         before = list(self.tokenizer("a", **_BARE)["input_ids"])

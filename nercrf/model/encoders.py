@@ -13,17 +13,34 @@ from torch import nn
 from transformers import PreTrainedModel
 
 # %% auto #0
-__all__ = ['gather_words', 'EncoderTraits', 'encoder_traits', 'positions_from_mask', 'encoder_inputs']
+__all__ = ['gather_words', 'mean_words', 'EncoderTraits', 'encoder_traits', 'positions_from_mask', 'encoder_inputs']
 
 # %% ../../nbs/4_model/04_encoders.ipynb #89306a96
 def gather_words(
     hidden: torch.Tensor,  # (windows, pieces, hidden)
     word_index: torch.Tensor,  # (batch, words), into windows * pieces
 ) -> torch.Tensor:  # (batch, words, hidden)
-    "Pick the vector of each word's first piece out of all windows."
+    "Pick the vector of the piece that is read of each word out of all windows."
     # (windows * pieces, hidden)
     flat = hidden.reshape(-1, hidden.shape[-1])
     return flat[word_index]
+
+# %% ../../nbs/4_model/04_encoders.ipynb #e5e2899e
+def mean_words(
+    hidden: torch.Tensor,  # (windows, pieces, hidden), of any floating type
+    word_index: torch.Tensor,  # (batch, words), first piece, into windows * pieces
+    word_sizes: torch.Tensor,  # (batch, words), pieces of each word; 0 in the padding
+) -> torch.Tensor:  # (batch, words, hidden), float32 or float64
+    "Average the vectors of each word's pieces."
+    flat, sizes = hidden.reshape(-1, hidden.shape[-1]), word_sizes.flatten()
+    begins = word_index.flatten() - (sizes.cumsum(0) - sizes)
+    places = torch.repeat_interleave(begins, sizes)
+    places = places + torch.arange(len(places), device=places.device)
+    # (pieces that are read, hidden)
+    read = flat[places].to(torch.promote_types(hidden.dtype, torch.float32))
+    sums = torch.segment_reduce(read, "sum", lengths=sizes, initial=0.0, unsafe=True)
+    means = sums / sizes.clamp(min=1).unsqueeze(-1)
+    return means.view(*word_index.shape, hidden.shape[-1])
 
 # %% ../../nbs/4_model/04_encoders.ipynb #0fffdd9e
 def _drop_unused_parts(encoder: PreTrainedModel) -> PreTrainedModel:

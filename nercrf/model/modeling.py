@@ -30,6 +30,7 @@ from nercrf.model.encoders import (
     encoder_inputs,
     encoder_traits,
     gather_words,
+    mean_words,
 )
 from nercrf.model.small_encoder import SmallEncoderConfig
 
@@ -76,6 +77,8 @@ class NerCrfConfig(PreTrainedConfig):
         max_seq_length: int = 128,  # pieces of a training window, specials too
         stride: int | None = None,  # pieces that windows share; None: a quarter
         context: int = 0,  # sentences that are shown on either side
+        joined_by: str | None = None,  # between words: " ", ""; None: cut as lists of words
+        subtoken_pooling: str = "first",  # "first", "last" or "mean" of a word's pieces
         initializer_range: float = 0.02,  # spread of the linear layer's weights
         **kwargs: Any,  # everything that a PreTrainedConfig takes
     ):
@@ -91,6 +94,14 @@ class NerCrfConfig(PreTrainedConfig):
                 "constrain_likelihood=True needs constrain=True: a sum over "
                 "legal sequences says nothing about the others"
             )
+        if joined_by not in (" ", "", None):
+            raise ValueError(
+                f"joined_by must be ' ' for words, '' for characters or None, got {joined_by!r}"
+            )
+        if subtoken_pooling not in ("first", "last", "mean"):
+            raise ValueError(
+                f'subtoken_pooling must be "first", "last" or "mean", got {subtoken_pooling!r}'
+            )
         self.scheme = get_scheme(scheme).name
         self.classifier_dropout = classifier_dropout
         self.constrain = constrain
@@ -99,6 +110,8 @@ class NerCrfConfig(PreTrainedConfig):
         self.max_seq_length = max_seq_length
         self.stride = stride
         self.context = context
+        self.joined_by = joined_by
+        self.subtoken_pooling = subtoken_pooling
         self.initializer_range = initializer_range
         super().__init__(id2label=id2label, label2id=label2id, **kwargs)
 
@@ -183,7 +196,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
                 f"encoder: expected a model, got {type(encoder).__name__}; load it with "
                 "nercrf.model.load_encoder"
             )
-        id2label = dict(enumerate(labels))
+        id2label, options = dict(enumerate(labels)), {"joined_by": " "} | options
         return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
 
     def forward(
@@ -193,6 +206,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,  # (windows, pieces)
         word_index: torch.Tensor | None = None,  # (batch, words)
         word_mask: torch.Tensor | None = None,  # (batch, words) bool
+        word_sizes: torch.Tensor | None = None,  # (batch, words), pieces of which to take the mean
         labels: torch.Tensor | None = None,  # (batch, words), -100: left out
         reduction: str = "mean",  # of the loss: "mean", "sum" or "none"
         sentence_index: torch.Tensor | None = None,  # (batch,), not used
@@ -205,7 +219,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         hidden = self.encoder(**inputs).last_hidden_state
         if word_index is not None:
             # (batch, words, hidden)
-            hidden = gather_words(hidden, word_index)
+            hidden = self._read_words(hidden, word_index, word_sizes)
         elif word_mask is None:
             word_mask = attention_mask
         # (batch, words, labels)
@@ -214,6 +228,20 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         if labels is not None:
             loss = -self.crf(emissions, labels, word_mask, reduction)
         return TokenClassifierOutput(loss=loss, logits=emissions)
+
+    def _read_words(
+        self, hidden: torch.Tensor, word_index: torch.Tensor, word_sizes: torch.Tensor | None
+    ) -> torch.Tensor:
+        pooling = self.config.subtoken_pooling
+        if (pooling == "mean") != (word_sizes is not None):
+            raise ValueError(
+                f"expected a batch for subtoken_pooling={pooling!r}, got one "
+                f"{'without' if word_sizes is None else 'with'} word_sizes; give "
+                "convert_examples_to_features the model's subtoken_pooling"
+            )
+        if word_sizes is None:
+            return gather_words(hidden, word_index)
+        return mean_words(hidden, word_index, word_sizes)
 
     def decode(
         self,

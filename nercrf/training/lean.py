@@ -311,7 +311,9 @@ def use_lean_last_layer(
     model: NerCrfForTokenClassification,  # changed in place
     batch: dict[str, torch.Tensor],  # with labels, on the model's device
 ) -> LeanLastLayer | None:  # None: it stays as it is
-    "Let the last layer compute what is read."
+    "Let the last layer compute what is read: a piece of each word; not where it is their mean."
+    if model.config.subtoken_pooling == "mean":
+        return None
     try:
         layer = encoder_layers(model)[1][-1]
         parts = layer.attention.output, layer.intermediate, layer.output
