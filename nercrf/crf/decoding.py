@@ -23,27 +23,53 @@ from torch import Tensor
 from nercrf.crf.chain import IGNORED, Scores, first_words
 from nercrf.crf.likelihood import choose_algorithm, load_kernels
 from nercrf.crf.log_domain import IMPOSSIBLE, Batch, backward_pass, log_partition, widen
-from nercrf.crf.packing import PackedBatch, to_numpy
+from nercrf.crf.packing import LegalSteps, PackedBatch, packed_steps, to_numpy
 
 # %% ../../nbs/3_crf/10_decoding.ipynb #b0c7950d
+def _legal_sums(
+    best: np.ndarray,  # (sentences, from) float64 of the word before
+    block: np.ndarray,  # (sentences, columns) float64, the largest sums of the block
+    steps: LegalSteps,  # of the transitions
+    singles: np.ndarray,  # (singles,) float64, scores of the single steps
+) -> np.ndarray:  # (sentences, to) float64
+    "The largest sums of the legal steps that lead to each label."
+    result = np.full_like(best, -math.inf)
+    result[:, steps.columns] = block
+    for chosen in steps.rounds:
+        before, after = steps.before[chosen], steps.after[chosen]
+        sums = best[:, before] + singles[chosen]
+        result[:, after] = np.maximum(result[:, after], sums)
+    return result
+
+
 def _best_scores(
     packed: PackedBatch,  # the words
 ) -> np.ndarray:  # (rows, labels) float64
     "Score of the best path up to each word and label."
     packing, scores, best = packed.packing, packed.scores, packed.take(slice(None))
-    labels, stop = len(scores.start), packing.sizes[0]
-    moves = scores.transitions[:, None, :]
+    begin, stop = 0, packing.sizes[0]
     state = best[:stop]
     state += scores.start
-    reached = np.empty((labels, stop, labels))
+    moves, steps = scores.transitions, packed_steps(packed)
+    if steps is not None and best.max() < math.inf:
+        singles = moves[steps.before, steps.after]
+        moves = moves[np.ix_(steps.rows, steps.columns)]
+    else:
+        steps = None
+    moves = moves[:, None, :]
+    sums = np.empty((len(moves), stop, moves.shape[2]))
     for size in packing.sizes[1:]:
         if size != len(state):
-            state, reached = state[:size], np.empty((labels, size, labels))
-        # (from, sentences, 1) + (from, 1, to) -> (sentences, to)
-        np.add(state.T[:, :, None], moves, out=reached)
+            state, sums = state[:size], np.empty((len(moves), size, moves.shape[2]))
         begin, stop = stop, stop + size
+        left = state if steps is None else state[:, steps.rows]
+        # (from, sentences, 1) + (from, 1, to) -> (sentences, to)
+        np.add(left.T[:, :, None], moves, out=sums)
+        reached = np.maximum.reduce(sums, 0)
+        if steps is not None:
+            reached = _legal_sums(state, reached, steps, singles)
         state = best[begin:stop]
-        state += np.maximum.reduce(reached, 0)
+        state += reached
     return best
 
 # %% ../../nbs/3_crf/10_decoding.ipynb #c8f369a4
@@ -289,8 +315,8 @@ def best_paths(
         found = _best_paths_kernels(emissions, scores, mask)
     elif algorithm == "scaled":
         found = best_paths_packed(emissions, scores, mask)
-    elif algorithm == "scan":
-        found = best_paths_scan(*widen(emissions, scores), mask)
+    elif algorithm in ("scan", "loop"):
+        found = best_paths_scan(*widen(emissions, scores), mask, 1 if algorithm == "loop" else None)
     else:
         found = best_paths_padded(*widen(emissions, scores), mask)
     if mask.device.type != "cpu":

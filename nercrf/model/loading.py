@@ -24,6 +24,7 @@ from transformers import (
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from nercrf.model.adapters import fold_adapter, has_adapter
 from nercrf.model.encoder_config import EncoderConfig
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
@@ -138,6 +139,8 @@ def _load_weights(
             f"which start untrained: {', '.join(missing[:3])} ...",
             stacklevel=3,
         )
+    if has_adapter(model):
+        fold_adapter(model)
     return model if kind is AutoModel else model.encoder
 
 # %% ../../nbs/4_model/06_loading.ipynb #dc79a90f
@@ -312,6 +315,7 @@ def load_tagger(
     model = NerCrfForTokenClassification.from_pretrained(
         encoder.model_name_or_path,
         config=config,
+        base_model=encoder.base_model,
         cache_dir=encoder.cache_dir,
         local_files_only=not encoder.download,
     )
