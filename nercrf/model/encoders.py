@@ -18,7 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 # %% auto #0
 __all__ = ['PADDING', 'gather_words', 'NoPooler', 'take_encoder', 'EncoderTraits', 'encoder_traits', 'traits_as_before',
-           'positions_from_mask', 'encoder_inputs', 'run_encoder', 'prove_call']
+           'positions_from_mask', 'check_vocabulary', 'encoder_inputs', 'run_encoder', 'prove_call', 'takes_window',
+           'reads_both_ways', 'set_bidirectional']
 
 # %% ../../nbs/4_model/04_encoders.ipynb #89306a96
 def gather_words(
@@ -159,6 +160,34 @@ def positions_from_mask(
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 # %% ../../nbs/4_model/04_encoders.ipynb #c3dbaaa5
+def _check_ids(
+    traits: EncoderTraits, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+) -> None:
+    "Refuse pieces that the encoder has no row for, where looking costs nothing."
+    if traits.vocabulary is None or input_ids.device.type != "cpu":
+        return
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not input_ids.numel():
+        return
+    if int(input_ids.max()) < traits.vocabulary:
+        return
+    if attention_mask is not None and attention_mask.shape == input_ids.shape:
+        input_ids = input_ids.masked_fill(attention_mask == 0, 0)
+    check_vocabulary(traits, int(input_ids.max()))
+
+
+def check_vocabulary(
+    traits: EncoderTraits,  # how many pieces the encoder has
+    highest: int,  # the highest id of a piece
+) -> None:
+    "Refuse pieces behind the encoder's table: ValueError."
+    if traits.vocabulary is not None and highest >= traits.vocabulary:
+        raise ValueError(
+            f"expected piece ids below {traits.vocabulary}, the rows of the encoder's table, got "
+            f"{highest}: the tokenizer is another model's, or pieces were added to it alone; give "
+            "its own with --tokenizer_name, or enlarge the table (resize_token_embeddings)"
+        )
+
+
 def encoder_inputs(
     traits: EncoderTraits,  # what the encoder accepts
     input_ids: torch.Tensor | None,  # (windows, pieces); None: `inputs_embeds` among the options
@@ -177,6 +206,8 @@ def encoder_inputs(
             f"the encoder takes at most {longest} pieces a window, got "
             f"{length}; convert with a smaller max_seq_length"
         )
+    if input_ids is not None:
+        _check_ids(traits, input_ids, attention_mask)
     offered = {"attention_mask": attention_mask}
     if input_ids is not None:
         offered = {"input_ids": input_ids, **offered}
@@ -345,3 +376,43 @@ def _read_alone(encoder: nn.Module, traits: EncoderTraits, ids: torch.Tensor) ->
             "that reads text without anything else"
         )
     return hidden
+
+# %% ../../nbs/4_model/04_encoders.ipynb #adb08218
+def takes_window(
+    encoder: PreTrainedModel,  # with weights; left as it is
+    traits: EncoderTraits,  # as `encoder_traits` reads them
+    length: int,  # pieces of the window
+) -> bool:  # does a call with so many pieces work?
+    "Can an encoder read a window of this length?"
+    if traits.max_pieces is not None or length <= (traits.declared_pieces or length):
+        return length <= (traits.max_pieces or length)
+    ids = torch.tensor([_probe_windows(traits)[0]], device=next(encoder.parameters()).device)
+    with _undisturbed(encoder):
+        try:
+            run_encoder(encoder, traits, ids.repeat(1, length // 8 + 1)[:, :length])
+        except Exception:  # an index, a shape: whatever stands in its way
+            return False
+    return True
+
+# %% ../../nbs/4_model/04_encoders.ipynb #534eea8d
+def reads_both_ways(
+    encoder: PreTrainedModel,  # with weights; left as it is
+) -> bool:  # does a later piece change an earlier vector?
+    "Does each piece see the pieces behind it?"
+    traits = encoder_traits(encoder)
+    window, _, other = _probe_windows(traits)
+    device = next(encoder.parameters()).device
+    pair = torch.tensor([window, [*window[:-1], other]], device=device)
+    with _undisturbed(encoder):
+        one, two = run_encoder(encoder, traits, pair, torch.ones_like(pair)).last_hidden_state
+    return _differ(one[:-1], two[:-1]) > 1e-6
+
+
+def set_bidirectional(
+    encoder: PreTrainedModel,  # changed: its configuration and its attention layers
+) -> None:
+    "Let each piece of a decoder see the pieces behind it, too."
+    encoder.config.is_causal = False
+    for module in encoder.modules():
+        if getattr(module, "is_causal", None) is True:
+            module.is_causal = False

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,14 +30,17 @@ from nercrf.model.encoders import (
     encoder_traits,
     gather_words,
     prove_call,
+    reads_both_ways,
     run_encoder,
+    set_bidirectional,
     take_encoder,
     traits_as_before,
 )
 from nercrf.model.small_encoder import SmallEncoderConfig
 
 # %% auto #0
-__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'NerCrfForTokenClassification', 'model_card']
+__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'check_weights', 'NerCrfForTokenClassification',
+           'model_card']
 
 # %% ../../nbs/4_model/05_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -168,6 +172,30 @@ class NerCrfPreTrainedModel(PreTrainedModel):
             for parameter in module.parameters():
                 init.uniform_(parameter, -0.1, 0.1)
 
+# %% ../../nbs/4_model/05_modeling.ipynb #0d17481a
+def check_weights(
+    name: str | Path | None,  # of the folder, for the message
+    report: dict[str, Any],  # `missing_keys` and `unexpected_keys`, as transformers gives them
+) -> None:
+    "Refuse a folder whose weights are not those of the model: ValueError."
+    missing = sorted(key for key in report["missing_keys"] if key.startswith("encoder."))
+    unexpected = sorted(key for key in report["unexpected_keys"] if not _NOT_READ.search(key))
+    if not missing and not unexpected:
+        return
+    found = [
+        f"{len(keys)} {kind} ({', '.join(keys[:2])}{', ...' if len(keys) > 2 else ''})"
+        for kind, keys in [("missing", missing), ("that belong nowhere", unexpected)]
+        if keys
+    ]
+    raise ValueError(
+        f"{name}: expected the weights of this tagger, got {' and '.join(found)}; an adapter "
+        "(LoRA) must be folded in before it is saved, and a model saved with its own "
+        "save_pretrained"
+    )
+
+
+_NOT_READ = re.compile(r"pooler|position_ids$")  # of files that other libraries wrote
+
 # %% ../../nbs/4_model/05_modeling.ipynb #63017f03
 class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     "A transformer encoder with a linear-chain CRF over words."
@@ -198,6 +226,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         encoder: PreTrainedModel,  # as `load_encoder` gives it; it becomes a part of the model
         labels: Sequence[str],  # label names in the order of their ids
         scheme: str = "BIO",  # tag scheme of the labels
+        bidirectional: bool = False,  # let each piece of a decoder see later ones, too
         **options: Any,  # more fields of `NerCrfConfig`
     ) -> NerCrfForTokenClassification:  # linear layer and CRF are untrained
         "Put a new linear layer and a new CRF on an encoder."
@@ -206,17 +235,43 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
                 f"encoder: expected a model, got {type(encoder).__name__}; load it with "
                 "nercrf.model.load_encoder"
             )
+        if bidirectional:
+            encoder.config.is_causal = False
         id2label = dict(enumerate(labels))
         return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None,  # a model's folder, or its name
+        *args: Any,  # what `PreTrainedModel.from_pretrained` takes
+        output_loading_info: bool = False,  # return what was missing and unexpected, too
+        **options: Any,
+    ) -> NerCrfForTokenClassification | tuple[NerCrfForTokenClassification, dict]:
+        "Load a model from its folder: ValueError where weights of its encoder are missing."
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **options
+        )
+        check_weights(pretrained_model_name_or_path, report)
+        if model.config.padding == "unproved":  # the configuration came from elsewhere
+            model.learn_traits()
+        return (model, report) if output_loading_info else model
 
     def learn_traits(self) -> None:
         "Find out how the encoder is called, or read it from the configuration."
         config, traits = self.config, encoder_traits(self.encoder)
+        has_weights = not any(each.is_meta for each in self.encoder.parameters())
+        if getattr(self.encoder.config, "is_causal", None) is False:
+            set_bidirectional(self.encoder)
+            if has_weights and not reads_both_ways(self.encoder):
+                raise ValueError(
+                    f"{type(self.encoder).__name__} does not let a piece see those behind it: "
+                    "leave out --bidirectional"
+                )
         if config.padding is None:
             self.traits = traits_as_before(self.encoder)
             return
-        on_meta = any(each.is_meta for each in self.encoder.parameters())
-        if config.padding == "unproved" and not on_meta:
+        if config.padding == "unproved" and has_weights:
             config.padding, config.hidden_size = prove_call(self.encoder, traits)
         known = "never" if config.padding == "unproved" else config.padding
         self.traits = traits._replace(padding=known)
@@ -279,7 +334,7 @@ def model_card(
         "---\nlibrary_name: nercrf\npipeline_tag: token-classification\n---\n\n"
         "# Named entity recogniser\n\n"
         f"- Encoder: {config.encoder.model_type}, "
-        f"{config.encoder.hidden_size} wide, with a linear-chain CRF\n"
+        f"{config.hidden_size or config.encoder.hidden_size} wide, with a linear-chain CRF\n"
         f"- Entity types: {', '.join(types)}\n"
         f"- Tag scheme: {config.scheme}, {len(config.labels)} labels\n"
         f"- Text is split by: {config.split_by}\n"
