@@ -315,8 +315,8 @@ def best_paths(
         found = _best_paths_kernels(emissions, scores, mask)
     elif algorithm == "scaled":
         found = best_paths_packed(emissions, scores, mask)
-    elif algorithm == "scan":
-        found = best_paths_scan(*widen(emissions, scores), mask)
+    elif algorithm in ("scan", "loop"):
+        found = best_paths_scan(*widen(emissions, scores), mask, 1 if algorithm == "loop" else None)
     else:
         found = best_paths_padded(*widen(emissions, scores), mask)
     if mask.device.type != "cpu":

@@ -82,7 +82,7 @@ class ChainBatch:
     emissions: Tensor  # (batch, words, labels), any floating type
     scores: Scores  # of the chain, -inf where forbidden
     mask: Tensor  # (batch, words) bool, True at words, any pattern
-    algorithm: str = "auto"  # log, scaled, scan, kernels; auto: by device
+    algorithm: str = "auto"  # log, scaled, scan, loop, kernels; auto: by device
     steps: EntitySteps | None = None  # what entities are; None: unknown
     ambiguous: bool = False  # what a tag begins hangs on more than its neighbours
 

@@ -82,7 +82,7 @@ class ChainLayer(torchcrf.CRF):
         batch_first: bool = False,  # (batch, words) instead of (words, batch)
         constraints: Constraints | None = None,  # what decoding must obey
         constrain_likelihood: bool = False,  # forbidden paths out of Z too
-        algorithm: str = "auto",  # log, scaled, scan, kernels; auto: by device
+        algorithm: str = "auto",  # log, scaled, scan, loop, kernels; auto: by device
     ) -> None:
         super().__init__(num_tags, batch_first)
         self.constrain_likelihood = constrain_likelihood
@@ -99,7 +99,7 @@ class ChainLayer(torchcrf.CRF):
         scheme: str = "BIO",  # their scheme
         batch_first: bool = False,  # (batch, words) instead of (words, batch)
         constrain_likelihood: bool = False,  # forbidden paths out of Z too
-        algorithm: str = "auto",  # log, scaled, scan, kernels; auto: by device
+        algorithm: str = "auto",  # log, scaled, scan, loop, kernels; auto: by device
     ) -> CRF:  # with the constraints of the scheme
         "A CRF over `labels` that can decode only well-formed sequences."
         constraints = allowed_transitions(labels, scheme)

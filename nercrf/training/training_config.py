@@ -114,7 +114,7 @@ class SpeedConfig:
     seen_embedding: bool = True  # train rows of pieces that occur; off: train the whole embedding
     lean_last_layer: bool = True  # lean last layer; off: compute all pieces in the last layer
     fused_optimizer: bool = True  # one kernel steps all weights; off: a kernel for each operation
-    crf_algorithm: Literal["auto", "log", "scaled", "scan", "kernels"] = "auto"  # of the CRF
+    crf_algorithm: Literal["auto", "log", "scaled", "scan", "loop", "kernels"] = "auto"  # the CRF's
     cheap_dropout: bool = True  # draw from 16 bits on a CPU; off: draw dropout like torch
     attn_implementation: str | None = None  # sdpa, eager, flash_attention_2, ...; none: the best
     gradient_checkpointing: bool = False  # forget activations and compute them again
