@@ -160,21 +160,6 @@ def positions_from_mask(
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 # %% ../../nbs/4_model/04_encoders.ipynb #c3dbaaa5
-def _check_ids(
-    traits: EncoderTraits, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-) -> None:
-    "Refuse pieces that the encoder has no row for, where looking costs nothing."
-    if traits.vocabulary is None or input_ids.device.type != "cpu":
-        return
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not input_ids.numel():
-        return
-    if int(input_ids.max()) < traits.vocabulary:
-        return
-    if attention_mask is not None and attention_mask.shape == input_ids.shape:
-        input_ids = input_ids.masked_fill(attention_mask == 0, 0)
-    check_vocabulary(traits, int(input_ids.max()))
-
-
 def check_vocabulary(
     traits: EncoderTraits,  # how many pieces the encoder has
     highest: int,  # the highest id of a piece
@@ -206,8 +191,6 @@ def encoder_inputs(
             f"the encoder takes at most {longest} pieces a window, got "
             f"{length}; convert with a smaller max_seq_length"
         )
-    if input_ids is not None:
-        _check_ids(traits, input_ids, attention_mask)
     offered = {"attention_mask": attention_mask}
     if input_ids is not None:
         offered = {"input_ids": input_ids, **offered}
@@ -234,7 +217,20 @@ def _reorder(value: Any, order: torch.Tensor) -> Any:
     return value[rows, order]
 
 
-def _run_equal(encoder: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+def _call(encoder: nn.Module, traits: EncoderTraits, inputs: dict[str, Any]) -> BaseModelOutput:
+    "One call; an index error says which piece has no row, where that is the cause."
+    if torch.compiler.is_compiling():
+        return encoder(**inputs)
+    try:
+        return encoder(**inputs)
+    except IndexError:
+        ids = inputs.get("input_ids")
+        if ids is not None:
+            check_vocabulary(traits, int(ids.max()))
+        raise
+
+
+def _run_equal(encoder: nn.Module, traits: EncoderTraits, inputs: dict[str, Any]) -> torch.Tensor:
     "The vectors of windows that begin with their pieces: equal lengths together."
     mask = inputs["attention_mask"]
     pieces = mask.shape[1]
@@ -249,7 +245,7 @@ def _run_equal(encoder: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
             for name, value in inputs.items()
         }
         # (chosen, length, hidden)
-        hidden = encoder(**part).last_hidden_state
+        hidden = _call(encoder, traits, part).last_hidden_state
         parts.append(nn.functional.pad(hidden, (0, 0, 0, pieces - length)))
         places.append(chosen)
     # (windows, pieces, hidden)
@@ -268,16 +264,16 @@ def run_encoder(
     inputs = encoder_inputs(traits, input_ids, attention_mask, token_type_ids, **options)
     as_it_is = traits.padding in ("numbered", "anywhere")
     if as_it_is or attention_mask is None or attention_mask.dim() != 2:
-        return encoder(**inputs)
+        return _call(encoder, traits, inputs)
     inputs["attention_mask"] = attention_mask
     order = (attention_mask == 0).to(torch.uint8).argsort(dim=1, stable=True)
     inputs = {name: _reorder(value, order) for name, value in inputs.items()}
     if traits.padding == "never":
         inputs = {k: v for k, v in inputs.items() if k in traits.accepts | {"attention_mask"}}
-        hidden, several = _run_equal(encoder, inputs), None
+        hidden, several = _run_equal(encoder, traits, inputs), None
     else:
         inputs = {k: v for k, v in inputs.items() if k in traits.accepts}
-        output = encoder(**inputs)
+        output = _call(encoder, traits, inputs)
         hidden, several = output.last_hidden_state, output.get("hidden_states")
     back = order.argsort(dim=1)
     if several is not None:

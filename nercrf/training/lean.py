@@ -312,6 +312,8 @@ def use_lean_last_layer(
     batch: dict[str, torch.Tensor],  # with labels, on the model's device
 ) -> LeanLastLayer | None:  # None: it stays as it is
     "Let the last layer compute what is read."
+    if model.traits.padding not in ("numbered", "anywhere"):  # pieces stand elsewhere inside
+        return None
     try:
         layer = encoder_layers(model)[1][-1]
         parts = layer.attention.output, layer.intermediate, layer.output
