@@ -277,9 +277,9 @@ def predict(
 _SUFFIX = {"jsonl": "jsonl", "cluener": "json", "columns": "tsv"}
 
 # %% ../nbs/8_commands/02_script.ipynb #f6bc0a79
-def _load_finished(info: ProcessInfo, folder: Path) -> LoadedModel:
+def _load_finished(info: ProcessInfo, folder: Path, base_model: str | None) -> LoadedModel:
     "A trained model from its folder, on the device of this process."
-    tagger = Tagger.from_pretrained(folder, device=info.device)
+    tagger = Tagger.from_pretrained(folder, device=info.device, base_model=base_model)
     return LoadedModel(tagger.model, tagger.tokenizer)
 
 
@@ -330,7 +330,7 @@ def run_evaluation(
     for name, folder in folders.items():
         if info.is_main and len(folders) > 1:
             print(f"\n{name}")
-        loaded = _load_finished(info, folder)
+        loaded = _load_finished(info, folder, args.base_model)
         figures[name] = evaluate_splits(args, loaded, corpus, info)
     if not args.do_train and not any(figures.values()):
         raise ValueError(f"{args.data_dir}: no labelled dev or test file to evaluate on: add one")
@@ -352,6 +352,7 @@ def run_prediction(
         _finished_folder(args, args.predict_checkpoints),
         device=info.device,
         batch_size=args.per_gpu_eval_batch_size,
+        base_model=args.base_model,
     )
     tagged = predict(args, tagger, corpus)
     for sentence in [each for each in tagged if each.spans][:show]:

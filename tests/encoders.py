@@ -273,6 +273,18 @@ _BART = {
 _T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": POSITIONS}
 _XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 4}
+_GEMMA = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 8,
+    "vocab_size": VOCABULARY,
+}
+_BOXES = {"coordinate_size": 4, "shape_size": 8, "input_size": 32, "patch_size": 16}
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _NO_LAYERS = {"num_hidden_layers": None}  # None: the configuration refuses the name
 _NO_TABLE = {"max_position_embeddings": None}
@@ -462,6 +474,44 @@ FAMILIES: dict[str, Family] = {
     "stablelm": Family(byte_level(_CL100K, **_END_OF_TEXT), _LLAMA),
     "starcoder2": Family(_GPT, _LLAMA),
     "smollm3": Family(byte_level(_CL100K, **_END_OF_TEXT), {**_LLAMA, "pad_token_id": 0}),
+    "cohere": Family(trained("CohereTokenizer"), _LLAMA),
+    "olmo2": Family(byte_level(_CL100K, **_END_OF_TEXT), _LLAMA),
+    "granite": Family(byte_level(_CL100K, **_END_OF_TEXT), _LLAMA),
+    "glm": Family(byte_level(_CL100K, **_END_OF_TEXT), {**_LLAMA, "partial_rotary_factor": 0.5}),
+    "nemotron": Family(sentencepiece_bpe(template="<s> $A", **_LINES), _LLAMA),
+    "persimmon": Family(sentencepiece_bpe("LlamaTokenizer"), {"partial_rotary_factor": 0.5}),
+    "ernie4_5": Family(sentencepiece_bpe("LlamaTokenizer"), _LLAMA),
+    "gpt_oss": Family(
+        byte_level(_CL100K, **_END_OF_TEXT),
+        {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    ),
+    "qwen3_moe": Family(trained("Qwen2Tokenizer"), {**_LLAMA, **_MOE, "decoder_sparse_step": 1}),
+    "recurrent_gemma": Family(
+        sentencepiece_bpe("GemmaTokenizer"),
+        {
+            "num_hidden_layers": 3,
+            "lru_width": 32,
+            "attention_window_size": 16,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+        },
+    ),
+    "mamba": Family(trained("GPTNeoXTokenizer"), {"state_size": 4, "num_hidden_layers": 2}),
+    "rwkv": Family(trained("GPTNeoXTokenizer"), {"attention_hidden_size": 32}),
+    "marian": Family(trained("T5Tokenizer"), {**_BART, "decoder_start_token_id": 0}),
+    "mvp": Family(trained("MvpTokenizer"), _BART),
+    "plbart": Family(sentencepiece_bpe(template="$A </s>", **_LINES, pad_token="<pad>"), _BART),
+    "bigbird_pegasus": Family(
+        pegasus, {**_BART, "attention_type": "original_full", "block_size": 4}
+    ),
+    "pegasus_x": Family(pegasus, {**_BART, "block_size": 8, "num_global_tokens": 4}),
+    "t5gemma": Family(sentencepiece_bpe("GemmaTokenizer"), {"encoder": _GEMMA, "decoder": _GEMMA}),
+    "layoutlmv3": Family(trained("RobertaTokenizer"), {**_ROBERTA, **_BOXES}),
+    "markuplm": Family(
+        trained("RobertaTokenizer"), {**_ROBERTA, "max_depth": 4, "xpath_unit_hidden_size": 8}
+    ),
+    "lxmert": Family(trained("LxmertTokenizer"), {"l_layers": 1, "x_layers": 1, "r_layers": 1}),
+    "visual_bert": Family(_BERT, {"visual_embedding_dim": 16}),
     "t5": Family(trained("T5Tokenizer"), _T5),
     "mt5": Family(trained("T5Tokenizer"), _T5),
     "umt5": Family(trained("T5Tokenizer"), _T5),

@@ -158,12 +158,14 @@ def forward_each(
 def unwrap_model(
     model: nn.Module,  # a model, wrapped any number of times or not at all
 ) -> nn.Module:  # the model itself
-    "The model inside DDP, DataParallel and `torch.compile`."
+    "The model inside DDP, DataParallel, `torch.compile` and a wrapper of peft."
     while True:
         if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
             model = model.module
         elif hasattr(model, "_orig_mod"):
             model = model._orig_mod
+        elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+            model = model.get_base_model()
         else:
             return model
 

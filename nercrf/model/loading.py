@@ -24,6 +24,7 @@ from transformers import (
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from nercrf.model.adapters import fold_adapter, has_adapter
 from nercrf.model.encoder_config import EncoderConfig
 from nercrf.model.encoders import take_encoder, takes_window
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
@@ -143,6 +144,8 @@ def _load_weights(
             f"{', '.join(missing[:3])}, ...; expected the names of {type(model).__name__}: give "
             "the folder as the model's own save_pretrained writes it (an adapter folded in)"
         )
+    if has_adapter(model):
+        fold_adapter(model)
     return encoder
 
 # %% ../../nbs/4_model/06_loading.ipynb #dc79a90f
@@ -361,6 +364,7 @@ def load_tagger(
     model = NerCrfForTokenClassification.from_pretrained(
         encoder.model_name_or_path,
         config=config,
+        base_model=encoder.base_model,
         cache_dir=encoder.cache_dir,
         local_files_only=not encoder.download,
     )

@@ -9,10 +9,12 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -26,6 +28,14 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from nercrf.crf.layer import CRF
 from nercrf.labels import entity_types, get_scheme
+from nercrf.model.adapters import (
+    adapter_folder,
+    read_adapter,
+    take_apart,
+    trains_encoder,
+    weights_digest,
+    write_adapter,
+)
 from nercrf.model.encoders import (
     encoder_traits,
     gather_words,
@@ -39,8 +49,8 @@ from nercrf.model.encoders import (
 from nercrf.model.small_encoder import SmallEncoderConfig
 
 # %% auto #0
-__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'check_weights', 'NerCrfForTokenClassification',
-           'model_card']
+__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights',
+           'NerCrfForTokenClassification', 'model_card']
 
 # %% ../../nbs/4_model/05_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -83,6 +93,7 @@ class NerCrfConfig(PreTrainedConfig):
         stride: int | None = None,  # pieces that windows share; None: a quarter
         context: int = 0,  # sentences that are shown on either side
         initializer_range: float = 0.02,  # spread of the linear layer's weights
+        base_encoder: dict[str, str] | None = None,  # of an adapter: name_or_path and sha256
         padding: str | None = "unproved",  # where it may stand; None: a model of before
         hidden_size: int | None = None,  # width of the encoder's vectors, where it was measured
         **kwargs: Any,  # everything that a PreTrainedConfig takes
@@ -108,6 +119,7 @@ class NerCrfConfig(PreTrainedConfig):
         self.stride = stride
         self.context = context
         self.initializer_range = initializer_range
+        self.base_encoder = base_encoder
         self.padding = padding
         self.hidden_size = hidden_size
         super().__init__(id2label=id2label, label2id=label2id, **kwargs)
@@ -171,6 +183,111 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         if isinstance(module, CRF):
             for parameter in module.parameters():
                 init.uniform_(parameter, -0.1, 0.1)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None,  # folder or name; None: of `state_dict`
+        *args: Any,  # as `PreTrainedModel.from_pretrained`
+        base_model: str | Path | None = None,  # an adapter's encoder; None: in its place
+        **options: Any,  # config, dtype, cache_dir, local_files_only, ...
+    ) -> Any:  # the model; with `output_loading_info` a report as well
+        "Load a model from its folder, with its adapter if it has one."
+        folder = pretrained_model_name_or_path
+        if folder is None or adapter_folder(folder) is None:
+            if base_model is not None:
+                raise ValueError(
+                    f"{folder} holds a whole model and needs no other one: leave base_model "
+                    "(--base_model) out"
+                )
+            return super().from_pretrained(folder, *args, **options)
+        config = options.pop("config", None) or cls.config_class.from_pretrained(folder)
+        if config.base_encoder is None:
+            found = super().from_pretrained(folder, *args, config=config, **options)
+        else:
+            found = _on_base(cls, folder, config, base_model, options)
+        read_adapter((found[0] if isinstance(found, tuple) else found).encoder, folder)
+        return found
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,  # folder, made if need be
+        is_main_process: bool = True,  # False: write nothing
+        state_dict: Mapping[str, torch.Tensor] | None = None,  # weights by name; None: its own
+        **options: Any,  # what `PreTrainedModel.save_pretrained` takes
+    ) -> None:
+        "Write configuration, weights and model card; an adapter has files of its own beside them."
+        apart = take_apart(self, state_dict)
+        if apart is None or trains_encoder(self):
+            self.config.base_encoder = None
+        weights, adapted = state_dict, self._hf_peft_config_loaded
+        if apart is not None:
+            base = self.config.base_encoder
+            left_out = () if base is None else ("encoder.",)
+            weights = {k: v for k, v in apart.plain.items() if not k.startswith(left_out)}
+            if base is not None:
+                apart.config.base_model_name_or_path = base["name_or_path"]
+        # what peft was called for is found here; transformers would write the adapter alone
+        self._hf_peft_config_loaded = False
+        try:
+            super().save_pretrained(
+                save_directory, is_main_process=is_main_process, state_dict=weights, **options
+            )
+        finally:
+            self._hf_peft_config_loaded = adapted
+        if is_main_process:
+            card = model_card(self.config)
+            Path(save_directory, "README.md").write_text(card, encoding="utf-8")
+            if apart is not None:
+                write_adapter(save_directory, apart)
+
+# %% ../../nbs/4_model/05_modeling.ipynb #64aef655
+def load_base(
+    kind: type[NerCrfPreTrainedModel],  # of the model that gets it
+    config: NerCrfConfig,  # of that model; its `encoder` is left as it is
+    name: str | Path,  # folder or name of an encoder, or of a tagger
+    options: Mapping[str, Any],  # as for `from_pretrained`; cache_dir and local_files_only count
+) -> PreTrainedModel:  # in float32, without linear layer and CRF
+    "The encoder that an adapter was trained on, in float32; that of a tagger where it is one."
+    places = {key: options[key] for key in ("cache_dir", "revision", "token") if key in options}
+    places["local_files_only"] = options.get("local_files_only", True)
+    found = AutoConfig.from_pretrained(name, **places)
+    encoder = copy.deepcopy(config.encoder)
+    if isinstance(found, NerCrfConfig):
+        found.encoder = encoder
+        return kind.from_pretrained(name, config=found, dtype=torch.float32, **places).encoder
+    return AutoModel.from_pretrained(name, config=encoder, dtype=torch.float32, **places)
+
+
+def _on_base(
+    kind: type[NerCrfPreTrainedModel],
+    folder: str | Path,
+    config: NerCrfConfig,
+    base_model: str | Path | None,
+    options: dict[str, Any],
+) -> NerCrfPreTrainedModel | tuple[NerCrfPreTrainedModel, dict[str, set[str]]]:
+    "A model whose folder lacks the encoder, on that encoder; ValueError where it is another one."
+    name = str(base_model or config.base_encoder["name_or_path"])
+    remedy = "give the encoder that it was trained on: --base_model FOLDER (base_model=...)"
+    try:
+        encoder = load_base(kind, config, name, options)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{folder} holds an adapter for the encoder {name}, which is not there: {remedy}"
+        ) from error
+    model = kind(config, encoder)
+    if weights_digest(model.encoder) != config.base_encoder["sha256"]:
+        raise ValueError(f"{folder} holds an adapter for another encoder than {name}: {remedy}")
+    config.base_encoder["name_or_path"] = name
+    report = model.load_state_dict(load_file(Path(folder, "model.safetensors")), strict=False)
+    lacking = [x for x in report.missing_keys if not x.startswith("encoder.")]
+    if odd := [*lacking, *report.unexpected_keys]:
+        raise ValueError(f"{folder}: expected linear layer and CRF, but these differ: {odd}")
+    dtype = options.get("dtype", options.get("torch_dtype"))
+    if dtype not in (None, "auto"):
+        model.encoder.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    whole = {f"{name}_keys": set() for name in ("missing", "unexpected", "mismatched")}
+    return (model.eval(), whole) if options.get("output_loading_info") else model.eval()
 
 # %% ../../nbs/4_model/05_modeling.ipynb #0d17481a
 def check_weights(
@@ -311,18 +428,6 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     ) -> list[list[int]]:  # the label ids of each sentence
         "The most likely sequence of labels of each sentence."
         return self.crf.decode(emissions, word_mask)
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,  # folder, made if need be
-        is_main_process: bool = True,  # False: write nothing
-        **options: Any,  # what `PreTrainedModel.save_pretrained` takes
-    ) -> None:
-        "Write configuration, weights and model card into a folder."
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
-        if is_main_process:
-            card = model_card(self.config)
-            Path(save_directory, "README.md").write_text(card, encoding="utf-8")
 
 # %% ../../nbs/4_model/05_modeling.ipynb #a47c08b1
 def model_card(

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nercrf.data.examples import Example
-from nercrf.data.reading import split_words
+from nercrf.data.splitting import split_words
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
 from nercrf.features.batches import FeatureDataset
@@ -94,10 +94,11 @@ class Tagger:
         folder: str | Path,  # a model's folder, or the output folder of a run
         batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch
         device: str | torch.device | None = None,  # None: the GPU if there is one
+        base_model: str | Path | None = None,  # of an adapter: where its encoder is now
     ) -> Tagger:  # ready to use
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
-        model = NerCrfForTokenClassification.from_pretrained(path)
+        model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
         return cls(model, open_tokenizer(path), batch_size, device)
 
     def tag_examples(

@@ -151,7 +151,10 @@ def load_checkpoint(
                 "resume with the same data and flags, or start anew from its weights with "
                 "--model_name_or_path"
             )
-    loaded = type(unwrap_model(run.model)).from_pretrained(folder)
+    bare = unwrap_model(run.model)
+    base = getattr(bare.config, "base_encoder", None)  # that of an adapter may have moved since
+    options = {"base_model": base["name_or_path"]} if base else {}
+    loaded = type(bare).from_pretrained(folder, **options)
     load_whole_weights(run.model, loaded.state_dict())
     fitted = _fit_optimizer(run, state)
     run.optimizer.load_state_dict(share_state(fitted, run.optimizer))
