@@ -244,7 +244,10 @@ def _dataset(
     config = loaded.model.config
     fitted = _fit_windows(args, loaded)
     windows = replace(fitted, stride=config.stride, context=config.context)
-    conversion = conversion_of(windows, split)
+    conversion = conversion_of(windows, split) | {
+        "joined_by": config.joined_by,
+        "subtoken_pooling": config.subtoken_pooling,
+    }
     dataset = corpus.dataset(split, loaded.tokenizer, conversion, config.labels, config.scheme)
     traits = loaded.model.traits
     if len(dataset) and len(loaded.tokenizer) > (traits.vocabulary or len(loaded.tokenizer)):
