@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from nercrf.model.adapters import fold_adapter, has_adapter
 from nercrf.model.encoder_config import EncoderConfig
 from nercrf.model.encoders import take_encoder, takes_window
-from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification, learn_traits
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import Sentence, build_tokenizer
 
@@ -375,5 +375,5 @@ def load_tagger(
     )
     warn_of_other_dropout(model.encoder, *dropouts)
     if encoder.bidirectional:
-        model.learn_traits()  # is it so?
+        model.traits = learn_traits(model.encoder, model.config)  # does it?
     return LoadedModel(model, load_tokenizer(encoder))

@@ -37,6 +37,7 @@ from nercrf.model.adapters import (
     write_adapter,
 )
 from nercrf.model.encoders import (
+    EncoderTraits,
     encoder_traits,
     read_words,
     prove_call,
@@ -49,7 +50,7 @@ from nercrf.model.encoders import (
 from nercrf.model.small_encoder import SmallEncoderConfig
 
 # %% auto #0
-__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights',
+__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights', 'learn_traits',
            'NerCrfForTokenClassification', 'model_card']
 
 # %% ../../nbs/4_model/05_modeling.ipynb #3ade1e2f
@@ -204,22 +205,29 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         base_model: str | Path | None = None,  # an adapter's encoder; None: in its place
         **options: Any,  # config, dtype, cache_dir, local_files_only, ...
     ) -> Any:  # the model; with `output_loading_info` a report as well
-        "Load a model from its folder, with its adapter if it has one."
-        folder = pretrained_model_name_or_path
-        if folder is None or adapter_folder(folder) is None:
-            if base_model is not None:
-                raise ValueError(
-                    f"{folder} holds a whole model and needs no other one: leave base_model "
-                    "(--base_model) out"
-                )
-            return super().from_pretrained(folder, *args, **options)
-        config = options.pop("config", None) or cls.config_class.from_pretrained(folder)
-        if config.base_encoder is None:
-            found = super().from_pretrained(folder, *args, config=config, **options)
+        "Load a model, with its adapter if it has one: ValueError where weights are missing."
+        folder, asked = pretrained_model_name_or_path, options.pop("output_loading_info", False)
+        options["output_loading_info"] = True
+        has_adapter = folder is not None and adapter_folder(folder) is not None
+        if base_model is not None and not has_adapter:
+            raise ValueError(
+                f"{folder} holds a whole model and needs no other one: leave base_model "
+                "(--base_model) out"
+            )
+        if has_adapter:
+            config = options.pop("config", None) or cls.config_class.from_pretrained(folder)
+            options["config"] = config
+        if has_adapter and config.base_encoder is not None:
+            del options["config"]
+            model, report = _on_base(cls, folder, config, base_model, options)
         else:
-            found = _on_base(cls, folder, config, base_model, options)
-        read_adapter((found[0] if isinstance(found, tuple) else found).encoder, folder)
-        return found
+            model, report = super().from_pretrained(folder, *args, **options)
+        check_weights(folder, report)
+        if model.config.padding == "unproved":  # its configuration came from elsewhere
+            model.traits = learn_traits(model.encoder, model.config)
+        if has_adapter:
+            read_adapter(model.encoder, folder)
+        return (model, report) if asked else model
 
     def save_pretrained(
         self,
@@ -325,6 +333,27 @@ def check_weights(
 
 _NOT_READ = re.compile(r"pooler|position_ids$")  # of files that other libraries wrote
 
+# %% ../../nbs/4_model/05_modeling.ipynb #c4fd8fab
+def learn_traits(
+    encoder: PreTrainedModel,  # of the model
+    config: NerCrfConfig,  # of the model; `padding` and `hidden_size` are set where unproved
+) -> EncoderTraits:  # how the encoder is called
+    "Find out how an encoder is called, or read it from the configuration."
+    has_weights = not any(each.is_meta for each in encoder.parameters())
+    if getattr(encoder.config, "is_causal", None) is False:
+        set_bidirectional(encoder)
+        if has_weights and not reads_both_ways(encoder):
+            raise ValueError(
+                f"{type(encoder).__name__} does not let a piece see those behind it: "
+                "leave out --bidirectional"
+            )
+    if config.padding is None:
+        return traits_as_before(encoder)
+    traits = encoder_traits(encoder)
+    if config.padding == "unproved" and has_weights:
+        config.padding, config.hidden_size = prove_call(encoder, traits)
+    return traits._replace(padding="never" if config.padding == "unproved" else config.padding)
+
 # %% ../../nbs/4_model/05_modeling.ipynb #63017f03
 class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     "A transformer encoder with a linear-chain CRF over words."
@@ -339,7 +368,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
             encoder = AutoModel.from_config(config.encoder)
         self.encoder = take_encoder(encoder)
         self.config.encoder = self.encoder.config
-        self.learn_traits()
+        self.traits = learn_traits(self.encoder, config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         labels, scheme = config.labels, config.scheme
         width = config.hidden_size or config.encoder.hidden_size
@@ -368,42 +397,6 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
             encoder.config.is_causal = False
         id2label, options = dict(enumerate(labels)), {"joined_by": " "} | options
         return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path | None,  # a model's folder, or its name
-        *args: Any,  # what `PreTrainedModel.from_pretrained` takes
-        output_loading_info: bool = False,  # return what was missing and unexpected, too
-        **options: Any,
-    ) -> NerCrfForTokenClassification | tuple[NerCrfForTokenClassification, dict]:
-        "Load a model from its folder: ValueError where weights of its encoder are missing."
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **options
-        )
-        check_weights(pretrained_model_name_or_path, report)
-        if model.config.padding == "unproved":  # the configuration came from elsewhere
-            model.learn_traits()
-        return (model, report) if output_loading_info else model
-
-    def learn_traits(self) -> None:
-        "Find out how the encoder is called, or read it from the configuration."
-        config, traits = self.config, encoder_traits(self.encoder)
-        has_weights = not any(each.is_meta for each in self.encoder.parameters())
-        if getattr(self.encoder.config, "is_causal", None) is False:
-            set_bidirectional(self.encoder)
-            if has_weights and not reads_both_ways(self.encoder):
-                raise ValueError(
-                    f"{type(self.encoder).__name__} does not let a piece see those behind it: "
-                    "leave out --bidirectional"
-                )
-        if config.padding is None:
-            self.traits = traits_as_before(self.encoder)
-            return
-        if config.padding == "unproved" and has_weights:
-            config.padding, config.hidden_size = prove_call(self.encoder, traits)
-        known = "never" if config.padding == "unproved" else config.padding
-        self.traits = traits._replace(padding=known)
 
     def forward(
         self,
