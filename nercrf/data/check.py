@@ -57,8 +57,8 @@ def _overlaps(spans: Sequence[Span]) -> Iterator[tuple[str, Span, Span]]:
 # %% ../../nbs/1_data/12_check.ipynb #f24b864a
 def _cuts(example: Example, index: int) -> bool:
     "Whether the border before a token lies within a word or a number."
-    tokens = example.tokens
-    if example.sep or not 0 < index < len(tokens):
+    tokens, offsets = example.tokens, example.offsets
+    if not 0 < index < len(tokens) or offsets[index - 1][1] != offsets[index][0]:
         return False
     left, right = tokens[index - 1][-1:], tokens[index][:1]
     if left.isdecimal():

@@ -141,7 +141,7 @@ class Finding(NamedTuple):
     count: int = 1  # of what was ignored; `where` is then the first
 
     def __str__(self) -> str:
-        many = f" ({self.count})" if self.kind == "ignored" else ""
+        many = f" ({self.count})" if self.count > 1 or self.kind == "ignored" else ""
         return f"{self.where}: {self.message}{many}"
 
     @property
@@ -154,11 +154,11 @@ class Finding(NamedTuple):
 def merge_findings(
     findings: Iterable[Finding],  # in the order of the file
 ) -> list[Finding]:  # each kind of ignored thing once, with its number
-    "Count what was ignored; everything else stays as it is."
+    "Count what was ignored and which words were cut; everything else stays as it is."
     merged, ignored = [], {}
     for finding in findings:
         known = ignored.get(finding.message)
-        if finding.kind != "ignored":
+        if finding.kind not in ("ignored", "cuts-token") or finding.severity != "note":
             merged.append(finding)
         elif known is None:
             ignored[finding.message] = len(merged)

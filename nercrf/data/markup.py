@@ -19,7 +19,8 @@ from nercrf.data.examples import (
     file_stem,
     span_order,
 )
-from nercrf.data.reading import BLANK, read_text, split_words
+from nercrf.data.reading import BLANK, read_text
+from nercrf.data.splitting import split_words
 from nercrf.data.records import (
     Change,
     Examined,

@@ -42,7 +42,7 @@ class ReadConfig:
     encoding: str | None = None  # of the files; left out: UTF-8
     token_column: int = 0  # column of the token in a column file, from 0
     tag_column: int = -1  # column of the tag in a column file, -1 is the last
-    by: Literal["words", "characters"] = "words"  # how running text is cut into tokens
+    by: str = "words"  # how text is cut: words, penn, punctuation, blanks, characters, spacy:en
     end: Literal["auto", "exclusive", "inclusive"] = "auto"  # what the end of a span means
     units: Literal["auto", "characters", "utf16"] = "auto"  # what offsets count
     on_bad: Literal["error", "warn"] | None = None  # warn: report what is ill-formed, and go on

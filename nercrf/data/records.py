@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from nercrf.data.examples import DataError, Example, Finding, split_place
-from nercrf.data.reading import BLANK, align_spans, split_words
+from nercrf.data.reading import BLANK, align_spans
+from nercrf.data.splitting import cut_at, find_splitter, split_words
 from nercrf.files import write_lines
 from nercrf.labels import Span, detect_scheme
 
@@ -22,7 +23,6 @@ __all__ = ['READINGS', 'Reading', 'Mention', 'Record', 'utf16_offsets', 'in_char
 
 # %% ../../nbs/1_data/03_records.ipynb #baa0634f
 _CHOICES = {
-    "by": ("words", "characters"),
     "end": ("auto", "exclusive", "inclusive"),
     "units": ("auto", "characters", "utf16"),
 }
@@ -35,7 +35,7 @@ class Reading:
     path: Path  # the file
     encoding: str = "utf-8"  # of the file
     scheme: str | None = None  # of tags; None: found from the tags
-    by: str = "words"  # how text is cut: "words" or "characters"
+    by: str = "words"  # how text is cut: name of a splitter
     end: str = "auto"  # of spans: "exclusive", "inclusive", or found
     units: str = "auto"  # offsets count "characters", "utf16", or found
     token_column: int = 0  # of a column file, from 0
@@ -45,11 +45,12 @@ class Reading:
     first_number: int = 0  # of the first sentence, for its id
     columns: int = 0  # of a column file; 0: as many as its first line
     columns_line: int = 0  # the line that says how many
-    findings: list[Finding] = field(default_factory=list)  # but the ignored
-    ignored: dict[str, Finding] = field(default_factory=dict)  # by what
+    findings: list[Finding] = field(default_factory=list)  # but the counted
+    counted: dict[str, Finding] = field(default_factory=dict)  # by message
 
     def __post_init__(self):
         self.path = Path(self.path)
+        find_splitter(self.by)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -73,13 +74,23 @@ class Reading:
         count: int = 1,  # how many
     ) -> None:
         "Count what no example has a place for."
-        known = self.ignored.get(what) or Finding("ignored", where, f"ignored {what}", "note", 0)
-        self.ignored[what] = known._replace(count=known.count + count)
+        self.count("ignored", f"ignored {what}", where, count)
+
+    def count(
+        self,
+        kind: str,  # a key of `KINDS`
+        message: str,  # the same for all that is counted together
+        where: str,  # "file:line", kept of the first
+        count: int = 1,  # how many
+    ) -> None:
+        "Keep a note once, with how often it holds."
+        known = self.counted.get(message) or Finding(kind, where, message, "note", 0)
+        self.counted[message] = known._replace(count=known.count + count)
 
     def all_findings(self) -> list[Finding]:  # in the order of the file
-        "What was found and what was ignored."
+        "What was found and what was counted."
         return sorted(
-            [*self.findings, *self.ignored.values()],
+            [*self.findings, *self.counted.values()],
             key=lambda finding: (finding.where.rpartition(":")[0], finding.line),
         )
 
@@ -345,13 +356,12 @@ def check_unicode(
         )
 
 
-def _record_spans(
+def _character_spans(
     reading: Reading,
     record: Record,
-    offsets: list[tuple[int, int]],  # (start, end) of each token
     counted: tuple[str, int],  # one of `READINGS`
 ) -> list[Span]:
-    "The spans of a record in tokens; problems go to the reading."
+    "The mentions of a record in characters, ends exclusive; problems go to the reading."
     text, spans, (units, shift) = record.text, [], counted
     table = utf16_offsets(text) if units == "utf16" else None
     for mention in record.mentions:
@@ -371,9 +381,28 @@ def _record_spans(
                 "the offsets or the surface",
             )
         spans.append(span)
-    spans, findings = align_spans(text, spans, offsets, record.where)
-    reading.findings += findings
     return spans
+
+
+def _cut_for(
+    reading: Reading, record: Record, spans: list[Span], offsets: list[tuple[int, int]]
+) -> tuple[list[tuple[int, int]], int]:  # places; how many spans lack the last letter of a word
+    "Places of words, cut once more where a span begins or ends inside a word."
+    text, size = record.text, len(record.text)
+    spans = [span for span in spans if 0 <= span.start < span.end <= size]
+    borders = {border for span in spans for border in (span.start, span.end)}
+    finer, cut = cut_at(offsets, borders)
+    if not cut:
+        return offsets, 0
+    what = "words in which an entity begins or ends: cut there"
+    reading.count("cuts-token", what, record.where, cut)
+    starts = {end: start for start, end in offsets}
+    lacking = [
+        end
+        for _, _, end in spans
+        if starts.get(end + 1, end) < end and text[end - 1 : end + 1].isalnum()
+    ]
+    return finer, len(lacking)
 
 # %% ../../nbs/1_data/03_records.ipynb #22c6ee88
 class RecordFormat(Format):
@@ -397,7 +426,7 @@ class RecordFormat(Format):
     def finish(self, reading: Reading, content: list[Record], survey: Survey) -> list[Example]:
         "The examples of records; what does not fit goes to the reading."
         counted = survey.offsets(reading.end, reading.units)
-        examples = []
+        examples, mentions, lacking = [], 0, 0
         for record in content:
             text, offsets, spans = record.text, record.tokens, None
             check_unicode(text, record.where)
@@ -407,7 +436,12 @@ class RecordFormat(Format):
                 reading.add("blank-text", record.where, f"the text {text!r} has no token; left out")
                 continue
             if record.mentions is not None:
-                spans = _record_spans(reading, record, offsets, counted)
+                spans = _character_spans(reading, record, counted)
+                if record.tokens is None:
+                    offsets, number = _cut_for(reading, record, spans, offsets)
+                    mentions, lacking = mentions + len(spans), lacking + number
+                spans, findings = align_spans(text, spans, offsets, record.where)
+                reading.findings += findings
             close = all(left[1] == right[0] for left, right in pairwise(offsets))
             examples.append(
                 Example(
@@ -419,6 +453,13 @@ class RecordFormat(Format):
                     text,
                     offsets,
                 )
+            )
+        if lacking > mentions / 4:
+            reading.add(
+                "cuts-token",
+                str(reading.path),
+                f"{lacking} of {mentions} entities end one letter before a word does; if their "
+                "ends are inclusive, say so: end='inclusive' (--end inclusive)",
             )
         return examples
 

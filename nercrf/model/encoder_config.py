@@ -91,6 +91,11 @@ def find_model(
     what = "is no folder" if folder.exists() else "does not exist"
     if folder.is_dir():
         what = "holds no model (no config.json, and no folder model/)"
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} holds an adapter alone, as peft's wrapper saves it, without labels and CRF: "
+            "save what it wraps, wrapper.get_base_model().save_pretrained(FOLDER)"
+        )
     raise ValueError(
         f"{folder} {what}: give the output folder of nercrf train, or a checkpoint in it"
     )

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nercrf.data.examples import Example
-from nercrf.data.reading import split_words
+from nercrf.data.splitting import split_words
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
 from nercrf.features.batches import FeatureDataset
