@@ -377,7 +377,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "yoso": Family(trained("AlbertTokenizer"), {"use_expectation": True}),
     "mra": Family(_BPE, {"block_per_row": 4}),
-    "big_bird": Family(trained("BigBirdTokenizer"), {"block_size": 4, "num_random_blocks": 1}),
+    "big_bird": Family(trained("BigBirdTokenizer"), {"block_size": 16, "num_random_blocks": 1}),
     "longformer": Family(trained("LongformerTokenizer"), {**_ROBERTA, "attention_window": [8, 8]}),
     "led": Family(
         trained("LEDTokenizer"),

@@ -9,9 +9,11 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ from nercrf.data.examples import Example, file_digest
 
 # %% auto #0
 __all__ = ['logger', 'row_offsets', 'row_ranges', 'Layout', 'read_layout', 'SpecialTokens', 'PieceTable', 'tokenize_words',
-           'CorpusPieces', 'name_sentence', 'tokenize_corpus', 'cache_key', 'describe_tokenizer']
+           'CorpusPieces', 'name_sentence', 'tokenize_corpus', 'cache_key', 'describe_tokenizer', 'save_tokenizer']
 
 # %% ../../nbs/2_features/01_pieces.ipynb #42b0989f
 def row_offsets(
@@ -384,3 +386,16 @@ def describe_tokenizer(
             )
         },
     }
+
+# %% ../../nbs/2_features/01_pieces.ipynb #e2f10c01
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,  # any tokenizer, fast or not
+    folder: str | Path,  # an existing folder or a new one
+) -> None:
+    "Write a tokenizer; one in Python with the files of vocabulary that it was made from."
+    tokenizer.save_pretrained(folder)
+    files = {} if tokenizer.is_fast else tokenizer.vocab_files_names
+    for name, file in files.items():
+        source, target = tokenizer.init_kwargs.get(name), Path(folder, file)
+        if source and Path(source).is_file() and not target.samefile(source):
+            shutil.copyfile(source, target)
