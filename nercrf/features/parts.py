@@ -14,16 +14,20 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nercrf.data.conll import ColumnSentence, parse_columns
+from nercrf.data.column_layout import find_layout, split_columns
+from nercrf.data.conll import ColumnSentence
 from nercrf.data.examples import DataError, Example, Finding
-from nercrf.data.reading import read_text
+from nercrf.data.reading import LINE_END, clean_lines, read_text
+from nercrf.data.records import Reading
 from nercrf.data.records import Survey as TextSurvey
+from nercrf.data.tag_forms import STANDARD, find_form
 from nercrf.data.formats import FORMATS, Prepared, detect_text, prepare_text
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['PART', 'LINE_FORMATS', 'Part', 'cut_file', 'find_first_line', 'resolve_format', 'ParsedPart', 'parse_part',
-           'part_surfaces', 'surface_survey', 'whole_findings', 'scan_part', 'FileSummary', 'summarize_file']
+__all__ = ['PART', 'LINE_FORMATS', 'Part', 'cut_file', 'find_first_line', 'resolve_format', 'is_plain', 'ParsedPart',
+           'parse_part', 'part_surfaces', 'surface_survey', 'whole_findings', 'scan_part', 'FileSummary',
+           'summarize_file']
 
 # %% ../../nbs/2_features/07_parts.ipynb #c8ec9213
 PART = 4 << 20  # bytes of text that are converted at a time
@@ -54,7 +58,9 @@ def _next_border(file, position: int, empty_line: bool) -> int:
 
 def _count_lines(data: bytes) -> int:
     "Line ends of any system in some bytes."
-    return data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
+    if b"\r" not in data:
+        return data.count(b"\n")
+    return len(re.findall(LINE_END.encode(), data))
 
 
 def cut_file(
@@ -111,15 +117,28 @@ def resolve_format(
         return "auto"
     text = data.decode("utf-8-sig", errors="replace")
     if format != "auto":  # of a JSON array no line stands by itself
-        is_array = text.lstrip().startswith("[")
-        return "auto" if is_array and format not in _OF_TEXT else format
+        is_array = text.lstrip().startswith("[") and format not in _OF_TEXT
+        whole = clean_lines(text.rpartition("\n")[0] or text)
+        is_odd = format == "columns" and not is_plain(path, whole)
+        return "auto" if is_array or is_odd else format
     if re.match(r"\s*\[\s*[{\]]", text):
         return "auto"
-    whole = text.rpartition("\n")[0] or text
+    whole = clean_lines(text.rpartition("\n")[0] or text)
     try:
-        return detect_text(path, whole)
+        found = detect_text(path, whole)
     except DataError:
         return "auto"  # for the reader of whole files to say
+    return found if found != "columns" or is_plain(path, whole) else "auto"
+
+
+def is_plain(
+    path: str | Path,  # a column file
+    text: str,  # its beginning
+) -> bool:  # then its parts can be read by themselves
+    "Whether a column file has the token first, the tag last, and nothing to find out."
+    layout = find_layout(Reading(path), text.split("\n"))
+    tags = layout.seen if layout.tags else ()
+    return layout.is_plain and find_form(tags, True) is STANDARD
 
 
 def _read_part(part: Part) -> str:
@@ -132,7 +151,7 @@ def _read_part(part: Part) -> str:
     except UnicodeDecodeError:
         read_text(part.path)
         raise
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return clean_lines(text)
 
 # %% ../../nbs/2_features/07_parts.ipynb #b069b44d
 @dataclass
@@ -153,9 +172,7 @@ def _prepare_part(part: Part, reader: Mapping[str, Any]) -> Prepared:
     (line, number), path = reader["first_line"], Path(part.path)
     columns = {name: reader[name] for name in ("token_column", "tag_column")}
     others = {name: reader[name] for name in ("by", "end", "units") if name in reader}
-    count = 0
-    if number:
-        count = parse_columns(path, line, **columns, first_line=number)[1]
+    count = len(split_columns(line)) if number else 0
     return prepare_text(
         _read_part(part),
         reader["format"],
