@@ -332,6 +332,15 @@ def _is_plain(value):
         return False
 
 
+def _vocabulary_files(tokenizer):
+    "The files that a tokenizer was made from, as far as they are still there."
+    named = {
+        name: tokenizer.init_kwargs.get(name) or getattr(tokenizer, name, None)
+        for name in tokenizer.vocab_files_names
+    }
+    return {name: path for name, path in named.items() if path and os.path.isfile(path)}
+
+
 def _tokenizer_content(tokenizer):
     "What a tokenizer was made of, without traces of its use."
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -340,19 +349,11 @@ def _tokenizer_content(tokenizer):
         content.pop("padding", None)
         content.pop("truncation", None)
         return content
-    named = {
-        name: value
-        for name, value in tokenizer.init_kwargs.items()
-        if name.endswith(("_file", "_path"))
-    }
-    files = {
-        name: file_digest(path)
-        for name, path in named.items()
-        if name in getattr(tokenizer, "vocab_files_names", ()) and path and os.path.isfile(path)
-    }
+    named = {name for name in tokenizer.init_kwargs if name.endswith(("_file", "_path"))}
+    files = _vocabulary_files(tokenizer)
     return {
         "vocabulary": tokenizer.get_vocab(),
-        "files": files,
+        "files": {name: file_digest(path) for name, path in files.items()},
         "added": {
             str(index): _describe_token(token)
             for index, token in tokenizer.added_tokens_decoder.items()
@@ -394,8 +395,8 @@ def save_tokenizer(
 ) -> None:
     "Write a tokenizer; one in Python with the files of vocabulary that it was made from."
     tokenizer.save_pretrained(folder)
-    files = {} if tokenizer.is_fast else tokenizer.vocab_files_names
-    for name, file in files.items():
-        source, target = tokenizer.init_kwargs.get(name), Path(folder, file)
-        if source and Path(source).is_file() and not target.samefile(source):
+    files = {} if tokenizer.is_fast else _vocabulary_files(tokenizer)
+    for name, source in files.items():
+        target = Path(folder, tokenizer.vocab_files_names[name])
+        if not target.is_file() or not target.samefile(source):
             shutil.copyfile(source, target)
