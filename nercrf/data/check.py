@@ -521,7 +521,7 @@ def _check_entities(splits: Sequence[Split]) -> Iterator[Finding]:
         for file in split.files if split.name in ("train", "data") else ():
             spans = [example.spans for example in file.examples if example.spans is not None]
             if spans and not any(spans):
-                yield no_entity(str(file.path), len(spans), file.format.token_lines)
+                yield no_entity(file.path, len(spans), file.format)
 
 # %% ../../nbs/1_data/20_check.ipynb #4ab50b68
 def _check_dataset(splits: Sequence[Split]) -> Iterator[Finding]:

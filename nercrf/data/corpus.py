@@ -329,8 +329,7 @@ class CorpusFiles:
                 examples, findings = taken.finish_file(survey)
                 labelled = [each.spans for each in examples if each.spans is not None]
                 if split == "train" and labelled and not any(labelled):
-                    is_columns = taken.format.token_lines
-                    findings.append(no_entity(str(self.path(split)), len(labelled), is_columns))
+                    findings.append(no_entity(taken.reading.path, len(labelled), taken.format))
                 types_found.update(span.label for spans in labelled for span in spans)
                 report_findings(findings, self.options["on_bad"], warnings)
                 tags[split], sentences[split] = first_tags(examples, scheme), len(examples)
