@@ -278,8 +278,9 @@ class CorpusFiles:
     @cached_property
     def formats(self) -> dict[str, str]:  # by split; "auto" where only the whole file can say
         "The format of each file."
-        format, encoding = self.options["format"], self.options["encoding"]
-        return split_formats(self.files, format, encoding, self._held)
+        return split_formats(
+            self.files, self.options["format"], self.options["encoding"], self._held
+        )
 
     @cached_property
     def digests(self) -> dict[str, str]:  # by split
