@@ -20,6 +20,7 @@ from typing import NamedTuple
 from nercrf.data.examples import (
     DataError,
     Example,
+    Finding,
     file_digest,
     file_stem,
     no_entity,
@@ -33,7 +34,7 @@ from nercrf.labels import Span, get_scheme, label_list, parse_tag, spans_to_tags
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'SUFFIXES', 'split_of', 'find_split_files', 'Corpus', 'first_tags', 'unseen_tags', 'split_formats',
-           'similar_warnings', 'CorpusSurvey', 'CorpusFiles', 'open_corpus', 'read_corpus']
+           'similar_warnings', 'count_types', 'CorpusSurvey', 'CorpusFiles', 'open_corpus', 'read_corpus']
 
 # %% ../../nbs/1_data/17_corpus.ipynb #d2502e5e
 SPLIT_NAMES = {
@@ -248,6 +249,20 @@ def similar_warnings(
         for each in similar_types(counts)
     ]
 
+# %% ../../nbs/1_data/17_corpus.ipynb #e2673fde
+def count_types(
+    split: str,  # "train", "dev" or "test"
+    prepared: Prepared,  # the file of the examples
+    examples: Iterable[Example],  # of it
+    counts: Counter,  # takes the entities by type
+) -> list[Finding]:  # a problem where training data hold no entity
+    "Count the entities of a file."
+    labelled = [example.spans for example in examples if example.spans is not None]
+    counts.update(span.label for spans in labelled for span in spans)
+    if split != "train" or not labelled or any(labelled):
+        return []
+    return [no_entity(prepared.reading.path, len(labelled), prepared.format)]
+
 # %% ../../nbs/1_data/17_corpus.ipynb #c5243cc2
 class CorpusSurvey(NamedTuple):
     "What all files of a corpus say together."
@@ -328,10 +343,7 @@ class CorpusFiles:
                 taken = prepared.pop(split)  # so that memory falls file by file
                 taken.reading.scheme = scheme
                 examples, findings = taken.finish_file(survey)
-                labelled = [each.spans for each in examples if each.spans is not None]
-                if split == "train" and labelled and not any(labelled):
-                    findings.append(no_entity(taken.reading.path, len(labelled), taken.format))
-                types_found.update(span.label for spans in labelled for span in spans)
+                findings += count_types(split, taken, examples, types_found)
                 report_findings(findings, self.options["on_bad"], warnings)
                 tags[split], sentences[split] = first_tags(examples, scheme), len(examples)
                 if keep:
