@@ -1,13 +1,17 @@
 """Files as people bring them: small ones of each kind, and what is right for them."""
 
+import contextlib
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nercrf.data.corpus import read_corpus
-from nercrf.data.examples import DataError
-from nercrf.data.formats import examine, read_examples
+from nercrf.data.examples import DataError, Example
+from nercrf.data.formats import FORMATS, examine, read_examples, write_examples
 from nercrf.data_commands import check_main
+from nercrf.labels import Span
 
 
 def save(folder, name, text):
@@ -389,3 +393,70 @@ def test_labelled_training_data_without_an_entity_are_a_problem(tmp_path):
     ):
         read_corpus(tmp_path)
     assert check_main([str(tmp_path)]) == 1
+
+
+# Conservation: what goes in comes out, or it is said.
+
+NASTY = st.text(
+    st.sampled_from("ab林é,;\"'#-_O\u00a0\u3000\u200b\ufeff\u200d\u0301😀{}:\\\u00ad\u2028 "),
+    min_size=1,
+    max_size=5,
+)
+TYPES = st.sampled_from(["PER", "creative-work", "x.y", "B", "per"])
+
+
+@st.composite
+def sentences(draw):
+    "A labelled sentence of any tokens."
+    tokens = draw(st.lists(NASTY, min_size=1, max_size=6))
+    spans, position = [], 0
+    while position < len(tokens):
+        length = draw(st.integers(0, 2))
+        if 0 < length <= len(tokens) - position:
+            spans.append(Span(draw(TYPES), position, position + length))
+        position += max(length, 1)
+    return Example("x", tokens, spans)
+
+
+WRITTEN = [
+    name
+    for name, kind in FORMATS.items()
+    if kind.readable and name not in ("text", "parquet", "datasets")
+]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(examples=st.lists(sentences(), min_size=1, max_size=3))
+def test_entities_come_out_or_are_reported(tmp_path, name, examples):
+    path = tmp_path / f"a{FORMATS[name].extensions[0]}"
+    for old in tmp_path.iterdir():
+        old.unlink()
+    entities = sum(len(example.spans) for example in examples)
+    try:
+        losses = write_examples(examples, path, name, on_bad="warn")
+        back = examine(path, name)
+    except (DataError, ValueError):
+        return  # refused, with the reason
+    read = sum(len(example.spans or ()) for example in back.examples)
+    told = sum(finding.count for finding in back.findings if finding.severity == "problem")
+    assert read <= entities
+    assert entities - read <= len(losses) + told, (back.findings, path.read_text())
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(lines=st.lists(st.text(max_size=12), max_size=6))
+def test_any_text_is_read_or_refused_with_a_sentence(tmp_path, name, lines):
+    text = "\n".join(lines).encode("utf-8", "replace")
+    path = save(tmp_path, f"a{FORMATS[name].extensions[0]}", text)
+    if name == "brat":
+        save(tmp_path, "a.txt", text)
+    for format in (name, "auto"):
+        with contextlib.suppress(DataError, ValueError):
+            back = examine(path, format)
+            assert all(example.tokens for example in back.examples)

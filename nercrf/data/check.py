@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from nercrf.data.check_report import CheckReport, finding_order
-from nercrf.data.corpus import SPLIT_NAMES, find_split_files, split_of
+from nercrf.data.corpus import SPLIT_NAMES, find_sources, split_of
 from nercrf.data.examples import DataError, Example, Finding, no_entity, split_place
 from nercrf.data.formats import examine
 from nercrf.data.reading import BLANK, is_visible
@@ -398,7 +398,8 @@ def _folder_files(folder: Path) -> list[tuple[str, Path]]:
     if (folder / "dataset_info.json").exists():
         return [("data", folder)]
     try:
-        return list(find_split_files(folder).items())
+        found = find_sources(folder).items()
+        return [(split, path) for split, paths in found for path in paths]
     except DataError:
         pairs = sorted(path for path in folder.glob("*.ann") if not path.stem.endswith(".fixed"))
         if not pairs:

@@ -77,25 +77,30 @@ def parse_columns(
     lines = text.split("\n") if isinstance(text, str) else text
     layout = find_layout(reading, lines) if layout is None else layout
     numbers = itertools.count(reading.first_line) if numbers is None else numbers
-    sentences, known, inside = [], {}, False
+    sentences, known, inside, layered = [], {}, False, len(layout.tags) > 1
     for number, line in zip(numbers, lines, strict=False):
-        row = known.get(line, known)
-        if row is known or isinstance(row, LineNote):
+        row = known.get(line)
+        if row is None:
             row = LineNote("header") if number == layout.header else layout.read(line, inside)
-            known[line] = row
-        if isinstance(row, LineNote):
-            _note_line(reading, number, row, inside)
-        elif row is None:
+            if row.__class__ is tuple or (row is False and not line.startswith("-DOCSTART-")):
+                known[line] = row
+        if row is False:
             inside = False
-        else:
-            if not inside:
-                tokens, tags, layers = [], [], [[] for _ in row[2:]]
-                sentences.append(ColumnSentence(number, tokens, tags, layers))
-            tokens.append(row[0])
-            tags.append(row[1])
+            if line.startswith("-DOCSTART-"):
+                reading.documents.append(number)
+            continue
+        if row.__class__ is not tuple:
+            _note_line(reading, number, row, inside)
+            continue
+        if not inside:
+            tokens, tags, layers = [], [], [[] for _ in row[2:]]
+            sentences.append(ColumnSentence(number, tokens, tags, layers))
+            inside = True
+        tokens.append(row[0])
+        tags.append(row[1])
+        if layered:
             for layer, tag in zip(layers, row[2:], strict=True):
                 layer.append(tag)
-            inside = True
     return sentences
 
 

@@ -61,6 +61,7 @@ class Reading(ReadingOptions):
 
     skipped: set[int] = field(default_factory=set)  # lines within sentences that are no words
     layout: Any = None  # of a column file, once it is known
+    documents: list[int] = field(default_factory=list)  # lines where documents start
     findings: list[Finding] = field(default_factory=list)  # but the counted
     counted: dict[str, Finding] = field(default_factory=dict)  # by message
 
