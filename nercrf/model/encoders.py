@@ -85,6 +85,8 @@ def take_encoder(
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, PreTrainedModel) or getattr(model, "decoder", None) is None:
         encoder = model
+    elif type(encoder.config) is not type(model.config):  # T5Gemma's half has one of its own
+        encoder.whole_config = model.config
     if isinstance(getattr(encoder, "pooler", None), nn.Module):
         encoder.pooler = NoPooler()
     if isinstance(getattr(encoder, "mask_emb", None), nn.Parameter):
