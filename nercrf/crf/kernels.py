@@ -40,6 +40,7 @@ from nercrf.crf.recursions import (
     best_path,
     best_tables,
     fill_weights,
+    legal_forward_pass,
     log_backward_pass,
     log_forward_pass,
     path_score,
@@ -159,7 +160,10 @@ def forward_groups(
         end = begin + words.size
         trellis = Trellis(alphas[begin:end], weights[begin:end], inverses[begin:end])
         total = fill_weights(rows, words, scores.start, trellis.weights)
-        total += scaled_forward_pass(rows, words, scores, batch.tables, trellis)
+        if batch.tables.onward.steps.rows.size == 0:
+            total += scaled_forward_pass(rows, words, scores, batch.tables, trellis)
+        else:
+            total += legal_forward_pass(rows, words, scores, batch.tables, trellis)
         if not math.isfinite(total):
             batch.lost[sequence] = True
             in_logs = np.empty((words.size, batch.emissions.shape[2]))
@@ -468,8 +472,10 @@ def all_at_once(
     partition, gold, lost = np.empty(batch), np.empty(batch), np.empty(batch, np.bool_)
     size = (2 * width + 1) * plan.offsets[-1]
     scratch = memory[size : size + (2 * width + 1) * plan.longest]
+    # True; but a literal is a type of its own, for which everything is compiled again.
+    keep = alone or groups == 1
     arrays = LikelihoodArrays(
-        plan, scores, tables, emissions, tags, memory, True, partition, gold, lost
+        plan, scores, tables, emissions, tags, memory, keep, partition, gold, lost
     )
     wrong = forward_groups(0, groups, scratch, arrays)
     height, padded = tables.onward.block.shape

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['EVERY_STEP', 'ScoreArrays', 'StepArrays', 'StepTable', 'step_table', 'WeightTables', 'weight_tables', 'fill_weights',
-           'lost_forward', 'add_legal_steps', 'Trellis', 'scaled_forward_pass', 'Expected', 'scaled_backward_pass',
-           'add_pairs', 'add_marginals', 'log_sum', 'normalise', 'log_forward_pass', 'log_backward_pass', 'path_score',
-           'add_path', 'BestTables', 'best_tables', 'best_legal_steps', 'plain_best_score', 'best_path']
+           'lost_forward', 'add_legal_steps', 'Trellis', 'scaled_forward_pass', 'legal_forward_pass', 'Expected',
+           'scaled_backward_pass', 'add_pairs', 'add_marginals', 'log_sum', 'normalise', 'log_forward_pass',
+           'log_backward_pass', 'path_score', 'add_path', 'BestTables', 'best_tables', 'best_legal_steps',
+           'plain_best_score', 'best_path']
 
 # %% ../../nbs/3_crf/07_recursions.ipynb #bf5d9fd2
 import math
@@ -25,9 +26,11 @@ from nercrf.crf.vectors import (
     fill,
     helper,
     kernel,
+    largest_block_sums,
     largest_sums,
     multiply_rows,
     scale,
+    sum_block_products,
     sum_products,
     take_row,
     total_of,
@@ -57,7 +60,7 @@ EVERY_STEP = StepArrays(*[np.empty(0, np.int64)] * 4)
 class StepTable(NamedTuple):
     "A number for each of these steps."
 
-    block: np.ndarray  # (rows, width) float64, from the row to the column, padded
+    block: np.ndarray  # (rows, width) float64, from the row to the column, padded to vectors
     singles: np.ndarray  # (singles,) float64
     steps: StepArrays  # which they are
 
@@ -76,7 +79,8 @@ def step_table(
     whole = rows.size == 0
     height = len(table) if whole else rows.size
     width = len(table) if whole else columns.size
-    padded = (width + LANES - 1) // LANES * LANES
+    lanes = LANES if whole else 2 * LANES
+    padded = (width + lanes - 1) // lanes * lanes
     block = np.full((padded if whole else height, padded), padding)
     for row in range(height):
         left = row if whole else rows[row]
@@ -203,7 +207,7 @@ def lost_forward(
 def add_legal_steps(
     values: np.ndarray,  # (width,) float64, of the labels before
     table: StepTable,  # weights of the legal steps
-    room: np.ndarray,  # (2, width) float64, to work in
+    room: np.ndarray,  # (2, width + LANES) float64, to work in
     result: np.ndarray,  # (width,) float64, to be filled
 ) -> None:
     "The weighted sum of what leads to each label."
@@ -211,7 +215,7 @@ def add_legal_steps(
     left, right = room[0, : rows.size], room[1, : table.block.shape[1]]
     for row in range(rows.size):
         left[row] = values[rows[row]]
-    sum_products(left, table.block, right)
+    sum_block_products(left, table.block, right)
     fill(result, 0.0)
     for column in range(columns.size):
         result[columns[column]] = right[column]
@@ -239,16 +243,13 @@ def scaled_forward_pass(
     alphas, weights, inverses = trellis
     words, end = positions.size, scores.end
     logs, product, factor = 0.0, 1.0, 1.0
-    onward, whole = tables.onward.block, tables.onward.steps.rows.size == 0
-    room = np.empty((0 if whole else 2, tables.closing.size))
+    onward = tables.onward.block
     for word in range(words):
         alpha = alphas[word]
         if word == 0:
             fill(alpha, 1.0)
-        elif whole:
-            sum_products(alphas[word - 1], onward, alpha)
         else:
-            add_legal_steps(alphas[word - 1], tables.onward, room, alpha)
+            sum_products(alphas[word - 1], onward, alpha)
         total = multiply_rows(alpha, weights[word], factor, alpha)
         if not total >= _TINY:
             return math.nan
@@ -272,6 +273,36 @@ def scaled_forward_pass(
     logs += math.log(product) + math.log(total)
     return logs + (words - 1) * tables.top + tables.end_top
 
+
+@helper
+def legal_forward_pass(
+    emissions: np.ndarray,  # (words, labels) float32 or float64, of a sentence
+    positions: np.ndarray,  # (length,) int64, its unmasked words
+    scores: ScoreArrays,  # of the chain
+    tables: WeightTables,  # of the scores, with legal steps
+    trellis: Trellis,  # with the weights; alphas and inverses are filled
+) -> float:  # NaN: the log domain has to do it
+    "The same by the legal steps: nothing is trusted where steps are forbidden."
+    alphas, weights, inverses = trellis
+    room = np.empty((2, tables.closing.size + LANES))
+    logs, last = 0.0, positions.size - 1
+    for word in range(positions.size):
+        alpha = alphas[word]
+        if word == 0:
+            fill(alpha, 1.0)
+        else:
+            add_legal_steps(alphas[word - 1], tables.onward, room, alpha)
+        total = multiply_rows(alpha, weights[word], 1.0, alpha)
+        if not total >= _TINY or lost_forward(word, alphas, scores, emissions[positions[word]]):
+            return math.nan
+        inverses[word] = 1.0 / total
+        scale(alpha, inverses[word])
+        logs += math.log(total)
+    total = multiply_rows(alphas[last], tables.closing, 1.0, room[0, : tables.closing.size])
+    if not total >= _TINY:
+        return math.nan
+    return logs + math.log(total) + last * tables.top + tables.end_top
+
 # %% ../../nbs/3_crf/07_recursions.ipynb #52467ed1
 class Expected(NamedTuple):
     "What the backward pass of a sentence finds."
@@ -294,7 +325,7 @@ def scaled_backward_pass(
     closing, last = tables.closing, len(alphas) - 1
     beta, before = np.empty(closing.size), np.empty(closing.size)
     back, whole = tables.back.block, tables.back.steps.rows.size == 0
-    room = np.empty((0 if whole else 2, closing.size))
+    room = np.empty((0 if whole else 2, closing.size + LANES))
     for label in range(closing.size):
         beta[label] = closing[label]
     factor = 1.0
@@ -548,7 +579,7 @@ def best_tables(
 def best_legal_steps(
     best: np.ndarray,  # (width,) float64, of the labels before
     table: StepTable,  # scores of the legal steps
-    room: np.ndarray,  # (2, width) float64, to work in
+    room: np.ndarray,  # (2, width + LANES) float64, to work in
     result: np.ndarray,  # (width,) float64, to be filled
 ) -> None:
     "The largest sum of what leads to each label."
@@ -556,7 +587,7 @@ def best_legal_steps(
     left, right = room[0, : rows.size], room[1, : table.block.shape[1]]
     for row in range(rows.size):
         left[row] = best[rows[row]]
-    largest_sums(left, table.block, right)
+    largest_block_sums(left, table.block, right)
     fill(result, -math.inf)
     for column in range(columns.size):
         result[columns[column]] = right[column]
@@ -632,7 +663,7 @@ def _best_forward_legal(
     best: np.ndarray,  # (at least length, width) float64, filled after the first word
 ) -> bool:  # whether all emissions are below inf
     "The same by the legal steps, from the second word on."
-    room = np.empty((2, best.shape[1]))
+    room = np.empty((2, best.shape[1] + LANES))
     plain = True
     for word in range(1, positions.size):
         row, reached = emissions[positions[word]], best[word]
