@@ -472,19 +472,18 @@ def all_at_once(
     partition, gold, lost = np.empty(batch), np.empty(batch), np.empty(batch, np.bool_)
     size = (2 * width + 1) * plan.offsets[-1]
     scratch = memory[size : size + (2 * width + 1) * plan.longest]
-    # True; but a literal is a type of its own, for which everything is compiled again.
-    keep = alone or groups == 1
     arrays = LikelihoodArrays(
-        plan, scores, tables, emissions, tags, memory, keep, partition, gold, lost
+        plan, scores, tables, emissions, tags, memory, True, partition, gold, lost
     )
-    wrong = forward_groups(0, groups, scratch, arrays)
+    first = plan.bounds[0]  # 0, which written out is a type of its own: all is compiled again
+    wrong = forward_groups(first, groups, scratch, arrays)
     height, padded = tables.onward.block.shape
     pairs = np.empty((groups, height, padded))
     singles = np.empty((groups, tables.onward.singles.size))
     direct = np.empty((groups, labels + 2, labels))
     found = GradientArrays(np.ones(batch), np.empty_like(emissions), pairs, singles, direct)
     if wrong < 0:
-        backward_groups(0, groups, scratch, arrays, found)
+        backward_groups(first, groups, scratch, arrays, found)
     by_score = gather_gradients(found, tables.onward)
     return groups, wrong, gold - partition, found.result, by_score
 
@@ -575,7 +574,7 @@ def viterbi_at_once(
     tags, totals = np.empty(mask.shape, np.int64), np.empty(mask.shape[0])
     if groups == 1 or alone:
         batch = ViterbiArrays(plan, best_tables(scores, steps), emissions, tags, totals)
-        best_groups(0, groups, memory, batch)
+        best_groups(plan.bounds[0], groups, memory, batch)
     return groups, tags, totals
 
 
