@@ -513,7 +513,9 @@ def share_rows(
 
 def measure_share(options: argparse.Namespace) -> Report:
     """The CRF's share of a training step."""
-    names, notes = usable_algorithms([name for name in options.algorithms if name != "scan"])
+    names, notes = usable_algorithms(
+        [name for name in options.algorithms if name not in ("scan", "loop")]
+    )
     batches, labels, scheme = read_batches(options)
     words = [batch["word_mask"].shape[1] for batch in batches]
     method = (
@@ -575,7 +577,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--algorithms",
         nargs="+",
-        choices=["auto", "log", "scaled", "scan", "kernels"],
+        choices=["auto", "log", "scaled", "scan", "loop", "kernels"],
         default=["scaled", "kernels", "scan"],
         metavar="NAME",
         help="of nercrf's CRF (default: scaled kernels scan)",

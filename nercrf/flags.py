@@ -353,7 +353,7 @@ VERBS = {
             **_READING,
             WindowConfig: "eval_max_seq_length nested",
             EvaluationConfig: "",
-            EncoderConfig: "model_name_or_path",
+            EncoderConfig: "model_name_or_path base_model",
             PrecisionConfig: "fp16 bf16",
             DeviceConfig: _PLACE,
             CheckpointConfig: "output_dir",
@@ -369,7 +369,7 @@ VERBS = {
             PredictConfig: "",
             ReadConfig: "",
             EvaluationConfig: "per_gpu_eval_batch_size",
-            EncoderConfig: "model_name_or_path",
+            EncoderConfig: "model_name_or_path base_model",
             DeviceConfig: _PLACE,
             CheckpointConfig: "output_dir",
         },
@@ -486,6 +486,15 @@ def _check_training(args: ScriptConfig) -> None:
         raise ValueError(
             f"--resume {args.resume}: expected a checkpoint-N folder, got one without "
             "manifest.json; give a checkpoint of the run, or auto"
+        )
+    if args.lora is not None and name is None:
+        raise ValueError(
+            f"--lora {args.lora} adapts an encoder that was trained before: give "
+            "--model_name_or_path, or leave --lora out to train a small encoder from scratch"
+        )
+    if args.lora is not None and find_spec("peft") is None:
+        raise ValueError(
+            "--lora needs the package peft, which is not installed: pip install 'nercrf[lora]'"
         )
     for package in args.report_to:
         if find_spec(package) is None:

@@ -6,6 +6,7 @@ trained here: what users bring, without a download.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -71,7 +72,7 @@ def trained(name: str, **options: Any) -> Callable[[], PreTrainedTokenizerBase]:
 
     @cache
     def build() -> PreTrainedTokenizerBase:
-        empty = getattr(transformers, name)(**options)
+        empty = getattr(transformers, name)(**copy.deepcopy(options))
         tokenizer = empty.train_new_from_iterator(
             TEXT.splitlines(), VOCABULARY, show_progress=False
         )
@@ -151,28 +152,37 @@ def sentencepiece_bpe(name: str | None = None, template: str | None = None, **sp
     @cache
     def build() -> PreTrainedTokenizerBase:
         cut = pre_tokenizers.Split("▁", "merged_with_next")
-        if name is not None:  # the class cuts nothing: learn from words, or pieces span them
+        if name is None:
+            tokenizer = _Pipeline(
+                lambda: models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True),
+                cut,
+                normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+                template,
+                special,
+            ).build()
+            tokenizer.backend_tokenizer.pre_tokenizer = None
+        else:  # the class cuts nothing: learn from words, or pieces span them
             empty = getattr(transformers, name)(**special)
-            own = empty.backend_tokenizer.pre_tokenizer
-            empty.backend_tokenizer.pre_tokenizer = (
-                cut if empty.backend_tokenizer.normalizer else pre_tokenizers.Metaspace()
-            )
+            backend = empty.backend_tokenizer
+            own = backend.pre_tokenizer
+            backend.pre_tokenizer = cut if backend.normalizer else pre_tokenizers.Metaspace()
             tokenizer = empty.train_new_from_iterator(
                 TEXT.splitlines(), VOCABULARY, show_progress=False
             )
             tokenizer.backend_tokenizer.pre_tokenizer = own
-            return tokenizer
-        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        fast = _Pipeline(
-            lambda: models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True),
-            cut,
-            normalizers.Sequence(steps),
-            template,
-            special,
-        ).build()
-        return fast
+        return _with_bytes(tokenizer)
 
     return build
+
+
+def _with_bytes(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Pieces for the bytes of unknown characters, as every such vocabulary has them."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    numbers = content["model"]["vocab"]
+    for byte in range(256):
+        numbers[f"<0x{byte:02X}>"] = len(numbers)
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    return tokenizer
 
 
 @cache
@@ -272,6 +282,18 @@ _BART = {
 _T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": POSITIONS}
 _XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 4}
+_GEMMA = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 8,
+    "vocab_size": VOCABULARY,
+}
+_BOXES = {"coordinate_size": 4, "shape_size": 8, "input_size": 32, "patch_size": 16}
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _NO_LAYERS = {"num_hidden_layers": None}  # None: the configuration refuses the name
 _NO_TABLE = {"max_position_embeddings": None}
@@ -286,6 +308,7 @@ _CASED = trained("BertTokenizer", do_lower_case=False)
 _GPT = trained("GPT2Tokenizer")
 _LINES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _ENDS = {"bos_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "</s>"}
+_MPNET = {"<s>": 0, "<pad>": 1, "</s>": 2, "[UNK]": 3, "<mask>": 4}  # its padding is always 1
 _MODERN = {
     "cls_token": "[CLS]",
     "sep_token": "[SEP]",
@@ -314,7 +337,9 @@ FAMILIES: dict[str, Family] = {
         trained("DebertaV2Tokenizer"),
         {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8},
     ),
-    "mpnet": Family(trained("MPNetTokenizer"), {"max_position_embeddings": POSITIONS + 2}),
+    "mpnet": Family(
+        trained("MPNetTokenizer", vocab=_MPNET), {"max_position_embeddings": POSITIONS + 2}
+    ),
     "mobilebert": Family(
         trained("MobileBertTokenizer"),
         {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16},
@@ -352,7 +377,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "yoso": Family(trained("AlbertTokenizer"), {"use_expectation": True}),
     "mra": Family(_BPE, {"block_per_row": 4}),
-    "big_bird": Family(trained("BigBirdTokenizer"), {"block_size": 4, "num_random_blocks": 1}),
+    "big_bird": Family(trained("BigBirdTokenizer"), {"block_size": 16, "num_random_blocks": 1}),
     "longformer": Family(trained("LongformerTokenizer"), {**_ROBERTA, "attention_window": [8, 8]}),
     "led": Family(
         trained("LEDTokenizer"),
@@ -458,6 +483,44 @@ FAMILIES: dict[str, Family] = {
     "stablelm": Family(byte_level(_CL100K, **_END_OF_TEXT), _LLAMA),
     "starcoder2": Family(_GPT, _LLAMA),
     "smollm3": Family(byte_level(_CL100K, **_END_OF_TEXT), {**_LLAMA, "pad_token_id": 0}),
+    "cohere": Family(trained("CohereTokenizer"), _LLAMA),
+    "olmo2": Family(byte_level(_CL100K, **_END_OF_TEXT), _LLAMA),
+    "granite": Family(byte_level(_CL100K, **_END_OF_TEXT), _LLAMA),
+    "glm": Family(byte_level(_CL100K, **_END_OF_TEXT), {**_LLAMA, "partial_rotary_factor": 0.5}),
+    "nemotron": Family(sentencepiece_bpe(template="<s> $A", **_LINES), _LLAMA),
+    "persimmon": Family(sentencepiece_bpe("LlamaTokenizer"), {"partial_rotary_factor": 0.5}),
+    "ernie4_5": Family(sentencepiece_bpe("LlamaTokenizer"), _LLAMA),
+    "gpt_oss": Family(
+        byte_level(_CL100K, **_END_OF_TEXT),
+        {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    ),
+    "qwen3_moe": Family(trained("Qwen2Tokenizer"), {**_LLAMA, **_MOE, "decoder_sparse_step": 1}),
+    "recurrent_gemma": Family(
+        sentencepiece_bpe("GemmaTokenizer"),
+        {
+            "num_hidden_layers": 3,
+            "lru_width": 32,
+            "attention_window_size": 16,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+        },
+    ),
+    "mamba": Family(trained("GPTNeoXTokenizer"), {"state_size": 4, "num_hidden_layers": 2}),
+    "rwkv": Family(trained("GPTNeoXTokenizer"), {"attention_hidden_size": 32}),
+    "marian": Family(trained("T5Tokenizer"), {**_BART, "decoder_start_token_id": 0}),
+    "mvp": Family(trained("MvpTokenizer"), _BART),
+    "plbart": Family(sentencepiece_bpe(template="$A </s>", **_LINES, pad_token="<pad>"), _BART),
+    "bigbird_pegasus": Family(
+        pegasus, {**_BART, "attention_type": "original_full", "block_size": 4}
+    ),
+    "pegasus_x": Family(pegasus, {**_BART, "block_size": 8, "num_global_tokens": 4}),
+    "t5gemma": Family(sentencepiece_bpe("GemmaTokenizer"), {"encoder": _GEMMA, "decoder": _GEMMA}),
+    "layoutlmv3": Family(trained("RobertaTokenizer"), {**_ROBERTA, **_BOXES}),
+    "markuplm": Family(
+        trained("RobertaTokenizer"), {**_ROBERTA, "max_depth": 4, "xpath_unit_hidden_size": 8}
+    ),
+    "lxmert": Family(trained("LxmertTokenizer"), {"l_layers": 1, "x_layers": 1, "r_layers": 1}),
+    "visual_bert": Family(_BERT, {"visual_embedding_dim": 16}),
     "t5": Family(trained("T5Tokenizer"), _T5),
     "mt5": Family(trained("T5Tokenizer"), _T5),
     "umt5": Family(trained("T5Tokenizer"), _T5),
@@ -540,7 +603,7 @@ SAMPLE = [
     "t5",
     "bart",
     "modernbert",
-    "canine",
+    "ctrl",
 ]
 
 

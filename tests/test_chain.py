@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nercrf.crf import likelihood, scaled
+from nercrf.crf import decoding, likelihood, scaled
 from nercrf.crf.chain import (
     IGNORED,
     Scores,
@@ -45,6 +45,8 @@ from nercrf.crf.decoding import (
     best_paths_padded,
     best_paths_scan,
     count_chunks,
+    forward_scan,
+    forward_states,
     k_best_paths,
     sample_paths,
 )
@@ -624,15 +626,24 @@ def test_check_path_says_where():
 
 
 def test_choose_algorithm():
-    assert list(ALGORITHMS) == ["log", "scaled", "scan", "kernels"]
+    assert list(ALGORITHMS) == ["log", "scaled", "scan", "loop", "kernels"]
     cpu = torch.device("cpu")
     assert choose_algorithm("auto", cpu) == ("kernels" if "kernels" in NAMES else "scaled")
-    assert choose_algorithm("auto", torch.device("cuda")) == "scan"
+    cuda = torch.device("cuda")
+    assert choose_algorithm("auto", cuda) == "scan"
+    for shape, wanted in {
+        (32, 512, 23): "scan",
+        (8, 512, 41): "scan",
+        (1, 4096, 9): "scan",
+        (32, 512, 73): "loop",
+        (32, 128, 217): "loop",
+    }.items():
+        assert choose_algorithm("auto", cuda, shape) == wanted
     assert choose_algorithm("auto", torch.device("mps")) == "log"
     assert choose_algorithm("scan", cpu) == "scan"
     with pytest.raises(
         ValueError,
-        match="expected the algorithm 'auto' or one of log, scaled, scan, kernels, got 'x'",
+        match="expected the algorithm 'auto' or one of log, scaled, scan, loop, kernels, got 'x'",
     ):
         choose_algorithm("x", cpu)
     with mock.patch.object(likelihood, "load_kernels", return_value=None):
@@ -742,6 +753,36 @@ def test_the_scan_bounds_its_memory():
         assert chunks == 1 or chunks * batch * labels**3 * 8 <= MAX_PLUS_BYTES
     assert count_chunks(32, 512, 23) == 32
     assert count_chunks(32, 512, 73) == count_chunks(32, 128, 217) == 1
+
+
+@FAST
+@given(problem=problems(dtypes=[torch.float64]), chunks=st.one_of(st.none(), st.integers(1, 5)))
+def test_the_scan_of_all_paths_equals_the_passes(problem, chunks):
+    emissions, scores, mask = problem[:3]
+
+    def scan(emissions, scores, mask):
+        return forward_scan(emissions, scores, mask, chunks)
+
+    def possible(states):
+        "Weights that are none are large and negative, of no size that counts."
+        return states.masked_fill(states < -1e29, -1e30)
+
+    wanted = forward_pass(emissions, scores, mask)
+    torch.testing.assert_close(
+        possible(scan(emissions, scores, mask)), possible(wanted), rtol=1e-12, atol=1e-9
+    )
+    wanted = backward_pass(emissions, scores, mask)
+    found = backward_pass(emissions, scores, mask, scan)
+    torch.testing.assert_close(possible(found), possible(wanted), rtol=1e-12, atol=1e-9)
+
+
+def test_an_accelerator_scans_all_paths():
+    scores = Scores(torch.zeros(2), torch.zeros(2, 2), torch.zeros(2))
+    batch = torch.zeros(1, 3, 2), scores, torch.ones(1, 3, dtype=torch.bool)
+    with mock.patch.object(decoding, "forward_scan", side_effect=AssertionError("scanned")):
+        assert torch.equal(forward_states(*batch), forward_pass(*batch))
+        with pytest.raises(AssertionError, match="scanned"):
+            forward_states(batch[0].to("meta"), *batch[1:])
 
 
 @FAST
@@ -1025,6 +1066,62 @@ def test_scan_needs_few_operations():
     assert 512 * per_word > 20_000
 
 
+class LargestTensor(TorchDispatchMode):
+    "Remembers the bytes of the largest tensor that an operation made."
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for part in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(part, Tensor) and not part._is_view():
+                self.largest = max(self.largest, part.nbytes)
+        return result
+
+
+@pytest.mark.parametrize(("batch", "words", "labels"), [(32, 128, 73), (4, 300, 40), (2, 16, 217)])
+def test_many_labels_stay_on_the_device_in_the_memory_of_vectors(batch, words, labels):
+    "What `auto` chooses there: few operations a word, no tensor larger than the states, nothing lost."
+    generator = torch.Generator().manual_seed(0)
+    crf = CRF(labels, batch_first=True)
+    emissions = torch.randn(batch, words, labels, generator=generator, requires_grad=True)
+    mask = torch.rand(batch, words, generator=generator) < 0.8
+    tags = torch.randint(labels, (batch, words), generator=generator)
+    results = []
+    for name in ("loop", "log"):
+        crf.algorithm = name
+        with LargestTensor() as memory, Counter() as counter:
+            loss = crf(emissions, tags, mask)
+            found = torch.autograd.grad(loss, [emissions, *crf.parameters()])
+        results.append((loss, *found, crf.marginals(emissions, mask)))
+        if name == "loop":
+            states = 2 * 8 * batch * words * labels
+            assert memory.largest <= max(states, 2 * 8 * labels**2)
+            assert counter.count <= 3 * words + 250
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_many_labels_equal_the_log_domain_in_float64():
+    "Value, gradients and marginals, with forbidden steps, holes and empty sentences."
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    scores = Scores(drawn(80), 2 * drawn(80, 80), drawn(80))
+    scores.transitions[torch.rand(80, 80, generator=generator) < 0.7] = -INF
+    emissions, mask = 5 * drawn(5, 60, 80), random_mask(5, 60, "holes", generator)
+    mask[3] = False
+    found = []
+    for name in ("loop", "log"):
+        inputs = attached(emissions, scores)
+        value = log_likelihood(*inputs, mask, algorithm=name)
+        found.append((value, weighted_gradients(value, *inputs)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=1e-12)
+    assert_gradients_close(found[0][1], found[1][1], 1e-9)
+
+
 @pytest.mark.parametrize(("words", "labels"), [(512, 23), (128, 9)])
 def test_decoding_by_scan_needs_few_operations(words, labels):
     "At most 400; the loop over words needs 22 a word."
@@ -1038,6 +1135,21 @@ def test_decoding_by_scan_needs_few_operations(words, labels):
         wanted, _ = crf.decode_tensor(*batch)
     assert stepped.count > 20 * words
     assert torch.equal(tags, wanted)
+
+
+def test_the_scan_of_all_paths_needs_few_operations():
+    def drawn(*shape):
+        return torch.randn(shape, dtype=torch.float64)
+
+    scores = Scores(drawn(23), drawn(23, 23), drawn(23))
+    batch = drawn(4, 512, 23), scores, torch.ones(4, 512, dtype=torch.bool)
+    with Counter() as counter:
+        pairs = pair_marginals(*batch, forward_scan)
+    with Counter() as stepped:
+        wanted = pair_marginals(*batch)
+    assert counter.count <= 600
+    assert stepped.count > 5_000
+    torch.testing.assert_close(pairs, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_scaled_makes_no_loop_of_tensor_operations():

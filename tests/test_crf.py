@@ -485,7 +485,7 @@ def test_loads_a_checkpoint_of_torchcrf(tmp_path):
 
 def test_unknown_algorithm():
     with pytest.raises(
-        ValueError, match="expected the algorithm 'auto' or one of log, scaled, scan, kernels"
+        ValueError, match="expected the algorithm 'auto' or one of log, scaled, scan, loop, kernels"
     ):
         CRF(3, algorithm="fast")
 

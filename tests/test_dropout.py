@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import ENCODERS, SENTENCES, emissions, make_batch, make_model
 from torch.nn import functional
-from transformers import AutoModel, BartConfig, GPT2Config, OpenAIGPTConfig
+from transformers import AutoModel, BartConfig, Gemma2Config, GPT2Config, OpenAIGPTConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -232,3 +232,16 @@ def test_set_dropout_knows_other_names(config):
     assert torch.equal(one, other)
     encoder = AutoModel.from_config(set_dropout(config, 0.3))
     assert {m.p for m in encoder.modules() if isinstance(m, torch.nn.Dropout)} <= {0.3}
+
+
+def test_attention_that_only_the_encoder_can_do_stays_with_it():
+    """Gemma 2 bounds its scores, which torch's attention cannot: the model around it changes
+    nothing.
+    """
+    sizes = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "head_dim": 8}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    encoder = AutoModel.from_config(Gemma2Config(**sizes, **heads))
+    model = NerCrfForTokenClassification.from_encoder(encoder, ["O", "B-PER", "I-PER"])
+    use_cheap_dropout(model)
+    assert encoder.config._attn_implementation == "eager"
+    assert model.train()(torch.tensor([[1, 2, 3]])).logits.isfinite().all()

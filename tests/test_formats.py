@@ -17,9 +17,9 @@ from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import DataError, Example
 from nercrf.data.formats import FORMATS, detect_format, prepare_text, read_examples, write_examples
 from nercrf.data.markup import format_inline, parse_inline
-from nercrf.data.reading import split_words
 from nercrf.data.records import Survey
 from nercrf.data.rows import from_dataset
+from nercrf.data.splitting import split_words
 from nercrf.data_commands import convert_main
 from nercrf.labels import SCHEMES, Span
 
@@ -123,16 +123,46 @@ def test_both_kinds_of_end_in_one_file_are_refused(tmp_path):
         read(tmp_path, "\n".join(lines))
 
 
-def test_a_span_that_cuts_a_token_is_an_error_with_a_remedy(tmp_path):
+def test_a_span_that_begins_inside_a_word_cuts_the_word(tmp_path):
     text = '{"text": "Mara", "label": []}\n{"text": "Mara left", "label": [[1, 4, "PER"]]}\n'
-    with pytest.raises(
-        DataError, match=r"a\.jsonl:2: PER 'ara' at \[1, 4\) cuts a token; .*by='characters'"
-    ):
-        read(tmp_path, text)
     warnings = []
-    assert read(tmp_path, text, on_bad="warn", warnings=warnings)[1].spans == PER
-    assert len(warnings) == 1
+    _, example = read(tmp_path, text, warnings=warnings)
+    assert example.tokens == ["M", "ara", "left"]
+    assert example.spans == [Span("PER", 1, 2)]
+    assert example.text == "Mara left"
+    assert [line.rpartition("a.jsonl")[2] for line in warnings] == [
+        ":2: words in which an entity begins or ends: cut there"
+    ]
     assert read(tmp_path, text, by="characters")[1].spans == [Span("PER", 1, 4)]
+
+
+def test_a_possessive_and_a_compound_are_annotated_as_they_are(tmp_path):
+    lines = [
+        {"text": "Kestrel Marine's depot", "label": [[0, 14, "ORG"]]},
+        {"text": "A Leeds-based firm", "label": [[2, 7, "LOC"]]},
+        {"text": "Leeds/Bradford's", "label": [[0, 5, "LOC"]]},
+        {"text": "preLeeds", "label": [[3, 8, "LOC"]]},
+    ]
+    warnings = []
+    examples = read(tmp_path, "\n".join(map(json.dumps, lines)), warnings=warnings)
+    surfaces = [example.surface(example.spans[0]) for example in examples]
+    assert surfaces == ["Kestrel Marine", "Leeds", "Leeds", "Leeds"]
+    assert [len(example.tokens) for example in examples] == [4, 5, 4, 2]
+    assert len(warnings) == 1
+    assert "a.jsonl:4: words in which" in warnings[0]
+
+
+def test_ends_that_lack_a_letter_are_an_error_with_the_remedy(tmp_path):
+    text = '{"text": "Mara left", "label": [[0, 3, "PER"]]}\n'
+    with pytest.raises(DataError, match=r"1 of 1 entities end one letter before .*--end inclusive"):
+        read(tmp_path, text)
+    assert read(tmp_path, text, end="inclusive")[0].tokens == ["Mara", "left"]
+
+
+def test_tokens_of_the_file_are_not_cut(tmp_path):
+    record = {"text": "Mara left", "tokens": [[0, 4], [5, 9]], "label": [[1, 4, "PER"]]}
+    with pytest.raises(DataError, match=r"a\.jsonl:1: PER 'ara' at \[1, 4\) cuts a token"):
+        read(tmp_path, record)
 
 
 @pytest.mark.parametrize(

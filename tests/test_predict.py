@@ -12,7 +12,7 @@ from training import CORPUS, TOKENIZER, make_model, train_in
 from nercrf.data.conll import write_columns
 from nercrf.data.examples import Example
 from nercrf.data.formats import read_examples
-from nercrf.data.reading import split_words
+from nercrf.data.splitting import split_words
 from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features

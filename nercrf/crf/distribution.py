@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['allowed_tags', 'check_possible', 'ChainBatch', 'TagChain']
+__all__ = ['allowed_tags', 'check_possible', 'check_tags', 'ChainBatch', 'TagChain']
 
 # %% ../../nbs/3_crf/13_distribution.ipynb #9eaf95ae
 import itertools
@@ -20,7 +20,13 @@ from torch import Tensor
 
 from nercrf.crf.chain import IGNORED, Scores, first_words, follow_path, path_scores
 from nercrf.crf.compiled import graph_best_paths, graph_log_likelihood
-from nercrf.crf.decoding import BestPaths, best_paths, k_best_paths, sample_paths
+from nercrf.crf.decoding import (
+    BestPaths,
+    best_paths,
+    forward_states,
+    k_best_paths,
+    sample_paths,
+)
 from nercrf.crf.entities import EntityChain, best_entities, entity_chain, span_probabilities
 from nercrf.crf.likelihood import log_likelihood
 from nercrf.crf.log_domain import pair_marginals, widen, widest_type
@@ -63,6 +69,17 @@ def check_possible(
     )
     raise ValueError(f"sequence {sequence} has no possible tag sequence: {reason}")
 
+# %% ../../nbs/3_crf/13_distribution.ipynb #48b77053
+def check_tags(
+    tags: Tensor,  # labels of a batch, or what is allowed
+) -> None:
+    "TypeError for tags that are neither whole numbers nor bool."
+    if tags.is_floating_point() or tags.is_complex():
+        raise TypeError(
+            "expected tags of an integer type (ids of labels), or bool (what is allowed), got "
+            f"{tags.dtype}; call .long() on ids, and .argmax(-1) on scores of labels"
+        )
+
 # %% ../../nbs/3_crf/13_distribution.ipynb #6b824a4e
 @dataclass(frozen=True)
 class ChainBatch:
@@ -71,7 +88,7 @@ class ChainBatch:
     emissions: Tensor  # (batch, words, labels), any floating type
     scores: Scores  # of the chain, -inf where forbidden
     mask: Tensor  # (batch, words) bool, True at words, any pattern
-    algorithm: str = "auto"  # log, scaled, scan, kernels; auto: by device
+    algorithm: str = "auto"  # log, scaled, scan, loop, kernels; auto: by device
     steps: EntitySteps | None = None  # what entities are; None: unknown
     ambiguous: bool = False  # what a tag begins hangs on more than its neighbours
 
@@ -90,6 +107,7 @@ class ChainBatch:
         tags: Tensor,  # (batch, words) int64, -100: left out
     ) -> Tensor:  # (batch,) unnormalised log scores
         "Score of the given tag sequences, the numerator of their probability."
+        check_tags(tags)
         mask, tags = self.mask & (tags != IGNORED), tags.long()
         scores = Scores(*(score.to(self.dtype) for score in self.scores))
         return path_scores(self.emissions.to(self.dtype), scores, mask, follow_path(mask, tags))
@@ -101,6 +119,7 @@ class ChainBatch:
         weight: float | None = None,  # of the sum over the batch; None: no sum, but each
     ) -> Tensor:  # (batch,) in nats, at most 0; or () with a weight
         "Log probability of tag sequences."
+        check_tags(tags)
         if tags.dtype != torch.bool:
             tags = tags.long()
             if not partial:
@@ -162,12 +181,12 @@ class TagChain(ChainBatch):
     @torch.no_grad()
     def pair_marginals(self) -> Tensor:  # (batch, words, from, to), zeros at first words
         "Probability of each pair of labels at a word and the word before it."
-        return pair_marginals(*_possible(self)[0]).to(self.dtype)
+        return pair_marginals(*_possible(self)[0], forward_states).to(self.dtype)
 
     @torch.no_grad()
     def entropy(self) -> Tensor:  # (batch,) in nats
         "How much is left open: minus the expected log probability."
-        pairs = pair_marginals(*_possible(self)[0])
+        pairs = pair_marginals(*_possible(self)[0], forward_states)
         first = self.marginals().to(pairs).masked_fill(~first_words(self.mask).unsqueeze(2), 0.0)
         parts = [
             torch.special.entr(part).flatten(1).sum(1) for part in (first, pairs, pairs.sum(3))

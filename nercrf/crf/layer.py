@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['allowed_scores', 'ChainLayer', 'CRF']
+__all__ = ['allowed_scores', 'refuse_tracing', 'ChainLayer', 'CRF']
 
 # %% ../../nbs/3_crf/14_layer.ipynb #99fae694
 import itertools
@@ -62,6 +62,16 @@ def _check_shapes(
             f"got {tuple(emissions.shape[:2])} and {tuple(mask.shape)}"
         )
 
+# %% ../../nbs/3_crf/14_layer.ipynb #18e18496
+def refuse_tracing() -> None:
+    "RuntimeError inside of `torch.jit.trace`, which would freeze the answer for its example."
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "expected a CRF that runs or is exported by torch.export, got one that is traced: "
+            "torch.jit.trace and torch.onnx.export(dynamo=False) freeze the answer for the "
+            "example; use torch.export.export, or trace the model without labels, for its emissions"
+        )
+
 # %% ../../nbs/3_crf/14_layer.ipynb #8649995a
 class ChainLayer(torchcrf.CRF):
     "Tables of scores that are trained, constraints, and the chain that both make of a batch."
@@ -72,7 +82,7 @@ class ChainLayer(torchcrf.CRF):
         batch_first: bool = False,  # (batch, words) instead of (words, batch)
         constraints: Constraints | None = None,  # what decoding must obey
         constrain_likelihood: bool = False,  # forbidden paths out of Z too
-        algorithm: str = "auto",  # log, scaled, scan, kernels; auto: by device
+        algorithm: str = "auto",  # log, scaled, scan, loop, kernels; auto: by device
     ) -> None:
         super().__init__(num_tags, batch_first)
         self.constrain_likelihood = constrain_likelihood
@@ -89,7 +99,7 @@ class ChainLayer(torchcrf.CRF):
         scheme: str = "BIO",  # their scheme
         batch_first: bool = False,  # (batch, words) instead of (words, batch)
         constrain_likelihood: bool = False,  # forbidden paths out of Z too
-        algorithm: str = "auto",  # log, scaled, scan, kernels; auto: by device
+        algorithm: str = "auto",  # log, scaled, scan, loop, kernels; auto: by device
     ) -> CRF:  # with the constraints of the scheme
         "A CRF over `labels` that can decode only well-formed sequences."
         constraints = allowed_transitions(labels, scheme)
@@ -115,6 +125,7 @@ class ChainLayer(torchcrf.CRF):
         tags: Tensor | None = None,  # to be asked for: their shape is checked too
     ) -> TagChain:  # ordered (batch, words)
         "The distribution over the tag sequences of a batch."
+        refuse_tracing()
         _check_shapes(self, emissions, mask, tags)
         if mask is None:
             mask = emissions.new_ones(emissions.shape[:2], dtype=torch.bool)

@@ -33,7 +33,7 @@ from nercrf.crf.log_domain import (
 )
 from nercrf.crf.packing import to_numpy
 from nercrf.crf.scaled import scaled_likelihood
-from nercrf.crf.scan import scan_likelihood
+from nercrf.crf.scan import loop_likelihood, scan_likelihood
 
 # %% ../../nbs/3_crf/09_likelihood.ipynb #47fd5087
 _logger = logging.getLogger(__name__)
@@ -112,11 +112,12 @@ def _kernels_sum(
     return torch.tensor(weight * total, dtype=dtype), derivative
 
 # %% ../../nbs/3_crf/09_likelihood.ipynb #ef7415d6
-TREE_BYTES = 2**30  # of an accelerator's memory that the scan may take
+TREE_BYTES = 2**30  # of an accelerator's memory that the matrices of the scan may take
 ALGORITHMS = {
     "log": log_domain_likelihood,
     "scaled": scaled_likelihood,
     "scan": scan_likelihood,
+    "loop": loop_likelihood,
     "kernels": kernels_likelihood,
 }
 
@@ -134,7 +135,7 @@ def choose_algorithm(
             return "log"
         batch, words, labels = shape or (0, 0, 0)
         tree = 16 * batch * words * labels**2
-        return "scan" if tree <= TREE_BYTES else "scaled"
+        return "scan" if tree <= TREE_BYTES else "loop"
     if name not in ALGORITHMS:
         raise ValueError(
             f"expected the algorithm 'auto' or one of {', '.join(ALGORITHMS)}, got {name!r}"
@@ -156,7 +157,7 @@ def checked_algorithm(
         return "log"
     if name == "scaled" and not bool(batch.mask.any()):
         return "log"
-    if name in ("log", "scan") and batch.tags is not None:
+    if name in ("log", "scan", "loop") and batch.tags is not None:
         check_path(batch.scores, batch.mask, batch.tags)
     return name
 

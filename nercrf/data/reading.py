@@ -13,12 +13,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import regex
+
 from nercrf.data.examples import DataError, Finding, span_order
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['DIRT', 'BLANK', 'read_bytes', 'read_text', 'is_visible', 'separators_of', 'only_characters', 'split_words',
-           'align_spans']
+__all__ = ['LINE_END', 'DIRT', 'BLANK', 'read_bytes', 'clean_lines', 'read_text', 'is_visible', 'separators_of',
+           'only_characters', 'align_spans']
 
 # %% ../../nbs/1_data/02_reading.ipynb #ca2a0051
 def read_bytes(
@@ -33,6 +35,18 @@ def read_bytes(
         raise DataError(
             f"{path}: expected a whole gzip file, got a broken one ({error}); copy it again"
         ) from error
+
+# %% ../../nbs/1_data/02_reading.ipynb #774d16f8
+LINE_END = r"\r*\n|\r"  # of any system, also translated twice
+
+
+def clean_lines(
+    text: str,  # as it was decoded
+) -> str:  # lines end in \n, marks at their beginnings are gone
+    "Text whose lines end in one way and begin with what they say."
+    if "\r" in text:
+        text = re.sub(LINE_END, "\n", text)
+    return re.sub(r"\n\ufeff(?=\S)", "\n", text) if "\ufeff" in text else text
 
 # %% ../../nbs/1_data/02_reading.ipynb #31b30df2
 def read_text(
@@ -65,14 +79,12 @@ def read_text(
             "file's encoding, for instance encoding='gb18030' "
             "(--encoding gb18030)"
         ) from error
-    if "\r" in text and not keep_returns:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text
+    return text if keep_returns else clean_lines(text)
 
 # %% ../../nbs/1_data/02_reading.ipynb #4375e996
 _INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}
 DIRT = "\u200b\ufeff\ufffd"  # within a token nobody sees them
-BLANK = re.compile(r"[\s\u200b\ufeff]*")  # nothing that belongs to a token
+BLANK = regex.compile(r"[\s\p{Cf}]*")  # nothing that belongs to a token
 
 
 def is_visible(
@@ -108,24 +120,6 @@ def only_characters(
 ) -> bool:  # whether every token is one character
     "Whether a file is labelled by characters."
     return all(len(token) == 1 for token in set().union(*token_lists))
-
-# %% ../../nbs/1_data/02_reading.ipynb #d504ebc1
-_MARKS = "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e31-\u0e4e"
-_LETTER = rf"(?:(?![{_CJK}])[\w{_MARKS}\u200c\u200d])"
-_SPLITTERS = {
-    "characters": re.compile(r"[^\s\u200b\ufeff]"),
-    "words": re.compile(rf"{_LETTER}+(?:['’.\-]{_LETTER}+)*|[^\s\u200b\ufeff]"),
-}
-
-
-def split_words(
-    text: str,  # any text
-    by: str = "words",  # "words" or "characters"
-) -> list[tuple[str, int, int]]:  # token, start, end in characters
-    "Cut text into tokens with their offsets; white space is dropped."
-    if by not in _SPLITTERS:
-        raise ValueError(f"expected by='words' or 'characters', got {by!r}")
-    return [(match.group(), match.start(), match.end()) for match in _SPLITTERS[by].finditer(text)]
 
 # %% ../../nbs/1_data/02_reading.ipynb #7852cf5d
 def align_spans(
@@ -165,7 +159,7 @@ def align_spans(
             add(
                 kind,
                 f"{name} {what}; read as {surface!r} (correct the "
-                "offsets, or read by='characters')",
+                "offsets, or cut text finer with --by punctuation or --by characters)",
             )
         if span in spans:
             add("duplicate-span", f"{name} is there twice; kept once")

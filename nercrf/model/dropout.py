@@ -176,9 +176,10 @@ AttentionMaskInterface.register(ATTENTION, _attention_mask)
 
 # %% ../../nbs/4_model/01_dropout.ipynb #bcf3cd6d
 def _follows_table(model: PreTrainedModel) -> bool:
-    "Does a model take its attention from the table, and that of torch?"
-    current = getattr(model.config, "_attn_implementation", None)
-    return current == "sdpa" and model._can_set_attn_implementation()
+    "Do a model, and those inside of it, take their attention from the table, and that of torch?"
+    inside = [each for each in model.modules() if isinstance(each, PreTrainedModel)]
+    current = {getattr(each.config, "_attn_implementation", None) for each in inside}
+    return current == {"sdpa"} and model._can_set_attn_implementation()
 
 # %% ../../nbs/4_model/01_dropout.ipynb #55b6c21b
 def use_cheap_dropout(

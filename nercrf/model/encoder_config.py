@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from nercrf.fields import Share
+from nercrf.fields import Positive, Share
 from nercrf.labels import get_scheme
 
 # %% auto #0
-__all__ = ['TAGGER', 'EncoderConfig', 'find_model']
+__all__ = ['TAGGER', 'EncoderConfig', 'AdapterConfig', 'find_model']
 
 # %% ../../nbs/4_model/00_encoder_config.ipynb #3ea51306
 @dataclass
@@ -25,6 +25,7 @@ class EncoderConfig:
     model_type: str | None = None  # its architecture (bert, ...); checked against its files
     config_name: str | None = None  # folder or name of its configuration, if it is elsewhere
     tokenizer_name: str | None = None  # folder or name of its tokenizer, if it is elsewhere
+    base_model: str | None = None  # encoder of a LoRA model, where it is not in its place any more
     cache_dir: str | None = None  # where downloaded models are kept
     download: bool = False  # fetch a model that is not here; otherwise no network is used
     do_lower_case: bool = False  # lower-case the text; for uncased models
@@ -32,6 +33,8 @@ class EncoderConfig:
     dropout: Annotated[float | None, Share] = None  # of the head; none: 0.1, from scratch 0.3
     encoder_dropout: Annotated[float | None, Share] = None  # inside the encoder; none: its own
     attention_dropout: Annotated[float | None, Share] = None  # of attention; none: as the others
+    bidirectional: bool = False  # let the pieces of a decoder-only encoder see later ones, too
+    subtoken_pooling: Literal["first", "last", "mean"] | None = None  # of a word; none: first
     constrain: bool = True  # decode well-formed tags; off: let decoding give ill-formed tags
     constrain_likelihood: bool = False  # let the loss sum over well-formed tag sequences only
     loss_type: str | None = None  # of the reference's softmax script; refused
@@ -45,6 +48,23 @@ class EncoderConfig:
             )
         if self.scheme is not None:
             get_scheme(self.scheme)
+
+# %% ../../nbs/4_model/00_encoder_config.ipynb #d8a984dc
+@dataclass
+class AdapterConfig:
+    "Which few numbers are trained in place of the encoder's own (needs nercrf[lora])."
+
+    lora: Annotated[int | None, Positive] = None  # rank of the added matrices; none: train all
+    lora_alpha: Annotated[float | None, Positive] = None  # weight of what they add; none: 2 x rank
+    lora_dropout: Annotated[float | None, Share] = None  # of what goes into them; none: 0
+    lora_targets: list[str] = field(default_factory=list)  # names of layers; none: those peft knows
+
+    def check(self) -> None:
+        "Refuse what only makes sense with --lora: ValueError."
+        if self.lora is None:
+            for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+                if getattr(self, name) not in (None, []):
+                    raise ValueError(f"--{name} says how --lora is done: give --lora RANK as well")
 
 # %% ../../nbs/4_model/00_encoder_config.ipynb #5d7e1786
 TAGGER = "nercrf"  # type of our models
@@ -73,6 +93,11 @@ def find_model(
     what = "is no folder" if folder.exists() else "does not exist"
     if folder.is_dir():
         what = "holds no model (no config.json, and no folder model/)"
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} holds an adapter alone, as peft's wrapper saves it, without labels and CRF: "
+            "save what it wraps, wrapper.get_base_model().save_pretrained(FOLDER)"
+        )
     raise ValueError(
         f"{folder} {what}: give the output folder of nercrf train, or a checkpoint in it"
     )

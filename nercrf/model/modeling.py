@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,16 +28,30 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from nercrf.crf.layer import CRF
 from nercrf.labels import entity_types, get_scheme
+from nercrf.model.adapters import (
+    adapter_folder,
+    read_adapter,
+    take_apart,
+    trains_encoder,
+    weights_digest,
+    write_adapter,
+)
 from nercrf.model.encoders import (
-    _drop_unused_parts,
-    encoder_inputs,
+    EncoderTraits,
     encoder_traits,
-    gather_words,
+    read_words,
+    prove_call,
+    reads_both_ways,
+    run_encoder,
+    set_bidirectional,
+    take_encoder,
+    traits_as_before,
 )
 from nercrf.model.small_encoder import SmallEncoderConfig
 
 # %% auto #0
-__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'NerCrfForTokenClassification', 'model_card']
+__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights', 'learn_traits',
+           'NerCrfForTokenClassification', 'model_card']
 
 # %% ../../nbs/4_model/05_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -76,7 +93,12 @@ class NerCrfConfig(PreTrainedConfig):
         max_seq_length: int = 128,  # pieces of a training window, specials too
         stride: int | None = None,  # pieces that windows share; None: a quarter
         context: int = 0,  # sentences that are shown on either side
+        joined_by: str | None = None,  # between words: " ", ""; None: cut as lists of words
+        subtoken_pooling: str = "first",  # "first", "last" or "mean" of a word's pieces
         initializer_range: float = 0.02,  # spread of the linear layer's weights
+        base_encoder: dict[str, str] | None = None,  # of an adapter: name_or_path and sha256
+        padding: str | None = "unproved",  # where it may stand; None: a model of before
+        hidden_size: int | None = None,  # width of the encoder's vectors, where it was measured
         **kwargs: Any,  # everything that a PreTrainedConfig takes
     ):
         if isinstance(encoder, dict):
@@ -91,6 +113,14 @@ class NerCrfConfig(PreTrainedConfig):
                 "constrain_likelihood=True needs constrain=True: a sum over "
                 "legal sequences says nothing about the others"
             )
+        if joined_by not in (" ", "", None):
+            raise ValueError(
+                f"joined_by must be ' ' for words, '' for characters or None, got {joined_by!r}"
+            )
+        if subtoken_pooling not in ("first", "last", "mean"):
+            raise ValueError(
+                f'subtoken_pooling must be "first", "last" or "mean", got {subtoken_pooling!r}'
+            )
         self.scheme = get_scheme(scheme).name
         self.classifier_dropout = classifier_dropout
         self.constrain = constrain
@@ -99,7 +129,12 @@ class NerCrfConfig(PreTrainedConfig):
         self.max_seq_length = max_seq_length
         self.stride = stride
         self.context = context
+        self.joined_by = joined_by
+        self.subtoken_pooling = subtoken_pooling
         self.initializer_range = initializer_range
+        self.base_encoder = base_encoder
+        self.padding = padding
+        self.hidden_size = hidden_size
         super().__init__(id2label=id2label, label2id=label2id, **kwargs)
 
     def get_text_config(
@@ -109,6 +144,19 @@ class NerCrfConfig(PreTrainedConfig):
     ) -> PreTrainedConfig:  # where the size of the vocabulary is kept
         "The part of the configuration that describes the encoder."
         return self.encoder.get_text_config(*args, **kwargs)
+
+    @classmethod
+    def from_dict(
+        cls,
+        config_dict: dict[str, Any],  # as a file holds it
+        **kwargs: Any,  # what `PreTrainedConfig.from_dict` takes
+    ) -> NerCrfConfig:  # a file that says nothing of padding was written before it was proved
+        "The configuration of a saved model."
+        return super().from_dict({"padding": None, **config_dict}, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:  # what a file holds
+        "What differs from the default, and how the encoder is called."
+        return {**super().to_diff_dict(), "padding": self.padding}
 
     @property
     def labels(self) -> list[str]:
@@ -121,8 +169,11 @@ def linear_in_full_precision(
     hidden: torch.Tensor,  # (..., hidden), of any floating type
 ) -> torch.Tensor:  # (..., labels), float32 or float64
     "Apply a linear layer outside of autocast, in float32 or better."
+    weight = linear.weight
+    # a layer of `quantize_dynamic` has a method of that name, and takes float32
+    dtype = weight.dtype if isinstance(weight, torch.Tensor) else torch.float32
     with torch.autocast(hidden.device.type, enabled=False):
-        scores = linear(hidden.to(linear.weight.dtype))
+        scores = linear(hidden.to(dtype))
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 # %% ../../nbs/4_model/05_modeling.ipynb #2b76faeb
@@ -146,6 +197,163 @@ class NerCrfPreTrainedModel(PreTrainedModel):
             for parameter in module.parameters():
                 init.uniform_(parameter, -0.1, 0.1)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None,  # folder or name; None: of `state_dict`
+        *args: Any,  # as `PreTrainedModel.from_pretrained`
+        base_model: str | Path | None = None,  # an adapter's encoder; None: in its place
+        **options: Any,  # config, dtype, cache_dir, local_files_only, ...
+    ) -> Any:  # the model; with `output_loading_info` a report as well
+        "Load a model, with its adapter if it has one: ValueError where weights are missing."
+        folder, asked = pretrained_model_name_or_path, options.pop("output_loading_info", False)
+        options["output_loading_info"] = True
+        has_adapter = folder is not None and adapter_folder(folder) is not None
+        if base_model is not None and not has_adapter:
+            raise ValueError(
+                f"{folder} holds a whole model and needs no other one: leave base_model "
+                "(--base_model) out"
+            )
+        if has_adapter:
+            config = options.pop("config", None) or cls.config_class.from_pretrained(folder)
+            options["config"] = config
+        if has_adapter and config.base_encoder is not None:
+            del options["config"]
+            model, report = _on_base(cls, folder, config, base_model, options)
+        else:
+            model, report = super().from_pretrained(folder, *args, **options)
+        check_weights(folder, report)
+        if model.config.padding == "unproved":  # its configuration came from elsewhere
+            model.traits = learn_traits(model.encoder, model.config)
+        if has_adapter:
+            read_adapter(model.encoder, folder)
+        return (model, report) if asked else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,  # folder, made if need be
+        is_main_process: bool = True,  # False: write nothing
+        state_dict: Mapping[str, torch.Tensor] | None = None,  # weights by name; None: its own
+        **options: Any,  # what `PreTrainedModel.save_pretrained` takes
+    ) -> None:
+        "Write configuration, weights and model card; an adapter has files of its own beside them."
+        apart = take_apart(self, state_dict)
+        if apart is None or trains_encoder(self):
+            self.config.base_encoder = None
+        weights, adapted = state_dict, self._hf_peft_config_loaded
+        if apart is not None:
+            base = self.config.base_encoder
+            left_out = () if base is None else ("encoder.",)
+            weights = {k: v for k, v in apart.plain.items() if not k.startswith(left_out)}
+            if base is not None:
+                apart.config.base_model_name_or_path = base["name_or_path"]
+        # what peft was called for is found here; transformers would write the adapter alone
+        self._hf_peft_config_loaded = False
+        try:
+            super().save_pretrained(
+                save_directory, is_main_process=is_main_process, state_dict=weights, **options
+            )
+        finally:
+            self._hf_peft_config_loaded = adapted
+        if is_main_process:
+            card = model_card(self.config)
+            Path(save_directory, "README.md").write_text(card, encoding="utf-8")
+            if apart is not None:
+                write_adapter(save_directory, apart)
+
+# %% ../../nbs/4_model/05_modeling.ipynb #64aef655
+def load_base(
+    kind: type[NerCrfPreTrainedModel],  # of the model that gets it
+    config: NerCrfConfig,  # of that model; its `encoder` is left as it is
+    name: str | Path,  # folder or name of an encoder, or of a tagger
+    options: Mapping[str, Any],  # as for `from_pretrained`; cache_dir and local_files_only count
+) -> PreTrainedModel:  # in float32, without linear layer and CRF
+    "The encoder that an adapter was trained on, in float32; that of a tagger where it is one."
+    places = {key: options[key] for key in ("cache_dir", "revision", "token") if key in options}
+    places["local_files_only"] = options.get("local_files_only", True)
+    found = AutoConfig.from_pretrained(name, **places)
+    encoder = copy.deepcopy(config.encoder)
+    if isinstance(found, NerCrfConfig):
+        found.encoder = encoder
+        return kind.from_pretrained(name, config=found, dtype=torch.float32, **places).encoder
+    return AutoModel.from_pretrained(name, config=encoder, dtype=torch.float32, **places)
+
+
+def _on_base(
+    kind: type[NerCrfPreTrainedModel],
+    folder: str | Path,
+    config: NerCrfConfig,
+    base_model: str | Path | None,
+    options: dict[str, Any],
+) -> NerCrfPreTrainedModel | tuple[NerCrfPreTrainedModel, dict[str, set[str]]]:
+    "A model whose folder lacks the encoder, on that encoder; ValueError where it is another one."
+    name = str(base_model or config.base_encoder["name_or_path"])
+    remedy = "give the encoder that it was trained on: --base_model FOLDER (base_model=...)"
+    try:
+        encoder = load_base(kind, config, name, options)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{folder} holds an adapter for the encoder {name}, which is not there: {remedy}"
+        ) from error
+    model = kind(config, encoder)
+    if weights_digest(model.encoder) != config.base_encoder["sha256"]:
+        raise ValueError(f"{folder} holds an adapter for another encoder than {name}: {remedy}")
+    config.base_encoder["name_or_path"] = name
+    report = model.load_state_dict(load_file(Path(folder, "model.safetensors")), strict=False)
+    lacking = [x for x in report.missing_keys if not x.startswith("encoder.")]
+    if odd := [*lacking, *report.unexpected_keys]:
+        raise ValueError(f"{folder}: expected linear layer and CRF, but these differ: {odd}")
+    dtype = options.get("dtype", options.get("torch_dtype"))
+    if dtype not in (None, "auto"):
+        model.encoder.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    whole = {f"{name}_keys": set() for name in ("missing", "unexpected", "mismatched")}
+    return (model.eval(), whole) if options.get("output_loading_info") else model.eval()
+
+# %% ../../nbs/4_model/05_modeling.ipynb #0d17481a
+def check_weights(
+    name: str | Path | None,  # of the folder, for the message
+    report: dict[str, Any],  # `missing_keys` and `unexpected_keys`, as transformers gives them
+) -> None:
+    "Refuse a folder whose weights are not those of the model: ValueError."
+    missing = sorted(key for key in report["missing_keys"] if key.startswith("encoder."))
+    unexpected = sorted(key for key in report["unexpected_keys"] if not _NOT_READ.search(key))
+    if not missing and not unexpected:
+        return
+    found = [
+        f"{len(keys)} {kind} ({', '.join(keys[:2])}{', ...' if len(keys) > 2 else ''})"
+        for kind, keys in [("missing", missing), ("that belong nowhere", unexpected)]
+        if keys
+    ]
+    raise ValueError(
+        f"{name}: expected the weights of this tagger, got {' and '.join(found)}; an adapter "
+        "(LoRA) must be folded in before it is saved, and a model saved with its own "
+        "save_pretrained"
+    )
+
+
+_NOT_READ = re.compile(r"pooler|position_ids$")  # of files that other libraries wrote
+
+# %% ../../nbs/4_model/05_modeling.ipynb #c4fd8fab
+def learn_traits(
+    encoder: PreTrainedModel,  # of the model
+    config: NerCrfConfig,  # of the model; `padding` and `hidden_size` are set where unproved
+) -> EncoderTraits:  # how the encoder is called
+    "Find out how an encoder is called, or read it from the configuration."
+    has_weights = not any(each.is_meta for each in encoder.parameters())
+    if getattr(encoder.config, "is_causal", None) is False:
+        set_bidirectional(encoder)
+        if has_weights and not reads_both_ways(encoder):
+            raise ValueError(
+                f"{type(encoder).__name__} does not let a piece see those behind it: "
+                "leave out --bidirectional"
+            )
+    if config.padding is None:
+        return traits_as_before(encoder)
+    traits = encoder_traits(encoder)
+    if config.padding == "unproved" and has_weights:
+        config.padding, config.hidden_size = prove_call(encoder, traits)
+    return traits._replace(padding="never" if config.padding == "unproved" else config.padding)
+
 # %% ../../nbs/4_model/05_modeling.ipynb #63017f03
 class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     "A transformer encoder with a linear-chain CRF over words."
@@ -158,12 +366,13 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         super().__init__(config)
         if encoder is None:
             encoder = AutoModel.from_config(config.encoder)
-        self.encoder = _drop_unused_parts(encoder)
-        self.config.encoder = encoder.config
-        self.traits = encoder_traits(self.encoder)
+        self.encoder = take_encoder(encoder)
+        self.config.encoder = self.encoder.config
+        self.traits = learn_traits(self.encoder, config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         labels, scheme = config.labels, config.scheme
-        self.classifier = nn.Linear(config.encoder.hidden_size, len(labels))
+        width = config.hidden_size or config.encoder.hidden_size
+        self.classifier = nn.Linear(width, len(labels))
         self.crf = CRF.from_labels(labels, scheme, True, config.constrain_likelihood)
         if not config.constrain:
             self.crf.set_constraints(None)
@@ -175,6 +384,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         encoder: PreTrainedModel,  # as `load_encoder` gives it; it becomes a part of the model
         labels: Sequence[str],  # label names in the order of their ids
         scheme: str = "BIO",  # tag scheme of the labels
+        bidirectional: bool = False,  # let each piece of a decoder see later ones, too
         **options: Any,  # more fields of `NerCrfConfig`
     ) -> NerCrfForTokenClassification:  # linear layer and CRF are untrained
         "Put a new linear layer and a new CRF on an encoder."
@@ -183,7 +393,9 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
                 f"encoder: expected a model, got {type(encoder).__name__}; load it with "
                 "nercrf.model.load_encoder"
             )
-        id2label = dict(enumerate(labels))
+        if bidirectional:
+            encoder.config.is_causal = False
+        id2label, options = dict(enumerate(labels)), {"joined_by": " "} | options
         return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
 
     def forward(
@@ -193,6 +405,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,  # (windows, pieces)
         word_index: torch.Tensor | None = None,  # (batch, words)
         word_mask: torch.Tensor | None = None,  # (batch, words) bool
+        word_sizes: torch.Tensor | None = None,  # (batch, words), pieces of which to take the mean
         labels: torch.Tensor | None = None,  # (batch, words), -100: left out
         reduction: str = "mean",  # of the loss: "mean", "sum" or "none"
         sentence_index: torch.Tensor | None = None,  # (batch,), not used
@@ -200,12 +413,11 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     ) -> TokenClassifierOutput:  # loss; logits (batch, words, labels)
         "Emissions of each word and, given `labels`, the loss."
         batch = input_ids, attention_mask, token_type_ids
-        inputs = encoder_inputs(self.traits, *batch, **options)
         # (windows, pieces, hidden)
-        hidden = self.encoder(**inputs).last_hidden_state
+        hidden = run_encoder(self.encoder, self.traits, *batch, **options).last_hidden_state
         if word_index is not None:
             # (batch, words, hidden)
-            hidden = gather_words(hidden, word_index)
+            hidden = read_words(hidden, word_index, word_sizes, self.config.subtoken_pooling)
         elif word_mask is None:
             word_mask = attention_mask
         # (batch, words, labels)
@@ -223,18 +435,6 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         "The most likely sequence of labels of each sentence."
         return self.crf.decode(emissions, word_mask)
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,  # folder, made if need be
-        is_main_process: bool = True,  # False: write nothing
-        **options: Any,  # what `PreTrainedModel.save_pretrained` takes
-    ) -> None:
-        "Write configuration, weights and model card into a folder."
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
-        if is_main_process:
-            card = model_card(self.config)
-            Path(save_directory, "README.md").write_text(card, encoding="utf-8")
-
 # %% ../../nbs/4_model/05_modeling.ipynb #a47c08b1
 def model_card(
     config: NerCrfConfig,  # configuration of the model
@@ -245,7 +445,7 @@ def model_card(
         "---\nlibrary_name: nercrf\npipeline_tag: token-classification\n---\n\n"
         "# Named entity recogniser\n\n"
         f"- Encoder: {config.encoder.model_type}, "
-        f"{config.encoder.hidden_size} wide, with a linear-chain CRF\n"
+        f"{config.hidden_size or config.encoder.hidden_size} wide, with a linear-chain CRF\n"
         f"- Entity types: {', '.join(types)}\n"
         f"- Tag scheme: {config.scheme}, {len(config.labels)} labels\n"
         f"- Text is split by: {config.split_by}\n"

@@ -11,16 +11,17 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nercrf.data.examples import Example
-from nercrf.data.reading import split_words
+from nercrf.data.splitting import split_words
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
+from nercrf.model.loading import open_tokenizer
 from nercrf.model.modeling import NerCrfForTokenClassification
 
 # %% auto #0
@@ -93,11 +94,12 @@ class Tagger:
         folder: str | Path,  # a model's folder, or the output folder of a run
         batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch
         device: str | torch.device | None = None,  # None: the GPU if there is one
+        base_model: str | Path | None = None,  # of an adapter: where its encoder is now
     ) -> Tagger:  # ready to use
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
-        model = NerCrfForTokenClassification.from_pretrained(path)
-        return cls(model, AutoTokenizer.from_pretrained(path), batch_size, device)
+        model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
+        return cls(model, open_tokenizer(path), batch_size, device)
 
     def tag_examples(
         self,
@@ -116,6 +118,8 @@ class Tagger:
             scheme=config.scheme,
             stride=config.stride,
             context=config.context if with_context else 0,
+            joined_by=config.joined_by,
+            subtoken_pooling=config.subtoken_pooling,
         )
         dataset = FeatureDataset(features, config.labels, config.scheme)
         batches = evaluation_batches(dataset, self.batch_size)

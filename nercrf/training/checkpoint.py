@@ -591,13 +591,17 @@ def average_checkpoints(
     for path in paths:
         if problems := verify_folder(path):
             raise CheckpointError(f"{path}: not whole: {'; '.join(problems)}")
-    mean = _mean_weights([path / MODEL_WEIGHTS for path in paths])
     listed = json.loads((paths[0] / MANIFEST).read_text())["files"]
+    weights = [  # of the model, and of its adapter where it has one
+        name for name in sorted(set(listed) - _NOT_OF_A_MODEL) if name.endswith(".safetensors")
+    ]
+    means = {name: _mean_weights([path / name for path in paths]) for name in weights}
     with write_folder(out) as temporary:
         for name in set(listed) - _NOT_OF_A_MODEL:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(paths[0] / name, temporary / name)
-        save_file(mean, temporary / MODEL_WEIGHTS, metadata={"format": "pt"})
+        for name, mean in means.items():
+            save_file(mean, temporary / name, metadata={"format": "pt"})
         text = json.dumps([path.name for path in paths]) + "\n"
         (temporary / "averaged.json").write_text(text, encoding="utf-8")
     return Path(out)

@@ -28,6 +28,7 @@ from nercrf.distributed.processes import (
     gather_json,
     is_main_process,
 )
+from nercrf.features.pieces import save_tokenizer
 from nercrf.files import restore_folders, verify_folder, write_lines
 from nercrf.training.callbacks import Progress
 from nercrf.training.checkpoint import (
@@ -62,7 +63,7 @@ def _save_model(run: Training, folder: Path, weights: dict[str, torch.Tensor]) -
     "Model, tokenizer and flags, as a folder that loads by itself."
     bare = unwrap_model(run.model)
     bare.save_pretrained(folder, state_dict=weights)
-    run.tokenizer.save_pretrained(folder)
+    save_tokenizer(run.tokenizer, folder)
     text = json.dumps(asdict(run.args), indent=1, sort_keys=True)
     (folder / "training_config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -151,7 +152,10 @@ def load_checkpoint(
                 "resume with the same data and flags, or start anew from its weights with "
                 "--model_name_or_path"
             )
-    loaded = type(unwrap_model(run.model)).from_pretrained(folder)
+    bare = unwrap_model(run.model)
+    base = getattr(bare.config, "base_encoder", None)  # that of an adapter may have moved since
+    options = {"base_model": base["name_or_path"]} if base else {}
+    loaded = type(bare).from_pretrained(folder, **options)
     load_whole_weights(run.model, loaded.state_dict())
     fitted = _fit_optimizer(run, state)
     run.optimizer.load_state_dict(share_state(fitted, run.optimizer))

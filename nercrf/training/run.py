@@ -5,6 +5,7 @@
 # %% ../../nbs/6_training/12_run.ipynb #a773ed4f
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
@@ -17,15 +18,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from nercrf.distributed.devices import autocast_dtype, wrap_model
+from nercrf.distributed.devices import autocast_dtype, unwrap_model, wrap_model
 from nercrf.distributed.processes import ProcessInfo, init_distributed
 from nercrf.evaluation.evaluator import Evaluation, evaluate, move_batch
 from nercrf.features.batches import FeatureDataset
-from nercrf.training.callbacks import Batch, Callbacks, TrainingCallback
+from nercrf.model.lora import add_lora
+from nercrf.training.callbacks import Callbacks, TrainingCallback
 from nercrf.training.checkpoint import Checkpoints, set_seed
 from nercrf.training.lean import (
     SeenEmbedding,
     restore_embedding,
+    trial_batches,
     use_lean_last_layer,
     use_seen_embedding,
     whole_last_layer,
@@ -159,6 +162,7 @@ _FLAGS = (
     "group_by_length",
     "length_groups",
 )
+_LORA = ("lora", "lora_alpha", "lora_dropout", "lora_targets")
 
 
 def training_identity(
@@ -176,6 +180,8 @@ def training_identity(
         "data_seed": plan.seed,
         "updates": plan.total,
         **{name: getattr(args, name) for name in (*_FLAGS, *recipe_flags())},
+        # an empty list is no wish, as in checkpoints from before there was LoRA
+        **{name: getattr(args, name) or None for name in _LORA},
     }
 
 # %% ../../nbs/6_training/12_run.ipynb #e9241d80
@@ -205,6 +211,8 @@ def ready_model(
     "The model as the run needs it."
     first = dataset.collate(np.arange(min(2, len(dataset))))
     batch = move_batch(first, info.device)
+    if args.lora is not None:
+        _add_lora(model, args)
     unused = freeze_unused_parameters(model, batch)
     if unused:
         logger.info("frozen, since the loss does not depend on them: %s", ", ".join(unused))
@@ -212,12 +220,28 @@ def ready_model(
     embedding = None
     if args.seen_embedding and args.strategy != "fsdp":
         embedding = use_seen_embedding(model, dataset, special, batch)
-    _make_fast(model, args, info, batch)
-    shards = [*encoder_layers(model)[1], model.encoder] if args.strategy == "fsdp" else []
+    _make_fast(model, args, info, dataset)
+    shards = _shards(model) if args.strategy == "fsdp" else []
     return wrap_model(model, info, strategy=args.strategy, shards=shards), embedding
 
 
-def _make_fast(model: nn.Module, args: TrainingConfig, info: ProcessInfo, batch: Batch) -> None:
+def _add_lora(model: nn.Module, args: TrainingConfig) -> None:
+    "Train thin matrices in place of the encoder, as the flags say."
+    dropout = args.lora_dropout or 0.0
+    base, targets = args.model_name_or_path, args.lora_targets
+    add_lora(model, args.lora, args.lora_alpha, dropout, targets, base, args.seed)
+
+
+def _shards(model: nn.Module) -> list[nn.Module]:
+    "What is shared out by itself: the layers, or their parts where those lie apart, the encoder."
+    layers = encoder_layers(model)[1]
+    parts = [list(x) if isinstance(x, nn.ModuleList) else [x] for x in layers]
+    return [*itertools.chain.from_iterable(parts), model.encoder]
+
+
+def _make_fast(
+    model: nn.Module, args: TrainingConfig, info: ProcessInfo, dataset: FeatureDataset
+) -> None:
     "Do to the model what makes a step cheaper, and warn of what makes it dear."
     speed_up(
         model,
@@ -230,16 +254,17 @@ def _make_fast(model: nn.Module, args: TrainingConfig, info: ProcessInfo, batch:
     # what is computed twice, or compiled, must be the same each time
     plain = args.gradient_checkpointing or args.compile
     if args.lean_last_layer and info.device.type == "cpu" and not plain:
-        use_lean_last_layer(model, batch)
+        use_lean_last_layer(model, trial_batches(dataset, info.device))
     warning = slow_precision(autocast_dtype(args.fp16, args.bf16), info.device)
     if warning:
         logger.warning("--%s: %s", "bf16" if args.bf16 else "fp16", warning)
 
 
 def restore_model(
-    model: nn.Module,  # bare; changed in place
+    model: nn.Module,  # bare or wrapped; changed in place
 ) -> None:
     "Take away what a run did to a model for its own speed."
+    model = unwrap_model(model)
     restore_embedding(model)
     whole_last_layer(model)
 
@@ -260,6 +285,7 @@ def start_training(
     plan = plan_training(args, dataset, info)
     steps = {name: getattr(args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
     args = replace(args, **{name: count_steps(steps[name], plan.total) for name in steps})
+    model = unwrap_model(model)  # peft's wrapper would save the adapter alone
     restore_model(model)  # an earlier run may have changed it
     model = model.to(info.device)
     special = getattr(tokenizer, "all_special_ids", ())

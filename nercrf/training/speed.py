@@ -129,7 +129,7 @@ def speed_up(
     attn_implementation: str | None = None,  # sdpa, eager, ...; None: the encoder's best one
     cheap_dropout: bool = True,  # draw dropout on the processor from 16 bits a number
     gradient_checkpointing: bool = False,  # forget activations and compute them again
-    crf_algorithm: str = "auto",  # kernels, scaled, scan or log
+    crf_algorithm: str = "auto",  # kernels, scaled, scan, loop or log
     compile: bool = False,  # let torch build the encoder's kernels
 ) -> None:
     "Do to a model what the flags ask for: ValueError where it cannot."

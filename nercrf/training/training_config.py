@@ -12,7 +12,7 @@ from nercrf.data.read_config import ReadConfig
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.features.feature_config import CacheConfig, WindowConfig
 from nercrf.fields import AtLeastOne, Factor, NotNegative, Positive, Share, Steps
-from nercrf.model.encoder_config import EncoderConfig
+from nercrf.model.encoder_config import AdapterConfig, EncoderConfig
 
 # %% auto #0
 __all__ = ['FIGURES', 'BatchConfig', 'OptimizerConfig', 'PrecisionConfig', 'DeviceConfig', 'SpeedConfig', 'RecipeConfig',
@@ -114,7 +114,7 @@ class SpeedConfig:
     seen_embedding: bool = True  # train rows of pieces that occur; off: train the whole embedding
     lean_last_layer: bool = True  # lean last layer; off: compute all pieces in the last layer
     fused_optimizer: bool = True  # one kernel steps all weights; off: a kernel for each operation
-    crf_algorithm: Literal["auto", "log", "scaled", "scan", "kernels"] = "auto"  # of the CRF
+    crf_algorithm: Literal["auto", "log", "scaled", "scan", "loop", "kernels"] = "auto"  # the CRF's
     cheap_dropout: bool = True  # draw from 16 bits on a CPU; off: draw dropout like torch
     attn_implementation: str | None = None  # sdpa, eager, flash_attention_2, ...; none: the best
     gradient_checkpointing: bool = False  # forget activations and compute them again
@@ -198,6 +198,7 @@ class TrainingConfig(
     WindowConfig,
     CacheConfig,
     EncoderConfig,
+    AdapterConfig,
     EvaluationConfig,
     BatchConfig,
     OptimizerConfig,
@@ -211,12 +212,28 @@ class TrainingConfig(
     "All settings of a training."
 
     def check(self) -> None:
-        "Refuse what needs whole weights where they are shared out: ValueError."
+        "Refuse what needs whole weights, or new ones, where they are not: ValueError."
+        if self.lora is not None:
+            self._check_lora()
         if self.strategy != "fsdp":
             return
-        for name in ("fp16", "compile", "average_decay", "do_adv", "awp_gamma"):
+        for name in ("fp16", "compile", "average_decay", "do_adv", "awp_gamma", "lora"):
             if getattr(self, name):
                 raise ValueError(
                     f"--{name} does not know weights that are shared out (--strategy fsdp): leave "
                     "one of them out" + ("; --bf16 works" if name == "fp16" else "")
                 )
+
+    def _check_lora(self) -> None:
+        "Refuse recipes that change the encoder's own weights."
+        if self.reinit_layers:
+            raise ValueError(
+                "--reinit_layers draws weights of the encoder anew, --lora leaves them: "
+                "leave one of them out"
+            )
+        attack = "do_adv" if self.do_adv else "awp_gamma"
+        if (self.do_adv or self.awp_gamma) and self.adv_name is None:
+            raise ValueError(
+                f"--{attack} changes the piece embedding, which --lora does not train: give "
+                "--adv_name lora_A to change the added matrices, or leave one of them out"
+            )
