@@ -181,6 +181,26 @@ class NerCrfPreTrainedModel(PreTrainedModel):
             for parameter in module.parameters():
                 init.uniform_(parameter, -0.1, 0.1)
 
+    def _apply(self, change, *args, **kwargs):
+        "What `to`, `half` and `bfloat16` call: linear layer and CRF stay in float32."
+        heads = [getattr(self, name) for name in self._keep_in_fp32_modules_strict]
+        kept = [(x, x.detach().clone()) for head in heads for x in head.parameters()]
+        super()._apply(change, *args, **kwargs)
+        for parameter, value in kept:
+            if parameter.dtype in (torch.float16, torch.bfloat16) and not parameter.is_meta:
+                parameter.data = value.to(parameter.device, torch.float32)
+        return self
+
+    def resize_token_embeddings(
+        self,
+        *args: Any,  # as `PreTrainedModel.resize_token_embeddings`
+        **options: Any,
+    ) -> nn.Module:  # the new table
+        "Give the table of pieces another number of rows."
+        table = super().resize_token_embeddings(*args, **options)
+        self.traits = self.traits._replace(vocabulary=table.num_embeddings)
+        return table
+
     @classmethod
     def from_pretrained(
         cls,
@@ -341,7 +361,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,  # (windows, pieces) int64
+        input_ids: torch.Tensor | None = None,  # (windows, pieces) int64
         attention_mask: torch.Tensor | None = None,  # (windows, pieces)
         token_type_ids: torch.Tensor | None = None,  # (windows, pieces)
         word_index: torch.Tensor | None = None,  # (batch, words)
@@ -349,12 +369,17 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         labels: torch.Tensor | None = None,  # (batch, words), -100: left out
         reduction: str = "mean",  # of the loss: "mean", "sum" or "none"
         sentence_index: torch.Tensor | None = None,  # (batch,), not used
+        num_items_in_batch: torch.Tensor
+        | int
+        | None = None,  # labels of an update, shares its loss
+        return_dict: bool | None = None,  # False: a tuple; None: as the configuration says
         **options: Any,  # more arguments of the encoder
-    ) -> TokenClassifierOutput:  # loss; logits (batch, words, labels)
+    ) -> TokenClassifierOutput | tuple:  # loss; logits (batch, words, labels); of the encoder
         "Emissions of each word and, given `labels`, the loss."
         batch = input_ids, attention_mask, token_type_ids
+        encoded = run_encoder(self.encoder, self.traits, *batch, **options)
         # (windows, pieces, hidden)
-        hidden = run_encoder(self.encoder, self.traits, *batch, **options).last_hidden_state
+        hidden = encoded.last_hidden_state
         if word_index is not None:
             # (batch, words, hidden)
             hidden = gather_words(hidden, word_index)
@@ -364,8 +389,13 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         emissions = linear_in_full_precision(self.classifier, self.dropout(hidden))
         loss = None
         if labels is not None:
-            loss = -self.crf(emissions, labels, word_mask, reduction)
-        return TokenClassifierOutput(loss=loss, logits=emissions)
+            whole = num_items_in_batch is None
+            loss = -self.crf(emissions, labels, word_mask, reduction if whole else "sum")
+            loss = loss if whole else loss / num_items_in_batch
+        several = (encoded.get(name) for name in ("hidden_states", "attentions"))
+        output = TokenClassifierOutput(loss, emissions, *several)
+        as_tuple = return_dict is False or (return_dict is None and not self.config.return_dict)
+        return output.to_tuple() if as_tuple else output
 
     def decode(
         self,
