@@ -81,7 +81,8 @@ def piece_counter(
     tokenizer,  # any tokenizer of `transformers`
 ) -> Callable[[list[str]], PieceCounts]:  # for `check_paths`
     "Count the pieces of words as the features do."
-    from nercrf.features.pieces import read_layout, tokenize_words
+    from nercrf.features.pieces import read_layout
+    from nercrf.features.running_text import tokenize_words
 
     def count(words: list[str]) -> PieceCounts:
         layout, counts = read_layout(tokenizer), tokenize_words(words, tokenizer).counts.tolist()

@@ -217,7 +217,10 @@ def _dataset(
     "The features of a split, with labels, scheme and windows of the model."
     config = loaded.model.config
     windows = replace(args, stride=config.stride, context=config.context)
-    conversion = conversion_of(windows, split)
+    conversion = conversion_of(windows, split) | {
+        "joined_by": config.joined_by,
+        "subtoken_pooling": config.subtoken_pooling,
+    }
     return corpus.dataset(split, loaded.tokenizer, conversion, config.labels, config.scheme)
 
 # %% ../nbs/8_commands/02_script.ipynb #57c000d8

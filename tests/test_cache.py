@@ -246,6 +246,8 @@ OPTIONS = {
     "stride": 3,
     "context": 2,
     "nested": "innermost",
+    "joined_by": "",
+    "subtoken_pooling": "mean",
 }
 
 
@@ -314,6 +316,7 @@ TOKENIZERS = {
     "accents": make_tokenizer(strip_accents=True),
     "padding side": make_tokenizer(padding_side="left"),
     "special token": make_tokenizer(cls_token="[MASK]"),
+    "inputs": make_tokenizer(model_input_names=["input_ids"]),
     "class": PreTrainedTokenizerFast(
         tokenizer_object=make_tokenizer().backend_tokenizer, pad_token="[PAD]"
     ),

@@ -371,7 +371,7 @@ def test_a_file_that_shows_no_format_is_read_like_the_others(tmp_path):
     assert run(tmp_path, "--fix", "--output", tmp_path / "new")[0] == 0
     assert (tmp_path / "new" / "test.txt").read_bytes() == (tmp_path / "test.txt").read_bytes()
     (tmp_path / "test.txt").write_text("Ash\nfroze over\n")
-    assert found(check_paths(tmp_path)) == [("unreadable", "test.txt")]
+    assert found(check_paths(tmp_path)) == [("unreadable", "test.txt:2")]
 
 
 def test_files_whose_names_tell_no_split_are_one(tmp_path):

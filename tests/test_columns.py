@@ -56,6 +56,7 @@ def make_features(sentences=7, words=3, seed=0):
         "sentence_windows": np.arange(sentences + 1),
         "word_offsets": np.arange(sentences + 1) * words,
         "word_pieces": np.tile(np.arange(1, words + 1, dtype=np.int32), sentences),
+        "word_sizes": np.zeros(0, np.int32),
         "labels": dice.integers(0, 3, count).astype(np.int32),
         "span_offsets": (np.arange(sentences + 1)) // 2,
         "span_labels": np.zeros(spans, np.int32),

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -126,13 +127,8 @@ def test_columns_are_selectable(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a O\nNew York B-LOC\n", r"train.txt:2: expected 2 columns as in line 1, got 3"),
-        ("a O\nb\n", r"train.txt:2: expected 2 columns as in line 1, got 1"),
-        ("a O\nb\t\n", r"train.txt:2: expected 2 columns as in line 1, got 1"),
-        ("a O\n  O\n", r"train.txt:2: .*a blank as token needs a TAB"),
-        ("one\ntwo words\n", r"cannot tell the format .*--format"),
-        ("a O\n\nb PER\n", r"train.txt:3: .*'PER'.*tag_column"),
-        ("a O\nb B-\n", r"train.txt:2: .*'B-'"),
+        ("one\ntwo words\nand three more\n", r"cannot tell the format .*--format"),
+        ("a O\nNNP VBD\nNN X\n", r"train.txt:2: .*'VBD'.*--tag_column"),
         ("a B-X\nb L-X\n\nc S-X\n", r"train.txt: no tag scheme has the prefixes"),
         ("", r"expected at least one sentence, got none"),
         ("\n \n", r"expected at least one sentence, got none"),
@@ -142,6 +138,25 @@ def test_malformed_files_name_the_line(tmp_path, text, message):
     for on_bad in ("error", "warn"):
         with pytest.raises(DataError, match=message):
             read_text(tmp_path, text, on_bad=on_bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "tokens"),
+    [
+        ("a O\nNew York B-LOC\n", r"train.txt:2: expected 2 columns as in line 1, got 3", ["a"]),
+        ("a O\nb\n", r"train.txt:2: expected 2 columns as in line 1, got 1", ["a"]),
+        ("a O\nb\t\n", r"train.txt:2: expected 2 columns as in line 1, got 1", ["a"]),
+        ("a O\n  O\n", r"train.txt:2: .*a blank as token needs a TAB", ["a"]),
+        ("a O\nb B-\n", r"train.txt:2: .*'B-'", ["a", "b"]),
+    ],
+)
+def test_malformed_lines_are_named_and_passed_over_leniently(tmp_path, text, message, tokens):
+    with pytest.raises(DataError, match=message):
+        read_text(tmp_path, text)
+    warnings = []
+    (example,) = read_text(tmp_path, text, on_bad="warn", warnings=warnings)
+    assert (example.tokens, example.spans) == (tokens, [])
+    assert any(re.search(message, warning) for warning in warnings)
 
 
 def test_a_tag_outside_of_a_given_scheme_names_the_line(tmp_path):

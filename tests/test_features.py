@@ -24,7 +24,8 @@ from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import POLICIES, DataError, Example, flatten_spans
 from nercrf.features.batches import FeatureDataset, deal_batch, plan_batches
 from nercrf.features.conversion import Features, convert_examples_to_features
-from nercrf.features.pieces import _note_once, read_layout, tokenize_words
+from nercrf.features.pieces import read_layout
+from nercrf.features.running_text import _note_once, tokenize_words
 from nercrf.features.store import is_row_column
 from nercrf.features.windows import cut_windows
 from nercrf.labels import SCHEMES, Span, ids_to_spans, label_list, spans_to_tags
@@ -193,31 +194,66 @@ def make_examples(pairs):
 # The tokenizer's own answer is the oracle.
 
 
-def test_equals_the_tokenizer_id_for_id(tokenizer):
-    dataset = FeatureDataset(convert(SENTENCES, tokenizer), LABELS)
+def texts_of(sentences, joined_by):
+    "What the tokenizer itself is asked, and how: texts, or lists of words for models of before."
+    if joined_by is None:
+        return sentences, {"is_split_into_words": True}
+    return [joined_by.join(words) for words in sentences], {}
+
+
+def first_of_text(encoded, words, tokens):
+    "The first piece of each word that holds one of its characters and is no mark of a blank."
+    begin, found = 0, []
+    for word in words:
+        end = begin + len(word)
+        found.append(
+            next(
+                at
+                for at, (start, stop) in enumerate(encoded["offset_mapping"])
+                if max(start, begin) < min(stop, end) and tokens[at].strip("▁Ġ")
+            )
+        )
+        begin = end + 1
+    return found
+
+
+@pytest.mark.parametrize("joined_by", [" ", None])
+def test_equals_the_tokenizer_id_for_id(tokenizer, joined_by):
+    features = convert(SENTENCES, tokenizer, joined_by=joined_by)
+    dataset = FeatureDataset(features, LABELS)
+    asked, options = texts_of(SENTENCES, joined_by)
     for index, words in enumerate(SENTENCES):
-        expected = tokenizer(words, is_split_into_words=True, return_token_type_ids=True)
+        expected = tokenizer(
+            asked[index],
+            return_token_type_ids=True,
+            return_offsets_mapping=tokenizer.is_fast,
+            **options,
+        )
         item = dataset[index]
         assert item["input_ids"].tolist() == expected["input_ids"]
-        assert item["token_type_ids"].tolist() == expected["token_type_ids"]
-        if tokenizer.is_fast:
+        types = features.token_type_ids[slice(*features.window_offsets[index : index + 2])]
+        assert types.tolist() == expected["token_type_ids"]
+        assert ("token_type_ids" in item) == ("token_type_ids" in tokenizer.model_input_names)
+        if tokenizer.is_fast and joined_by is None:
             words_at = expected.word_ids()
             first = [words_at.index(word) for word in range(len(words))]
             assert item["word_pieces"].tolist() == first
+        elif tokenizer.is_fast:
+            tokens = tokenizer.convert_ids_to_tokens(expected["input_ids"])
+            assert item["word_pieces"].tolist() == first_of_text(expected, words, tokens)
 
 
-def test_batches_equal_the_tokenizers_padding(tokenizer):
+@pytest.mark.parametrize("joined_by", [" ", None])
+def test_batches_equal_the_tokenizers_padding(tokenizer, joined_by):
     if tokenizer.pad_token is None:
         pytest.skip("a tokenizer that can't pad")
-    batch = FeatureDataset(convert(SENTENCES, tokenizer), LABELS).collate(range(5))
-    expected = tokenizer(
-        SENTENCES,
-        is_split_into_words=True,
-        padding=True,
-        return_token_type_ids=True,
-        return_tensors="pt",
-    )
-    for name in ("input_ids", "attention_mask", "token_type_ids"):
+    features = convert(SENTENCES, tokenizer, joined_by=joined_by)
+    batch = FeatureDataset(features, LABELS).collate(range(5))
+    asked, options = texts_of(SENTENCES, joined_by)
+    expected = tokenizer(asked, padding=True, return_tensors="pt", **options)
+    names = {"input_ids", "attention_mask", "token_type_ids"}
+    assert names & set(batch) == names & set(expected)
+    for name in names & set(batch):
         assert torch.equal(batch[name], expected[name]), name
 
 
@@ -226,7 +262,7 @@ def test_batches_equal_the_tokenizers_padding(tokenizer):
 def test_equals_the_tokenizer_on_random_words(sentences):
     for name in ("bert", "roberta", "metaspace-first", "xlnet"):
         tokenizer = _made.setdefault(name, MAKERS[name]())
-        dataset = FeatureDataset(convert(sentences, tokenizer, 512), LABELS)
+        dataset = FeatureDataset(convert(sentences, tokenizer, 512, joined_by=None), LABELS)
         for index, words in enumerate(sentences):
             bare = (
                 tokenizer(
@@ -349,9 +385,10 @@ odd_words = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(sentences=st.lists(st.lists(odd_words, min_size=1, max_size=8), min_size=1, max_size=4))
 def test_trained_tokenizers_are_equalled_id_for_id(name, sentences):
+    "Models that were saved before `joined_by`; running text is in `test_running_text`."
     tokenizer = _made.setdefault(name, None) or TRAINED[name]()
     _made[name] = tokenizer
-    dataset = FeatureDataset(convert(sentences, tokenizer, 2048), LABELS)
+    dataset = FeatureDataset(convert(sentences, tokenizer, 2048, joined_by=None), LABELS)
     for index, words in enumerate(sentences):
         encoded = tokenizer(words, is_split_into_words=True)
         item, owners = dataset[index], encoded.word_ids()
@@ -367,11 +404,9 @@ def test_trained_tokenizers_are_equalled_id_for_id(name, sentences):
 class Characters(PreTrainedTokenizer):
     "A tokenizer in Python: a piece a character, none for what is not visible."
 
-    def __init__(self, first_is_special=False, **options):
-        self.table = {
-            piece: at for at, piece in enumerate(["<unk>", "<first>", *sorted(set(ALPHABET))])
-        }
-        self.first_is_special = first_is_special
+    def __init__(self, lowers_from=None, **options):
+        self.table = {piece: at for at, piece in enumerate(["<unk>", *sorted(set(ALPHABET))])}
+        self.lowers_from = lowers_from
         super().__init__(unk_token="<unk>", **options)
 
     @property
@@ -382,7 +417,9 @@ class Characters(PreTrainedTokenizer):
         return dict(self.table)
 
     def _tokenize(self, text, **_):
-        return [character for character in text if character.isprintable()]
+        pieces = [each for each in text if each.isprintable() and each != " "]
+        keep = len(pieces) if self.lowers_from is None else self.lowers_from
+        return pieces[:keep] + [piece.lower() for piece in pieces[keep:]]
 
     def _convert_token_to_id(self, token):
         return self.table.get(token, 0)
@@ -390,24 +427,17 @@ class Characters(PreTrainedTokenizer):
     def _convert_id_to_token(self, index):
         return list(self.table)[index]
 
-    def prepare_for_model(self, ids, *arguments, **options):
-        marked = [1, *ids] if self.first_is_special else ids
-        return super().prepare_for_model(marked, *arguments, **options)
-
 
 class FirstIsLower(PreTrainedTokenizerFast):
-    "A fast tokenizer that lowers the first word of a sentence."
+    "A fast tokenizer that lowers the first word of a sentence of several words."
 
     def _encode_plus(self, text, **options):
         def lower(row):
-            return [row[0].lower(), *row[1:]]
+            first, blank, rest = row.partition(" ")
+            return first.lower() + blank + rest if blank else row
 
-        rows = (
-            lower(text)
-            if isinstance(text[0], str)
-            else [lower(row) if row else row for row in text]
-        )
-        return super()._encode_plus(rows, **options)
+        text = lower(text) if isinstance(text, str) else list(map(lower, text))
+        return super()._encode_plus(text, **options)
 
 
 @pytest.fixture
@@ -436,7 +466,7 @@ def test_a_tokenizer_in_python_works_and_says_that_it_is_slower(log):
             lambda: FirstIsLower(tokenizer_object=bert().backend_tokenizer, unk_token="[UNK]"),
             "FirstIsLower tokenises",
         ),
-        (lambda: Characters(first_is_special=True), "Characters tokenises"),
+        (lambda: Characters(lowers_from=3), "Characters tokenises"),
     ],
 )
 def test_a_word_that_depends_on_its_place_is_noticed(tokenizer, message, log):
@@ -444,13 +474,13 @@ def test_a_word_that_depends_on_its_place_is_noticed(tokenizer, message, log):
     sentences = [["A", "bA", "A"], ["bb", "Ab", "高"]]
     dataset = FeatureDataset(convert(sentences, tokenizer), LABELS)
     for index, words in enumerate(sentences):
-        expected = tokenizer(words, is_split_into_words=True)
+        expected = tokenizer(" ".join(words), return_offsets_mapping=tokenizer.is_fast)
         assert dataset[index]["input_ids"].tolist() == expected["input_ids"]
         places = dataset[index]["word_pieces"].tolist()
         assert places == sorted(set(places))
         if tokenizer.is_fast:
-            owners = expected.word_ids()
-            assert places == [owners.index(word) for word in range(len(words))]
+            tokens = tokenizer.convert_ids_to_tokens(expected["input_ids"])
+            assert places == first_of_text(expected, words, tokens)
     lines = [record.getMessage() for record in log.records if "otherwise" in record.getMessage()]
     assert len(lines) == 1
     assert message in lines[0]
@@ -490,12 +520,13 @@ def test_word_with_several_pieces_does_not_shift_labels(small):
     assert small.convert_ids_to_tokens(gathered) == ["Love", "the", "un", "c"]
 
 
-def test_without_unknown_token_an_error_names_the_word():
+@pytest.mark.parametrize("joined_by", [None, ""])
+def test_without_unknown_token_an_error_names_the_word(joined_by):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=roberta().backend_tokenizer, pad_token="<pad>"
     )
     with pytest.raises(ValueError, match=r"the word ''.*no unknown"):
-        convert([["a", ""]], tokenizer)
+        convert([["a", ""]], tokenizer, joined_by=joined_by)
 
 
 @pytest.mark.parametrize("extra", ["X", "[START]", "[END]", "", "PER", "B-"])
@@ -1158,16 +1189,15 @@ def test_distinct_words_are_tokenised_once(small):
             return getattr(small, name)
 
         def __call__(self, rows, **options):
-            calls.extend(word for row in rows for word in row)
+            calls.extend(word for row in rows for word in row.split(" "))
             return small(rows, **options)
 
-    convert([["a", "Lovelace", "a"], ["Lovelace", "", "a"]], Counting())
-    assert (
-        calls.count("Lovelace") == 1 + 2
-    )  # in the table, and in the two sentences that are compared
+    convert([["a", "Lovelace", "a"], ["Lovelace", "the", "a"]], Counting())
+    # in the table, as a word that begins a text, and in the two sentences that are compared
+    assert calls.count("Lovelace") == 1 + 1 + 2
     calls.clear()
-    table = tokenize_words(["a", "Lovelace", ""], Counting())
-    assert calls == ["a", "Lovelace", ""]
+    table = tokenize_words(["b", "Lovelace", "the"], Counting())
+    assert calls == ["a", "b", "Lovelace", "the"]  # behind a word of no account
     assert table.counts.tolist() == [1, 2, 1]
 
 

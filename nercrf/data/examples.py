@@ -15,9 +15,9 @@ from nercrf.files import sha256_of
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['KINDS', 'SEVERITIES', 'POLICIES', 'DataError', 'Example', 'character_spans', 'example_name', 'Kind', 'split_place',
-           'Finding', 'merge_findings', 'report_findings', 'span_order', 'flatten_spans', 'check_overlaps', 'file_stem',
-           'all_labelled', 'data_files', 'file_digest']
+__all__ = ['KINDS', 'SEVERITIES', 'MOST_UNREADABLE', 'POLICIES', 'DataError', 'Example', 'character_spans', 'example_name',
+           'Kind', 'split_place', 'Finding', 'merge_findings', 'report_findings', 'span_order', 'flatten_spans',
+           'check_overlaps', 'file_stem', 'all_labelled', 'data_files', 'file_digest']
 
 # %% ../../nbs/1_data/01_examples.ipynb #2f397106
 class DataError(ValueError):
@@ -92,6 +92,9 @@ class Kind(NamedTuple):
 
 KINDS = {
     "unreadable": Kind("cannot be read"),
+    "no-entity": Kind("labelled files without an entity"),
+    "other-column": Kind("columns that may be the wrong ones"),
+    "similar-type": Kind("types that are probably one"),
     "ill-formed-tag": Kind("tags that break the scheme", True),
     "cut-entity": Kind("entities that a sentence border cuts"),
     "invisible-token": Kind("tokens that nobody sees", True),
@@ -118,16 +121,20 @@ KINDS = {
     "missed-entity": Kind("names that are unlabelled in places"),
     "ends-unknown": Kind("files that do not show what ends mean"),
     "no-annotations": Kind("files of annotations that are missing"),
+    "understood": Kind("how files were read"),
     "ignored": Kind("left aside when reading"),
 }
 SEVERITIES = ("error", "problem", "note")
 
 # %% ../../nbs/1_data/01_examples.ipynb #ecc45692
 def split_place(
-    where: str,  # "file:line", "file:row 7" or "file"
-) -> tuple[str, int]:  # line 0 where it names a file only
+    where: str,  # "file:line", "file:row 7", "file:id x" or "file"
+) -> tuple[str, int]:  # line 0 where it names a file or an id only
     "File and line of a place; the row of a table counts like a line."
-    match = re.fullmatch(r"(.+):(?:row )?([0-9]+)", where, re.DOTALL)
+    match = re.fullmatch(r"(.+):(?:row |record )?([0-9]+)", where, re.DOTALL)
+    named = re.fullmatch(r"(.+?):id .*", where, re.DOTALL)
+    if named:
+        return named[1], 0
     return (match[1], int(match[2])) if match else (where, 0)
 
 # %% ../../nbs/1_data/01_examples.ipynb #e09dc02a
@@ -169,6 +176,9 @@ def merge_findings(
     return merged
 
 # %% ../../nbs/1_data/01_examples.ipynb #1c0278b3
+MOST_UNREADABLE = 100  # lines that an error lists; one round mends them all
+
+
 def report_findings(
     findings: Sequence[Finding],  # problems and notes
     on_bad: str = "error",  # "warn" raises nothing
@@ -179,9 +189,12 @@ def report_findings(
         raise ValueError(f"expected on_bad='error' or 'warn', got {on_bad!r}")
     problems = [str(finding) for finding in findings if finding.severity == "problem"]
     if problems and on_bad == "error":
-        shown = "\n".join(problems[:5])
-        if len(problems) > 5:
-            shown += f"\n... and {len(problems) - 5} more"
+        unreadable = [str(each) for each in findings if each.kind == "unreadable"]
+        others = [problem for problem in problems if problem not in set(unreadable)]
+        listed = unreadable[:MOST_UNREADABLE] + others[:5]
+        shown = "\n".join(listed)
+        if len(problems) > len(listed):
+            shown += f"\n... and {len(problems) - len(listed)} more"
         raise DataError(
             f"{shown}\nCorrect the file, or read it leniently with on_bad='warn' (--on_bad warn)"
         )

@@ -5,7 +5,7 @@
 # %% ../../nbs/1_data/00_read_config.ipynb #d3941ace
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 # %% auto #0
@@ -15,6 +15,8 @@ __all__ = ['ReadFormat', 'TASKS', 'DEFAULTS', 'ReadConfig']
 ReadFormat = Literal[
     "auto",
     "columns",
+    "csv",
+    "tokens",
     "cluener",
     "jsonl",
     "doccano",
@@ -22,6 +24,7 @@ ReadFormat = Literal[
     "brat",
     "inline",
     "text",
+    "parquet",
     "datasets",
 ]
 TASKS = {
@@ -30,7 +33,13 @@ TASKS = {
     "ner": {},
     "sample": {},
 }
-DEFAULTS = {"format": "auto", "encoding": "utf-8", "on_bad": "error"}  # where no task says more
+DEFAULTS = {  # where no task says more
+    "format": "auto",
+    "encoding": "utf-8",
+    "on_bad": "error",
+    "token_column": None,
+    "tag_column": None,
+}
 
 
 @dataclass
@@ -40,8 +49,13 @@ class ReadConfig:
     task_name: str = "ner"  # ner reads any folder; cner and cluener know the oddities of theirs
     format: ReadFormat | None = None  # of the files; left out: found from their content
     encoding: str | None = None  # of the files; left out: UTF-8
-    token_column: int = 0  # column of the token in a column file, from 0
-    tag_column: int = -1  # column of the tag in a column file, -1 is the last
+    token_column: int | None = None  # of a column file, from 0; none: the first that does not count
+    tag_column: int | None = None  # of a column file, -1 is the last; none: found from the tags
+    comment: str | None = None  # what begins a comment line in a column file; none: # before words
+    tag_names: list[str] = field(default_factory=list)  # of tags that are numbers, in order
+    type_map: list[str] = field(default_factory=list)  # new names of types, like PERSON=PER
+    keep_types: list[str] = field(default_factory=list)  # the only types that count; none: all
+    drop_types: list[str] = field(default_factory=list)  # types that do not count
     by: str = "words"  # how text is cut: words, penn, punctuation, blanks, characters, spacy:en
     end: Literal["auto", "exclusive", "inclusive"] = "auto"  # what the end of a span means
     units: Literal["auto", "characters", "utf16"] = "auto"  # what offsets count

@@ -19,7 +19,8 @@ from nercrf.data.examples import DataError, Finding, span_order
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['DIRT', 'BLANK', 'read_bytes', 'read_text', 'is_visible', 'separators_of', 'only_characters', 'align_spans']
+__all__ = ['LINE_END', 'DIRT', 'BLANK', 'read_bytes', 'clean_lines', 'read_text', 'is_visible', 'separators_of',
+           'only_characters', 'align_spans']
 
 # %% ../../nbs/1_data/02_reading.ipynb #ca2a0051
 def read_bytes(
@@ -34,6 +35,18 @@ def read_bytes(
         raise DataError(
             f"{path}: expected a whole gzip file, got a broken one ({error}); copy it again"
         ) from error
+
+# %% ../../nbs/1_data/02_reading.ipynb #774d16f8
+LINE_END = r"\r*\n|\r"  # of any system, also translated twice
+
+
+def clean_lines(
+    text: str,  # as it was decoded
+) -> str:  # lines end in \n, marks at their beginnings are gone
+    "Text whose lines end in one way and begin with what they say."
+    if "\r" in text:
+        text = re.sub(LINE_END, "\n", text)
+    return re.sub(r"\n\ufeff(?=\S)", "\n", text) if "\ufeff" in text else text
 
 # %% ../../nbs/1_data/02_reading.ipynb #31b30df2
 def read_text(
@@ -66,9 +79,7 @@ def read_text(
             "file's encoding, for instance encoding='gb18030' "
             "(--encoding gb18030)"
         ) from error
-    if "\r" in text and not keep_returns:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text
+    return text if keep_returns else clean_lines(text)
 
 # %% ../../nbs/1_data/02_reading.ipynb #4375e996
 _INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from nercrf.data.examples import Example, file_digest
 
 # %% auto #0
-__all__ = ['logger', 'row_offsets', 'row_ranges', 'Layout', 'read_layout', 'SpecialTokens', 'PieceTable', 'tokenize_words',
-           'CorpusPieces', 'name_sentence', 'tokenize_corpus', 'cache_key', 'describe_tokenizer']
+__all__ = ['row_offsets', 'row_ranges', 'Layout', 'read_layout', 'SpecialTokens', 'PieceTable', 'make_table', 'name_sentence',
+           'cache_key', 'describe_tokenizer']
 
 # %% ../../nbs/2_features/01_pieces.ipynb #42b0989f
 def row_offsets(
@@ -58,11 +55,10 @@ def read_layout(
 ) -> Layout:  # what it puts around one sentence
     "Ask a tokenizer what it puts around the words of a sentence."
     for probe in ["a", "1", "的", tokenizer.unk_token or "b"]:
-        ask = {"is_split_into_words": True, "return_token_type_ids": True}
-        bare = tokenizer([probe], add_special_tokens=False, **ask)["input_ids"]
+        bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
         if not bare:
             continue
-        whole = tokenizer([probe], **ask)
+        whole = tokenizer(probe, return_token_type_ids=True)
         ids, types = list(whole["input_ids"]), list(whole["token_type_ids"])
         for begin in range(len(ids) - len(bare) + 1):
             end = begin + len(bare)
@@ -138,12 +134,12 @@ class PieceTable(NamedTuple):
     missing: np.ndarray  # bool (words,) it has none: the id is the unknown one
 
 # %% ../../nbs/2_features/01_pieces.ipynb #fce7da00
-def _make_table(
-    words: Sequence[str],
+def make_table(
+    words: Sequence[str],  # for messages
     counts: Sequence[int],  # pieces of each word, also none
     ids: Sequence[int],  # pieces of all words
-    tokenizer: PreTrainedTokenizerBase,
-) -> PieceTable:
+    tokenizer: PreTrainedTokenizerBase,  # theirs
+) -> PieceTable:  # a row for each word
     "A table from the pieces of words, of which some may have none."
     counts, ids = np.asarray(counts, np.int64), np.asarray(ids, np.int32)
     missing = counts == 0
@@ -159,128 +155,6 @@ def _make_table(
         counts = np.where(missing, 1, counts)
     return PieceTable(ids, row_offsets(counts)[:-1], counts, missing)
 
-# %% ../../nbs/2_features/01_pieces.ipynb #54f51fb1
-logger = logging.getLogger(__name__)
-_BARE = {
-    "add_special_tokens": False,
-    "return_attention_mask": False,
-    "return_token_type_ids": False,
-    "verbose": False,
-}
-
-
-@cache
-def _note_once(message: str) -> None:
-    "Log a warning the first time that it comes up."
-    logger.warning(message)
-
-# %% ../../nbs/2_features/01_pieces.ipynb #7d72c55b
-def _fast_pieces(
-    sentences: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[np.ndarray, np.ndarray]:
-    "Pieces of each word and the ids of all; sentences as one sequence each."
-    encoded = tokenizer(sentences, is_split_into_words=True, **_BARE)
-    counts = [
-        np.bincount(np.array(encoded.word_ids(row), np.int64), minlength=len(words))
-        for row, words in enumerate(sentences)
-    ]
-    ids = np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32)
-    return np.concatenate(counts), ids
-
-# %% ../../nbs/2_features/01_pieces.ipynb #ec003e9f
-def tokenize_words(
-    words: Sequence[str],  # distinct words
-    tokenizer: PreTrainedTokenizerBase,  # any tokenizer, fast or not
-) -> PieceTable:  # one row a word
-    "Tokenise every word by itself; a word without pieces becomes unknown."
-    words = list(words)
-    if not words:
-        return _make_table(words, [], [], tokenizer)
-    if tokenizer.is_fast:
-        chunks = [words[at : at + 1000] for at in range(0, len(words), 1000)]
-        return _make_table(words, *_fast_pieces(chunks, tokenizer), tokenizer)
-    _note_once(
-        f"{type(tokenizer).__name__} has no fast version: words are "
-        "tokenised in Python, which takes longer"
-    )
-    rows = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word)) for word in words]
-    return _make_table(
-        words, [len(row) for row in rows], list(chain.from_iterable(rows)), tokenizer
-    )
-
-# %% ../../nbs/2_features/01_pieces.ipynb #9d450d50
-class CorpusPieces(NamedTuple):
-    "The pieces of every word of a corpus."
-
-    table: PieceTable  # of the distinct words
-    rows: np.ndarray  # int64 (words,) row of each word in the table
-    offsets: np.ndarray  # int64 (sentences + 1), into the words
-
-
-def _look_up_words(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> CorpusPieces:
-    "Tokenise the distinct words, and find each word of the corpus among them."
-    words = list(chain.from_iterable(item.tokens for item in examples))
-    rows = {word: row for row, word in enumerate(dict.fromkeys(words))}
-    word_rows = np.fromiter(map(rows.__getitem__, words), np.int64, len(words))
-    offsets = row_offsets([len(item.tokens) for item in examples])
-    return CorpusPieces(tokenize_words(list(rows), tokenizer), word_rows, offsets)
-
-# %% ../../nbs/2_features/01_pieces.ipynb #5ae749df
-def _first_difference(
-    examples: Sequence[Example], pieces: CorpusPieces, tokenizer: PreTrainedTokenizerBase
-) -> int | None:
-    "The first of up to 32 sentences that is tokenised otherwise, or None."
-    table, offsets = pieces.table, pieces.offsets
-    filled = np.flatnonzero(np.diff(offsets))
-    if not len(filled):
-        return None
-    picks = filled[np.unique(np.linspace(0, len(filled) - 1, 32).astype(int))]
-    words = [list(examples[pick].tokens) for pick in picks]
-    whole = tokenizer(words, is_split_into_words=True, **_BARE)["input_ids"]
-    for pick, expected in zip(picks, whole, strict=True):
-        rows = pieces.rows[offsets[pick] : offsets[pick + 1]]
-        rows = rows[~table.missing[rows]]
-        own = table.ids[row_ranges(table.starts[rows], table.counts[rows])]
-        if own.tolist() != list(expected):
-            return int(pick)
-    return None
-
-# %% ../../nbs/2_features/01_pieces.ipynb #7f99515d
-def _growing_pieces(
-    words: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[int]]:
-    "Pieces of each word of one sentence, from its beginnings."
-    counts, known = [], []
-    for end in range(1, len(words) + 1):
-        ids = tokenizer(words[:end], is_split_into_words=True, **_BARE)["input_ids"]
-        if list(ids[: len(known)]) != known:
-            raise ValueError(
-                f"{type(tokenizer).__name__}: expected that the word "
-                f"{words[end - 1]!r} adds pieces behind those of the words "
-                "before it, found that it changes them; use a fast tokenizer, "
-                "which says which piece is whose"
-            )
-        counts.append(len(ids) - len(known))
-        known = list(ids)
-    return counts, known
-
-# %% ../../nbs/2_features/01_pieces.ipynb #3cdb44b8
-def _tokenize_in_place(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
-) -> PieceTable:
-    "A table with a row for every word of a corpus, neighbours regarded."
-    sentences = [list(item.tokens) for item in examples if len(item.tokens)]
-    words = list(chain.from_iterable(sentences))
-    if tokenizer.is_fast:
-        return _make_table(words, *_fast_pieces(sentences, tokenizer), tokenizer)
-    rows = [_growing_pieces(sentence, tokenizer) for sentence in sentences]
-    return _make_table(
-        words,
-        list(chain.from_iterable(row[0] for row in rows)),
-        list(chain.from_iterable(row[1] for row in rows)),
-        tokenizer,
-    )
-
 # %% ../../nbs/2_features/01_pieces.ipynb #dbee6706
 def name_sentence(
     example: Example,  # a sentence
@@ -288,24 +162,6 @@ def name_sentence(
     "How a message names a sentence."
     place = f" ({example.source})" if example.source else ""
     return f"sentence {example.id!r}{place}"
-
-# %% ../../nbs/2_features/01_pieces.ipynb #84c8fdaa
-def tokenize_corpus(
-    examples: Sequence[Example],  # sentences
-    tokenizer: PreTrainedTokenizerBase,  # any tokenizer, fast or not
-) -> CorpusPieces:  # the pieces of each word
-    "Tokenise the distinct words once; whole sentences where neighbours matter."
-    pieces = _look_up_words(examples, tokenizer)
-    differs = _first_difference(examples, pieces, tokenizer)
-    if differs is None:
-        return pieces
-    _note_once(
-        f"{type(tokenizer).__name__} tokenises a word otherwise beside other "
-        f"words, as in {name_sentence(examples[differs])}: every sentence is "
-        "tokenised as a whole, which takes longer"
-    )
-    rows = np.arange(len(pieces.rows))
-    return CorpusPieces(_tokenize_in_place(examples, tokenizer), rows, pieces.offsets)
 
 # %% ../../nbs/2_features/01_pieces.ipynb #58174ba4
 def cache_key(
@@ -381,6 +237,7 @@ def describe_tokenizer(
                 "pad_token_type_id",
                 "do_lower_case",
                 "split_special_tokens",
+                "model_input_names",
             )
         },
     }

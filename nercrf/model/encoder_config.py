@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from nercrf.fields import Positive, Share
 from nercrf.labels import get_scheme
@@ -33,6 +33,7 @@ class EncoderConfig:
     dropout: Annotated[float | None, Share] = None  # of the head; none: 0.1, from scratch 0.3
     encoder_dropout: Annotated[float | None, Share] = None  # inside the encoder; none: its own
     attention_dropout: Annotated[float | None, Share] = None  # of attention; none: as the others
+    subtoken_pooling: Literal["first", "last", "mean"] | None = None  # of a word; none: first
     constrain: bool = True  # decode well-formed tags; off: let decoding give ill-formed tags
     constrain_likelihood: bool = False  # let the loss sum over well-formed tag sequences only
     loss_type: str | None = None  # of the reference's softmax script; refused

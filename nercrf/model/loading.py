@@ -274,6 +274,7 @@ def build_model(
         dropout=encoder.encoder_dropout,
         attention_dropout=encoder.attention_dropout,
     )
+    unit = unit_of_words(sentences)
     model = NerCrfForTokenClassification.from_encoder(
         loaded,
         labels,
@@ -281,7 +282,9 @@ def build_model(
         classifier_dropout=encoder.dropout,
         constrain=encoder.constrain,
         constrain_likelihood=encoder.constrain_likelihood,
-        split_by=unit_of_words(sentences),
+        split_by=unit,
+        joined_by=" " if unit == "words" else "",
+        subtoken_pooling=encoder.subtoken_pooling or "first",
         **windows._asdict(),
     )
     return LoadedModel(model, tokenizer)
@@ -304,6 +307,8 @@ def load_tagger(
     config.encoder = set_dropout(config.encoder, *dropouts)
     if encoder.dropout is not None:
         config.classifier_dropout = encoder.dropout
+    if encoder.subtoken_pooling is not None:
+        config.subtoken_pooling = encoder.subtoken_pooling
     config.constrain = encoder.constrain
     config.constrain_likelihood = encoder.constrain_likelihood
     config.update(windows._asdict())

@@ -117,6 +117,8 @@ class Tagger:
             scheme=config.scheme,
             stride=config.stride,
             context=config.context if with_context else 0,
+            joined_by=config.joined_by,
+            subtoken_pooling=config.subtoken_pooling,
         )
         dataset = FeatureDataset(features, config.labels, config.scheme)
         batches = evaluation_batches(dataset, self.batch_size)

@@ -5,8 +5,9 @@
 # %% ../../nbs/6_training/06_lean.ipynb #6569d29f
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+import random
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from nercrf.features.batches import FeatureDataset
+from nercrf.model.encoders import NoPooler
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training.optim import encoder_layers
 
 # %% auto #0
-__all__ = ['seen_pieces', 'SeenEmbedding', 'probe_loss', 'use_seen_embedding', 'restore_embedding', 'decay_rest', 'fit_rows',
-           'weight_norm', 'LeanLastLayer', 'use_lean_last_layer', 'whole_last_layer']
+__all__ = ['seen_pieces', 'trial', 'word_scores', 'same_numbers', 'SeenEmbedding', 'fit_rows', 'use_seen_embedding',
+           'restore_embedding', 'decay_rest', 'weight_norm', 'LeanLastLayer', 'kinds_after_attention',
+           'knows_one_piece', 'trial_batch', 'trial_batches', 'use_lean_last_layer', 'whole_last_layer']
 
 # %% ../../nbs/6_training/06_lean.ipynb #7839bac0
 def seen_pieces(
@@ -41,6 +44,61 @@ def seen_pieces(
     seen[pieces] = True
     seen[list(special)] = True
     return torch.from_numpy(seen)
+
+# %% ../../nbs/6_training/06_lean.ipynb #fd943477
+@contextmanager
+def trial(
+    model: nn.Module,  # as it is in the run, not wrapped
+) -> Iterator[None]:
+    "Inside, a model is evaluated; modes and random numbers are as before afterwards."
+    modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for module, training in modes.items():
+                module.training = training
+
+# %% ../../nbs/6_training/06_lean.ipynb #0d247a56
+def word_scores(
+    model: nn.Module,  # as it is in the run, not wrapped
+    batch: dict[str, torch.Tensor],  # on the model's device
+    parameters: Sequence[nn.Parameter],  # those whose gradients are wanted
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:  # (words, labels); one for each parameter
+    "The emissions of the words of a batch, and gradients of a weighted sum of them."
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    # (words, labels)
+    scores = model(**inputs).logits[batch["word_mask"]]
+    weights = torch.arange(scores.numel(), device=scores.device).sin().view_as(scores)
+    total = (scores * weights).sum()
+    return scores.detach(), list(torch.autograd.grad(total, parameters, allow_unused=True))
+
+# %% ../../nbs/6_training/06_lean.ipynb #46c6adec
+def same_numbers(
+    expected: Sequence[torch.Tensor | None],  # of the model as it was
+    found: Sequence[torch.Tensor | None],  # of the changed one
+) -> bool:  # False where there is nothing to compare
+    "Are tensors equal to four digits of the largest number, rounding of the others left out?"
+    if [each is None for each in expected] != [each is None for each in found]:
+        return False
+    pairs = [each for each in zip(expected, found, strict=True) if each[0] is not None]
+    if not pairs:
+        return False
+    sizes = [_largest(one) for one, _ in pairs]
+    return all(
+        _largest(one - other) <= max(1e-4 * size, 1e-6 * max(sizes))
+        for size, (one, other) in zip(sizes, pairs, strict=True)
+    )
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    "The largest absolute value, 0 for no value; nan is no value that anything is equal to."
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 # %% ../../nbs/6_training/06_lean.ipynb #6b05f8ed
 class SeenEmbedding(nn.Embedding):
@@ -129,6 +187,31 @@ class SeenEmbedding(nn.Embedding):
                 self.weight.copy_(rows[: len(self.weight)])
                 self.rest.copy_(rows[len(self.weight) :])
 
+# %% ../../nbs/6_training/06_lean.ipynb #323a5132
+def fit_rows(
+    value: Any,  # of an optimiser's state: a tensor with a row a piece or not
+    held: torch.Tensor | None,  # (n,) ids of its rows; None: all
+    wanted: torch.Tensor | None,  # (m,) ids of the rows it gets; None: all
+    rows: int,  # of the whole embedding
+) -> Any:  # the value; a row that it lacked is 0
+    "Choose other rows: ValueError where that loses a number that is not 0."
+    count = rows if held is None else len(held)
+    if not isinstance(value, torch.Tensor) or value.shape[:1] != (count,):
+        return value
+    whole = value
+    if held is not None:
+        whole = value.new_zeros(rows, *value.shape[1:])
+        whole[held] = value
+    if wanted is None:
+        return whole
+    kept = whole[wanted]
+    if whole.count_nonzero() != kept.count_nonzero():
+        raise ValueError(
+            "the optimiser has averages for pieces that the training set "
+            "does not contain: resume with the data of the checkpoint"
+        )
+    return kept
+
 # %% ../../nbs/6_training/06_lean.ipynb #6c82fea9
 def _exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     "Put a module where another one was."
@@ -149,18 +232,6 @@ def _can_be_parted(model: nn.Module, embedding: nn.Module) -> bool:
         if parameter is embedding.weight
     ]
     return not any(special) and len(users) == 1
-
-# %% ../../nbs/6_training/06_lean.ipynb #ed3c092c
-def probe_loss(
-    model: nn.Module,  # as it is in the run, not wrapped
-    batch: dict[str, torch.Tensor],  # with labels, on the model's device
-) -> float:  # nats, summed over the sentences
-    "The loss without dropout, to see whether a change of the model is none."
-    was_training = model.training
-    model.eval()
-    loss = float(model(**batch, reduction="sum").loss.detach())
-    model.train(was_training)
-    return loss
 
 # %% ../../nbs/6_training/06_lean.ipynb #00b68761
 def use_seen_embedding(
@@ -186,13 +257,20 @@ def use_seen_embedding(
     seen = seen_pieces(dataset, rows, known)
     if seen.all():
         return None
-    before = probe_loss(model, batch)
-    parted = SeenEmbedding(embedding, seen)
-    _exchange(model, embedding, parted)
-    if not math.isclose(before, probe_loss(model, batch), rel_tol=1e-3):
-        _exchange(model, parted, embedding)
-        return None
-    return parted
+    parted = SeenEmbedding(embedding, seen).train(embedding.training)
+    with trial(model):
+        scores, (gradient,) = word_scores(model, batch, [embedding.weight])
+        _exchange(model, embedding, parted)
+        try:
+            found, (part,) = word_scores(model, batch, [parted.weight])
+        except Exception:  # whatever the encoder does that an embedding alone does not allow
+            found = part = None
+    if part is not None and gradient is not None:
+        whole = fit_rows(part, parted.seen, None, rows)
+        if same_numbers([scores], [found]) and same_numbers([gradient], [whole]):
+            return parted
+    _exchange(model, parted, embedding)
+    return None
 
 # %% ../../nbs/6_training/06_lean.ipynb #92b3a997
 def restore_embedding(
@@ -220,31 +298,6 @@ def decay_rest(
     if factor != 1:
         embedding.rest.mul_(factor)
 
-# %% ../../nbs/6_training/06_lean.ipynb #323a5132
-def fit_rows(
-    value: Any,  # of an optimiser's state: a tensor with a row a piece or not
-    held: torch.Tensor | None,  # (n,) ids of its rows; None: all
-    wanted: torch.Tensor | None,  # (m,) ids of the rows it gets; None: all
-    rows: int,  # of the whole embedding
-) -> Any:  # the value; a row that it lacked is 0
-    "Choose other rows: ValueError where that loses a number that is not 0."
-    count = rows if held is None else len(held)
-    if not isinstance(value, torch.Tensor) or value.shape[:1] != (count,):
-        return value
-    whole = value
-    if held is not None:
-        whole = value.new_zeros(rows, *value.shape[1:])
-        whole[held] = value
-    if wanted is None:
-        return whole
-    kept = whole[wanted]
-    if whole.count_nonzero() != kept.count_nonzero():
-        raise ValueError(
-            "the optimiser has averages for pieces that the training set "
-            "does not contain: resume with the data of the checkpoint"
-        )
-    return kept
-
 # %% ../../nbs/6_training/06_lean.ipynb #8e33251f
 def weight_norm(
     model: nn.Module,  # bare
@@ -261,7 +314,7 @@ def weight_norm(
 
 # %% ../../nbs/6_training/06_lean.ipynb #e6912fa3
 class LeanLastLayer:
-    "Hooks by which the last layer works on the first piece of each word."
+    "Hooks by which the last layer works on the piece of each word that is read."
 
     def __init__(
         self,
@@ -269,7 +322,9 @@ class LeanLastLayer:
         layer: nn.Module,  # its last one: attention.output, then output
     ):
         self.places: torch.Tensor | None = None  # (words,) into the pieces
-        self.shape: torch.Size | None = None  # (windows, pieces, size)
+        self.windows: torch.Size | None = None  # (windows, pieces) of the batch
+        self.shape: torch.Size | None = None  # (windows, pieces, size), once pieces were chosen
+        self.passes = 0  # in which the layer was lean
         self.hooks = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._end, always_call=True),
@@ -279,17 +334,20 @@ class LeanLastLayer:
 
     def _begin(self, model, args, batch):
         "Take note of what will be read."
-        index, mask = batch.get("word_index"), batch.get("word_mask")
-        if index is not None and mask is not None:
-            self.places = index[mask]
+        names = "input_ids", "word_index", "word_mask"
+        ids, index, mask = (batch.get(name) for name in names)
+        config = model.encoder.config
+        shown = batch.get("output_hidden_states", getattr(config, "output_hidden_states", False))
+        if not shown and ids is not None and index is not None and mask is not None:
+            self.places, self.windows = index[mask], ids.shape
 
     def _end(self, model, args, output):
         "An encoder that is called by itself is an ordinary one."
-        self.places = self.shape = None
+        self.places = self.windows = self.shape = None
 
     def _choose(self, module, inputs):
-        "Keep the rows of first pieces, of the attention's output and of the residual."
-        if self.places is None:
+        "Keep the rows that are read, of the attention's output and of the residual."
+        if self.places is None or any(x.shape[:-1] != self.windows for x in inputs):
             return None
         self.shape = inputs[-1].shape
         return tuple(x.flatten(0, 1).index_select(0, self.places) for x in inputs)
@@ -298,6 +356,7 @@ class LeanLastLayer:
         "Scatter the rows back; the other pieces are zero."
         if self.shape is None:
             return None
+        self.passes += 1
         whole = output.new_zeros(self.shape).flatten(0, 1)
         return whole.index_copy(0, self.places, output).view(self.shape)
 
@@ -306,25 +365,127 @@ class LeanLastLayer:
         for hook in self.hooks:
             hook.remove()
 
+# %% ../../nbs/6_training/06_lean.ipynb #b4a14a56
+_BY_PIECE = (nn.Linear, nn.Dropout, nn.Identity, NoPooler)  # these know one piece at a time
+_ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
+
+
+def kinds_after_attention(
+    model: NerCrfForTokenClassification,  # evaluated; it gets hooks for one pass
+    layer: nn.Module,  # its last one
+    batch: dict[str, torch.Tensor],  # on the model's device
+) -> set[type]:  # of the innermost modules
+    "What is at work from the last layer's `attention.output` to the end of the encoder."
+    begun, kinds = [], set()
+
+    def note(module, inputs, output):
+        if begun:
+            kinds.add(type(module))
+
+    hooks = [layer.attention.output.register_forward_pre_hook(lambda *_: begun.append(True))]
+    for module in model.encoder.modules():
+        if not list(module.children()):
+            hooks.append(module.register_forward_hook(note))
+    try:
+        with torch.no_grad():
+            model(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kinds
+
+
+def knows_one_piece(
+    kind: type,  # of a module without parts
+) -> bool:  # linear layers, norms over a piece, activations, dropout
+    "Does a module work on each piece by itself?"
+    named = kind.__name__.endswith("Norm") or kind.__module__ in _ACTIVATIONS
+    return named or issubclass(kind, _BY_PIECE)
+
+# %% ../../nbs/6_training/06_lean.ipynb #e9742fa8
+def trial_batch(
+    pieces: torch.Tensor,  # (n,) ids, one at least
+    lengths: Sequence[int],  # pieces of each window
+) -> dict[str, torch.Tensor]:  # what the model's `forward` takes
+    "Windows of given lengths: the first is a sentence, the others are another one."
+    width = max(lengths)
+    places = torch.arange(len(lengths) * width, device=pieces.device).view(-1, width)
+    real = places % width < torch.tensor(lengths, device=pieces.device).unsqueeze(1)
+    # every third piece goes on with a word
+    begins = real & (places % width % 3 != 2)
+    words = [places[:1][begins[:1]], places[1:][begins[1:]]]
+    return {
+        "input_ids": pieces[places % len(pieces)],
+        "attention_mask": real.long(),
+        "word_index": nn.utils.rnn.pad_sequence(words, batch_first=True),
+        "word_mask": nn.utils.rnn.pad_sequence([x >= 0 for x in words], batch_first=True),
+    }
+
+
+def trial_batches(
+    dataset: FeatureDataset,  # the sentences to train on
+    device: torch.device,  # the model's
+) -> list[dict[str, torch.Tensor]]:  # what the model's `forward` takes
+    "A long window and a short one, and short windows."
+    pieces = torch.from_numpy(dataset.features.input_ids[:4096].astype(np.int64)).to(device)
+    longest = max(1, int(np.max(dataset.lengths, initial=1)))
+    chosen = [[longest, 5], [11, 7, 2]]
+    return [trial_batch(pieces, [min(x, longest) for x in lengths]) for lengths in chosen]
+
 # %% ../../nbs/6_training/06_lean.ipynb #f0c2bf13
+def _can_be_lean(model: NerCrfForTokenClassification, layer: nn.Module) -> bool:
+    "Has this layer the three parts, undivided, and is one piece of each word read where it stands?"
+    try:
+        parts = layer.attention.output, layer.intermediate, layer.output
+    except AttributeError:
+        return False
+    chunks = getattr(layer, "chunk_size_feed_forward", 0) or 0
+    pooling = getattr(model.config, "subtoken_pooling", "first")
+    # other encoders get the windows of a batch sorted, or its pieces
+    as_it_is = model.traits.padding in ("numbered", "anywhere")
+    divided = chunks or not all(isinstance(part, nn.Module) for part in parts)
+    return as_it_is and not divided and pooling != "mean"
+
+
+def _is_same_when_lean(
+    model: NerCrfForTokenClassification,
+    layer: nn.Module,
+    batches: Sequence[dict[str, torch.Tensor]],
+) -> bool:
+    "Are scores and gradients the same, in batches in which the layer is lean?"
+    table = model.encoder.get_input_embeddings().weight
+    watched = [p for p in {*layer.parameters(), table} if p.requires_grad]
+    if not all(map(knows_one_piece, kinds_after_attention(model, layer, batches[0]))):
+        return False
+    whole = [word_scores(model, batch, watched) for batch in batches]
+    lean = LeanLastLayer(model, layer)
+    try:
+        found = [word_scores(model, batch, watched) for batch in batches]
+    finally:
+        lean.remove()
+    return lean.passes == len(batches) and all(
+        same_numbers([scores], [new_scores]) and same_numbers(slopes, new_slopes)
+        for (scores, slopes), (new_scores, new_slopes) in zip(whole, found, strict=True)
+    )
+
+
 def use_lean_last_layer(
     model: NerCrfForTokenClassification,  # changed in place
-    batch: dict[str, torch.Tensor],  # with labels, on the model's device
+    batches: Sequence[dict[str, torch.Tensor]],  # of `trial_batches`, on the model's device
 ) -> LeanLastLayer | None:  # None: it stays as it is
-    "Let the last layer compute what is read."
+    "Let the last layer compute what is read, where that is proved to change nothing."
     try:
         layer = encoder_layers(model)[1][-1]
-        parts = layer.attention.output, layer.intermediate, layer.output
-    except (AttributeError, ValueError):  # other parts, or no list of layers
+    except ValueError:  # no list of layers
         return None
-    if not all(isinstance(part, nn.Module) for part in parts):
+    if not _can_be_lean(model, layer):
         return None
-    before = probe_loss(model, batch)
-    lean = LeanLastLayer(model, layer)
-    if math.isclose(before, probe_loss(model, batch), rel_tol=1e-3):
-        return lean
-    lean.remove()
-    return None
+    with trial(model):
+        try:
+            proved = _is_same_when_lean(model, layer, batches)
+        except Exception:  # whatever the encoder does that rows by themselves do not allow
+            return None
+    return LeanLastLayer(model, layer) if proved else None
 
 
 def whole_last_layer(

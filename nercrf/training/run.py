@@ -22,11 +22,12 @@ from nercrf.distributed.processes import ProcessInfo, init_distributed
 from nercrf.evaluation.evaluator import Evaluation, evaluate, move_batch
 from nercrf.features.batches import FeatureDataset
 from nercrf.model.lora import add_lora
-from nercrf.training.callbacks import Batch, Callbacks, TrainingCallback
+from nercrf.training.callbacks import Callbacks, TrainingCallback
 from nercrf.training.checkpoint import Checkpoints, set_seed
 from nercrf.training.lean import (
     SeenEmbedding,
     restore_embedding,
+    trial_batches,
     use_lean_last_layer,
     use_seen_embedding,
     whole_last_layer,
@@ -218,7 +219,7 @@ def ready_model(
     embedding = None
     if args.seen_embedding and args.strategy != "fsdp":
         embedding = use_seen_embedding(model, dataset, special, batch)
-    _make_fast(model, args, info, batch)
+    _make_fast(model, args, info, dataset)
     shards = [*encoder_layers(model)[1], model.encoder] if args.strategy == "fsdp" else []
     return wrap_model(model, info, strategy=args.strategy, shards=shards), embedding
 
@@ -230,7 +231,9 @@ def _add_lora(model: nn.Module, args: TrainingConfig) -> None:
     add_lora(model, args.lora, args.lora_alpha, dropout, targets, base, args.seed)
 
 
-def _make_fast(model: nn.Module, args: TrainingConfig, info: ProcessInfo, batch: Batch) -> None:
+def _make_fast(
+    model: nn.Module, args: TrainingConfig, info: ProcessInfo, dataset: FeatureDataset
+) -> None:
     "Do to the model what makes a step cheaper, and warn of what makes it dear."
     speed_up(
         model,
@@ -243,7 +246,7 @@ def _make_fast(model: nn.Module, args: TrainingConfig, info: ProcessInfo, batch:
     # what is computed twice, or compiled, must be the same each time
     plain = args.gradient_checkpointing or args.compile
     if args.lean_last_layer and info.device.type == "cpu" and not plain:
-        use_lean_last_layer(model, batch)
+        use_lean_last_layer(model, trial_batches(dataset, info.device))
     warning = slow_precision(autocast_dtype(args.fp16, args.bf16), info.device)
     if warning:
         logger.warning("--%s: %s", "bf16" if args.bf16 else "fp16", warning)

@@ -1,0 +1,272 @@
+"""Files as people bring them: small ones of each kind, and what is right for them."""
+
+import json
+
+import pytest
+
+from nercrf.data.examples import DataError
+from nercrf.data.formats import examine, read_examples
+
+
+def save(folder, name, text):
+    "A file with exactly this text."
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+    return path
+
+
+def found(path, **options):
+    "Format, sentences, (type, surface) of each entity, and the kinds of problems."
+    read = examine(path, **options)
+    entities = [(span.label, each.surface(span)) for each in read.examples for span in each.spans]
+    problems = [finding.kind for finding in read.findings if finding.severity == "problem"]
+    return read.format.name, len(read.examples), entities, problems
+
+
+def notes(path, **options):
+    "What was understood otherwise than usual."
+    return " ".join(map(str, examine(path, **options).findings))
+
+
+GERMEVAL = (
+    "#\thttp://de.example.org/wiki/Karl_Moor [2009-10-17]\n1\tAm\tO\tO\n2\tFC\tB-ORG\tO\n"
+    "3\tKickers\tI-ORG\tO\n4\tBrackenau\tI-ORG\tB-LOC\n\n"
+)
+MULTICONER = (
+    "# id 0a1b\tdomain=en\nhis _ _ O\nmara _ _ B-Artist\nwhitlow _ _ I-Artist\n\n"
+    "# id 0000\tdomain=en\nthe _ _ O\nash _ _ B-Artist\n"
+)
+CONLLU = (
+    "# sent_id = 1\n1-2\tMara's\t_\tO\n1\tMara\tPROPN\tB-PER\n2\t's\tAUX\tO\n"
+    "2.1\tcome\tVERB\tO\n3\tfrom\tADP\tO\n4\tAsh\tPROPN\tB-LOC\n"
+)
+UNER = (
+    "# sent_id = a-1\n# text = Marta Kolm lacht\n1\tMarta\tB-PER\t-\tann\n2\tKolm\tI-PER\t-\tann\n"
+    "3\tlacht\tO\t-\tann\n\n"
+)
+CONLL_2012 = (
+    "#begin document (bn/abc); part 000\n"
+    "bn/abc  0  0  Mara  NNP  (TOP(S(NP*  -  -  -  -  (PERSON*  (ARG0*  (12\n"
+    "bn/abc  0  1  Kolm  NNP  *)  -  -  -  -  *)  *)  12)\n"
+    "bn/abc  0  2  left  VBD  *))  leave  01  1  -  *  (V*)  -\n\n"
+    "bn/abc  0  0  Ash  NNP  (TOP(NP*))  -  -  -  -  (GPE)  -\n\n#end document\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "entities", "sentences"),
+    [
+        ("a.tsv", GERMEVAL, [("ORG", "FC Kickers Brackenau"), ("LOC", "Brackenau")], 1),
+        ("a.conll", MULTICONER, [("Artist", "mara whitlow"), ("Artist", "ash")], 2),
+        ("a.conllu", CONLLU, [("PER", "Mara"), ("LOC", "Ash")], 1),
+        ("a.iob2", UNER, [("PER", "Marta Kolm")], 1),
+        ("a.txt", CONLL_2012, [("PERSON", "Mara Kolm"), ("GPE", "Ash")], 2),
+        (
+            "layers.tsv",
+            "Marta\tB-PER\tO\tO\nKolm\tI-PER\tB-LOC\tO\nlacht\tO\tO\tO\n\n",
+            [("PER", "Marta Kolm"), ("LOC", "Kolm")],
+            1,
+        ),
+        ("a.tsv", "word\ttag\nMarta\tB-PER\nKolm\tI-PER\n\n", [("PER", "Marta Kolm")], 1),
+        ("a.txt", "Mara NNP x O\nAsh y B-LOC\n".replace("y ", "y z "), [("LOC", "Ash")], 1),
+        ("a.txt", "Mara\u00a0B-PER\nleft\u00a0O\n", [("PER", "Mara")], 1),
+        ("a.txt", "Mara B-PER\nleft\u00a0O\n", [("PER", "Mara")], 1),
+        ("a.txt", "# O\nMara B-PER\n", [("PER", "Mara")], 1),
+        (
+            "a.txt",
+            b"Mara\tB-PER\r\r\nleft\tO\r\r\n\r\r\nAsh\tB-LOC\r\r\n",
+            [("PER", "Mara"), ("LOC", "Ash")],
+            2,
+        ),
+        ("a.txt", "Mara B-PER\n\n\ufeffAsh B-LOC\n", [("PER", "Mara"), ("LOC", "Ash")], 2),
+        (
+            "a.txt",
+            "Mara B-PER\n\u3000\nAsh B-LOC\n\x0c\nBay B-LOC\n",
+            [("PER", "Mara"), ("LOC", "Ash"), ("LOC", "Bay")],
+            3,
+        ),
+    ],
+)
+def test_columns_are_found(tmp_path, name, text, entities, sentences):
+    path = save(tmp_path, name, text)
+    assert found(path) == ("columns", sentences, entities, [])
+
+
+def test_a_token_of_a_number_sign_stays_and_a_comment_may_begin_otherwise(tmp_path):
+    path = save(tmp_path, "a.txt", "# a letter\n# O\nMara B-PER\n\n// x\nleft O\n")
+    (one, *_) = examine(path, comment="//").examples
+    assert one.tokens == ["#", "Mara"]
+    assert found(path)[3] == ["unreadable"]
+    inside = save(tmp_path, "b.txt", "Mara B-PER\n# page 2\nleft O\n")
+    with pytest.raises(DataError, match=r"b\.txt:2: .*--comment '#'"):
+        read_examples(inside)
+    assert read_examples(inside, comment="#")[0].tokens == ["Mara", "left"]
+
+
+def test_the_choice_of_a_layer_and_of_a_wrong_column(tmp_path):
+    path = save(tmp_path, "a.tsv", GERMEVAL)
+    assert found(path, tag_column=2)[2:] == ([("ORG", "FC Kickers Brackenau")], [])
+    assert found(path, tag_column=3)[2:] == ([("LOC", "Brackenau")], [])
+    assert "other-column" in found(path, token_column=0)[3]
+    uner = save(tmp_path, "b.iob2", UNER)
+    assert found(uner, tag_column=3)[3] == ["other-column"]
+    predicted = save(tmp_path, "c.txt", "Mara B-PER B-PER\nKolm I-PER I-PER\nAsh B-LOC O\n")
+    with pytest.raises(DataError, match="--tag_column 1"):
+        read_examples(predicted)
+
+
+@pytest.mark.parametrize(
+    ("text", "entities"),
+    [
+        ("sentence_id,words,labels\n0,Mara,B-PER\n0,left,O\n", [("PER", "Mara")]),
+        ("Mara;B-PER\nleft;O\n", [("PER", "Mara")]),
+        (
+            "Sentence #,Word,POS,Tag\nSentence: 1,Marta,NNP,B-per\n,Kolm,NNP,I-per\n,lebt,VB,O\n"
+            "Sentence: 2,Zarnau,NNP,B-geo\n",
+            [("per", "Marta Kolm"), ("geo", "Zarnau")],
+        ),
+        ('word,tag\nMara,B-PER\n",",O\n"""",O\n', [("PER", "Mara")]),
+        ('Mara\tB-PER\n""""\tO\n', [("PER", "Mara")]),
+    ],
+)
+def test_tables_are_read(tmp_path, text, entities):
+    for name in ("a.csv", "a.txt"):
+        read = found(save(tmp_path, name, text))
+        assert (read[0], read[2], read[3]) == ("csv", entities, [])
+    assert not any(
+        ";" in token for each in read_examples(tmp_path / "a.csv") for token in each.tokens
+    )
+
+
+MARTA = ["Marta", "Kolm", "lebt"]
+KOLM = [("PER", "Marta Kolm")]
+
+
+@pytest.mark.parametrize(
+    ("record", "entities"),
+    [
+        ({"id": "0", "tokens": MARTA, "ner_tags": ["B-PER", "I-PER", "O"]}, KOLM),
+        ({"words": MARTA, "labels": ["PER", "PER", "O"]}, KOLM),
+        ({"tokens": MARTA, "tags": ["B-PER", "L-PER", "O"]}, KOLM),
+        (
+            {
+                "tokens": MARTA,
+                "entity_mentions": [
+                    {"start": 0, "end": 2, "entity_type": "PER", "text": "Marta Kolm"}
+                ],
+            },
+            KOLM,
+        ),
+        (
+            {"tokens": MARTA, "entities": [{"type": "PER", "start": 0, "end": 2}], "orig_id": 1},
+            KOLM,
+        ),
+        ({"tokenized_text": MARTA, "ner": [[0, 1, "PER"]]}, KOLM),
+        ({"sentence": MARTA, "ner": [{"index": [0, 1], "type": "PER"}]}, KOLM),
+        ({"doc_key": "d", "sentences": [["Es"], MARTA], "ner": [[], [[1, 2, "PER"]]]}, KOLM),
+        (
+            {
+                "context": "Marta Kolm lebt",
+                "entity_label": "PER",
+                "start_position": [0],
+                "end_position": [1],
+            },
+            KOLM,
+        ),
+    ],
+)
+def test_tokens_in_json_are_read(tmp_path, record, entities):
+    for name in ("a.jsonl", "a.json", "a.jsonlines"):
+        assert found(save(tmp_path, name, json.dumps(record)))[::2] == ("tokens", entities)
+    assert found(save(tmp_path, "b.json", json.dumps([record], indent=1)))[::2] == (
+        "tokens",
+        entities,
+    )
+
+
+def test_numbers_as_tags_need_names(tmp_path):
+    path = save(tmp_path, "a.jsonl", json.dumps({"tokens": MARTA, "ner_tags": [1, 2, 0]}))
+    with pytest.raises(DataError, match="--tag_names O B-PER"):
+        read_examples(path)
+    assert found(path, tag_names=["O", "B-PER", "I-PER"])[2] == KOLM
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "entities"),
+    [
+        ("a.json", [{"id": 1, "text": "Mara left", "label": [[0, 4, "PER"]]}], [("PER", "Mara")]),
+        (
+            "a.json",
+            [
+                {
+                    "curid": "1",
+                    "text": "カオル社は",
+                    "entities": [{"name": "カオル社", "span": [0, 4], "type": "法人名"}],
+                }
+            ],
+            [("法人名", "カオル社")],
+        ),
+        ("a.json", [["Mara left", {"entities": [[0, 4, "PER"]]}]], [("PER", "Mara")]),
+        (
+            "a.json",
+            {"classes": ["PER"], "annotations": [["Mara left", {"entities": [[0, 4, "PER"]]}]]},
+            [("PER", "Mara")],
+        ),
+    ],
+)
+def test_arrays_and_objects_of_spans_are_read(tmp_path, name, content, entities):
+    for indent in (None, 1):
+        path = save(tmp_path, name, json.dumps(content, indent=indent, ensure_ascii=False))
+        assert found(path)[2:] == (entities, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "entities", "says"),
+    [
+        (
+            "Mara PER\nWhitlow PER\nleft O\nPort LOC\n",
+            [("PER", "Mara Whitlow"), ("LOC", "Port")],
+            "IO",
+        ),
+        ("Marta B\nKolm I\nlebt O\n", [("ENTITY", "Marta Kolm")], "letters only"),
+        ("Marta person-actor\nKolm person-actor\nlebt O\n", [("person-actor", "Marta Kolm")], "IO"),
+        ("Marta PER-B\nKolm PER-I\nlebt O\n", KOLM, "behind the type"),
+        ("Marta B_PER\nKolm I_PER\nlebt O\n", KOLM, "underscore"),
+        ("Marta b-PER\nKolm i-PER\nlebt o\n", KOLM, "small"),
+        ("Marta I-PER\nKolm E-PER\nlebt O\n", KOLM, "IOE"),
+        (
+            "Marta B-PER\nKolm E-PER\nlebt O\nAsh W-LOC\n",
+            [*KOLM, ("LOC", "Ash")],
+            "W was read as S",
+        ),
+        ("Marta B-PER\nKolm I-PER\nlebt -\n", KOLM, "- was read as O"),
+    ],
+)
+def test_forms_of_tags_are_read_and_said(tmp_path, text, entities, says):
+    path = save(tmp_path, "a.txt", text)
+    assert found(path)[2:] == (entities, [])
+    assert says in notes(path)
+
+
+def test_all_lines_that_cannot_be_read_are_told_at_once(tmp_path):
+    path = save(tmp_path, "a.txt", "a O\nb\nc O\nd O O O\ne O\nf G\n")
+    with pytest.raises(DataError) as caught:
+        read_examples(path)
+    assert [f"a.txt:{line}: " in str(caught.value) for line in range(1, 7)] == [False, True] * 3
+    many = save(tmp_path, "b.txt", "a O\n" * 100 + "b\n" * 50)
+    with pytest.raises(DataError) as caught:
+        read_examples(many)
+    assert str(caught.value).count("expected 2 columns") == 50
+    lines = [json.dumps({"text": "Mara", "spans": []}), '{"text": ', '{"text": 7}', "[]"]
+    path = save(tmp_path, "c.jsonl", "\n".join(lines))
+    with pytest.raises(DataError) as caught:
+        read_examples(path)
+    assert [f"c.jsonl:{line}: " in str(caught.value) for line in range(1, 5)] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    warnings = []
+    assert len(read_examples(path, on_bad="warn", warnings=warnings)) == 1
+    assert sum("expected" in warning for warning in warnings) == 3
