@@ -17,18 +17,53 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 # %% auto #0
-__all__ = ['PADDING', 'gather_words', 'NoPooler', 'take_encoder', 'EncoderTraits', 'encoder_traits', 'traits_as_before',
-           'positions_from_mask', 'encoder_inputs', 'run_encoder', 'prove_call']
+__all__ = ['PADDING', 'gather_words', 'mean_words', 'read_words', 'NoPooler', 'take_encoder', 'EncoderTraits', 'encoder_traits',
+           'traits_as_before', 'positions_from_mask', 'encoder_inputs', 'run_encoder', 'prove_call']
 
 # %% ../../nbs/4_model/04_encoders.ipynb #89306a96
 def gather_words(
     hidden: torch.Tensor,  # (windows, pieces, hidden)
     word_index: torch.Tensor,  # (batch, words), into windows * pieces
 ) -> torch.Tensor:  # (batch, words, hidden)
-    "Pick the vector of each word's first piece out of all windows."
+    "Pick the vector of the piece that is read of each word out of all windows."
     # (windows * pieces, hidden)
     flat = hidden.reshape(-1, hidden.shape[-1])
     return flat[word_index]
+
+# %% ../../nbs/4_model/04_encoders.ipynb #7ddc253e
+def mean_words(
+    hidden: torch.Tensor,  # (windows, pieces, hidden), of any floating type
+    word_index: torch.Tensor,  # (batch, words), first piece, into windows * pieces
+    word_sizes: torch.Tensor,  # (batch, words), pieces of each word; 0 in the padding
+) -> torch.Tensor:  # (batch, words, hidden), float32 or float64
+    "Average the vectors of each word's pieces."
+    flat, sizes = hidden.reshape(-1, hidden.shape[-1]), word_sizes.flatten()
+    begins = word_index.flatten() - (sizes.cumsum(0) - sizes)
+    places = torch.repeat_interleave(begins, sizes)
+    places = places + torch.arange(len(places), device=places.device)
+    # (pieces that are read, hidden)
+    read = flat[places].to(torch.promote_types(hidden.dtype, torch.float32))
+    sums = torch.segment_reduce(read, "sum", lengths=sizes, initial=0.0, unsafe=True)
+    means = sums / sizes.clamp(min=1).unsqueeze(-1)
+    return means.view(*word_index.shape, hidden.shape[-1])
+
+# %% ../../nbs/4_model/04_encoders.ipynb #83036f4d
+def read_words(
+    hidden: torch.Tensor,  # (windows, pieces, hidden)
+    word_index: torch.Tensor,  # (batch, words), into windows * pieces
+    word_sizes: torch.Tensor | None,  # (batch, words), pieces of each word, only for their mean
+    pooling: str,  # "first", "last" or "mean", as the model was trained
+) -> torch.Tensor:  # (batch, words, hidden)
+    "The vectors of words; ValueError for a batch that was made for another kind of model."
+    if (pooling == "mean") != (word_sizes is not None):
+        raise ValueError(
+            f"expected a batch for subtoken_pooling={pooling!r}, got one "
+            f"{'without' if word_sizes is None else 'with'} word_sizes; give "
+            "convert_examples_to_features the subtoken_pooling of the model's configuration"
+        )
+    if word_sizes is None:
+        return gather_words(hidden, word_index)
+    return mean_words(hidden, word_index, word_sizes)
 
 # %% ../../nbs/4_model/04_encoders.ipynb #7a794163
 class NoPooler(nn.Module):

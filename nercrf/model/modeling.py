@@ -37,7 +37,7 @@ from nercrf.model.adapters import (
 )
 from nercrf.model.encoders import (
     encoder_traits,
-    gather_words,
+    read_words,
     prove_call,
     run_encoder,
     take_encoder,
@@ -89,6 +89,8 @@ class NerCrfConfig(PreTrainedConfig):
         max_seq_length: int = 128,  # pieces of a training window, specials too
         stride: int | None = None,  # pieces that windows share; None: a quarter
         context: int = 0,  # sentences that are shown on either side
+        joined_by: str | None = None,  # between words: " ", ""; None: cut as lists of words
+        subtoken_pooling: str = "first",  # "first", "last" or "mean" of a word's pieces
         initializer_range: float = 0.02,  # spread of the linear layer's weights
         base_encoder: dict[str, str] | None = None,  # of an adapter: name_or_path and sha256
         padding: str | None = "unproved",  # where it may stand; None: a model of before
@@ -107,6 +109,14 @@ class NerCrfConfig(PreTrainedConfig):
                 "constrain_likelihood=True needs constrain=True: a sum over "
                 "legal sequences says nothing about the others"
             )
+        if joined_by not in (" ", "", None):
+            raise ValueError(
+                f"joined_by must be ' ' for words, '' for characters or None, got {joined_by!r}"
+            )
+        if subtoken_pooling not in ("first", "last", "mean"):
+            raise ValueError(
+                f'subtoken_pooling must be "first", "last" or "mean", got {subtoken_pooling!r}'
+            )
         self.scheme = get_scheme(scheme).name
         self.classifier_dropout = classifier_dropout
         self.constrain = constrain
@@ -115,6 +125,8 @@ class NerCrfConfig(PreTrainedConfig):
         self.max_seq_length = max_seq_length
         self.stride = stride
         self.context = context
+        self.joined_by = joined_by
+        self.subtoken_pooling = subtoken_pooling
         self.initializer_range = initializer_range
         self.base_encoder = base_encoder
         self.padding = padding
@@ -344,7 +356,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
                 f"encoder: expected a model, got {type(encoder).__name__}; load it with "
                 "nercrf.model.load_encoder"
             )
-        id2label = dict(enumerate(labels))
+        id2label, options = dict(enumerate(labels)), {"joined_by": " "} | options
         return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
 
     def learn_traits(self) -> None:
@@ -366,6 +378,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,  # (windows, pieces)
         word_index: torch.Tensor | None = None,  # (batch, words)
         word_mask: torch.Tensor | None = None,  # (batch, words) bool
+        word_sizes: torch.Tensor | None = None,  # (batch, words), pieces of which to take the mean
         labels: torch.Tensor | None = None,  # (batch, words), -100: left out
         reduction: str = "mean",  # of the loss: "mean", "sum" or "none"
         sentence_index: torch.Tensor | None = None,  # (batch,), not used
@@ -382,7 +395,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         hidden = encoded.last_hidden_state
         if word_index is not None:
             # (batch, words, hidden)
-            hidden = gather_words(hidden, word_index)
+            hidden = read_words(hidden, word_index, word_sizes, self.config.subtoken_pooling)
         elif word_mask is None:
             word_mask = attention_mask
         # (batch, words, labels)
