@@ -62,7 +62,8 @@ def test_hidden_states_and_attentions_are_those_of_the_encoder(model):
     """All layers, to the bit."""
     found = model(**BATCH, output_hidden_states=True, output_attentions=True)
     own = model.encoder(**pieces_of(BATCH), output_hidden_states=True, output_attentions=True)
-    assert len(found.hidden_states) == 2 and len(found.attentions) == 1
+    assert len(found.hidden_states) == 2
+    assert len(found.attentions) == 1
     real = BATCH["attention_mask"].bool()
     for name in ("hidden_states", "attentions"):
         for one, other in zip(found[name], own[name], strict=True):
@@ -70,7 +71,8 @@ def test_hidden_states_and_attentions_are_those_of_the_encoder(model):
                 one, other = one.transpose(1, 2), other.transpose(1, 2)  # pieces first
             assert one[real].equal(other[real])
     plain = model(**BATCH, output_hidden_states=False, output_attentions=None, inputs_embeds=None)
-    assert plain.hidden_states is None and plain.attentions is None
+    assert plain.hidden_states is None
+    assert plain.attentions is None
     assert plain.logits.equal(found.logits)
 
 
@@ -79,7 +81,8 @@ def test_a_tuple_where_no_dictionary_is_wanted(model, encoder_folder):
     """(loss, logits, ...), without what is None; the configuration may ask for it, too."""
     whole = model(**BATCH)
     loss, logits = model(**BATCH, return_dict=False)
-    assert loss.equal(whole.loss) and logits.equal(whole.logits)
+    assert loss.equal(whole.loss)
+    assert logits.equal(whole.logits)
     loss, logits, states = model(**BATCH, return_dict=False, output_hidden_states=True)
     assert len(states) == 2
     unlabelled = {name: x for name, x in BATCH.items() if name != "labels"}
@@ -363,7 +366,8 @@ def test_the_wrapper_of_peft(encoder_folder, tmp_path):
     wrapper = peft.get_peft_model(model, config).eval()
     with torch.no_grad():
         output = wrapper(**BATCH, output_hidden_states=True)
-    assert output.logits.equal(expected.logits) and output.loss.equal(expected.loss)
+    assert output.logits.equal(expected.logits)
+    assert output.loss.equal(expected.loss)
     assert len(output.hidden_states) == 2
     args = arguments(tmp_path, label_names=["labels"])
     trainer = Trainer(
@@ -383,5 +387,6 @@ def test_the_auto_class_knows_it(encoder_folder, tmp_path):
     model = make_tagger(encoder_folder).eval()
     model.save_pretrained(tmp_path)
     again = AutoModelForTokenClassification.from_pretrained(tmp_path)
-    assert isinstance(again, NerCrfForTokenClassification) and isinstance(again, PreTrainedModel)
+    assert isinstance(again, NerCrfForTokenClassification)
+    assert isinstance(again, PreTrainedModel)
     assert again(**BATCH).logits.equal(model(**BATCH).logits)
