@@ -382,9 +382,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         labels: torch.Tensor | None = None,  # (batch, words), -100: left out
         reduction: str = "mean",  # of the loss: "mean", "sum" or "none"
         sentence_index: torch.Tensor | None = None,  # (batch,), not used
-        num_items_in_batch: torch.Tensor
-        | int
-        | None = None,  # labels of an update, shares its loss
+        num_items_in_batch: torch.Tensor | int | None = None,  # labels that share the loss
         return_dict: bool | None = None,  # False: a tuple; None: as the configuration says
         **options: Any,  # more arguments of the encoder
     ) -> TokenClassifierOutput | tuple:  # loss; logits (batch, words, labels); of the encoder
