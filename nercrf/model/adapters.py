@@ -126,7 +126,7 @@ def _plain_weights(
             plain[f"{owner}.{name.removeprefix(kept)}" if owner else name] = tensor
     return plain
 
-
+# %% ../../nbs/4_model/04_adapters.ipynb #fe71722b
 def _own_layers(model: nn.Module) -> tuple[nn.Module, AdapterLayers, bool]:
     "The bare encoder, what peft put in by its plain names, and whether the encoder is wrapped."
     wrapped = hasattr(model.encoder, "get_base_model")

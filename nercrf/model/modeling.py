@@ -29,6 +29,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from nercrf.crf.layer import CRF
 from nercrf.labels import entity_types, get_scheme
 from nercrf.model.adapters import (
+    Apart,
     adapter_folder,
     read_adapter,
     take_apart,
@@ -260,13 +261,8 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         apart = take_apart(self, state_dict)
         if apart is None or trains_encoder(self):
             self.config.base_encoder = None
-        weights, adapted = state_dict, self._hf_peft_config_loaded
-        if apart is not None:
-            base = self.config.base_encoder
-            left_out = () if base is None else ("encoder.",)
-            weights = {k: v for k, v in apart.plain.items() if not k.startswith(left_out)}
-            if base is not None:
-                apart.config.base_model_name_or_path = base["name_or_path"]
+        weights = state_dict if apart is None else _beside_adapter(apart, self.config)
+        adapted = self._hf_peft_config_loaded
         # what peft was called for is found here; transformers would write the adapter alone
         self._hf_peft_config_loaded = False
         try:
@@ -282,6 +278,14 @@ class NerCrfPreTrainedModel(PreTrainedModel):
                 write_adapter(save_directory, apart)
 
 # %% ../../nbs/4_model/05_modeling.ipynb #64aef655
+def _beside_adapter(apart: Apart, config: NerCrfConfig) -> dict[str, torch.Tensor]:
+    "What is written beside an adapter: all, or what its encoder elsewhere does not hold."
+    if config.base_encoder is None:
+        return apart.plain
+    apart.config.base_model_name_or_path = config.base_encoder["name_or_path"]
+    return {name: x for name, x in apart.plain.items() if not name.startswith("encoder.")}
+
+
 def load_base(
     kind: type[NerCrfPreTrainedModel],  # of the model that gets it
     config: NerCrfConfig,  # of that model; its `encoder` is left as it is
