@@ -3,7 +3,8 @@ trained here: what users bring, without a download.
 
 `make_family(name, folder)` writes a folder as `save_pretrained` does; `FAMILIES` says what there is.
 Left out are names that transformers 5.23 no longer has (ernie_m, nezha, retribert, qdqbert), and
-RWKV, which it can't train without a kernel of its own.
+RWKV, which it can't train without a kernel of its own, and RoCBert, whose tokenizer gives shapes and
+sounds of characters beside their ids.
 """
 
 from __future__ import annotations
@@ -243,23 +244,6 @@ def _esm_files(folder: Path) -> dict[str, str]:
     pieces = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<mask>"]
     path.write_text("\n".join(pieces), encoding="utf-8")
     return {"vocab_file": str(path)}
-
-
-def _bert_files(folder: Path) -> dict[str, str]:
-    numbers = trained("BertTokenizer")().get_vocab()
-    pieces = [*sorted(numbers, key=numbers.get), "[EMPTY]"]
-    (folder / "vocab.txt").write_text("\n".join(pieces), encoding="utf-8")
-    return {"vocab_file": str(folder / "vocab.txt")}
-
-
-def _roc_bert_files(folder: Path) -> dict[str, str]:
-    files = _bert_files(folder)
-    for name in ("word_shape", "word_pronunciation"):
-        path = folder / f"{name}.json"
-        pieces = trained("BertTokenizer")().get_vocab()
-        path.write_text(json.dumps({piece: pieces[piece] % 8 for piece in pieces}), "utf-8")
-        files[f"{name}_file"] = str(path)
-    return files
 
 
 # ---------------------------------------------------------------------------- families
@@ -566,20 +550,11 @@ FAMILIES: dict[str, Family] = {
         sentencepiece_bpe("GemmaTokenizer"), {**_LLAMA, "sliding_window": 8}
     ),
     "dpr": Family(trained("DPRQuestionEncoderTokenizer")),
-    "tapas": Family(_BERT),
+    "tapas": Family(trained("BertTokenizer", model_input_names=["input_ids", "attention_mask"])),
     "splinter": Family(trained("SplinterTokenizer")),
     "esm": Family(
         slow("EsmTokenizer", _esm_files),
         {"pad_token_id": 1, "mask_token_id": 32, "position_embedding_type": "rotary"},
-    ),
-    "roc_bert": Family(
-        slow("RoCBertTokenizer", _roc_bert_files),
-        {
-            "pronunciation_vocab_size": 8,
-            "pronunciation_embed_dim": 8,
-            "shape_vocab_size": 8,
-            "shape_embed_dim": 8,
-        },
     ),
     "roberta (phobert)": Family(
         slow("PhobertTokenizer", _fairseq_files), _ROBERTA, model_type="roberta"
