@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nercrf.crf import likelihood, scaled
+from nercrf.crf import decoding, likelihood, scaled
 from nercrf.crf.chain import (
     IGNORED,
     Scores,
@@ -45,6 +45,8 @@ from nercrf.crf.decoding import (
     best_paths_padded,
     best_paths_scan,
     count_chunks,
+    forward_scan,
+    forward_states,
     k_best_paths,
     sample_paths,
 )
@@ -754,6 +756,36 @@ def test_the_scan_bounds_its_memory():
 
 
 @FAST
+@given(problem=problems(dtypes=[torch.float64]), chunks=st.one_of(st.none(), st.integers(1, 5)))
+def test_the_scan_of_all_paths_equals_the_passes(problem, chunks):
+    emissions, scores, mask = problem[:3]
+
+    def scan(emissions, scores, mask):
+        return forward_scan(emissions, scores, mask, chunks)
+
+    def possible(states):
+        "Weights that are none are large and negative, of no size that counts."
+        return states.masked_fill(states < -1e29, -1e30)
+
+    wanted = forward_pass(emissions, scores, mask)
+    torch.testing.assert_close(
+        possible(scan(emissions, scores, mask)), possible(wanted), rtol=1e-12, atol=1e-9
+    )
+    wanted = backward_pass(emissions, scores, mask)
+    found = backward_pass(emissions, scores, mask, scan)
+    torch.testing.assert_close(possible(found), possible(wanted), rtol=1e-12, atol=1e-9)
+
+
+def test_an_accelerator_scans_all_paths():
+    scores = Scores(torch.zeros(2), torch.zeros(2, 2), torch.zeros(2))
+    batch = torch.zeros(1, 3, 2), scores, torch.ones(1, 3, dtype=torch.bool)
+    with mock.patch.object(decoding, "forward_scan", side_effect=AssertionError("scanned")):
+        assert torch.equal(forward_states(*batch), forward_pass(*batch))
+        with pytest.raises(AssertionError, match="scanned"):
+            forward_states(batch[0].to("meta"), *batch[1:])
+
+
+@FAST
 @given(problem=problems(dtypes=[torch.float64]), k=st.sampled_from([1, 2, 3, 10, 100]))
 def test_k_best_paths_equal_enumeration(problem, k):
     emissions, scores, mask, _, possible = problem
@@ -1103,6 +1135,21 @@ def test_decoding_by_scan_needs_few_operations(words, labels):
         wanted, _ = crf.decode_tensor(*batch)
     assert stepped.count > 20 * words
     assert torch.equal(tags, wanted)
+
+
+def test_the_scan_of_all_paths_needs_few_operations():
+    def drawn(*shape):
+        return torch.randn(shape, dtype=torch.float64)
+
+    scores = Scores(drawn(23), drawn(23, 23), drawn(23))
+    batch = drawn(4, 512, 23), scores, torch.ones(4, 512, dtype=torch.bool)
+    with Counter() as counter:
+        pairs = pair_marginals(*batch, forward_scan)
+    with Counter() as stepped:
+        wanted = pair_marginals(*batch)
+    assert counter.count <= 600
+    assert stepped.count > 5_000
+    torch.testing.assert_close(pairs, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_scaled_makes_no_loop_of_tensor_operations():

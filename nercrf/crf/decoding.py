@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['MAX_PLUS_BYTES', 'best_paths_packed', 'best_paths_padded', 'count_chunks', 'Chunks', 'entering_scores',
            'chunk_recursion', 'trace_labels', 'best_paths_scan', 'best_paths', 'BestPaths', 'k_best_paths',
-           'sample_paths']
+           'forward_scan', 'forward_states', 'sample_paths']
 
 # %% ../../nbs/3_crf/10_decoding.ipynb #836f0165
 import math
@@ -22,7 +22,14 @@ from torch import Tensor
 
 from nercrf.crf.chain import IGNORED, Scores, first_words
 from nercrf.crf.likelihood import choose_algorithm, load_kernels
-from nercrf.crf.log_domain import IMPOSSIBLE, Batch, backward_pass, log_partition, widen
+from nercrf.crf.log_domain import (
+    IMPOSSIBLE,
+    Batch,
+    backward_pass,
+    forward_pass,
+    log_partition,
+    widen,
+)
 from nercrf.crf.packing import LegalSteps, PackedBatch, packed_steps, to_numpy
 
 # %% ../../nbs/3_crf/10_decoding.ipynb #b0c7950d
@@ -210,8 +217,9 @@ def entering_scores(
     lattice: Tensor,  # (length, count * batch, labels) emissions in chunks
     scores: Scores,  # of the chain
     batch: int,  # sentences
+    fold: Callable[..., Tensor] = torch.amax,  # over the label between; torch.logsumexp: all ways
 ) -> Tensor:  # (count * batch, labels)
-    "Best scores with which each chunk is entered; the start's for the first."
+    "Scores with which each chunk is entered; the start's for the first."
     start, transitions, _ = scores
     entering = [start.expand(batch, -1)]
     if lattice.shape[1] > batch:
@@ -220,13 +228,13 @@ def entering_scores(
         products[:batch] = (start + lattice[0, :batch]).unsqueeze(1)
         for emitted in lattice[1:].unsqueeze(2).unbind(0):
             # (chunks, from, between, 1) + (between, to) -> (chunks, from, to)
-            products = (products.unsqueeze(3) + transitions).amax(2)
+            products = fold(products.unsqueeze(3) + transitions, 2)
             products += emitted
         first, *others = products.unflatten(0, (-1, batch)).unbind(0)
         entering.append(first[:, 0])
         for product in others:
             # (batch, from, 1) + (batch, from, to) -> (batch, to)
-            entering.append((entering[-1].unsqueeze(2) + product).amax(1))
+            entering.append(fold(entering[-1].unsqueeze(2) + product, 1))
     return torch.cat(entering)
 
 # %% ../../nbs/3_crf/10_decoding.ipynb #025b8a59
@@ -388,6 +396,46 @@ def k_best_paths(
     total = log_partition(emissions, scores, mask) if total is None else total
     return BestPaths(tags, values, values - total.unsqueeze(1))
 
+# %% ../../nbs/3_crf/10_decoding.ipynb #62dcdf2d
+def forward_scan(
+    emissions: Tensor,  # (batch, words, labels), finite or -inf at words
+    scores: Scores,  # of the chain
+    mask: Tensor,  # (batch, words) bool, True at words
+    chunks: int | None = None,  # of a sentence, at most; None: by `count_chunks`
+) -> Tensor:  # (batch, words + 1, labels), zeros before the first word
+    "`forward_pass` in chunks of words side by side."
+    batch, words, labels = emissions.shape
+    if mask.numel() == 0:
+        return forward_pass(emissions, scores, mask)
+    scores = Scores(*(score.clamp(min=IMPOSSIBLE) for score in scores))
+    cut = Chunks.cut(mask, chunks or count_chunks(batch, words, labels))
+    lattice = emissions.masked_fill(~mask.unsqueeze(2), 0.0).clamp(min=IMPOSSIBLE)
+    lattice = lattice.flatten(0, 1)[cut.places]
+    state = entering_scores(lattice, scores, batch, torch.logsumexp)
+    states = []
+    for emitted in lattice.unbind(0):
+        # (chunks, from, 1) + (from, to) -> (chunks, to)
+        state = torch.logsumexp(state.unsqueeze(2) + scores.transitions, 1)
+        if not states:
+            state[:batch] = scores.start
+        state += emitted
+        states.append(state)
+    states = cut.in_order(torch.stack(states))
+    rank = F.pad(mask.cumsum(1), (1, 0)) - 1
+    sentences = torch.arange(batch, device=mask.device).unsqueeze(1)
+    found = states[rank.clamp(min=0), sentences]
+    return found.masked_fill((rank < 0).unsqueeze(2), 0.0)
+
+
+def forward_states(
+    emissions: Tensor,  # (batch, words, labels), finite or -inf at words
+    scores: Scores,  # of the chain
+    mask: Tensor,  # (batch, words) bool, True at words
+) -> Tensor:  # (batch, words + 1, labels), zeros before the first word
+    "`forward_pass` word by word on a CPU, in chunks on an accelerator."
+    forward = forward_pass if emissions.device.type == "cpu" else forward_scan
+    return forward(emissions, scores, mask)
+
 # %% ../../nbs/3_crf/10_decoding.ipynb #8f66f0c8
 def sample_paths(
     emissions: Tensor,  # (batch, words, labels)
@@ -397,7 +445,7 @@ def sample_paths(
     generator: torch.Generator | None = None,  # on the emissions' device
 ) -> Tensor:  # (batch, count, words) int64, -100 where masked
     "Draw paths from the distribution, independently."
-    endings = backward_pass(emissions, scores, mask)
+    endings = backward_pass(emissions, scores, mask, forward_states)
     start, transitions, _ = (score.clamp(min=IMPOSSIBLE) for score in scores)
     first = first_words(mask)
     label = torch.zeros(len(mask), count, dtype=torch.long, device=mask.device)

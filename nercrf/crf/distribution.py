@@ -20,7 +20,13 @@ from torch import Tensor
 
 from nercrf.crf.chain import IGNORED, Scores, first_words, follow_path, path_scores
 from nercrf.crf.compiled import graph_best_paths, graph_log_likelihood
-from nercrf.crf.decoding import BestPaths, best_paths, k_best_paths, sample_paths
+from nercrf.crf.decoding import (
+    BestPaths,
+    best_paths,
+    forward_states,
+    k_best_paths,
+    sample_paths,
+)
 from nercrf.crf.entities import EntityChain, best_entities, entity_chain, span_probabilities
 from nercrf.crf.likelihood import log_likelihood
 from nercrf.crf.log_domain import pair_marginals, widen, widest_type
@@ -175,12 +181,12 @@ class TagChain(ChainBatch):
     @torch.no_grad()
     def pair_marginals(self) -> Tensor:  # (batch, words, from, to), zeros at first words
         "Probability of each pair of labels at a word and the word before it."
-        return pair_marginals(*_possible(self)[0]).to(self.dtype)
+        return pair_marginals(*_possible(self)[0], forward_states).to(self.dtype)
 
     @torch.no_grad()
     def entropy(self) -> Tensor:  # (batch,) in nats
         "How much is left open: minus the expected log probability."
-        pairs = pair_marginals(*_possible(self)[0])
+        pairs = pair_marginals(*_possible(self)[0], forward_states)
         first = self.marginals().to(pairs).masked_fill(~first_words(self.mask).unsqueeze(2), 0.0)
         parts = [
             torch.special.entr(part).flatten(1).sum(1) for part in (first, pairs, pairs.sum(3))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nercrf.crf.chain import Scores
+from nercrf.crf.decoding import forward_states
 from nercrf.crf.log_domain import IMPOSSIBLE, backward_pass
 from nercrf.labels import EntitySteps, Span
 
@@ -56,25 +57,25 @@ def entity_chain(
         torch.tensor(table, dtype=emissions.dtype, device=emissions.device)
         for table in (steps.begins, steps.continues, steps.ends)
     )
-    endings = backward_pass(emissions, scores, mask)[:, :-1]
+    endings = backward_pass(emissions, scores, mask, forward_states)[:, :-1]
     # (batch, words - 1, from, to): the next label, given this one
     onward = torch.softmax(scores.transitions + endings[:, 1:].unsqueeze(2), 3)
     onward = onward.masked_fill(~mask[:, 1:, None, None], 0.0)
-    chance = torch.softmax(scores.start + endings[:, 0], 1)
-    chance = chance.masked_fill(~mask[:, :1], 0.0)
-    enter = [chance * begins[-1]]
+    first = torch.softmax(scores.start + endings[:, 0], 1)
+    chances = [first.masked_fill(~mask[:, :1], 0.0).unsqueeze(1)]
     for moved in onward.unbind(1):
         # (batch, 1, from) @ (batch, from, to)
-        enter.append((chance.unsqueeze(1) @ (moved * begins[:-1])).squeeze(1))
-        chance = (chance.unsqueeze(1) @ moved).squeeze(1)
+        chances.append(torch.bmm(chances[-1], moved))
+    # (batch, words - 1, 1, from) @ (batch, words - 1, from, to)
+    enter = torch.cat(chances, 1)[:, :-1].unsqueeze(2) @ (onward * begins[:-1])
+    enter = torch.cat([chances[0] * begins[-1], enter.squeeze(2)], 1)
     last = mask & ~F.pad(mask, (0, 1))[:, 1:]
     leave = F.pad((onward * ends[:, :-1]).sum(3), (0, 0, 0, 1))
     leave = torch.where(last.unsqueeze(2), ends[:, -1], leave)
     belongs = torch.zeros(len(stays), len(steps.types) + 1)
     belongs[range(len(stays)), steps.type_of] = 1.0  # -1: "O", dropped
     belongs = belongs[:, :-1].to(emissions)
-    enter, lengths = torch.stack(enter, 1), mask.sum(1)
-    return EntityChain(enter, onward * stays, leave, belongs, lengths, steps.types)
+    return EntityChain(enter, onward * stays, leave, belongs, mask.sum(1), steps.types)
 
 # %% ../../nbs/3_crf/12_entities.ipynb #a4b1d025
 def span_probabilities(
@@ -137,6 +138,7 @@ def _best_spans(
     threshold: float,  # leave out spans of at most this probability
 ) -> Tensor:  # (batch, words + 1) int64: length of the span that ends here, 0: none
     "The best set of spans of each sentence."
+    chances = chances.cpu()  # a step of it is too little for a device
     batch, size, longest = chances.shape
     gains = chances.masked_fill(chances <= threshold, 0.0)
     total = chances.new_zeros(batch, size + 1)
@@ -144,12 +146,12 @@ def _best_spans(
     for end in range(1, size + 1):
         reach = min(longest, end)
         # Spans that end here, by length: 1, 2, and so on.
-        starts = end - torch.arange(1, reach + 1, device=chances.device)
-        gain = gains[:, starts, torch.arange(reach, device=chances.device)]
+        starts = end - torch.arange(1, reach + 1)
+        gain = gains[:, starts, torch.arange(reach)]
         best, length = (total[:, starts] + gain).max(1)
         taken = best > total[:, end - 1]
         total[:, end] = torch.where(taken, best, total[:, end - 1])
-        choice[:, end] = torch.where(taken, length + 1, 0).cpu()
+        choice[:, end] = torch.where(taken, length + 1, 0)
     return choice
 
 # %% ../../nbs/3_crf/12_entities.ipynb #c275a6db

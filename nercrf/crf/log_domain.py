@@ -57,22 +57,24 @@ def backward_pass(
     emissions: Tensor,  # (batch, words, labels)
     scores: Scores,  # of the chain
     mask: Tensor,  # (batch, words) bool, True at words
+    forward: Callable[..., Tensor] = forward_pass,  # or what gives the same in another way
 ) -> Tensor:  # (batch, words + 1, labels), zeros after the last word
     "Log weights of all path endings, the word's own emission included."
     start, transitions, end = scores
     backward = Scores(end, transitions.t(), start)
-    return forward_pass(emissions.flip(1), backward, mask.flip(1)).flip(1)
+    return forward(emissions.flip(1), backward, mask.flip(1)).flip(1)
 
 # %% ../../nbs/3_crf/02_log_domain.ipynb #c759d86e
 def pair_marginals(
     emissions: Tensor,  # (batch, words, labels)
     scores: Scores,  # of the chain
     mask: Tensor,  # (batch, words) bool, True at words
+    forward: Callable[..., Tensor] = forward_pass,  # or what gives the same in another way
 ) -> Tensor:  # (batch, words, from, to), zeros at first and masked words
     "Probability of each pair of labels at a word and the word before it."
-    before = forward_pass(emissions, scores, mask)
+    before = forward(emissions, scores, mask)
     total = torch.logsumexp(before[:, -1] + scores.end.clamp(min=IMPOSSIBLE), 1)
-    endings = backward_pass(emissions, scores, mask)[:, :-1]
+    endings = backward_pass(emissions, scores, mask, forward)[:, :-1]
     pairs = (
         before[:, :-1].unsqueeze(3)
         + endings.unsqueeze(2)

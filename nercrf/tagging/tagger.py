@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nercrf.data.examples import Example
 from nercrf.data.splitting import split_words
@@ -21,6 +21,7 @@ from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
+from nercrf.model.loading import open_tokenizer
 from nercrf.model.modeling import NerCrfForTokenClassification
 
 # %% auto #0
@@ -98,7 +99,7 @@ class Tagger:
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
         model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
-        return cls(model, AutoTokenizer.from_pretrained(path), batch_size, device)
+        return cls(model, open_tokenizer(path), batch_size, device)
 
     def tag_examples(
         self,
