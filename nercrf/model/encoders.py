@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 # %% auto #0
@@ -82,8 +82,10 @@ def take_encoder(
     model: PreTrainedModel,  # any model without a head; changed
 ) -> PreTrainedModel:  # what reads in it, without parameters that no gradient reaches
     "Take out the encoder of an encoder-decoder; take off poolers and the like."
-    encoder = getattr(model, "encoder", None)
-    if not isinstance(encoder, PreTrainedModel) or getattr(model, "decoder", None) is None:
+    encoder, decoder = getattr(model, "encoder", None), getattr(model, "decoder", None)
+    whole = not isinstance(encoder, PreTrainedModel) or decoder is None
+    # the encoder of T5Gemma has a configuration that transformers cannot load by itself
+    if whole or type(encoder.config) not in MODEL_MAPPING:
         encoder = model
     if isinstance(getattr(encoder, "pooler", None), nn.Module):
         encoder.pooler = NoPooler()
