@@ -335,7 +335,7 @@ def count_types(
     counts.update(span.label for spans in labelled for span in spans)
     if split != "train" or not labelled or any(labelled):
         return []
-    return [no_entity(prepared.reading.path, len(labelled), prepared.format)]
+    return [no_entity(prepared.reading.path, prepared.format)]
 
 # %% ../../nbs/1_data/17_corpus.ipynb #c5243cc2
 class CorpusSurvey(NamedTuple):
