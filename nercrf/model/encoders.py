@@ -87,6 +87,8 @@ def take_encoder(
     # the encoder of T5Gemma has a configuration that transformers cannot load by itself
     if whole or type(encoder.config) not in MODEL_MAPPING:
         encoder = model
+    elif type(encoder.config) is not type(model.config):  # T5Gemma's half has one of its own
+        encoder.whole_config = model.config
     if isinstance(getattr(encoder, "pooler", None), nn.Module):
         encoder.pooler = NoPooler()
     if isinstance(getattr(encoder, "mask_emb", None), nn.Parameter):

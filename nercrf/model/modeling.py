@@ -391,7 +391,8 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         if encoder is None:
             encoder = AutoModel.from_config(config.encoder)
         self.encoder = take_encoder(encoder)
-        self.config.encoder = self.encoder.config
+        # from which AutoModel makes the encoder again
+        self.config.encoder = getattr(self.encoder, "whole_config", self.encoder.config)
         self.traits = learn_traits(self.encoder, config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         labels, scheme = config.labels, config.scheme
