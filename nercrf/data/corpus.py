@@ -19,6 +19,7 @@ from typing import NamedTuple
 from nercrf.data.examples import DataError, Example, file_digest, file_stem, report_findings
 from nercrf.data.formats import Prepared, detect_path, detect_text, prepare_file
 from nercrf.data.records import Survey
+from nercrf.data.splitting import find_splitter
 from nercrf.data.read_config import ReadConfig
 from nercrf.labels import Span, get_scheme, label_list, parse_tag, spans_to_tags
 
@@ -250,6 +251,8 @@ class CorpusFiles:
     ):
         self.folder, self.scheme = Path(folder), scheme
         self.options = reading.reader_options()  # what nobody asked for is filled in
+        # with its version: a cache of words that were cut otherwise is another one
+        self.options["by"] = find_splitter(self.options["by"]).full_name
         self.files = find_split_files(folder)
         self._digest, self._survey, self._kept = digest, None, {}
         self._held = {} if held is None else held
