@@ -9,7 +9,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
@@ -192,13 +192,14 @@ class FlagParser(argparse.ArgumentParser):
 UNSHOWN = (
     *("loss_type", "local_rank", "fp16_opt_level", "evaluate_during_training"),
     *("server_ip", "server_port"),
-)  # flags of the reference that are understood, and that nobody needs
+)  # flags of the reference that a verb understands, and that nobody needs
 
 
 def add_section(
     parser: FlagParser,  # gets a group of flags
     section: type,  # a dataclass
     names: Sequence[str] = (),  # of its fields; none: all
+    unshown: Collection[str] = (),  # those that are understood without a line in the help
 ) -> None:
     "Add the fields that a section itself has as a group of flags."
     group = parser.add_argument_group(section.__doc__.rstrip("."))
@@ -206,7 +207,7 @@ def add_section(
     for each in fields(section):
         if each.name in (names or vars(section)["__annotations__"]):
             text = str(helps[each.name]).replace("%", "%%")
-            if each.name in UNSHOWN:
+            if each.name in unshown:
                 text = argparse.SUPPRESS
             if each.default is True or each.default is False:
                 parser.switches |= _add_switch(group, each, text)
@@ -400,7 +401,7 @@ def verb_parser(
     for (field, shown, many), text in zip(verb.operands, verb.help, strict=True):
         parser.add_argument(field, metavar=shown, nargs=many, help=text)
     for section, chosen in verb.sections.items():
-        add_section(parser, section, chosen.split())
+        add_section(parser, section, chosen.split(), UNSHOWN)
     return parser
 
 

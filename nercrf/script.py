@@ -17,10 +17,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from nercrf.features.cache import CachedCorpus, open_cached
+from nercrf.features.feature_config import WindowConfig
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.features.summary import CorpusSummary
 from nercrf.features.batches import FeatureDataset
@@ -39,12 +41,13 @@ from nercrf.distributed.devices import autocast_dtype
 from nercrf.evaluation.evaluator import Evaluation, describe_result, unseen_f1
 from nercrf.labels import label_list
 from nercrf.model.encoder_config import find_model
+from nercrf.model.encoders import check_vocabulary
 from nercrf.model.loading import (
     LoadedModel,
     WindowSizes,
     build_model,
-    check_lengths,
     find_config,
+    fit_windows,
     load_tagger,
 )
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
@@ -191,12 +194,35 @@ def load_model(
         split_by = _splitter(args, summary)
         words = summary.counted_words()
         loaded = build_model(resolved, labels, scheme, windows, words, split_by)
-    check_lengths(
-        loaded.model.traits.max_pieces,
-        train_max_seq_length=args.train_max_seq_length,
-        eval_max_seq_length=args.eval_max_seq_length,
-    )
-    return resolved, loaded
+    fitted = _fit_windows(resolved, loaded)
+    if fitted != resolved:
+        logger.warning(
+            "windows of %d word pieces in training and %d in evaluation, not %d and %d: the model "
+            "takes no more",
+            fitted.train_max_seq_length,
+            fitted.eval_max_seq_length,
+            resolved.train_max_seq_length,
+            resolved.eval_max_seq_length,
+        )
+        loaded.model.config.max_seq_length = fitted.eval_max_seq_length
+    if loaded.model.traits.padding == "never":
+        logger.warning(
+            "%s mixes padding into the pieces beside it: windows of equal length run together",
+            type(loaded.model.encoder).__name__,
+        )
+    return fitted, loaded
+
+
+def _fit_windows(args: TrainingConfig, loaded: LoadedModel) -> TrainingConfig:
+    "The flags with windows that the encoder takes; only defaults give way."
+    lengths = {name: getattr(args, name) for name in _LENGTHS}
+    fitted = fit_windows(loaded.model, loaded.tokenizer, lengths, _LENGTHS)
+    return args if fitted == lengths else replace(args, **fitted)
+
+
+_LENGTHS = {
+    name: getattr(WindowConfig, name) for name in ("train_max_seq_length", "eval_max_seq_length")
+}
 
 # %% ../nbs/8_commands/02_script.ipynb #e7a1c0de
 def evaluate(
@@ -247,12 +273,17 @@ def _dataset(
 ) -> FeatureDataset:
     "The features of a split, with labels, scheme and windows of the model."
     config = loaded.model.config
-    windows = replace(args, stride=config.stride, context=config.context)
+    fitted = _fit_windows(args, loaded)
+    windows = replace(fitted, stride=config.stride, context=config.context)
     conversion = conversion_of(windows, split) | {
         "joined_by": config.joined_by,
         "subtoken_pooling": config.subtoken_pooling,
     }
-    return corpus.dataset(split, loaded.tokenizer, conversion, config.labels, config.scheme)
+    dataset = corpus.dataset(split, loaded.tokenizer, conversion, config.labels, config.scheme)
+    traits = loaded.model.traits
+    if len(dataset) and len(loaded.tokenizer) > (traits.vocabulary or len(loaded.tokenizer)):
+        check_vocabulary(traits, int(np.max(dataset.features.input_ids)))
+    return dataset
 
 # %% ../nbs/8_commands/02_script.ipynb #57c000d8
 def predict(

@@ -352,6 +352,46 @@ def check_resume(case: Case) -> str:
     return "same bits"
 
 
+def check_lora(case: Case) -> str:
+    """An adapter is trained, resumed to the bit, loaded by the tagger and folded in."""
+    out, again = case.folder.parent / "run", case.folder.parent / "again"
+    flags = ["--lora", "2"]
+    run_for(case, "train", *train_flags(case, out), *flags)
+    shutil.copytree(out / "checkpoint-5", again / "checkpoint-5")
+    resume = ["--resume", again / "checkpoint-5"]
+    run_for(case, "train", *train_flags(case, again), *flags, *resume)
+    written = sorted(
+        file.relative_to(out) for file in (out / "checkpoint-10").rglob("*.safetensors")
+    )
+    assert written, "no weights in the last checkpoint"
+    for path in written:
+        one, two = load_file(out / path), load_file(again / path)
+        assert one.keys() == two.keys(), path
+        for name, tensor in one.items():
+            assert torch.equal(tensor.nan_to_num(), two[name].nan_to_num()), f"{path}: {name}"
+    merged = case.folder.parent / "merged"
+    run_for(case, "merge", out, merged)
+    batch = case.dataset().collate([0, 1, 2])
+    batch.pop("labels")  # numbered otherwise than those of the files
+    adapted, folded = (
+        Tagger.from_pretrained(folder, device="cpu").model for folder in (out, merged)
+    )
+    with torch.no_grad():
+        wanted, found = adapted(**batch).logits, folded(**batch).logits
+    mask = batch["word_mask"]
+    _compare(found[mask], wanted[mask], "folded in")
+    moved = load_file(merged / "model.safetensors")
+    kept = load_file(case.folder / "model.safetensors")
+    changed = [
+        name
+        for name, tensor in kept.items()
+        for written in {name, f"encoder.{name}"} & moved.keys()
+        if not torch.equal(moved[written], tensor)
+    ]
+    assert changed, "the adapter has changed nothing of the encoder"
+    return "same bits"
+
+
 CHECKS: dict[str, Callable[[Case], str]] = {
     "pieces": check_pieces,
     "hidden states": check_hidden,

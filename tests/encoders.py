@@ -152,28 +152,37 @@ def sentencepiece_bpe(name: str | None = None, template: str | None = None, **sp
     @cache
     def build() -> PreTrainedTokenizerBase:
         cut = pre_tokenizers.Split("▁", "merged_with_next")
-        if name is not None:  # the class cuts nothing: learn from words, or pieces span them
+        if name is None:
+            tokenizer = _Pipeline(
+                lambda: models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True),
+                cut,
+                normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+                template,
+                special,
+            ).build()
+            tokenizer.backend_tokenizer.pre_tokenizer = None
+        else:  # the class cuts nothing: learn from words, or pieces span them
             empty = getattr(transformers, name)(**special)
-            own = empty.backend_tokenizer.pre_tokenizer
-            empty.backend_tokenizer.pre_tokenizer = (
-                cut if empty.backend_tokenizer.normalizer else pre_tokenizers.Metaspace()
-            )
+            backend = empty.backend_tokenizer
+            own = backend.pre_tokenizer
+            backend.pre_tokenizer = cut if backend.normalizer else pre_tokenizers.Metaspace()
             tokenizer = empty.train_new_from_iterator(
                 TEXT.splitlines(), VOCABULARY, show_progress=False
             )
             tokenizer.backend_tokenizer.pre_tokenizer = own
-            return tokenizer
-        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        fast = _Pipeline(
-            lambda: models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True),
-            cut,
-            normalizers.Sequence(steps),
-            template,
-            special,
-        ).build()
-        return fast
+        return _with_bytes(tokenizer)
 
     return build
+
+
+def _with_bytes(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Pieces for the bytes of unknown characters, as every such vocabulary has them."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    numbers = content["model"]["vocab"]
+    for byte in range(256):
+        numbers[f"<0x{byte:02X}>"] = len(numbers)
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    return tokenizer
 
 
 @cache
@@ -368,7 +377,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "yoso": Family(trained("AlbertTokenizer"), {"use_expectation": True}),
     "mra": Family(_BPE, {"block_per_row": 4}),
-    "big_bird": Family(trained("BigBirdTokenizer"), {"block_size": 4, "num_random_blocks": 1}),
+    "big_bird": Family(trained("BigBirdTokenizer"), {"block_size": 16, "num_random_blocks": 1}),
     "longformer": Family(trained("LongformerTokenizer"), {**_ROBERTA, "attention_window": [8, 8]}),
     "led": Family(
         trained("LEDTokenizer"),

@@ -17,7 +17,7 @@ from nercrf.crf import packing
 from nercrf.crf.chain import Scores, follow_path, path_scores
 from nercrf.crf.decoding import best_paths
 from nercrf.crf.layer import CRF
-from nercrf.crf.likelihood import log_likelihood
+from nercrf.crf.likelihood import load_kernels, log_likelihood
 from nercrf.crf.packing import largest_block, legal_steps
 from nercrf.labels import SCHEMES, allowed_transitions, label_list
 
@@ -31,10 +31,11 @@ def steps_taken(apart: bool):
     "Take every table apart, or none, however small it is and however much is allowed."
     size, share = (0, math.inf) if apart else (math.inf, 0.0)
     packing._find_steps.cache_clear()
-    with (
-        mock.patch.object(packing, "SMALLEST_STEP", size),
-        mock.patch.object(packing, "LARGEST_SHARE", share),
-    ):
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(packing, "SMALLEST_STEP", size))
+        patches.enter_context(mock.patch.object(packing, "LARGEST_SHARE", share))
+        if load_kernels() is not None:
+            patches.enter_context(mock.patch.object(load_kernels(), "FEWEST_LABELS", 0))
         yield
     packing._find_steps.cache_clear()
 

@@ -1,6 +1,7 @@
 """Processes and devices: messages, the main process first, gradients over shares."""
 
 import time
+import warnings
 from itertools import pairwise
 from unittest.mock import patch
 
@@ -206,6 +207,21 @@ class Compiled(nn.Module):
     def __init__(self, model):
         super().__init__()
         self._orig_mod = model
+
+
+def test_ddp_sends_no_buffers_at_each_step_and_is_not_warned_of(tmp_path):
+    """A group of one process is enough to wrap a model."""
+    info = processes.ProcessInfo(world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            wrapped = devices.wrap_model(nn.Linear(2, 2), info)
+        assert wrapped.broadcast_buffers is False
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_unwrap_takes_off_every_layer():

@@ -1,15 +1,27 @@
 """A batch gives each window what its encoder gives that window alone, for every family."""
 
+import json
 from functools import cache
 
 import pytest
 import torch
-from encoders import FAMILIES, SIZES, make_visible
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from encoders import FAMILIES, SIZES, make_family, make_visible
+from training import write_corpus
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from nercrf.labels import label_list
-from nercrf.model.encoders import encoder_traits, prove_call, run_encoder, take_encoder
+from nercrf.model.encoder_config import EncoderConfig
+from nercrf.model.encoders import (
+    encoder_traits,
+    prove_call,
+    reads_both_ways,
+    run_encoder,
+    take_encoder,
+)
+from nercrf.model.loading import load_encoder, load_tokenizer
 from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.run_ner_crf import main
+from nercrf.tagging.tagger import Tagger
 
 torch.set_num_threads(1)
 LABELS = label_list(["LOC", "PER"], "BIO")
@@ -193,3 +205,143 @@ def test_a_model_of_before_is_called_as_before(name, tmp_path):
         ).last_hidden_state
         found = run_encoder(before.encoder, before.traits, row, mask, segments)
     assert torch.equal(found.last_hidden_state, expected)
+
+
+# ---------------------------------------------------------------------------- by the command line
+
+
+def train(folder, output, *flags: str) -> int:
+    """Two updates, evaluation and prediction on written sentences."""
+    data = write_corpus(folder.parent / "data")
+    command = ["--data_dir", data, "--model_name_or_path", folder, "--output_dir", output]
+    command += ["--no_cuda", "--do_train", "--do_eval", "--do_predict", "--max_steps", 2, *flags]
+    return main([str(each) for each in command])
+
+
+WITHOUT_FILES = ["bert", "electra", "xlm-roberta", "deberta-v2", "roberta", "gpt2", "t5", "llama"]
+
+
+@pytest.mark.parametrize("name", WITHOUT_FILES)
+def test_an_encoder_without_tokenizer_files_is_an_error(name, tmp_path, capsys):
+    """transformers invents a tokenizer of special tokens: every word would be unknown."""
+    folder = make_family(name, tmp_path / "encoder")
+    kept = AutoTokenizer.from_pretrained(folder)
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"expected a tokenizer, got .* with --tokenizer_name"):
+        load_tokenizer(EncoderConfig(str(folder)))
+    model = NerCrfForTokenClassification.from_encoder(load_encoder(folder), LABELS)
+    model.save_pretrained(tmp_path / "tagger")
+    with pytest.raises(ValueError, match="expected a tokenizer, got"):
+        Tagger.from_pretrained(tmp_path / "tagger")
+    assert train(folder, tmp_path / "out") != 0
+    assert "expected a tokenizer, got" in capsys.readouterr().err
+    kept.save_pretrained(tmp_path / "other")  # the remedy that is named
+    found = load_tokenizer(EncoderConfig(str(folder), tokenizer_name=str(tmp_path / "other")))
+    assert len(found) == len(kept)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "bart", "t5", "convbert", "canine"])
+def test_windows_that_nobody_asked_for_give_way_to_the_encoder(name, tmp_path, caplog, capsys):
+    folder = make_family(name, tmp_path / "encoder")
+    assert train(folder, tmp_path / "out") == 0
+    taken = 64 if name == "canine" else POSITIONS
+    line = f"windows of {taken} word pieces in training and {taken} in evaluation, not 128 and 512"
+    assert [line in record.getMessage() for record in caplog.records].count(True) == 1
+    mixes = [r for r in caplog.records if "mixes padding" in r.getMessage()]
+    assert len(mixes) == (name in ("convbert", "canine"))
+    saved = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    assert saved["max_seq_length"] == taken
+    tagger = Tagger.from_pretrained(tmp_path / "out")
+    tagger("Anna went to Lisbon . " * 60)  # in several windows
+    if name == "t5":  # distances: a longer window than declared can be asked for
+        assert train(folder, tmp_path / "long", "--train_max_seq_length", "200") == 0
+    else:
+        capsys.readouterr()
+        flag = "--train_max_seq_length"
+        assert train(folder, tmp_path / "long", flag, "200") != 0
+        assert f"{flag} 200, but the encoder takes {taken} word pieces" in capsys.readouterr().err
+
+
+def test_windows_give_way_to_the_tokenizer(tmp_path, caplog):
+    folder = make_family("bert", tmp_path / "encoder")
+    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=40)
+    tokenizer.save_pretrained(folder)
+    assert train(folder, tmp_path / "out") == 0
+    assert "windows of 40 word pieces in training and 40 in evaluation" in caplog.text
+    assert train(folder, tmp_path / "own", "--train_max_seq_length", "64") == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_padding_token_behind_the_vocabulary_does_no_harm(name, side, tmp_path):
+    folder = make_family(name, tmp_path / "encoder")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    tokenizer.padding_side = side
+    tokenizer.save_pretrained(folder)
+    assert tokenizer.pad_token_id == load_encoder(folder).get_input_embeddings().num_embeddings
+    assert train(folder, tmp_path / "out") == 0
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    assert train(folder, tmp_path / "none", "--overwrite_cache") == 0
+
+
+def test_pieces_that_were_added_to_the_tokenizer_alone_are_named(tmp_path, capsys):
+    folder = make_family("llama", tmp_path / "encoder")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["Anna", "in", "the", "."])
+    tokenizer.save_pretrained(folder)
+    assert train(folder, tmp_path / "out") != 0
+    error = capsys.readouterr().err
+    assert "expected piece ids below 420, the rows of the encoder's table, got 42" in error
+
+
+# ---------------------------------------------------------------------------- both ways
+
+
+BUILT_IN = {"openai-gpt", "gpt_neo"}  # their masks are tables
+DECODERS = ["gpt2", "gpt_neox", "gptj", "bloom", "llama", "mistral", "gemma3_text", "qwen3", "opt"]
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "stablelm", "modernbert-decoder", *BUILT_IN, "bert"])
+def test_a_decoder_can_be_let_to_see_later_pieces(name, tmp_path):
+    def changes_what_is_before(model):
+        rows = torch.cat([windows(9)[0]] * 2)
+        rows[1, -1] = 5
+        with torch.no_grad():
+            one, two = model.encoder(
+                input_ids=rows, attention_mask=torch.ones_like(rows)
+            ).last_hidden_state
+        return not torch.allclose(one[:-1], two[:-1], atol=1e-4)
+
+    assert changes_what_is_before(make_model(name)) == (name == "bert")
+    make = NerCrfForTokenClassification.from_encoder
+    if name in BUILT_IN:
+        with pytest.raises(ValueError, match="does not let a piece see those behind it: leave out"):
+            make(make_encoder(name), LABELS, bidirectional=True)
+        return
+    model = make(make_encoder(name), LABELS, bidirectional=True).eval()
+    assert changes_what_is_before(model)
+    model.save_pretrained(tmp_path)
+    again = NerCrfForTokenClassification.from_pretrained(tmp_path).eval()
+    assert changes_what_is_before(again)
+    rows = windows(21, 7, 13)
+    for side in ("right", "left"):
+        batch = padded(rows, side, again.traits.fill)
+        with torch.no_grad():
+            found = run_encoder(again.encoder, again.traits, **batch).last_hidden_state
+            alone = [again.encoder(input_ids=row).last_hidden_state[0] for row in rows]
+        real = batch["attention_mask"].bool()
+        torch.testing.assert_close(found[real], torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_the_flag_bidirectional_is_kept_with_the_model(tmp_path, capsys):
+    folder = make_family("qwen3", tmp_path / "encoder")
+    assert train(folder, tmp_path / "out", "--bidirectional") == 0
+    tagger = Tagger.from_pretrained(tmp_path / "out")
+    assert tagger.model.config.encoder.is_causal is False
+    assert reads_both_ways(tagger.model.encoder)
+    folder = make_family("gpt_neo", tmp_path / "neo")
+    assert train(folder, tmp_path / "no", "--bidirectional") != 0
+    assert "leave out --bidirectional" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from encoder_checks import (
     TABLE,
     Case,
     check_family,
+    check_lora,
     run_in_process,
     train_flags,
 )
@@ -39,6 +40,17 @@ def test_a_family_is_a_folder_with_an_encoder_and_its_tokenizer(name, tmp_path):
 @pytest.mark.parametrize("name", sampled(ROWS))
 def test_a_family_does_what_the_table_says(name, tmp_path):
     assert check_family(name, tmp_path) == ROWS[name]
+
+
+LORA = ["bert", "roberta", "deberta-v2", "gpt2", "qwen3", "t5", "modernbert"]
+
+
+@pytest.mark.parametrize(
+    "name", [LORA[0], *(pytest.param(n, marks=pytest.mark.slow) for n in LORA[1:])]
+)
+def test_an_adapter_is_trained_resumed_loaded_and_folded_in(name, tmp_path):
+    pytest.importorskip("peft")
+    assert check_lora(Case(name, tmp_path)) == "same bits"
 
 
 def test_the_command_in_a_process_of_its_own(tmp_path):

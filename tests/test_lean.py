@@ -100,7 +100,10 @@ def try_lean(model):
 @pytest.mark.parametrize("name", EVERY)
 def test_a_lean_layer_gives_the_same_scores_and_gradients_or_is_refused(name, tmp_path):
     """In float64, in batches of other lengths than those of the trial: longer, shorter, one piece."""
-    model = make_model(name, tmp_path)
+    try:
+        model = make_model(name, tmp_path)
+    except ValueError as error:  # an encoder that no tagger can have
+        pytest.skip(str(error).partition(":")[0])
     lean = try_lean(model)
     assert (lean is not None) or name not in LEAN
     assert (lean is None) or name not in REFUSED

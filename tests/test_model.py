@@ -23,6 +23,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForTokenClassification,
     BertModel,
     DebertaV2Config,
     DistilBertConfig,
@@ -44,6 +45,7 @@ from nercrf.model.modeling import (
 )
 from nercrf.model.small_encoder import SmallEncoder, SmallEncoderConfig, bigram_buckets
 from nercrf.model.vocabulary import build_tokenizer
+from nercrf.tagging.tagger import Tagger
 from nercrf.training.optim import encoder_layers
 
 torch.set_num_threads(1)
@@ -235,8 +237,44 @@ def test_a_folder_that_lacks_encoder_weights_is_named(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     kept = {key: value for key, value in weights.items() if "layer.1." not in key}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.warns(UserWarning, match=r"lacks 16 parameters of its encoder"):
+    with pytest.raises(ValueError, match=r"lacks 16 of 37 parameters of its encoder"):
         load_encoder(tmp_path)
+
+
+def test_a_tagger_whose_weights_have_other_names_is_an_error(tmp_path):
+    """As an adapter's library leaves them, or a wrapper: nothing would be loaded."""
+    model = make_model("bert")
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    build_tokenizer([SimpleNamespace(tokens=["Anna"])]).save_pretrained(tmp_path)
+    for rename in (
+        lambda key: key.replace("encoder.", "encoder.base_model.model.", 1),
+        lambda key: key.replace("query.weight", "query.base_layer.weight"),
+        lambda key: f"module.{key}",
+        lambda key: key.replace("encoder.", "bert.", 1),
+    ):
+        save_file({rename(k): v for k, v in weights.items()}, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"missing \(encoder\..* that belong nowhere"):
+            NerCrfForTokenClassification.from_pretrained(tmp_path)
+        for load in (Tagger.from_pretrained, load_encoder):
+            with pytest.raises(ValueError, match="expected the weights of this tagger, got"):
+                load(tmp_path)
+
+
+def test_an_encoder_is_read_from_any_head_but_not_from_another_model(tmp_path):
+    torch.manual_seed(0)
+    plain = BertForTokenClassification(BertConfig(**SIZES))
+    plain.save_pretrained(tmp_path)
+    name = "encoder.layer.1.output.dense.weight"
+    assert torch.equal(load_encoder(tmp_path).state_dict()[name], plain.bert.state_dict()[name])
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    for prefix in ("base_model.model.bert.", "model.", "module.bert."):
+        renamed = {key.replace("bert.", prefix, 1): value for key, value in weights.items()}
+        save_file(renamed, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="lacks 37 of 37 parameters of its encoder"):
+            load_encoder(tmp_path)
 
 
 def test_a_missing_encoder_says_so_without_a_network(tmp_path):

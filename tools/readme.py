@@ -2,7 +2,7 @@
 gives.
 
 The table of chapters in the index is written from the titles of the notebooks, in the order of the
-site's sidebar.
+site's sidebar; that of encoders from tests/encoder_table.json.
 
 Markdown cells are taken as they are; code cells become fenced code with their text output below. A
 cell that starts with `#| include: false` is left out.
@@ -10,6 +10,7 @@ cell that starts with `#| include: false` is left out.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 INDEX = NOTEBOOKS / "index.ipynb"
+FAMILIES = ROOT / "tests" / "encoder_table.json"
 FEWEST_CHAPTERS = 35
 
 
@@ -47,12 +49,31 @@ def heading(path: Path) -> tuple[str, str]:
     return first[0].removeprefix("# "), about[0].removeprefix("> ")
 
 
-def with_chapters(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    "The index with the table of chapters as it is now."
-    tables = [cell for cell in notebook.cells if cell.source.startswith("| chapter |")]
-    if len(tables) != 1:
-        raise SystemExit(f"{INDEX}: expected one cell with the table of chapters")
-    tables[0].source = chapters()
+def families() -> str:
+    "The families of encoders by how their windows are batched, and those that are refused."
+    table = json.loads(FAMILIES.read_text(encoding="utf-8"))
+    places = {
+        "anywhere": "padding anywhere",
+        "on the right": "padding on the right",
+        "equal lengths": "in equal lengths",
+        None: "refused, in one sentence",
+    }
+    groups = {place: [] for place in places}
+    for name, row in table["families"].items():
+        groups[row.get("padding")].append(name)
+    rows = [f"| families, transformers {table['versions']['transformers']} | |", "| --- | --- |"]
+    for place, names in groups.items():
+        rows.append(f"| {places[place]}: {len(names)} | {', '.join(sorted(names))} |")
+    return "\n".join(rows)
+
+
+def with_tables(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    "The index with the tables of chapters and of encoders as they are now."
+    for start, write in {"| chapter |": chapters, "| families": families}.items():
+        tables = [cell for cell in notebook.cells if cell.source.startswith(start)]
+        if len(tables) != 1:
+            raise SystemExit(f"{INDEX}: expected one cell with a table that begins with {start}")
+        tables[0].source = write()
     return notebook
 
 
@@ -82,7 +103,7 @@ def render(notebook: nbformat.NotebookNode) -> str:
 def main() -> int:
     "The command line."
     before = INDEX.read_text(encoding="utf-8")
-    notebook = with_chapters(nbformat.reads(before, as_version=4))
+    notebook = with_tables(nbformat.reads(before, as_version=4))
     after, readme = nbformat.writes(notebook) + "\n", ROOT / "README.md"
     wanted = render(notebook)
     if "--check" in sys.argv[1:]:

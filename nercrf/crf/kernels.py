@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['WordPlan', 'plan_words', 'LikelihoodArrays', 'GradientArrays', 'forward_groups', 'backward_groups',
+__all__ = ['FEWEST_LABELS', 'WordPlan', 'plan_words', 'LikelihoodArrays', 'GradientArrays', 'forward_groups', 'backward_groups',
            'gather_gradients', 'LikelihoodState', 'likelihood_forward', 'likelihood_backward', 'all_at_once',
            'LikelihoodGradient', 'likelihood_gradient', 'ViterbiArrays', 'best_groups', 'viterbi_at_once', 'viterbi',
            'warm_up']
@@ -24,10 +24,14 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from nercrf.crf.packing import legal_steps
 from nercrf.crf.recursions import (
+    EVERY_STEP,
     BestTables,
     Expected,
     ScoreArrays,
+    StepArrays,
+    StepTable,
     Trellis,
     WeightTables,
     add_marginals,
@@ -36,6 +40,7 @@ from nercrf.crf.recursions import (
     best_path,
     best_tables,
     fill_weights,
+    legal_forward_pass,
     log_backward_pass,
     log_forward_pass,
     path_score,
@@ -108,7 +113,8 @@ class GradientArrays(NamedTuple):
 
     gradient: np.ndarray  # (batch,) float64, of each value
     result: np.ndarray  # (batch, words, labels) like the emissions, their gradient
-    pairs: np.ndarray  # (groups, width, width) float64, of the transitions, without their weights
+    pairs: np.ndarray  # (groups, rows, width) float64, of the block, without its weights
+    singles: np.ndarray  # (groups, singles) float64, of the single steps, without their weights
     direct: np.ndarray  # (groups, labels + 2, labels) float64, of all scores
 
 
@@ -154,7 +160,10 @@ def forward_groups(
         end = begin + words.size
         trellis = Trellis(alphas[begin:end], weights[begin:end], inverses[begin:end])
         total = fill_weights(rows, words, scores.start, trellis.weights)
-        total += scaled_forward_pass(rows, words, scores, batch.tables, trellis)
+        if batch.tables.onward.steps.rows.size == 0:
+            total += scaled_forward_pass(rows, words, scores, batch.tables, trellis)
+        else:
+            total += legal_forward_pass(rows, words, scores, batch.tables, trellis)
         if not math.isfinite(total):
             batch.lost[sequence] = True
             in_logs = np.empty((words.size, batch.emissions.shape[2]))
@@ -179,8 +188,10 @@ def backward_groups(
     expected = Expected(marginals, messages, scales)
     unscaled = Expected(marginals, messages, np.ones(longest))
     for group in range(first, last):
-        pairs, direct = found.pairs[group], found.direct[group]
-        fill(pairs.reshape(width * width), 0.0)
+        pairs = StepTable(found.pairs[group], found.singles[group], tables.onward.steps)
+        direct = found.direct[group]
+        fill(pairs.block.reshape(pairs.block.size), 0.0)
+        fill(pairs.singles, 0.0)
         fill(direct.reshape(direct.size), 0.0)
         for sequence in range(bounds[group], bounds[group + 1]):
             begin, end = offsets[sequence], offsets[sequence + 1]
@@ -204,20 +215,26 @@ def backward_groups(
 # %% ../../nbs/3_crf/08_kernels.ipynb #29b1d2ec
 @kernel
 def gather_gradients(
-    pairs: np.ndarray,  # (groups, width, width) float64
-    direct: np.ndarray,  # (groups, labels + 2, labels) float64
-    onward: np.ndarray,  # (width, width) float64, weights of the transitions
+    found: GradientArrays,  # of all groups
+    onward: StepTable,  # weights of the transitions
 ) -> np.ndarray:  # (labels + 2, labels) float64
     "Gradients of the transitions, then of start and end, as one table."
-    labels = direct.shape[2]
+    labels = found.direct.shape[2]
+    rows, columns, before, after = onward.steps
+    whole = rows.size == 0
     result = np.zeros((labels + 2, labels))
-    for group in range(len(direct)):
-        for before in range(labels + 2):
-            for after in range(labels):
-                result[before, after] += direct[group, before, after]
-        for before in range(labels):
-            for after in range(labels):
-                result[before, after] -= pairs[group, before, after] * onward[before, after]
+    for group in range(len(found.direct)):
+        pairs, singles, direct = found.pairs[group], found.singles[group], found.direct[group]
+        for label in range(labels + 2):
+            for other in range(labels):
+                result[label, other] += direct[label, other]
+        for row in range(labels if whole else rows.size):
+            left = row if whole else rows[row]
+            for column in range(labels if whole else columns.size):
+                right = column if whole else columns[column]
+                result[left, right] -= pairs[row, column] * onward.block[row, column]
+        for step in range(before.size):
+            result[before[step], after[step]] -= singles[step] * onward.singles[step]
     return result
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #e355e682
@@ -296,6 +313,7 @@ class _Inputs(NamedTuple):
     mask: np.ndarray  # (batch, words) bool
     tags: np.ndarray  # (batch, words) int64, or empty
     scores: ScoreArrays  # of the chain
+    steps: StepArrays  # of the transitions
 
 
 def _laid_out(
@@ -343,10 +361,20 @@ def _checked(
             )
     scores = ScoreArrays(*(_laid_out(score, np.float64) for score in scores))
     tags = _NO_TAGS if tags is None else _laid_out(tags, np.int64)
-    return _Inputs(_laid_out(emissions, emissions.dtype), _laid_out(mask, np.bool_), tags, scores)
+    emissions, mask = _laid_out(emissions, emissions.dtype), _laid_out(mask, np.bool_)
+    return _Inputs(emissions, mask, tags, scores, _steps_of(scores.transitions))
 
 
 _NO_TAGS = np.empty((0, 0), np.int64)
+FEWEST_LABELS = 32  # with fewer the whole table is as fast
+
+
+def _steps_of(
+    transitions: np.ndarray,  # (from, to) float64, -inf where forbidden
+) -> StepArrays:
+    "What has to be computed of a table."
+    legal = legal_steps(transitions) if len(transitions) >= FEWEST_LABELS else None
+    return EVERY_STEP if legal is None else StepArrays(*legal[:4])
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #26719e62
 class LikelihoodState(NamedTuple):
@@ -373,7 +401,7 @@ def likelihood_forward(
     "Log partition and gold score of each sequence; -inf forbids a score."
     inputs = _checked(emissions, mask, tags, ScoreArrays(start, transitions, end))
     batch, _, labels = inputs.emissions.shape
-    plan, tables = plan_words(inputs.mask, labels), weight_tables(inputs.scores)
+    plan, tables = plan_words(inputs.mask, labels), weight_tables(inputs.scores, inputs.steps)
     row = 2 * tables.closing.size + 1
     memory = _Memory(row * int(plan.offsets[-1]) if keep else 0)
     arrays = LikelihoodArrays(
@@ -405,7 +433,7 @@ def likelihood_backward(
         raise ValueError(
             "expected the state of likelihood_forward with keep=True, got one that kept nothing"
         )
-    emissions, plan, onward = state.arrays.emissions, state.arrays.plan, state.arrays.tables.onward
+    emissions, plan, tables = state.arrays.emissions, state.arrays.plan, state.arrays.tables
     gradient, labels = _laid_out(gradient, np.float64), emissions.shape[2]
     if gradient.shape != emissions.shape[:1]:
         raise ValueError(
@@ -413,12 +441,16 @@ def likelihood_backward(
             f", one number a sequence, got {gradient.shape}"
         )
     groups = len(plan.bounds) - 1
-    pairs = np.empty((groups, *onward.shape))
-    direct = np.empty((groups, labels + 2, labels))
-    found = GradientArrays(gradient, np.empty_like(emissions), pairs, direct)
-    scratch = (2 * len(onward) + 1) * plan.longest
+    found = GradientArrays(
+        gradient,
+        np.empty_like(emissions),
+        pairs=np.empty((groups, *tables.onward.block.shape)),
+        singles=np.empty((groups, tables.onward.singles.size)),
+        direct=np.empty((groups, labels + 2, labels)),
+    )
+    scratch = (2 * tables.closing.size + 1) * plan.longest
     _share(backward_groups, groups, threads, scratch, (state.arrays, found))
-    by_score = gather_gradients(pairs, direct, onward)
+    by_score = gather_gradients(found, tables.onward)
     return found.result, by_score[labels], by_score[:labels], by_score[labels + 1]
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #bb450944
@@ -429,13 +461,13 @@ def all_at_once(
     alone: bool,  # there is one thread: several groups are no reason to stop
 ) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray]:
     "Groups, wrong tag, values, and their summed gradient, or nothing yet."
-    emissions, mask, tags, scores = inputs
+    emissions, mask, tags, scores, steps = inputs
     batch, labels = mask.shape[0], emissions.shape[2]
     plan = plan_words(mask, labels)
     groups = plan.bounds.size - 1
     if groups > 1 and not alone:
         return groups, -1, np.empty(0), emissions[:0], np.empty((0, 0))
-    tables = weight_tables(scores)
+    tables = weight_tables(scores, steps)
     width = tables.closing.size
     partition, gold, lost = np.empty(batch), np.empty(batch), np.empty(batch, np.bool_)
     size = (2 * width + 1) * plan.offsets[-1]
@@ -443,13 +475,16 @@ def all_at_once(
     arrays = LikelihoodArrays(
         plan, scores, tables, emissions, tags, memory, True, partition, gold, lost
     )
-    wrong = forward_groups(0, groups, scratch, arrays)
-    pairs = np.empty((groups, width, width))
+    first = plan.bounds[0]  # 0, which written out is a type of its own: all is compiled again
+    wrong = forward_groups(first, groups, scratch, arrays)
+    height, padded = tables.onward.block.shape
+    pairs = np.empty((groups, height, padded))
+    singles = np.empty((groups, tables.onward.singles.size))
     direct = np.empty((groups, labels + 2, labels))
-    found = GradientArrays(np.ones(batch), np.empty_like(emissions), pairs, direct)
+    found = GradientArrays(np.ones(batch), np.empty_like(emissions), pairs, singles, direct)
     if wrong < 0:
-        backward_groups(0, groups, scratch, arrays, found)
-    by_score = gather_gradients(pairs, direct, tables.onward)
+        backward_groups(first, groups, scratch, arrays, found)
+    by_score = gather_gradients(found, tables.onward)
     return groups, wrong, gold - partition, found.result, by_score
 
 # %% ../../nbs/3_crf/08_kernels.ipynb #ec6ddeb8
@@ -512,7 +547,7 @@ def best_groups(
     "The best paths of some groups."
     positions, offsets, bounds, longest = batch.plan
     tables, tags = batch.tables, batch.tags
-    width = len(tables.onward)
+    width = (batch.emissions.shape[2] + LANES - 1) // LANES * LANES
     best = scratch[: longest * width].reshape(longest, width)
     for sequence in range(bounds[first], bounds[last]):
         fill(tags[sequence], _MASKED)
@@ -533,13 +568,13 @@ def viterbi_at_once(
     alone: bool,  # there is one thread: several groups are no reason to stop
 ) -> tuple[int, np.ndarray, np.ndarray]:
     "Groups, tags and scores, or room for them."
-    emissions, mask, _, scores = inputs
+    emissions, mask, _, scores, steps = inputs
     plan = plan_words(mask, emissions.shape[2])
     groups = plan.bounds.size - 1
     tags, totals = np.empty(mask.shape, np.int64), np.empty(mask.shape[0])
     if groups == 1 or alone:
-        batch = ViterbiArrays(plan, best_tables(scores), emissions, tags, totals)
-        best_groups(0, groups, memory, batch)
+        batch = ViterbiArrays(plan, best_tables(scores, steps), emissions, tags, totals)
+        best_groups(plan.bounds[0], groups, memory, batch)
     return groups, tags, totals
 
 
@@ -559,7 +594,7 @@ def viterbi(
     memory = _Memory(words * width)
     groups, tags, totals = viterbi_at_once(inputs, memory.numbers, threads == 1)
     if groups > 1 and threads > 1:
-        plan, tables = plan_words(inputs.mask, labels), best_tables(inputs.scores)
+        plan, tables = plan_words(inputs.mask, labels), best_tables(inputs.scores, inputs.steps)
         batch = ViterbiArrays(plan, tables, inputs.emissions, tags, totals)
         _share(best_groups, groups, threads, plan.longest * width, (batch,))
     return tags, totals

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['ScoreArrays', 'WeightTables', 'weight_tables', 'fill_weights', 'lost_forward', 'Trellis', 'scaled_forward_pass',
-           'Expected', 'scaled_backward_pass', 'add_pairs', 'add_marginals', 'log_sum', 'normalise', 'log_forward_pass',
-           'log_backward_pass', 'path_score', 'add_path', 'BestTables', 'best_tables', 'plain_best_score', 'best_path']
+__all__ = ['EVERY_STEP', 'ScoreArrays', 'StepArrays', 'StepTable', 'step_table', 'WeightTables', 'weight_tables', 'fill_weights',
+           'lost_forward', 'add_legal_steps', 'Trellis', 'scaled_forward_pass', 'legal_forward_pass', 'Expected',
+           'scaled_backward_pass', 'add_pairs', 'add_marginals', 'log_sum', 'normalise', 'log_forward_pass',
+           'log_backward_pass', 'path_score', 'add_path', 'BestTables', 'best_tables', 'best_legal_steps',
+           'plain_best_score', 'best_path']
 
 # %% ../../nbs/3_crf/07_recursions.ipynb #bf5d9fd2
 import math
@@ -24,9 +26,11 @@ from nercrf.crf.vectors import (
     fill,
     helper,
     kernel,
+    largest_block_sums,
     largest_sums,
     multiply_rows,
     scale,
+    sum_block_products,
     sum_products,
     take_row,
     total_of,
@@ -41,11 +45,60 @@ class ScoreArrays(NamedTuple):
     end: np.ndarray  # (labels,)
 
 
+class StepArrays(NamedTuple):
+    "The steps from label to label that have to be computed: all of them if the arrays are empty."
+
+    rows: np.ndarray  # (rows,) int64, labels from which the block leads
+    columns: np.ndarray  # (columns,) int64, labels to which the block leads
+    before: np.ndarray  # (singles,) int64, labels from which the single steps lead
+    after: np.ndarray  # (singles,) int64, labels to which they lead
+
+
+EVERY_STEP = StepArrays(*[np.empty(0, np.int64)] * 4)
+
+
+class StepTable(NamedTuple):
+    "A number for each of these steps."
+
+    block: np.ndarray  # (rows, width) float64, from the row to the column, padded to vectors
+    singles: np.ndarray  # (singles,) float64
+    steps: StepArrays  # which they are
+
+
+@helper
+def step_table(
+    table: np.ndarray,  # (from, to) float64
+    steps: StepArrays,  # of the table
+    padding: float,  # behind the rows and columns
+    turned: bool,  # from the columns to the rows
+) -> StepTable:
+    "Lay out a table for its steps."
+    rows, columns, before, after = steps
+    if turned:
+        rows, columns, before, after = columns, rows, after, before
+    whole = rows.size == 0
+    height = len(table) if whole else rows.size
+    width = len(table) if whole else columns.size
+    lanes = LANES if whole else 2 * LANES
+    padded = (width + lanes - 1) // lanes * lanes
+    block = np.full((padded if whole else height, padded), padding)
+    for row in range(height):
+        left = row if whole else rows[row]
+        for column in range(width):
+            right = column if whole else columns[column]
+            block[row, column] = table[right, left] if turned else table[left, right]
+    singles = np.empty(before.size)
+    for step in range(before.size):
+        left, right = before[step], after[step]
+        singles[step] = table[right, left] if turned else table[left, right]
+    return StepTable(block, singles, StepArrays(rows, columns, before, after))
+
+# %% ../../nbs/3_crf/07_recursions.ipynb #c3d94446
 class WeightTables(NamedTuple):
     "Exponentials of the scores, padded to whole vectors."
 
-    onward: np.ndarray  # (width, width) float64, from the row to the column
-    back: np.ndarray  # (width, width) float64, transposed
+    onward: StepTable  # of the transitions
+    back: StepTable  # of the same, from the later label to the earlier one
     closing: np.ndarray  # (width,) float64, of the end
     top: float  # the largest transition, taken out
     end_top: float  # the largest end score, taken out
@@ -70,20 +123,21 @@ def _range_of(
 @kernel
 def weight_tables(
     scores: ScoreArrays,  # of the chain
+    steps: StepArrays,  # of its transitions
 ) -> WeightTables:  # of its transitions and ends
     "Exponentials of a chain's scores without their peaks."
     _, transitions, end = scores
     labels = end.size
-    width = (labels + LANES - 1) // LANES * LANES
-    onward, back = np.zeros((width, width)), np.zeros((width, width))
-    closing = np.zeros(width)
+    weights = np.empty((labels, labels))
+    closing = np.zeros((labels + LANES - 1) // LANES * LANES)
     top, span = _range_of(transitions.reshape(transitions.size))
     end_top, end_span = _range_of(end)
     for before in range(labels):
         closing[before] = exponential(end[before] - end_top)
         for after in range(labels):
-            weight = exponential(transitions[before, after] - top)
-            onward[before, after] = back[after, before] = weight
+            weights[before, after] = exponential(transitions[before, after] - top)
+    onward = step_table(weights, steps, 0.0, False)
+    back = step_table(weights, steps, 0.0, True)
     trusted = span <= _SPAN and end_span <= _SPAN
     return WeightTables(onward, back, closing, top, end_top, trusted)
 
@@ -148,6 +202,26 @@ def lost_forward(
                 return True
     return False
 
+# %% ../../nbs/3_crf/07_recursions.ipynb #1b3f7545
+@helper
+def add_legal_steps(
+    values: np.ndarray,  # (width,) float64, of the labels before
+    table: StepTable,  # weights of the legal steps
+    room: np.ndarray,  # (2, width + LANES) float64, to work in
+    result: np.ndarray,  # (width,) float64, to be filled
+) -> None:
+    "The weighted sum of what leads to each label."
+    rows, columns, before, after = table.steps
+    left, right = room[0, : rows.size], room[1, : table.block.shape[1]]
+    for row in range(rows.size):
+        left[row] = values[rows[row]]
+    sum_block_products(left, table.block, right)
+    fill(result, 0.0)
+    for column in range(columns.size):
+        result[columns[column]] = right[column]
+    for step in range(before.size):
+        result[after[step]] += values[before[step]] * table.singles[step]
+
 # %% ../../nbs/3_crf/07_recursions.ipynb #31ee39e3
 class Trellis(NamedTuple):
     "What the forward pass of a sentence leaves behind."
@@ -169,12 +243,13 @@ def scaled_forward_pass(
     alphas, weights, inverses = trellis
     words, end = positions.size, scores.end
     logs, product, factor = 0.0, 1.0, 1.0
+    onward = tables.onward.block
     for word in range(words):
         alpha = alphas[word]
         if word == 0:
             fill(alpha, 1.0)
         else:
-            sum_products(alphas[word - 1], tables.onward, alpha)
+            sum_products(alphas[word - 1], onward, alpha)
         total = multiply_rows(alpha, weights[word], factor, alpha)
         if not total >= _TINY:
             return math.nan
@@ -198,6 +273,36 @@ def scaled_forward_pass(
     logs += math.log(product) + math.log(total)
     return logs + (words - 1) * tables.top + tables.end_top
 
+
+@helper
+def legal_forward_pass(
+    emissions: np.ndarray,  # (words, labels) float32 or float64, of a sentence
+    positions: np.ndarray,  # (length,) int64, its unmasked words
+    scores: ScoreArrays,  # of the chain
+    tables: WeightTables,  # of the scores, with legal steps
+    trellis: Trellis,  # with the weights; alphas and inverses are filled
+) -> float:  # NaN: the log domain has to do it
+    "The same by the legal steps: nothing is trusted where steps are forbidden."
+    alphas, weights, inverses = trellis
+    room = np.empty((2, tables.closing.size + LANES))
+    logs, last = 0.0, positions.size - 1
+    for word in range(positions.size):
+        alpha = alphas[word]
+        if word == 0:
+            fill(alpha, 1.0)
+        else:
+            add_legal_steps(alphas[word - 1], tables.onward, room, alpha)
+        total = multiply_rows(alpha, weights[word], 1.0, alpha)
+        if not total >= _TINY or lost_forward(word, alphas, scores, emissions[positions[word]]):
+            return math.nan
+        inverses[word] = 1.0 / total
+        scale(alpha, inverses[word])
+        logs += math.log(total)
+    total = multiply_rows(alphas[last], tables.closing, 1.0, room[0, : tables.closing.size])
+    if not total >= _TINY:
+        return math.nan
+    return logs + math.log(total) + last * tables.top + tables.end_top
+
 # %% ../../nbs/3_crf/07_recursions.ipynb #52467ed1
 class Expected(NamedTuple):
     "What the backward pass of a sentence finds."
@@ -219,6 +324,8 @@ def scaled_backward_pass(
     marginals, messages, scales = expected
     closing, last = tables.closing, len(alphas) - 1
     beta, before = np.empty(closing.size), np.empty(closing.size)
+    back, whole = tables.back.block, tables.back.steps.rows.size == 0
+    room = np.empty((0 if whole else 2, closing.size + LANES))
     for label in range(closing.size):
         beta[label] = closing[label]
     factor = 1.0
@@ -228,7 +335,10 @@ def scaled_backward_pass(
         if tables.trusted:
             factor = inverses[word]
         multiply_rows(beta, weights[word], factor, message)
-        sum_products(message, tables.back, before)
+        if whole:
+            sum_products(message, back, before)
+        else:
+            add_legal_steps(message, tables.back, room, before)
         joint = multiply_rows(alphas[word - 1], before, 1.0, marginals[word - 1])
         if not joint >= _TINY:
             return False
@@ -248,14 +358,24 @@ def add_pairs(
     words: int,  # of the sentence
     alphas: np.ndarray,  # (length, width) float64
     messages: np.ndarray,  # (length, width) float64, weighted
-    pairs: np.ndarray,  # (width, width) float64, added to
+    pairs: StepTable,  # added to
 ) -> None:
     "Add up alpha(i) message(j) over all pairs of neighbouring words."
+    rows, columns, before, after = pairs.steps
+    whole = rows.size == 0
+    room = np.zeros((0 if whole else _BLOCK, pairs.block.shape[1]))
     for begin in range(1, words, _BLOCK):
         end = min(begin + _BLOCK, words)
-        block = messages[begin:end]
-        for label in range(len(pairs)):
-            add_products(alphas[begin - 1 : end - 1, label], block, pairs[label])
+        block = messages[begin:end] if whole else room[: end - begin]
+        for word in range(begin, end):
+            for column in range(columns.size):
+                block[word - begin, column] = messages[word, columns[column]]
+            for step in range(before.size):
+                product = alphas[word - 1, before[step]] * messages[word, after[step]]
+                pairs.singles[step] += product
+        for row in range(len(pairs.block)):
+            label = row if whole else rows[row]
+            add_products(alphas[begin - 1 : end - 1, label], block, pairs.block[row])
 
 
 @helper
@@ -430,7 +550,7 @@ class BestTables(NamedTuple):
     "The scores of a chain as Viterbi reads them."
 
     scores: ScoreArrays  # of the chain
-    onward: np.ndarray  # (width, width) float64 transitions, padded with -inf
+    onward: StepTable  # of the transitions, padded with -inf
     back: np.ndarray  # (labels, labels) float64, transposed
     plain: bool  # all are below inf
 
@@ -438,21 +558,43 @@ class BestTables(NamedTuple):
 @kernel
 def best_tables(
     scores: ScoreArrays,  # of the chain
+    steps: StepArrays,  # of its transitions
 ) -> BestTables:  # padded and transposed
     "Lay out the scores of a chain for Viterbi."
     start, transitions, end = scores
     labels = end.size
-    width = (labels + LANES - 1) // LANES * LANES
-    onward, back = np.empty((width, width)), np.empty((labels, labels))
-    fill(onward.reshape(onward.size), -math.inf)
+    back = np.empty((labels, labels))
     plain = True
     for before in range(labels):
         plain &= start[before] < math.inf and end[before] < math.inf
         for after in range(labels):
             score = transitions[before, after]
             plain &= score < math.inf
-            onward[before, after] = back[after, before] = score
+            back[after, before] = score
+    onward = step_table(transitions, steps, -math.inf, False)
     return BestTables(scores, onward, back, plain)
+
+
+@helper
+def best_legal_steps(
+    best: np.ndarray,  # (width,) float64, of the labels before
+    table: StepTable,  # scores of the legal steps
+    room: np.ndarray,  # (2, width + LANES) float64, to work in
+    result: np.ndarray,  # (width,) float64, to be filled
+) -> None:
+    "The largest sum of what leads to each label."
+    rows, columns, before, after = table.steps
+    left, right = room[0, : rows.size], room[1, : table.block.shape[1]]
+    for row in range(rows.size):
+        left[row] = best[rows[row]]
+    largest_block_sums(left, table.block, right)
+    fill(result, -math.inf)
+    for column in range(columns.size):
+        result[columns[column]] = right[column]
+    for step in range(before.size):
+        total = best[before[step]] + table.singles[step]
+        if total > result[after[step]]:
+            result[after[step]] = total
 
 
 @helper
@@ -490,6 +632,49 @@ def plain_best_score(
 
 # %% ../../nbs/3_crf/07_recursions.ipynb #5eda26fa
 @helper
+def _best_forward(
+    emissions: np.ndarray,  # (words, labels) float32 or float64, of a sentence
+    positions: np.ndarray,  # (length,) int64, its unmasked words
+    start: np.ndarray,  # (labels,) float64
+    onward: np.ndarray,  # (width, width) float64, transitions
+    best: np.ndarray,  # (at least length, width) float64, filled
+) -> bool:  # whether all emissions are below inf
+    "Score of the best path up to each word and label."
+    plain = True
+    for word in range(positions.size):
+        row, reached = emissions[positions[word]], best[word]
+        if word == 0:
+            fill(reached, -math.inf)
+            for label in range(start.size):
+                reached[label] = start[label]
+        else:
+            largest_sums(best[word - 1], onward, reached)
+        for label in range(start.size):
+            reached[label] += row[label]
+            plain &= row[label] < math.inf
+    return plain
+
+
+@helper
+def _best_forward_legal(
+    emissions: np.ndarray,  # (words, labels) float32 or float64, of a sentence
+    positions: np.ndarray,  # (length,) int64, its unmasked words
+    onward: StepTable,  # of the legal steps
+    best: np.ndarray,  # (at least length, width) float64, filled after the first word
+) -> bool:  # whether all emissions are below inf
+    "The same by the legal steps, from the second word on."
+    room = np.empty((2, best.shape[1] + LANES))
+    plain = True
+    for word in range(1, positions.size):
+        row, reached = emissions[positions[word]], best[word]
+        best_legal_steps(best[word - 1], onward, room, reached)
+        for label in range(row.size):
+            reached[label] += row[label]
+            plain &= row[label] < math.inf
+    return plain
+
+
+@helper
 def best_path(
     emissions: np.ndarray,  # (words, labels) float32 or float64, of a sentence
     positions: np.ndarray,  # (length,) int64, its unmasked words
@@ -500,18 +685,12 @@ def best_path(
     "Tags and score of the best path of a sentence."
     (start, _, end), onward, back, _ = tables
     last, labels = positions.size - 1, end.size
-    plain = True
-    for word in range(positions.size):
-        row, reached = emissions[positions[word]], best[word]
-        if word == 0:
-            fill(reached, -math.inf)
-            for label in range(labels):
-                reached[label] = start[label]
-        else:
-            largest_sums(best[word - 1], onward, reached)
-        for label in range(labels):
-            reached[label] += row[label]
-            plain &= row[label] < math.inf
+    # Loops of their own: a choice at each word costs a tenth of the time of few labels.
+    if onward.steps.rows.size == 0:
+        plain = _best_forward(emissions, positions, start, onward.block, best)
+    else:
+        plain = _best_forward(emissions, positions[:1], start, onward.block, best)
+        plain &= _best_forward_legal(emissions, positions, onward, best)
     highest, label = -math.inf, 0
     for word in range(last, -1, -1):
         reached = best[word]

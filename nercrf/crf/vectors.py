@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['helper', 'summing', 'kernel', 'LANES', 'sum_products', 'add_products', 'largest_sums', 'multiply_rows', 'take_row',
-           'exponential', 'exponentials', 'fill', 'scale', 'total_of', 'widened']
+__all__ = ['helper', 'summing', 'kernel', 'LANES', 'sum_products', 'add_products', 'largest_sums', 'sum_block_products',
+           'largest_block_sums', 'multiply_rows', 'take_row', 'exponential', 'exponentials', 'fill', 'scale',
+           'total_of', 'widened']
 
 # %% ../../nbs/3_crf/06_vectors.ipynb #34997949
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -189,7 +190,8 @@ def _fold_columns(
 # %% ../../nbs/3_crf/06_vectors.ipynb #38cad10c
 def _row_fold(
     what: _Fold,  # what is done with a row
-) -> Callable:  # an intrinsic
+    widths: Sequence[int] = (4 * LANES, 2 * LANES, LANES),  # columns at a time, in turn
+) -> Callable:  # an intrinsic, for tables of whole vectors of the last width
     @intrinsic
     def fold(typing_context, factors, table, result):
         "Fold `factors` (rows,) with the `table` (rows, width) into the `result` (width,)."
@@ -198,7 +200,7 @@ def _row_fold(
             arrays = _arrays(context, builder, signature, arguments)
             width = _extents(builder, arrays[1])[1]
             begin = _SIZE(0)
-            for lanes in (4 * LANES, 2 * LANES, LANES):
+            for lanes in widths:
                 end = builder.and_(width, _SIZE(-lanes))
                 _fold_columns(builder, arrays, (begin, end), lanes, what)
                 begin = end
@@ -212,6 +214,8 @@ def _row_fold(
 sum_products = _row_fold(_PRODUCTS)
 add_products = _row_fold(_PRODUCTS._replace(fresh=False))
 largest_sums = _row_fold(_SUMS)
+sum_block_products = _row_fold(_PRODUCTS, [2 * LANES])
+largest_block_sums = _row_fold(_SUMS, [2 * LANES])
 
 # %% ../../nbs/3_crf/06_vectors.ipynb #66be801e
 @intrinsic

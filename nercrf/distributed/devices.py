@@ -5,6 +5,7 @@
 # %% ../../nbs/6_training/01_devices.ipynb #41c1a512
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -352,6 +353,13 @@ def whole_parameters(
             module.set_reshard_after_forward(place > 0, recurse=False)
 
 # %% ../../nbs/6_training/01_devices.ipynb #ba02863d
+# torch 2.13 has another name for it
+_PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
+_SYNC_BUFFERS = next(
+    name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _PARAMETERS
+)
+
+
 def wrap_model(
     model: nn.Module,  # the model, already on `info.device`
     info: ProcessInfo,  # what `init_distributed` returned
@@ -371,7 +379,7 @@ def wrap_model(
             device_ids=[info.device] if on_gpu else None,
             gradient_as_bucket_view=True,
             # no layer changes one, and the rest of an embedding is large
-            broadcast_buffers=False,
+            **{_SYNC_BUFFERS: False},
         )
     if info.n_gpu > 1:
         return BatchDataParallel(model, list(range(info.n_gpu)))

@@ -45,7 +45,7 @@ from nercrf.features.parts import (
     surface_survey,
     whole_findings,
 )
-from nercrf.features.pieces import describe_tokenizer
+from nercrf.features.pieces import describe_tokenizer, save_tokenizer
 from nercrf.features.store import ColumnSource, is_row_column, load_features, save_features
 from nercrf.features.summary import CorpusSummary, SummaryBuilder
 from nercrf.labels import find_ill_formed, label_list, tags_to_spans
@@ -69,7 +69,7 @@ def _load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     "Write a tokenizer and the name of its class to a folder."
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     kind = type(tokenizer)
     text = json.dumps([kind.__module__, kind.__qualname__])
     Path(folder, "class.json").write_text(text, encoding="utf-8")

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from nercrf.data.examples import Example, file_digest
 
 # %% auto #0
 __all__ = ['row_offsets', 'row_ranges', 'Layout', 'read_layout', 'SpecialTokens', 'PieceTable', 'make_table', 'name_sentence',
-           'cache_key', 'describe_tokenizer']
+           'cache_key', 'describe_tokenizer', 'save_tokenizer']
 
 # %% ../../nbs/2_features/01_pieces.ipynb #42b0989f
 def row_offsets(
@@ -186,6 +188,15 @@ def _is_plain(value):
         return False
 
 
+def _vocabulary_files(tokenizer):
+    "The files that a tokenizer was made from, as far as they are still there."
+    named = {
+        name: tokenizer.init_kwargs.get(name) or getattr(tokenizer, name, None)
+        for name in tokenizer.vocab_files_names
+    }
+    return {name: path for name, path in named.items() if path and os.path.isfile(path)}
+
+
 def _tokenizer_content(tokenizer):
     "What a tokenizer was made of, without traces of its use."
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -194,19 +205,11 @@ def _tokenizer_content(tokenizer):
         content.pop("padding", None)
         content.pop("truncation", None)
         return content
-    named = {
-        name: value
-        for name, value in tokenizer.init_kwargs.items()
-        if name.endswith(("_file", "_path"))
-    }
-    files = {
-        name: file_digest(path)
-        for name, path in named.items()
-        if name in getattr(tokenizer, "vocab_files_names", ()) and path and os.path.isfile(path)
-    }
+    named = {name for name in tokenizer.init_kwargs if name.endswith(("_file", "_path"))}
+    files = _vocabulary_files(tokenizer)
     return {
         "vocabulary": tokenizer.get_vocab(),
-        "files": files,
+        "files": {name: file_digest(path) for name, path in files.items()},
         "added": {
             str(index): _describe_token(token)
             for index, token in tokenizer.added_tokens_decoder.items()
@@ -241,3 +244,16 @@ def describe_tokenizer(
             )
         },
     }
+
+# %% ../../nbs/2_features/01_pieces.ipynb #e2f10c01
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,  # any tokenizer, fast or not
+    folder: str | Path,  # an existing folder or a new one
+) -> None:
+    "Write a tokenizer; one in Python with the files of vocabulary that it was made from."
+    tokenizer.save_pretrained(folder)
+    files = {} if tokenizer.is_fast else _vocabulary_files(tokenizer)
+    for name, source in files.items():
+        target = Path(folder, tokenizer.vocab_files_names[name])
+        if not target.is_file() or not target.samefile(source):
+            shutil.copyfile(source, target)

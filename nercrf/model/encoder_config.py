@@ -33,6 +33,7 @@ class EncoderConfig:
     dropout: Annotated[float | None, Share] = None  # of the head; none: 0.1, from scratch 0.3
     encoder_dropout: Annotated[float | None, Share] = None  # inside the encoder; none: its own
     attention_dropout: Annotated[float | None, Share] = None  # of attention; none: as the others
+    bidirectional: bool = False  # let the pieces of a decoder-only encoder see later ones, too
     subtoken_pooling: Literal["first", "last", "mean"] | None = None  # of a word; none: first
     constrain: bool = True  # decode well-formed tags; off: let decoding give ill-formed tags
     constrain_likelihood: bool = False  # let the loss sum over well-formed tag sequences only

@@ -18,7 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 # %% auto #0
 __all__ = ['PADDING', 'gather_words', 'mean_words', 'read_words', 'NoPooler', 'take_encoder', 'EncoderTraits', 'encoder_traits',
-           'traits_as_before', 'positions_from_mask', 'encoder_inputs', 'run_encoder', 'prove_call']
+           'traits_as_before', 'positions_from_mask', 'check_vocabulary', 'encoder_inputs', 'run_encoder', 'prove_call',
+           'takes_window', 'reads_both_ways', 'set_bidirectional']
 
 # %% ../../nbs/4_model/04_encoders.ipynb #89306a96
 def gather_words(
@@ -194,6 +195,19 @@ def positions_from_mask(
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 # %% ../../nbs/4_model/04_encoders.ipynb #c3dbaaa5
+def check_vocabulary(
+    traits: EncoderTraits,  # how many pieces the encoder has
+    highest: int,  # the highest id of a piece
+) -> None:
+    "Refuse pieces behind the encoder's table: ValueError."
+    if traits.vocabulary is not None and highest >= traits.vocabulary:
+        raise ValueError(
+            f"expected piece ids below {traits.vocabulary}, the rows of the encoder's table, got "
+            f"{highest}: the tokenizer is another model's, or pieces were added to it alone; give "
+            "its own with --tokenizer_name, or enlarge the table (resize_token_embeddings)"
+        )
+
+
 def encoder_inputs(
     traits: EncoderTraits,  # what the encoder accepts
     input_ids: torch.Tensor | None,  # (windows, pieces); None: `inputs_embeds` among the options
@@ -238,7 +252,20 @@ def _reorder(value: Any, order: torch.Tensor) -> Any:
     return value[rows, order]
 
 
-def _run_equal(encoder: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+def _call(encoder: nn.Module, traits: EncoderTraits, inputs: dict[str, Any]) -> BaseModelOutput:
+    "One call; an index error says which piece has no row, where that is the cause."
+    if torch.compiler.is_compiling():
+        return encoder(**inputs)
+    try:
+        return encoder(**inputs)
+    except IndexError:
+        ids = inputs.get("input_ids")
+        if ids is not None:
+            check_vocabulary(traits, int(ids.max()))
+        raise
+
+
+def _run_equal(encoder: nn.Module, traits: EncoderTraits, inputs: dict[str, Any]) -> torch.Tensor:
     "The vectors of windows that begin with their pieces: equal lengths together."
     mask = inputs["attention_mask"]
     pieces = mask.shape[1]
@@ -253,7 +280,7 @@ def _run_equal(encoder: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
             for name, value in inputs.items()
         }
         # (chosen, length, hidden)
-        hidden = encoder(**part).last_hidden_state
+        hidden = _call(encoder, traits, part).last_hidden_state
         parts.append(nn.functional.pad(hidden, (0, 0, 0, pieces - length)))
         places.append(chosen)
     # (windows, pieces, hidden)
@@ -272,16 +299,16 @@ def run_encoder(
     inputs = encoder_inputs(traits, input_ids, attention_mask, token_type_ids, **options)
     as_it_is = traits.padding in ("numbered", "anywhere")
     if as_it_is or attention_mask is None or attention_mask.dim() != 2:
-        return encoder(**inputs)
+        return _call(encoder, traits, inputs)
     inputs["attention_mask"] = attention_mask
     order = (attention_mask == 0).to(torch.uint8).argsort(dim=1, stable=True)
     inputs = {name: _reorder(value, order) for name, value in inputs.items()}
     if traits.padding == "never":
         inputs = {k: v for k, v in inputs.items() if k in traits.accepts | {"attention_mask"}}
-        hidden, several = _run_equal(encoder, inputs), None
+        hidden, several = _run_equal(encoder, traits, inputs), None
     else:
         inputs = {k: v for k, v in inputs.items() if k in traits.accepts}
-        output = encoder(**inputs)
+        output = _call(encoder, traits, inputs)
         hidden, several = output.last_hidden_state, output.get("hidden_states")
     back = order.argsort(dim=1)
     if several is not None:
@@ -380,3 +407,43 @@ def _read_alone(encoder: nn.Module, traits: EncoderTraits, ids: torch.Tensor) ->
             "that reads text without anything else"
         )
     return hidden
+
+# %% ../../nbs/4_model/04_encoders.ipynb #adb08218
+def takes_window(
+    encoder: PreTrainedModel,  # with weights; left as it is
+    traits: EncoderTraits,  # as `encoder_traits` reads them
+    length: int,  # pieces of the window
+) -> bool:  # does a call with so many pieces work?
+    "Can an encoder read a window of this length?"
+    if traits.max_pieces is not None or length <= (traits.declared_pieces or length):
+        return length <= (traits.max_pieces or length)
+    ids = torch.tensor([_probe_windows(traits)[0]], device=next(encoder.parameters()).device)
+    with _undisturbed(encoder):
+        try:
+            run_encoder(encoder, traits, ids.repeat(1, length // 8 + 1)[:, :length])
+        except Exception:  # an index, a shape: whatever stands in its way
+            return False
+    return True
+
+# %% ../../nbs/4_model/04_encoders.ipynb #534eea8d
+def reads_both_ways(
+    encoder: PreTrainedModel,  # with weights; left as it is
+) -> bool:  # does a later piece change an earlier vector?
+    "Does each piece see the pieces behind it?"
+    traits = encoder_traits(encoder)
+    window, _, other = _probe_windows(traits)
+    device = next(encoder.parameters()).device
+    pair = torch.tensor([window, [*window[:-1], other]], device=device)
+    with _undisturbed(encoder):
+        one, two = run_encoder(encoder, traits, pair, torch.ones_like(pair)).last_hidden_state
+    return _differ(one[:-1], two[:-1]) > 1e-6
+
+
+def set_bidirectional(
+    encoder: PreTrainedModel,  # changed: its configuration and its attention layers
+) -> None:
+    "Let each piece of a decoder see the pieces behind it, too."
+    encoder.config.is_causal = False
+    for module in encoder.modules():
+        if getattr(module, "is_causal", None) is True:
+            module.is_causal = False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -26,13 +26,15 @@ from transformers.utils import logging as transformers_logging
 
 from nercrf.model.adapters import fold_adapter, has_adapter
 from nercrf.model.encoder_config import EncoderConfig
-from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.model.encoders import take_encoder, takes_window
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification, learn_traits
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import Sentence, build_tokenizer
 
 # %% auto #0
-__all__ = ['set_dropout', 'warn_of_other_dropout', 'load_encoder', 'check_model_type', 'find_config', 'load_tokenizer',
-           'LoadedModel', 'WindowSizes', 'check_lengths', 'unit_of_words', 'build_model', 'load_tagger']
+__all__ = ['set_dropout', 'warn_of_other_dropout', 'load_encoder', 'check_model_type', 'find_config', 'open_tokenizer',
+           'load_tokenizer', 'LoadedModel', 'WindowSizes', 'check_lengths', 'fit_windows', 'unit_of_words',
+           'build_model', 'load_tagger']
 
 # %% ../../nbs/4_model/06_loading.ipynb #41943bb6
 def set_dropout(
@@ -124,7 +126,7 @@ def _load_weights(
     config: PreTrainedConfig,
     options: dict[str, bool | str | Path | None],
 ) -> PreTrainedModel:
-    "The encoder of a checkpoint, in float32; a warning if weights of it are missing."
+    "The encoder of a checkpoint, in float32: ValueError if weights of it are missing."
     kind = AutoModel
     if isinstance(config, NerCrfConfig):
         kind = NerCrfForTokenClassification
@@ -132,16 +134,19 @@ def _load_weights(
         model, report = kind.from_pretrained(
             name_or_path, config=config, dtype=torch.float32, output_loading_info=True, **options
         )
-    missing = sorted(k for k in report["missing_keys"] if "pooler" not in k)
+    encoder = model.encoder if kind is not AutoModel else take_encoder(model)
+    own = {id(tensor) for tensor in encoder.state_dict(keep_vars=True).values()}
+    tensors = model.state_dict(keep_vars=True)
+    missing = sorted(k for k in report["missing_keys"] if id(tensors.get(k)) in own)
     if missing:
-        warnings.warn(
-            f"{name_or_path} lacks {len(missing)} parameters of its encoder, "
-            f"which start untrained: {', '.join(missing[:3])} ...",
-            stacklevel=3,
+        raise ValueError(
+            f"{name_or_path} lacks {len(missing)} of {len(own)} parameters of its encoder: "
+            f"{', '.join(missing[:3])}, ...; expected the names of {type(model).__name__}: give "
+            "the folder as the model's own save_pretrained writes it (an adapter folded in)"
         )
     if has_adapter(model):
         fold_adapter(model)
-    return model if kind is AutoModel else model.encoder
+    return encoder
 
 # %% ../../nbs/4_model/06_loading.ipynb #dc79a90f
 def load_encoder(
@@ -160,7 +165,7 @@ def load_encoder(
         encoder = _load_weights(name_or_path, config, options)
     else:
         source = config.encoder if isinstance(config, NerCrfConfig) else config
-        encoder = AutoModel.from_config(source, dtype=torch.float32)
+        encoder = take_encoder(AutoModel.from_config(source, dtype=torch.float32))
     warn_of_other_dropout(encoder, *dropouts)
     return encoder
 
@@ -199,6 +204,28 @@ def find_config(
     return config
 
 # %% ../../nbs/4_model/06_loading.ipynb #b3b4fad1
+def open_tokenizer(
+    name_or_path: str | Path,  # folder, or name in the local cache
+    **options: bool | str | Path | None,  # what `AutoTokenizer.from_pretrained` takes
+) -> PreTrainedTokenizerBase:  # with a vocabulary
+    "Load a tokenizer: ValueError where there is none, or one of special tokens alone."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+        found = "one of special tokens alone, which transformers makes where its files are missing"
+        if len(tokenizer) < 1000:  # of a large one, or one of characters, it is not asked
+            added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+            pieces = set(tokenizer.get_vocab()) - added - set(tokenizer.all_special_tokens)
+            tokenizer = tokenizer if len(pieces) > 1 else None
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        tokenizer, found = None, f"{type(error).__name__}: {error}".partition("\n")[0]
+    if tokenizer is None:
+        raise ValueError(
+            f"{name_or_path}: expected a tokenizer, got {found}; put its files (tokenizer.json, "
+            "or a vocabulary) into the folder, or name another folder with --tokenizer_name"
+        )
+    return tokenizer
+
+
 def load_tokenizer(
     encoder: EncoderConfig,  # flags that name a tokenizer
 ) -> PreTrainedTokenizerBase:  # the encoder's tokenizer
@@ -207,7 +234,7 @@ def load_tokenizer(
     options = {"cache_dir": encoder.cache_dir, "local_files_only": not encoder.download}
     if encoder.do_lower_case:
         options["do_lower_case"] = True
-    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    tokenizer = open_tokenizer(name, **options)
     if encoder.do_lower_case and tokenizer("ABC")["input_ids"] != tokenizer("abc")["input_ids"]:
         raise ValueError(
             f"--do_lower_case has no effect on the tokenizer {name} ({type(tokenizer).__name__}): "
@@ -242,6 +269,30 @@ def check_lengths(
                 f"--{name} {length}, but the encoder takes {longest} word pieces: give --{name} "
                 f"{longest} or less; longer text is cut into windows and nothing is lost"
             )
+
+# %% ../../nbs/4_model/06_loading.ipynb #52c7e962
+def fit_windows(
+    model: NerCrfForTokenClassification,  # the model
+    tokenizer: PreTrainedTokenizerBase,  # its tokenizer
+    lengths: Mapping[str, int],  # by flag: word pieces of a window
+    defaults: Mapping[str, int],  # by flag: the length that nobody asked for
+) -> dict[str, int]:  # by flag: lengths that the encoder takes
+    "Shorten windows that are too long by default, refuse those that were asked for: ValueError."
+    traits = model.traits
+    said = tokenizer.model_max_length if tokenizer.model_max_length < 1_000_000 else None
+    known = [traits.max_pieces, traits.declared_pieces, said]
+    longest = min((number for number in known if number), default=None)
+    fitted = {}
+    for name, length in lengths.items():
+        if longest is not None and length > longest:
+            if length == defaults.get(name):
+                length = longest
+            elif traits.max_pieces is None and not takes_window(model.encoder, traits, length):
+                check_lengths(traits.declared_pieces, **{name: length})
+            else:
+                check_lengths(traits.max_pieces, **{name: length})
+        fitted[name] = length
+    return fitted
 
 # %% ../../nbs/4_model/06_loading.ipynb #528ad220
 def unit_of_words(
@@ -284,6 +335,7 @@ def build_model(
         classifier_dropout=encoder.dropout,
         constrain=encoder.constrain,
         constrain_likelihood=encoder.constrain_likelihood,
+        bidirectional=encoder.bidirectional,
         split_by=split_by,
         joined_by="" if "characters" in (unit, split_by.partition("@")[0]) else " ",
         subtoken_pooling=encoder.subtoken_pooling or "first",
@@ -314,6 +366,8 @@ def load_tagger(
     config.constrain = encoder.constrain
     config.constrain_likelihood = encoder.constrain_likelihood
     config.update(windows._asdict())
+    if encoder.bidirectional:
+        config.encoder.is_causal = False
     model = NerCrfForTokenClassification.from_pretrained(
         encoder.model_name_or_path,
         config=config,
@@ -322,4 +376,6 @@ def load_tagger(
         local_files_only=not encoder.download,
     )
     warn_of_other_dropout(model.encoder, *dropouts)
+    if encoder.bidirectional:
+        model.traits = learn_traits(model.encoder, model.config)  # does it?
     return LoadedModel(model, load_tokenizer(encoder))

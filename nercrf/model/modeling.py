@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Mapping
@@ -37,18 +38,21 @@ from nercrf.model.adapters import (
     write_adapter,
 )
 from nercrf.model.encoders import (
+    EncoderTraits,
     encoder_traits,
     read_words,
     prove_call,
+    reads_both_ways,
     run_encoder,
+    set_bidirectional,
     take_encoder,
     traits_as_before,
 )
 from nercrf.model.small_encoder import SmallEncoderConfig
 
 # %% auto #0
-__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'NerCrfForTokenClassification',
-           'model_card']
+__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights', 'learn_traits',
+           'NerCrfForTokenClassification', 'model_card']
 
 # %% ../../nbs/4_model/05_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -204,22 +208,29 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         base_model: str | Path | None = None,  # an adapter's encoder; None: in its place
         **options: Any,  # config, dtype, cache_dir, local_files_only, ...
     ) -> Any:  # the model; with `output_loading_info` a report as well
-        "Load a model from its folder, with its adapter if it has one."
-        folder = pretrained_model_name_or_path
-        if folder is None or adapter_folder(folder) is None:
-            if base_model is not None:
-                raise ValueError(
-                    f"{folder} holds a whole model and needs no other one: leave base_model "
-                    "(--base_model) out"
-                )
-            return super().from_pretrained(folder, *args, **options)
-        config = options.pop("config", None) or cls.config_class.from_pretrained(folder)
-        if config.base_encoder is None:
-            found = super().from_pretrained(folder, *args, config=config, **options)
+        "Load a model, with its adapter if it has one: ValueError where weights are missing."
+        folder, asked = pretrained_model_name_or_path, options.pop("output_loading_info", False)
+        options["output_loading_info"] = True
+        has_adapter = folder is not None and adapter_folder(folder) is not None
+        if base_model is not None and not has_adapter:
+            raise ValueError(
+                f"{folder} holds a whole model and needs no other one: leave base_model "
+                "(--base_model) out"
+            )
+        if has_adapter:
+            config = options.pop("config", None) or cls.config_class.from_pretrained(folder)
+            options["config"] = config
+        if has_adapter and config.base_encoder is not None:
+            del options["config"]
+            model, report = _on_base(cls, folder, config, base_model, options)
         else:
-            found = _on_base(cls, folder, config, base_model, options)
-        read_adapter((found[0] if isinstance(found, tuple) else found).encoder, folder)
-        return found
+            model, report = super().from_pretrained(folder, *args, **options)
+        check_weights(folder, report)
+        if model.config.padding == "unproved":  # its configuration came from elsewhere
+            model.traits = learn_traits(model.encoder, model.config)
+        if has_adapter:
+            read_adapter(model.encoder, folder)
+        return (model, report) if asked else model
 
     def save_pretrained(
         self,
@@ -301,6 +312,51 @@ def _on_base(
     whole = {f"{name}_keys": set() for name in ("missing", "unexpected", "mismatched")}
     return (model.eval(), whole) if options.get("output_loading_info") else model.eval()
 
+# %% ../../nbs/4_model/05_modeling.ipynb #0d17481a
+def check_weights(
+    name: str | Path | None,  # of the folder, for the message
+    report: dict[str, Any],  # `missing_keys` and `unexpected_keys`, as transformers gives them
+) -> None:
+    "Refuse a folder whose weights are not those of the model: ValueError."
+    missing = sorted(key for key in report["missing_keys"] if key.startswith("encoder."))
+    unexpected = sorted(key for key in report["unexpected_keys"] if not _NOT_READ.search(key))
+    if not missing and not unexpected:
+        return
+    found = [
+        f"{len(keys)} {kind} ({', '.join(keys[:2])}{', ...' if len(keys) > 2 else ''})"
+        for kind, keys in [("missing", missing), ("that belong nowhere", unexpected)]
+        if keys
+    ]
+    raise ValueError(
+        f"{name}: expected the weights of this tagger, got {' and '.join(found)}; an adapter "
+        "(LoRA) must be folded in before it is saved, and a model saved with its own "
+        "save_pretrained"
+    )
+
+
+_NOT_READ = re.compile(r"pooler|position_ids$")  # of files that other libraries wrote
+
+# %% ../../nbs/4_model/05_modeling.ipynb #c4fd8fab
+def learn_traits(
+    encoder: PreTrainedModel,  # of the model
+    config: NerCrfConfig,  # of the model; `padding` and `hidden_size` are set where unproved
+) -> EncoderTraits:  # how the encoder is called
+    "Find out how an encoder is called, or read it from the configuration."
+    has_weights = not any(each.is_meta for each in encoder.parameters())
+    if getattr(encoder.config, "is_causal", None) is False:
+        set_bidirectional(encoder)
+        if has_weights and not reads_both_ways(encoder):
+            raise ValueError(
+                f"{type(encoder).__name__} does not let a piece see those behind it: "
+                "leave out --bidirectional"
+            )
+    if config.padding is None:
+        return traits_as_before(encoder)
+    traits = encoder_traits(encoder)
+    if config.padding == "unproved" and has_weights:
+        config.padding, config.hidden_size = prove_call(encoder, traits)
+    return traits._replace(padding="never" if config.padding == "unproved" else config.padding)
+
 # %% ../../nbs/4_model/05_modeling.ipynb #63017f03
 class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     "A transformer encoder with a linear-chain CRF over words."
@@ -315,7 +371,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
             encoder = AutoModel.from_config(config.encoder)
         self.encoder = take_encoder(encoder)
         self.config.encoder = self.encoder.config
-        self.learn_traits()
+        self.traits = learn_traits(self.encoder, config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         labels, scheme = config.labels, config.scheme
         width = config.hidden_size or config.encoder.hidden_size
@@ -331,6 +387,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         encoder: PreTrainedModel,  # as `load_encoder` gives it; it becomes a part of the model
         labels: Sequence[str],  # label names in the order of their ids
         scheme: str = "BIO",  # tag scheme of the labels
+        bidirectional: bool = False,  # let each piece of a decoder see later ones, too
         **options: Any,  # more fields of `NerCrfConfig`
     ) -> NerCrfForTokenClassification:  # linear layer and CRF are untrained
         "Put a new linear layer and a new CRF on an encoder."
@@ -339,23 +396,13 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
                 f"encoder: expected a model, got {type(encoder).__name__}; load it with "
                 "nercrf.model.load_encoder"
             )
+        if bidirectional:
+            encoder.config.is_causal = False
         id2label, options = dict(enumerate(labels)), {"joined_by": " "} | options
         if "split_version" not in options and not options.get("split_by", "").startswith(CUSTOM):
             splitter = find_splitter(options.get("split_by", "words"))
             options["split_version"] = splitter.version
         return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
-
-    def learn_traits(self) -> None:
-        "Find out how the encoder is called, or read it from the configuration."
-        config, traits = self.config, encoder_traits(self.encoder)
-        if config.padding is None:
-            self.traits = traits_as_before(self.encoder)
-            return
-        on_meta = any(each.is_meta for each in self.encoder.parameters())
-        if config.padding == "unproved" and not on_meta:
-            config.padding, config.hidden_size = prove_call(self.encoder, traits)
-        known = "never" if config.padding == "unproved" else config.padding
-        self.traits = traits._replace(padding=known)
 
     def forward(
         self,
@@ -404,7 +451,7 @@ def model_card(
         "---\nlibrary_name: nercrf\npipeline_tag: token-classification\n---\n\n"
         "# Named entity recogniser\n\n"
         f"- Encoder: {config.encoder.model_type}, "
-        f"{config.encoder.hidden_size} wide, with a linear-chain CRF\n"
+        f"{config.hidden_size or config.encoder.hidden_size} wide, with a linear-chain CRF\n"
         f"- Entity types: {', '.join(types)}\n"
         f"- Tag scheme: {config.scheme}, {len(config.labels)} labels\n"
         f"- Text is split by: {config.split_by}, version {config.split_version}\n"

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nercrf.data.examples import Example
 from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
@@ -21,6 +21,7 @@ from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
+from nercrf.model.loading import open_tokenizer
 from nercrf.model.modeling import NerCrfForTokenClassification
 
 # %% auto #0
@@ -101,7 +102,7 @@ class Tagger:
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
         model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
-        return cls(model, AutoTokenizer.from_pretrained(path), batch_size, device, splitter)
+        return cls(model, open_tokenizer(path), batch_size, device, splitter)
 
     def _own_splitter(self) -> Splitter:
         "The splitter that the model was trained with."

@@ -35,31 +35,45 @@ def _group_of(name: str, parameter: nn.Parameter) -> str:
     return group if parameter.ndim > 1 else f"{group} (no decay)"
 
 # %% ../../nbs/6_training/02_optim.ipynb #94c2d326
+def _stacks(encoder: nn.Module) -> dict[str, list[nn.Module]]:
+    "The outermost lists of an encoder by name; the members of lists of lists in one."
+    found = {}
+    for name, module in encoder.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if inside or not isinstance(module, nn.ModuleList) or not len(module):
+            continue
+        members = list(module)
+        if all(isinstance(each, nn.ModuleList) for each in members):
+            members = [layer for block in members for layer in block]
+        found[name] = members
+    return found
+
+
 def encoder_layers(
     model: nn.Module,  # an encoder, or a model that holds one as `encoder`
 ) -> tuple[str, list[nn.Module]]:  # name of the list, the layers, lowest first
-    "The layers of an encoder."
+    "The layers of an encoder; where their parts lie in several lists, a list of each layer's."
     encoder = getattr(model, "encoder", model)
     root = "encoder." if encoder is not model else ""
     if not any(isinstance(each, nn.ModuleList) for each in encoder.modules()):
         encoder, root = model, ""
-    lists = {
-        name: module
-        for name, module in encoder.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module)
-    }
-    outermost = {
-        name: module
-        for name, module in lists.items()
-        if not any(name.startswith(f"{other}.") for other in lists)
-    }
-    if not outermost:
+    stacks = _stacks(encoder)
+    if not stacks:
         raise ValueError(
             f"{type(encoder).__name__}: expected an encoder with a list of "
-            "layers (nn.ModuleList), found none; leave the flags of layers out"
+            "layers (nn.ModuleList), got none; leave the flags of layers out"
         )
-    name = max(outermost, key=lambda each: len(outermost[each]))
-    return root + name, list(outermost[name])
+    deep = [name for name, layers in stacks.items() if any(list(x.children()) for x in layers)]
+    name = max(deep or stacks, key=lambda each: len(stacks[each]))
+    parent, length = name.rpartition(".")[0], len(stacks[name])
+    beside = [
+        layers
+        for other, layers in stacks.items()
+        if other.rpartition(".")[0] == parent and len(layers) == length
+    ]
+    if len(beside) == 1:
+        return root + name, stacks[name]
+    return root + name, [nn.ModuleList(parts) for parts in zip(*beside, strict=True)]
 
 # %% ../../nbs/6_training/02_optim.ipynb #d7867b96
 def layer_depths(
@@ -67,14 +81,22 @@ def layer_depths(
 ) -> dict[str, int]:  # parameters of the encoder: 0 embeddings, 1 first layer
     "How high each parameter of the encoder lies; what is above the layers last."
     root, layers = encoder_layers(model)
-    names = [name for name, _ in model.named_parameters() if _part_of(name) == "encoder"]
-    depths, depth = {}, 0
-    for name in names:
-        if name.startswith(f"{root}."):
-            depth = 1 + int(name[len(root) + 1 :].split(".")[0])
-        elif depth:
-            depth = len(layers) + 1
-        depths[name] = depth
+    of_layers = {id(p): depth for depth, x in enumerate(layers, 1) for p in x.parameters()}
+    beside = root.rpartition(".")[0]
+    depths, begun, top = {}, False, len(layers) + 1
+    for name, parameter in model.named_parameters():
+        if _part_of(name) != "encoder":
+            continue
+        holder, _, _ = name.rpartition(".")
+        is_norm = type(model.get_submodule(holder)).__name__.endswith("Norm")
+        if id(parameter) in of_layers:
+            depths[name], begun = of_layers[id(parameter)], True
+        elif is_norm and "norm_emb" in name:
+            depths[name] = 0
+        elif is_norm and holder.rpartition(".")[0] == beside and "emb" not in name:
+            depths[name] = top
+        else:
+            depths[name] = top if begun else 0
     return depths
 
 

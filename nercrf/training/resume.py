@@ -28,6 +28,7 @@ from nercrf.distributed.processes import (
     gather_json,
     is_main_process,
 )
+from nercrf.features.pieces import save_tokenizer
 from nercrf.files import restore_folders, verify_folder, write_lines
 from nercrf.training.callbacks import Progress
 from nercrf.training.checkpoint import (
@@ -62,7 +63,7 @@ def _save_model(run: Training, folder: Path, weights: dict[str, torch.Tensor]) -
     "Model, tokenizer and flags, as a folder that loads by itself."
     bare = unwrap_model(run.model)
     bare.save_pretrained(folder, state_dict=weights)
-    run.tokenizer.save_pretrained(folder)
+    save_tokenizer(run.tokenizer, folder)
     text = json.dumps(asdict(run.args), indent=1, sort_keys=True)
     (folder / "training_config.json").write_text(text + "\n", encoding="utf-8")
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/6_training/12_run.ipynb #a773ed4f
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
@@ -220,7 +221,7 @@ def ready_model(
     if args.seen_embedding and args.strategy != "fsdp":
         embedding = use_seen_embedding(model, dataset, special, batch)
     _make_fast(model, args, info, dataset)
-    shards = [*encoder_layers(model)[1], model.encoder] if args.strategy == "fsdp" else []
+    shards = _shards(model) if args.strategy == "fsdp" else []
     return wrap_model(model, info, strategy=args.strategy, shards=shards), embedding
 
 
@@ -229,6 +230,13 @@ def _add_lora(model: nn.Module, args: TrainingConfig) -> None:
     dropout = args.lora_dropout or 0.0
     base, targets = args.model_name_or_path, args.lora_targets
     add_lora(model, args.lora, args.lora_alpha, dropout, targets, base, args.seed)
+
+
+def _shards(model: nn.Module) -> list[nn.Module]:
+    "What is shared out by itself: the layers, or their parts where those lie apart, the encoder."
+    layers = encoder_layers(model)[1]
+    parts = [list(x) if isinstance(x, nn.ModuleList) else [x] for x in layers]
+    return [*itertools.chain.from_iterable(parts), model.encoder]
 
 
 def _make_fast(
