@@ -360,7 +360,7 @@ def test_a_mistake_is_told_in_a_sentence(argv, message, tmp_path, capsys):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_an_encoder_that_takes_less_than_asked_is_refused(trained, tmp_path, capsys):
+def test_an_encoder_that_takes_less_than_asked_is_refused(trained, tmp_path, capsys, caplog):
     from transformers import BertConfig, BertModel
 
     data, _, _ = trained
@@ -382,11 +382,13 @@ def test_an_encoder_that_takes_less_than_asked_is_refused(trained, tmp_path, cap
         "--output_dir",
         tmp_path,
     ]
-    assert main([*map(str, flags), "--no_cuda"]) == 2
-    assert (
-        "--train_max_seq_length 128, but the encoder takes 64 word pieces"
-        in capsys.readouterr().err
-    )
+    assert main([*map(str, flags), "--no_cuda", "--train_max_seq_length", "100"]) == 2
+    told = capsys.readouterr().err
+    assert "--train_max_seq_length 100, but the encoder takes 64 word pieces" in told
+    # defaults give way, with a line
+    assert main([*map(str, flags), "--no_cuda", "--max_steps", "2"]) == 0
+    assert "windows of 64 word pieces in training and 64 in evaluation" in caplog.text
+    assert Tagger.from_pretrained(tmp_path).model.config.max_seq_length == 64
 
 
 def test_a_cased_tokenizer_does_not_pretend_to_lower_case(trained, tmp_path, capsys):
@@ -606,13 +608,15 @@ def test_raw_text_is_cut_as_the_training_file_was(tmp_path):
     assert splitter_of(tmp_path / "asked") == ("words", 2)
     words = "Kestrel Marine's Leeds-based depot."
     tagger = Tagger.from_pretrained(tmp_path / "found")
-    assert tagger._read(words, 0).example.tokens == "Kestrel Marine 's Leeds-based depot .".split()
+    found = " ".join(tagger._read(words, 0).example.tokens)
+    assert found == "Kestrel Marine 's Leeds-based depot ."
     config = tmp_path / "asked" / "model" / "config.json"
     before = json.loads(config.read_text(encoding="utf-8"))
     del before["split_version"]  # as models before there were names have it
     config.write_text(json.dumps(before), encoding="utf-8")
     tagger = Tagger.from_pretrained(tmp_path / "asked")
-    assert tagger._read(words, 0).example.tokens == "Kestrel Marine's Leeds-based depot .".split()
+    found = " ".join(tagger._read(words, 0).example.tokens)
+    assert found == "Kestrel Marine's Leeds-based depot ."
 
 
 def test_a_model_of_texts_reads_texts_with_its_splitter(tmp_path, capsys):
