@@ -1,7 +1,7 @@
 """What is right of every family of encoders: tiny random models, tokenizers of their own classes.
 
     pip install '.[dev]'
-    python benchmarks/encoders.py                 all families, about four minutes on two cores
+    python benchmarks/encoders.py                 all families, some minutes
     python benchmarks/encoders.py roberta qwen3   some of them
     python benchmarks/encoders.py --write         all, into tests/encoder_table.json
 

@@ -85,7 +85,9 @@ def piece_counter(
     from nercrf.features.running_text import tokenize_words
 
     def count(words: list[str]) -> PieceCounts:
-        layout, counts = read_layout(tokenizer), tokenize_words(words, tokenizer).counts.tolist()
+        joined_by = " " if any(len(word) > 1 for word in words) else ""
+        layout, table = read_layout(tokenizer), tokenize_words(words, tokenizer, joined_by)
+        counts = table.counts.tolist()
         special = len(layout.prefix) + len(layout.suffix)
         return PieceCounts(dict(zip(words, counts, strict=True)), special)
 

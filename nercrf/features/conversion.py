@@ -19,7 +19,7 @@ from nercrf.features.windows import convert_pieces, shape_windows
 from nercrf.labels import Span, entity_types, parse_tag, spans_to_tags
 
 # %% auto #0
-__all__ = ['Features', 'GoldSpans', 'gather_spans', 'convert_examples_to_features']
+__all__ = ['Features', 'GoldSpans', 'gather_spans', 'convert_examples_to_features', 'unknown_share']
 
 # %% ../../nbs/2_features/04_conversion.ipynb #7577d681
 @dataclass
@@ -313,3 +313,18 @@ def convert_examples_to_features(
         **spans.columns,
         **pieces,
     )
+
+# %% ../../nbs/2_features/04_conversion.ipynb #5ef8a3d3
+def unknown_share(
+    features: Features,  # of a split
+    unknown_id: int | None,  # the tokenizer's `unk_token_id`; None: it knows everything
+    sentences: int = 100_000,  # that are counted, from the first one on
+) -> float:  # from 0 to 1
+    "The share of words that are read as the unknown piece."
+    sentences = min(sentences, len(features))
+    words = features.word_offsets[sentences]
+    if unknown_id is None or not words:
+        return 0.0
+    starts = features.window_offsets[features.sentence_windows[:sentences]]
+    places = np.repeat(starts, features.word_lengths[:sentences]) + features.word_pieces[:words]
+    return float(np.mean(features.input_ids[places] == unknown_id))

@@ -21,7 +21,7 @@ from nercrf.features.pieces import PieceTable, make_table, name_sentence, row_of
 # %% auto #0
 __all__ = ['logger', 'WordPieces', 'join_pieces', 'deal_pieces', 'sentence_pieces', 'are_marks', 'TextBounds', 'text_bounds',
            'ReadPieces', 'choose_pieces', 'SeparateWords', 'RunningText', 'spread', 'Characters', 'find_cutter',
-           'tokenize_words', 'CorpusPieces', 'tokenize_corpus']
+           'tokenize_words', 'unknown_words', 'CorpusPieces', 'tokenize_corpus']
 
 # %% ../../nbs/2_features/02_running_text.ipynb #0d796cc4
 class WordPieces(NamedTuple):
@@ -490,6 +490,21 @@ def tokenize_words(
     "The pieces of words as they stand behind another one; a word without pieces becomes unknown."
     found = find_cutter(joined_by, tokenizer).behind(list(words))
     return make_table(words, found.counts, found.ids, tokenizer)
+
+# %% ../../nbs/2_features/02_running_text.ipynb #9b02912a
+def unknown_words(
+    words: Sequence[str],  # distinct words, those to be named first in front
+    tokenizer: PreTrainedTokenizerBase,  # any tokenizer, fast or not
+    joined_by: str | None = " ",  # what stands between two words
+    limit: int = 3,  # words, at most
+) -> list[str]:  # in the same order
+    "Some of the words whose piece that is read is the unknown one."
+    if tokenizer.unk_token_id is None:
+        return []
+    table = tokenize_words(words, tokenizer, joined_by)
+    first = table.starts + choose_pieces(table, tokenizer, "first", joined_by).first
+    found = np.flatnonzero(table.ids[first] == tokenizer.unk_token_id)
+    return [words[row] for row in found[:limit]]
 
 # %% ../../nbs/2_features/02_running_text.ipynb #d3174329
 class CorpusPieces(NamedTuple):
