@@ -170,8 +170,8 @@ def _splitter(args: TrainingConfig, summary: CorpusSummary) -> str:
     name, share = summary.splitter
     if name != "characters":
         logger.info(
-            "raw text will be cut by %r, which gives back %.1f %% of the words of the training file "
-            "(--by chooses another)",
+            "raw text will be cut by %r, which gives back %.1f %% of the words of the training "
+            "file (--by chooses another)",
             name,
             100 * share,
         )
