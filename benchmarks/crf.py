@@ -8,6 +8,7 @@ share of a step.
 Sections, each of which says how it measured:
 
 speed     likelihood with its gradient, and decoding, for every size (sentences, words, labels)
+constraints  constrained likelihood and decoding of many labels, by legal steps and by the table
 memory    what one likelihood with its gradient needs in addition accuracy  gradients against
 float64 launches  operations that torch dispatches for one likelihood with its gradient compile
 first use of the kernels, without and with a cache on disk peers     other CRFs; needs
@@ -21,6 +22,7 @@ numba, and "kernels" needs numba.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
 import gc
@@ -37,6 +39,7 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault(
     "KINETO_LOG_LEVEL", "99"
@@ -61,7 +64,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 from transformers import logging as transformers_logging
 
+from nercrf.crf import packing
 from nercrf.crf.layer import CRF
+from nercrf.crf.likelihood import load_kernels
 from nercrf.data.corpus import read_corpus
 from nercrf.features.batches import FeatureDataset, plan_batches
 from nercrf.features.conversion import convert_examples_to_features
@@ -79,6 +84,8 @@ SIZES = [
     (1, 128, 23),
     (1, 4096, 9),
 ]
+CONSTRAINED = [(32, 512, 73), (32, 128, 217)]
+HOSTS = ("scaled", "kernels")  # algorithms that know legal steps
 LARGE = (32, 512, 23)  # of memory and launches
 WARM_UP = (2, 8, LARGE[2])
 PEER = "pytorch-crf"
@@ -535,8 +542,51 @@ def measure_share(options: argparse.Namespace) -> Report:
     return Report(method, [rows], notes)
 
 
+def measure_constraints(options: argparse.Namespace) -> Report:
+    """Time of constrained likelihood and decoding by the legal steps alone, and by the whole table."""
+    names, notes = usable_algorithms([name for name in options.algorithms if name in HOSTS])
+    modules = [packing, *([load_kernels()] if "kernels" in names else [])]
+
+    def by_table(work: Callable[[], object]) -> Callable[[], object]:
+        def run():
+            with contextlib.ExitStack() as patches:
+                for module in modules:
+                    whole = mock.patch.object(module, "legal_steps", return_value=None)
+                    patches.enter_context(whole)
+                work()
+
+        return run
+
+    rows = []
+    for threads, size, name in itertools.product(options.threads, CONSTRAINED, names):
+        set_threads(threads)
+        types = [f"{kind}-{number}" for number in range(size[2] // 4) for kind in "BIES"]
+        crf = CRF.from_labels(["O", *types], "BIOES", True, constrain_likelihood=True)
+        crf.algorithm = name
+        emissions = torch.randn(size, requires_grad=True)
+        tags, _ = crf.decode_tensor(emissions)
+        works = {
+            "likelihood + gradient": lambda crf=crf, emissions=emissions, tags=tags: crf(
+                emissions, tags
+            ).backward(),
+            "decoding": lambda crf=crf, emissions=emissions: crf.decode_tensor(emissions),
+        }
+        for title, work in works.items():
+            (table, steps), spread = interleaved([by_table(work), work], options.repeats, 0.02)
+            row = {"threads": threads, "size": str(size), "CRF": name, "work": title}
+            rows.append(
+                row | {"table ms": table, "steps ms": steps, "x": table / steps, "spread": spread}
+            )
+    method = (
+        f"BIOES constraints, all words, float32; in turn in one process, medians of {options.repeats} rounds. "
+        "Table: all pairs of labels; steps: the legal ones. x: how many times faster. " + SPREAD
+    )
+    return Report(method, [rows], notes)
+
+
 SECTIONS = {
     "speed": measure_speed,
+    "constraints": measure_constraints,
     "memory": measure_memory,
     "accuracy": measure_accuracy,
     "launches": measure_launches,

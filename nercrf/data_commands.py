@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from nercrf.data.check import check_paths
-from nercrf.data.convert import convert, format_of_name, plan_conversion
+from nercrf.data.convert import (
+    Conversion,
+    convert,
+    convert_splits,
+    format_of_name,
+    plan_conversion,
+)
+from nercrf.data.corpus import find_sources
+from nercrf.data.formats import find_format
 from nercrf.data.read_config import ReadConfig
+from nercrf.data.splits import read_shares
 from nercrf.data.repair import fix_report
 from nercrf.data.statistics import PieceCounts
 from nercrf.fields import Positive, check_fields
@@ -54,7 +64,8 @@ class CheckConfig:
     output: str | None = None  # folder for the repaired copies
 
 
-_COLUMNS = ("format", "encoding", "token_column", "tag_column", "by", "end", "units")
+_COLUMNS = ("format", "encoding", "token_column", "tag_column", "comment", "tag_names")
+_COLUMNS += ("type_map", "keep_types", "drop_types", "by", "end", "units")
 
 
 def check_parser() -> FlagParser:  # of `nercrf check`
@@ -129,7 +140,6 @@ class ConvertConfig:
     scheme: str | None = None  # tag scheme of IN; none: found from its tags
     to: str | None = None  # format of OUT (columns, jsonl, ...); none: from its name
     to_scheme: str = "BIO"  # tag scheme of OUT
-    split: str | None = None  # of a folder that datasets saved
     strict: bool = False  # exit with 1 on any loss
 
 
@@ -139,9 +149,10 @@ def convert_parser() -> FlagParser:  # of `nercrf convert`
     old = {"from": "format", "from_scheme": "scheme", "from_format": "format", "to_format": "to"}
     parser = FlagParser("nercrf convert", says, "IN OUT", old_names=old)
     parser.add_argument("source", metavar="IN", help="a file, or a folder with splits")
-    parser.add_argument("target", metavar="OUT", help="a file; a folder if IN is one")
+    text = "a file, or - for standard output; a folder if IN is one or is cut with --split"
+    parser.add_argument("target", metavar="OUT", help=text)
     add_section(parser, ConvertConfig)
-    add_section(parser, ReadConfig, (*_COLUMNS, "on_bad"))
+    add_section(parser, ReadConfig, (*_COLUMNS, "on_bad", "split", "split_seed"))
     return parser
 
 # %% ../nbs/8_commands/04_data_commands.ipynb #c61d8ccf
@@ -156,21 +167,37 @@ def convert_main(
 
 def _run_convert(reading: dict[str, Any], source: str, target: str, flags: ConvertConfig) -> int:
     "Convert each file, print what was lost, and give the exit code."
-    options = reading | {"from_format": reading.get("format", "auto"), "split": flags.split}
-    options.pop("format", None)
-    lossless = True
-    for path, place in plan_conversion(source, target, flags.to, flags.split):
-        report = convert(
-            path,
-            place,
-            to_format=flags.to or format_of_name(place),
-            from_scheme=flags.scheme,
-            to_scheme=flags.to_scheme,
-            **options,
-        )
-        print(report)
-        lossless = lossless and report.lossless
+    options = reading | {"from_scheme": flags.scheme, "to_scheme": flags.to_scheme}
+    options["from_format"] = options.pop("format", "auto")
+    seed, split = options.pop("split_seed", ReadConfig.split_seed), options.pop("split", None)
+    if shares := read_shares(split):
+        if target == "-":
+            raise ValueError("--split writes several files: give a folder as OUT")
+        paths = find_sources(source, shares)["train"]
+        kind, folder = flags.to or "jsonl", Path(target)
+        reports = convert_splits(paths, folder, shares, kind, seed=seed, **options)
+        print("\n".join(map(str, reports)))
+    elif target == "-":
+        reports = [_print_converted(Path(source), flags, options | {"split": split})]
+    else:
+        reports = []
+        for paths, place in plan_conversion(source, target, flags.to, split):
+            kind = flags.to or format_of_name(place)
+            reports.append(convert(paths, place, to_format=kind, split=split, **options))
+            print(reports[-1])
+    lossless = all(report.lossless for report in reports)
     return 0 if lossless or not flags.strict else 1
+
+
+def _print_converted(source: Path, flags: ConvertConfig, options: dict[str, Any]) -> Conversion:
+    "Convert a file to standard output; what was lost goes to standard error."
+    kind = flags.to or "jsonl"
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, f"output{find_format(kind).extensions[0]}")
+        report = convert(source, place, to_format=kind, **options)
+        sys.stdout.write(place.read_text(encoding="utf-8"))
+    print(str(report).replace(str(place), "standard output"), file=sys.stderr)
+    return report
 
 # %% ../nbs/8_commands/04_data_commands.ipynb #6847c852
 def _print_entries(entries):

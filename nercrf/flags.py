@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
 
 from fastcore.docments import docments
 
-from nercrf.data.corpus import find_split_files
+from nercrf.data.corpus import find_sources
 from nercrf.data.read_config import ReadConfig
+from nercrf.data.splits import read_shares
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.features.feature_config import CacheConfig, WindowConfig
 from nercrf.fields import check_fields, field_bounds
@@ -453,7 +454,7 @@ def _check_data(args: ScriptConfig) -> None:
                 "not trained on the built-in sample)"
             )
         return
-    files = find_split_files(args.data_dir)
+    files = find_sources(args.data_dir, read_shares(args.split))
     if args.do_train and "train" not in files:
         raise ValueError(
             f"{args.data_dir}: no labelled training file (train.*): --do_train needs one"

@@ -342,6 +342,19 @@ def test_what_users_add_in_code_is_saved(inputs, tmp_path, way):
     torch.testing.assert_close(scores(merged).logits, scores(model).logits, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("way", users_ways(), ids=lambda way: way.__name__)
+def test_what_users_add_in_code_is_resumed(inputs, tmp_path, way):
+    """Trained in two parts it ends in the same bits."""
+    for name, resume in (("whole", None), ("parts", None), ("parts", "checkpoint-3")):
+        resume = resume and str(tmp_path / name / resume)
+        folder = tmp_path / name
+        args = make_args(folder, max_steps=6, save_steps=3, learning_rate=1e-2, resume=resume)
+        torch.manual_seed(0)
+        train(args, TRAIN, way(make_tagger(inputs)), TOKENIZER)
+    expected, found = (all_tensors(tmp_path / x / "checkpoint-6") for x in ("whole", "parts"))
+    assert all(tensor.equal(found[name]) for name, tensor in expected.items())
+
+
 def test_what_peft_wrapped_and_saved_alone(inputs, tmp_path):
     """A folder without labels and CRF is no tagger: the error says what to save."""
     model = make_tagger(inputs)

@@ -1,11 +1,17 @@
 """Files as people bring them: small ones of each kind, and what is right for them."""
 
+import contextlib
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from nercrf.data.examples import DataError
-from nercrf.data.formats import examine, read_examples
+from nercrf.data.corpus import read_corpus
+from nercrf.data.examples import DataError, Example
+from nercrf.data.formats import FORMATS, examine, read_examples, write_examples
+from nercrf.data_commands import check_main
+from nercrf.labels import Span
 
 
 def save(folder, name, text):
@@ -270,3 +276,187 @@ def test_all_lines_that_cannot_be_read_are_told_at_once(tmp_path):
     warnings = []
     assert len(read_examples(path, on_bad="warn", warnings=warnings)) == 1
     assert sum("expected" in warning for warning in warnings) == 3
+
+
+def test_what_an_annotator_turned_down_is_no_gold(tmp_path):
+    lines = [
+        {
+            "text": "Mara left",
+            "spans": [{"start": 0, "end": 4, "label": "PER"}],
+            "answer": "accept",
+        },
+        {
+            "text": "Bay is bad",
+            "spans": [{"start": 0, "end": 3, "label": "PER"}],
+            "answer": "reject",
+        },
+        {"text": "Skip me", "spans": [], "answer": "ignore"},
+    ]
+    path = save(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines)))
+    assert found(path) == ("jsonl", 1, [("PER", "Mara")], [])
+    for answer in ("reject", "ignore"):
+        assert f"ignored records with the answer '{answer}' (1)" in notes(path)
+
+
+def region(start, end, text):
+    value = {"start": start, "end": end, "text": text, "labels": ["PER"]}
+    return {"type": "labels", "value": value}
+
+
+def test_label_studio_calls_text_and_regions_as_it_likes(tmp_path):
+    task = {"id": 1, "data": {"Full_Text": "Mara left", "source": "a.txt"}}
+    task["annotations"] = [{"result": [region(0, 4, "Mara")]}]
+    flat = {
+        "id": 1,
+        "ner": "Mara left Ash",
+        "label": [region(0, 4, "Mara")["value"]],
+        "annotator": 1,
+    }
+    control = {"id": 2, "review": "Mara left", "who": [region(0, 4, "Mara")["value"]], "by": "x y"}
+    for record in (task, flat, control):
+        path = save(tmp_path, "a.json", json.dumps([record]))
+        assert found(path) == ("label_studio", 1, [("PER", "Mara")], [])
+    task["annotations"][0]["result"] = [region(0, 9, "Mara came")]
+    path = save(tmp_path, "a.json", json.dumps([task]))
+    with pytest.raises(DataError, match=r"a\.json:id 1: PER 'Mara came'"):
+        read_examples(path)
+
+
+def test_each_text_shows_its_own_units(tmp_path):
+    tasks = [
+        {"id": 1, "data": {"text": "😀 Mara"}, "annotations": [{"result": [region(3, 7, "Mara")]}]},
+        {"id": 2, "data": {"text": "😀 Mara"}, "annotations": [{"result": [region(2, 6, "Mara")]}]},
+    ]
+    path = save(tmp_path, "a.json", json.dumps(tasks))
+    assert found(path)[2:] == ([("PER", "Mara")] * 2, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "annotations", "entities"),
+    [
+        (
+            "Mara loves Ash.\r\nHe married her.\r\n",
+            "T1\tPER 0 4\tMara\nT2\tPER 16 18\tHe\nT3\tPER 27 30\ther\n",
+            ["Mara", "He", "her"],
+        ),
+        ("Mara.\r\nHe left.\r\n", "T1\tPER 0 4\tMara\nT2\tPER 7 9\tHe\n", ["Mara", "He"]),
+        (
+            "Mara\nKolm left.\nAsh\n",
+            "T1\tPER 0 4;5 9\tMara Kolm\nT2\tPER 16 19\tAsh\n",
+            ["Mara\nKolm", "Ash"],
+        ),
+    ],
+)
+def test_the_surfaces_of_brat_decide_how_line_ends_count(tmp_path, text, annotations, entities):
+    save(tmp_path, "a.txt", text)
+    path = save(tmp_path, "a.ann", annotations)
+    assert found(path)[2:] == ([("PER", surface) for surface in entities], [])
+
+
+def test_types_are_renamed_and_chosen(tmp_path):
+    path = save(tmp_path, "a.txt", "Mara B-PERSON\nKolm I-Per\nsaw O\nAsh B-LOC\ntoday B-DATE\n")
+    options = {"type_map": ["PERSON=PER", "Per=PER"], "drop_types": ["DATE"]}
+    assert found(path, **options)[2:] == ([("PER", "Mara Kolm"), ("LOC", "Ash")], [])
+    assert "ignored spans of the type 'DATE' (1)" in notes(path, **options)
+    assert found(path, keep_types=["LOC"])[2] == [("LOC", "Ash")]
+    with pytest.raises(ValueError, match="--type_map: expected words like PERSON=PER"):
+        found(path, type_map=["PERSON"])
+
+
+def test_types_that_are_probably_one_are_found_and_not_cut(tmp_path, capsys):
+    path = save(
+        tmp_path,
+        "a.jsonl",
+        '{"text":"Mara left","label":[[0,4,"PER "]]}\n{"text":"Mara came","label":[[0,4,"PER"]]}\n',
+    )
+    assert check_main([str(path)]) == 1
+    assert "--type_map 'PER =PER'" in capsys.readouterr().out
+    assert check_main([str(path), "--type_map", "PER =PER"]) == 0
+    capsys.readouterr()
+    path = save(tmp_path, "b.txt", "Kloof I-O\nGold I-O\nruns O\n\nMara I-PER\nWhitlow I-PER\n")
+    assert check_main([str(path)]) == 1
+    assert "--drop_types O" in capsys.readouterr().out
+    text = "B-SALARY I-SALRY O\n" + "B-SALARY O O\n" * 33
+    lines = "\n\n".join(
+        "\n".join(f"w{n} {tag}" for n, tag in enumerate(line.split())) for line in text.splitlines()
+    )
+    path = save(tmp_path, "c.txt", lines + "\n")
+    assert check_main([str(path), "--fix"]) == 1
+    assert "'SALRY' (once) is probably 'SALARY' (34 times)" in capsys.readouterr().out
+    assert not (tmp_path / "c.fixed.txt").exists()
+
+
+def test_labelled_training_data_without_an_entity_are_a_problem(tmp_path):
+    save(tmp_path, "train.txt", "Mara O\nleft O\n")
+    with pytest.raises(
+        DataError, match=r"train\.txt: 1 labelled sentences hold no entity; .*--tag_column"
+    ):
+        read_corpus(tmp_path)
+    assert check_main([str(tmp_path)]) == 1
+
+
+# Conservation: what goes in comes out, or it is said.
+
+NASTY = st.text(
+    st.sampled_from("ab林é,;\"'#-_O\u00a0\u3000\u200b\ufeff\u200d\u0301😀{}:\\\u00ad\u2028 "),
+    min_size=1,
+    max_size=5,
+)
+TYPES = st.sampled_from(["PER", "creative-work", "x.y", "B", "per"])
+
+
+@st.composite
+def sentences(draw):
+    "A labelled sentence of any tokens."
+    tokens = draw(st.lists(NASTY, min_size=1, max_size=6))
+    spans, position = [], 0
+    while position < len(tokens):
+        length = draw(st.integers(0, 2))
+        if 0 < length <= len(tokens) - position:
+            spans.append(Span(draw(TYPES), position, position + length))
+        position += max(length, 1)
+    return Example("x", tokens, spans)
+
+
+WRITTEN = [
+    name
+    for name, kind in FORMATS.items()
+    if kind.readable and name not in ("text", "parquet", "datasets")
+]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(examples=st.lists(sentences(), min_size=1, max_size=3))
+def test_entities_come_out_or_are_reported(tmp_path, name, examples):
+    path = tmp_path / f"a{FORMATS[name].extensions[0]}"
+    for old in tmp_path.iterdir():
+        old.unlink()
+    entities = sum(len(example.spans) for example in examples)
+    try:
+        losses = write_examples(examples, path, name, on_bad="warn")
+        back = examine(path, name)
+    except (DataError, ValueError):
+        return  # refused, with the reason
+    read = sum(len(example.spans or ()) for example in back.examples)
+    told = sum(finding.count for finding in back.findings if finding.severity == "problem")
+    assert read <= entities
+    assert entities - read <= len(losses) + told, (back.findings, path.read_text())
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(lines=st.lists(st.text(max_size=12), max_size=6))
+def test_any_text_is_read_or_refused_with_a_sentence(tmp_path, name, lines):
+    text = "\n".join(lines).encode("utf-8", "replace")
+    path = save(tmp_path, f"a{FORMATS[name].extensions[0]}", text)
+    if name == "brat":
+        save(tmp_path, "a.txt", text)
+    for format in (name, "auto"):
+        with contextlib.suppress(DataError, ValueError):
+            back = examine(path, format)
+            assert all(example.tokens for example in back.examples)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,11 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from nercrf.data.check_report import CheckReport, finding_order
-from nercrf.data.corpus import SPLIT_NAMES, find_split_files, split_of
-from nercrf.data.examples import DataError, Example, Finding, split_place
+from nercrf.data.corpus import SPLIT_NAMES, find_sources, split_of
+from nercrf.data.examples import DataError, Example, Finding, no_entity, split_place
 from nercrf.data.formats import examine
 from nercrf.data.reading import BLANK, is_visible
 from nercrf.data.records import Examined
+from nercrf.data.type_names import similar_types
 from nercrf.data.statistics import DataSet, PieceCounts, Split, count_split, find_train
 from nercrf.labels import SCHEMES, Span, spans_to_tags
 
@@ -396,7 +398,8 @@ def _folder_files(folder: Path) -> list[tuple[str, Path]]:
     if (folder / "dataset_info.json").exists():
         return [("data", folder)]
     try:
-        return list(find_split_files(folder).items())
+        found = find_sources(folder).items()
+        return [(split, path) for split, paths in found for path in paths]
     except DataError:
         pairs = sorted(path for path in folder.glob("*.ann") if not path.stem.endswith(".fixed"))
         if not pairs:
@@ -492,6 +495,35 @@ def _count_ill_formed(files: Iterable[tuple[str, Examined]]) -> int:
     "The number of ill-formed tags."
     return sum(finding.kind == "ill-formed-tag" for _, file in files for finding in file.findings)
 
+# %% ../../nbs/1_data/20_check.ipynb #f69617bd
+def _check_types(splits: Sequence[Split]) -> Iterator[Finding]:
+    "Types that are probably one, with how often each is there and what makes them one."
+    counts, places = Counter(), {}
+    for split in splits:
+        for file, example in split.examples():
+            for span in example.spans or ():
+                counts[span.label] += 1
+                places.setdefault(span.label, file.place(example, span.start))
+    for found in similar_types(counts):
+        other = "the sign of a word outside"
+        if found.other:
+            other = f"{found.other!r} ({_times(found.other_count)})"
+        yield Finding(
+            "similar-type",
+            places[found.label],
+            f"the type {found.label!r} ({_times(found.count)}) is probably {other}; make them one "
+            f"with {found.proposal}",
+        )
+
+
+def _check_entities(splits: Sequence[Split]) -> Iterator[Finding]:
+    "Labelled files of a split to learn from without a single entity."
+    for split in splits:
+        for file in split.files if split.name in ("train", "data") else ():
+            spans = [example.spans for example in file.examples if example.spans is not None]
+            if spans and not any(spans):
+                yield no_entity(file.path, len(spans), file.format)
+
 # %% ../../nbs/1_data/20_check.ipynb #4ab50b68
 def _check_dataset(splits: Sequence[Split]) -> Iterator[Finding]:
     "All findings of a data set that were read."
@@ -499,6 +531,8 @@ def _check_dataset(splits: Sequence[Split]) -> Iterator[Finding]:
         for file in split.files:
             yield from check_file(file)
         yield from _check_ids(split)
+    yield from _check_types(splits)
+    yield from _check_entities(splits)
     schemes = [file.scheme for split in splits for file in split.files if file.scheme]
     yield from _check_labels(splits, schemes[0] if schemes else "BIO")
     yield from _check_repetitions(splits)

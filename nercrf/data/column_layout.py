@@ -108,11 +108,13 @@ class ColumnLayout:
         self,
         line: str,  # without its end
         inside: bool = True,  # a sentence has begun
-    ) -> tuple[str, ...] | LineNote | None:  # token and tags; None for a border
+    ) -> tuple[str, ...] | LineNote | bool:  # token and tags; False for a border
         "What a line says."
-        if is_border(line):
-            return None
+        if not line[:1].isalnum() and is_border(line):
+            return False
         cells = self.split(line)
+        if len(cells) == self.columns and self.counter is None and line[0] != self.mark[0]:
+            return (cells[self.token], *[cells[place] for place in self.tags or (self.token,)])
         if line.startswith(self.mark) and self.is_comment(line, cells):
             if self.anywhere or not inside:
                 return LineNote("comments")

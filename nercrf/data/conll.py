@@ -25,7 +25,8 @@ from nercrf.data.examples import (
 )
 from nercrf.data.reading import DIRT, is_visible, only_characters, separators_of
 from nercrf.data.records import Change, Examined, Format, Reading, Survey
-from nercrf.data.tag_forms import STANDARD, odd_tags
+from nercrf.data.tag_forms import STANDARD, odd_tags, rename_tags
+from nercrf.data.type_names import is_one_off, type_key
 from nercrf.files import write_lines
 from nercrf.labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans
 
@@ -76,25 +77,30 @@ def parse_columns(
     lines = text.split("\n") if isinstance(text, str) else text
     layout = find_layout(reading, lines) if layout is None else layout
     numbers = itertools.count(reading.first_line) if numbers is None else numbers
-    sentences, known, inside = [], {}, False
+    sentences, known, inside, layered = [], {}, False, len(layout.tags) > 1
     for number, line in zip(numbers, lines, strict=False):
-        row = known.get(line, known)
-        if row is known or isinstance(row, LineNote):
+        row = known.get(line)
+        if row is None:
             row = LineNote("header") if number == layout.header else layout.read(line, inside)
-            known[line] = row
-        if isinstance(row, LineNote):
-            _note_line(reading, number, row, inside)
-        elif row is None:
+            if row.__class__ is tuple or (row is False and not line.startswith("-DOCSTART-")):
+                known[line] = row
+        if row is False:
             inside = False
-        else:
-            if not inside:
-                tokens, tags, layers = [], [], [[] for _ in row[2:]]
-                sentences.append(ColumnSentence(number, tokens, tags, layers))
-            tokens.append(row[0])
-            tags.append(row[1])
+            if line.startswith("-DOCSTART-"):
+                reading.documents.append(number)
+            continue
+        if row.__class__ is not tuple:
+            _note_line(reading, number, row, inside)
+            continue
+        if not inside:
+            tokens, tags, layers = [], [], [[] for _ in row[2:]]
+            sentences.append(ColumnSentence(number, tokens, tags, layers))
+            inside = True
+        tokens.append(row[0])
+        tags.append(row[1])
+        if layered:
             for layer, tag in zip(layers, row[2:], strict=True):
                 layer.append(tag)
-            inside = True
     return sentences
 
 
@@ -319,15 +325,27 @@ def read_tags(
     survey: Survey,  # of the whole file
 ) -> None:
     "Tags in another form become standard ones, tags that are none become O."
-    form = survey.form()
+    form, renamed = survey.form(), reading.types.renamed
     if form is STANDARD:
         pass_wrong_tags(reading, content)
+    else:
+        reading.understand(form.says)
+    if form is STANDARD and not renamed:
         return
-    reading.understand(form.says)
     for sentence in content:
-        sentence.tags = form.read(sentence.tags)
-        sentence.layers = [form.read(layer) for layer in sentence.layers]
+        sentence.tags = rename_tags(form.read(sentence.tags), renamed)
+        sentence.layers = [rename_tags(form.read(layer), renamed) for layer in sentence.layers]
         vars(sentence).pop("runs", None)
+
+# %% ../../nbs/1_data/07_conll.ipynb #9bb4b307
+def _may_be_one(spans: Sequence[Span]) -> bool:
+    "Whether two spans touch whose types look like one type."
+    for left, right in itertools.pairwise(sorted(spans, key=span_order)):
+        same = type_key(left.label) == type_key(right.label)
+        slip = len(left.label) > 3 and is_one_off(left.label.casefold(), right.label.casefold())
+        if left.end == right.start and left.label != right.label and (same or slip):
+            return True
+    return False
 
 # %% ../../nbs/1_data/07_conll.ipynb #66edd68a
 def _mend_lines(file: Examined, lines: list[str]) -> list[Change]:
@@ -345,7 +363,7 @@ def _mend_lines(file: Examined, lines: list[str]) -> list[Change]:
         first = split_place(example.source)[1]
         places = range(len(example.tokens))
         numbers = [file.reading.line_of(first, index) for index in places]
-        if odd.isdisjoint(numbers):
+        if odd.isdisjoint(numbers) or _may_be_one(example.spans or ()):
             continue
         tags = iter(_visible_tags(example, file.scheme))
         for number, token in zip(numbers, example.tokens, strict=True):

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from nercrf.data.corpus import find_split_files
+from nercrf.data.corpus import find_sources
 from nercrf.data.examples import (
     DataError,
     Example,
@@ -24,9 +24,12 @@ from nercrf.data.examples import (
     report_findings,
 )
 from nercrf.data.formats import FORMATS, examine, find_format, write_examples
+from nercrf.data.records import Examined
+from nercrf.data.splits import divide_examples, document_keys
 
 # %% auto #0
-__all__ = ['LOSSES', 'Loss', 'compare_examples', 'Conversion', 'convert', 'format_of_name', 'plan_conversion']
+__all__ = ['LOSSES', 'Loss', 'compare_examples', 'Conversion', 'read_sources', 'write_checked', 'convert', 'convert_splits',
+           'format_of_name', 'plan_conversion']
 
 # %% ../../nbs/1_data/22_convert.ipynb #4b432a2f
 LOSSES = {
@@ -129,22 +132,31 @@ class Conversion:
             lines.append("nothing was lost")
         return "\n".join([head, *lines])
 
-# %% ../../nbs/1_data/22_convert.ipynb #6ab7140f
-def convert(
-    in_path: str | Path,  # the file to read
-    out_path: str | Path,  # the file to write
-    from_format: str = "auto",  # a key of `FORMATS`, or found by content
-    to_format: str = "jsonl",  # a key of `FORMATS`
-    from_scheme: str | None = None,  # of tags; None: found from the tags
-    to_scheme: str = "BIO",  # of tags, where the format has them
-    encoding: str = "utf-8",  # of the file to read; UTF-8 is written
-    on_bad: str = "error",  # "error", or "warn" to go on without bad spans
+# %% ../../nbs/1_data/22_convert.ipynb #96e04962
+def read_sources(
+    paths: str | Path | Sequence[Path],  # a file, or several that are read as one
+    format: str = "auto",  # a key of `FORMATS`, or found by content
+    encoding: str = "utf-8",  # of the files
     **options,  # further fields of `Reading`
+) -> Examined:  # the first file, with the sentences and findings of all
+    "Read one file or several leniently."
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    first, *others = (examine(path, format, encoding, **options) for path in paths)
+    for other in others:
+        first.examples += other.examples
+        first.findings += other.findings
+    return first
+
+
+def write_checked(
+    read: Examined,  # what is written
+    out_path: Path,  # the file to write
+    to_format: str = "jsonl",  # a key of `FORMATS`
+    to_scheme: str = "BIO",  # of tags, where the format has them
+    on_bad: str = "error",  # "warn" writes the outermost of overlapping spans
 ) -> Conversion:  # what was written and lost
-    "Convert a file, read the result back and say what was lost."
-    out_path, kind = Path(out_path), find_format(to_format)
-    read = examine(in_path, from_format, encoding, scheme=from_scheme, **options)
-    report_findings(read.findings, on_bad)
+    "Write examples, read them back and say what was lost."
+    kind = find_format(to_format)
     if to_format == "datasets" and out_path.exists():
         raise DataError(
             f"{out_path}: expected a new folder, got one; remove it or choose another name"
@@ -168,6 +180,55 @@ def convert(
         out_path, read.format.name, to_format, len(read.examples), count, read.findings, losses
     )
 
+# %% ../../nbs/1_data/22_convert.ipynb #6ab7140f
+def convert(
+    in_path: str | Path | Sequence[Path],  # the file to read, or several that become one
+    out_path: str | Path,  # the file to write
+    from_format: str = "auto",  # a key of `FORMATS`, or found by content
+    to_format: str = "jsonl",  # a key of `FORMATS`
+    from_scheme: str | None = None,  # of tags; None: found from the tags
+    to_scheme: str = "BIO",  # of tags, where the format has them
+    encoding: str = "utf-8",  # of the file to read; UTF-8 is written
+    on_bad: str = "error",  # "error", or "warn" to go on without bad spans
+    **options,  # further fields of `Reading`
+) -> Conversion:  # what was written and lost
+    "Convert a file, read the result back and say what was lost."
+    read = read_sources(in_path, from_format, encoding, scheme=from_scheme, **options)
+    report_findings(read.findings, on_bad)
+    return write_checked(read, Path(out_path), to_format, to_scheme, on_bad)
+
+# %% ../../nbs/1_data/22_convert.ipynb #23739eac
+def convert_splits(
+    paths: Sequence[Path],  # the files to read
+    folder: Path,  # takes train, dev and test
+    shares: Mapping[str, float],  # of each split
+    to_format: str = "jsonl",  # a key of `FORMATS`
+    from_format: str = "auto",  # a key of `FORMATS`, or found by content
+    from_scheme: str | None = None,  # of tags; None: found from the tags
+    to_scheme: str = "BIO",  # of tags, where the format has them
+    encoding: str = "utf-8",  # of the files to read
+    on_bad: str = "error",  # "error", or "warn" to go on without bad spans
+    seed: int = 42,  # of the order in which documents are dealt out
+    **options,  # further fields of `Reading`
+) -> list[Conversion]:  # one a split
+    "Cut files into splits and write a file for each."
+    examples, keys, findings, read = [], [], [], None
+    for path in paths:
+        read = examine(path, from_format, encoding, scheme=from_scheme, **options)
+        is_document = len(paths) > 1 and read.format.name == "brat"
+        keys += document_keys(read.reading, read.examples, is_document)
+        examples, findings = examples + read.examples, findings + read.findings
+    report_findings(findings, on_bad)
+    splits, ending = (
+        divide_examples(examples, keys, shares, seed),
+        find_format(to_format).extensions[0],
+    )
+    found = []
+    for split, held in splits.items():
+        part = replace(read, examples=held, findings=[] if found else findings)
+        found.append(write_checked(part, folder / f"{split}{ending}", to_format, to_scheme, on_bad))
+    return found
+
 # %% ../../nbs/1_data/22_convert.ipynb #b5bf9166
 _ENDINGS = {
     ".conll": "columns",
@@ -178,14 +239,21 @@ _ENDINGS = {
     ".jsonl": "jsonl",
     ".ann": "brat",
     ".spacy": "docbin",
+    ".csv": "csv",
+    ".parquet": "parquet",
 }
+
+
+def _ending(path: str | Path) -> str:
+    "The end of a name that tells a format."
+    return Path(Path(path).name.removesuffix(".gz")).suffix.lower()
 
 
 def format_of_name(
     path: str | Path,  # a file to write
 ) -> str:  # a key of `FORMATS`; ValueError where the name does not tell
     "The format that the name of a file to write stands for."
-    ending = Path(Path(path).name.removesuffix(".gz")).suffix.lower()
+    ending = _ending(path)
     if ending not in _ENDINGS:
         raise ValueError(
             f"{path}: cannot tell the format to write from the "
@@ -199,18 +267,21 @@ def plan_conversion(
     target: str | Path,  # a file; a folder where the source is one
     to_format: str | None = None,  # a key of `FORMATS`; None: from the name of the target
     split: str | None = None,  # of a folder that `datasets` saved
-) -> list[tuple[Path, Path]]:  # a file to read and a file to write
+) -> list[tuple[list[Path], Path]]:  # files to read, and the file to write
     "The files that a conversion reads and writes."
     source, target = Path(source), Path(target)
     is_saved = any((source / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
     if not source.is_dir() or (is_saved and split):
-        return [(source, target)]
+        return [([source], target)]
+    found = {} if is_saved else find_sources(source)
+    if to_format is None and found and _ending(target) in _ENDINGS:
+        return [([path for paths in found.values() for path in paths], target)]
     if to_format is None:
         raise ValueError(
             f"{source} is a folder, so give the format of the "
             f"files to write: --to, one of {', '.join(FORMATS)}"
         )
     if is_saved and not (source / "dataset_dict.json").is_file():
-        return [(source, target)]
-    ending = find_format(to_format).extensions[0]
-    return [(path, target / f"{name}{ending}") for name, path in find_split_files(source).items()]
+        return [([source], target)]
+    ending, found = find_format(to_format).extensions[0], found or find_sources(source)
+    return [(paths, target / f"{name}{ending}") for name, paths in found.items()]

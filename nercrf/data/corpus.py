@@ -9,22 +9,35 @@ import gzip
 import io
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
+from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from nercrf.data.examples import DataError, Example, file_digest, file_stem, report_findings
+from nercrf.data.examples import (
+    DataError,
+    Example,
+    Finding,
+    file_digest,
+    file_stem,
+    no_entity,
+    report_findings,
+)
 from nercrf.data.formats import Prepared, detect_path, detect_text, prepare_file
 from nercrf.data.records import Survey
 from nercrf.data.read_config import ReadConfig
+from nercrf.data.splits import divide_examples, document_keys, read_shares
+from nercrf.data.type_names import similar_types
 from nercrf.labels import Span, get_scheme, label_list, parse_tag, spans_to_tags
 
 # %% auto #0
-__all__ = ['SPLIT_NAMES', 'SUFFIXES', 'split_of', 'find_split_files', 'Corpus', 'first_tags', 'unseen_tags', 'split_formats',
-           'CorpusSurvey', 'CorpusFiles', 'open_corpus', 'read_corpus']
+__all__ = ['SPLIT_NAMES', 'SUFFIXES', 'split_of', 'find_split_files', 'find_sources', 'Corpus', 'first_tags', 'unseen_tags',
+           'split_formats', 'similar_warnings', 'count_types', 'CorpusSurvey', 'CorpusFiles', 'open_corpus',
+           'read_corpus']
 
 # %% ../../nbs/1_data/17_corpus.ipynb #d2502e5e
 SPLIT_NAMES = {
@@ -50,6 +63,13 @@ SUFFIXES = (
     "ner",
     "tsv",
     "txt",
+    "arrow",
+    "conllu",
+    "csv",
+    "feather",
+    "jsonlines",
+    "ndjson",
+    "parquet",
 )
 
 
@@ -116,6 +136,70 @@ def find_split_files(
             f"got {', '.join(names[:8]) or 'no file'}; rename them"
         )
     return files
+
+# %% ../../nbs/1_data/17_corpus.ipynb #b18cbbc5
+def _documents(folder: Path) -> list[Path]:
+    "The files of documents in a folder: brat's annotations, or else data files."
+    names = [name for name in _candidates(folder) if not name.startswith(".")]
+    pairs = [name for name in names if name.removesuffix(".gz").endswith(".ann")]
+    known = {*SUFFIXES[1:], "ann"}
+    others = [name for name in names if Path(name.removesuffix(".gz")).suffix[1:].lower() in known]
+    chosen = pairs or others
+    return [folder / name for name in chosen if ".fixed." not in name]
+
+
+def _parts(folder: Path, split: str) -> list[Path]:
+    "The files of a split that differ by a number only."
+    found = [(split_of(name), name) for name in _candidates(folder)]
+    named = [(rank[1], name) for rank, name in found if rank and rank[0] == split]
+    best = [name for rank, name in named if rank == min(rank for rank, _ in named)]
+    shapes = {re.sub(r"\d+", "0", name) for name in best}
+    return [folder / name for name in best] if len(best) > 1 and len(shapes) == 1 else []
+
+
+def find_sources(
+    folder: str | Path,  # a folder with the files of a data set, or one file
+    shares: Mapping[str, float] | None = None,  # of the splits of one file
+) -> dict[str, list[Path]]:  # the files of "train", "dev", "test", as far as they are there
+    "Find the files of the splits; with shares all files are those of each split."
+    folder = Path(folder)
+    if shares is not None:
+        files = [folder] if folder.is_file() else _documents(folder) if folder.is_dir() else []
+        if not files:
+            raise DataError(
+                f"{folder}: expected a file to cut with --split, got none; check the path"
+            )
+        return dict.fromkeys(shares, files)
+    if folder.is_file():
+        raise DataError(
+            f"{folder}: expected a folder with train, dev and test, got a file; cut it with "
+            "--split 0.8,0.1,0.1"
+        )
+    inner = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        named = split_of(f"{path.name}.txt") if path.is_dir() else None
+        saved = (path / "dataset_info.json").is_file()
+        if named and not saved and (files := _documents(path)):
+            inner.setdefault(named[0], files)
+    parts = {split: _parts(folder, split) for split in SPLIT_NAMES} if folder.is_dir() else {}
+    merged = {split: files for split, files in {**parts, **inner}.items() if files}
+    if not merged:
+        return {split: [path] for split, path in find_split_files(folder).items()}
+    found = {}
+    for split in SPLIT_NAMES:
+        single = [name for name in _candidates(folder) if (split_of(name) or " ")[0] == split]
+        if split in merged:
+            found[split] = merged[split]
+        elif single:
+            best = min(split_of(name)[1] for name in single)
+            chosen = [name for name in single if split_of(name)[1] == best]
+            if len(chosen) > 1:
+                raise DataError(
+                    f"{folder}: expected one file for the split {split!r}, got "
+                    f"{', '.join(chosen)}; keep one of them in the folder"
+                )
+            found[split] = [folder / chosen[0]]
+    return found
 
 # %% ../../nbs/1_data/17_corpus.ipynb #1b4bfd30
 @dataclass
@@ -227,6 +311,32 @@ def split_formats(
             known[ending] = formats[split]
     return formats
 
+# %% ../../nbs/1_data/17_corpus.ipynb #0202fc7d
+def similar_warnings(
+    folder: Path,  # named in the messages
+    counts: Mapping[str, int],  # entities by type
+) -> list[str]:  # one for each pair
+    "Warnings for types that are probably one, with what makes them one."
+    return [
+        f"{folder}: the type {each.label!r} ({each.count:,}) is probably "
+        f"{each.other or 'the sign of a word outside'!r}; {each.proposal} makes them one"
+        for each in similar_types(counts)
+    ]
+
+# %% ../../nbs/1_data/17_corpus.ipynb #e2673fde
+def count_types(
+    split: str,  # "train", "dev" or "test"
+    prepared: Prepared,  # the file of the examples
+    examples: Iterable[Example],  # of it
+    counts: Counter,  # takes the entities by type
+) -> list[Finding]:  # a problem where training data hold no entity
+    "Count the entities of a file."
+    labelled = [example.spans for example in examples if example.spans is not None]
+    counts.update(span.label for spans in labelled for span in spans)
+    if split != "train" or not labelled or any(labelled):
+        return []
+    return [no_entity(prepared.reading.path, len(labelled), prepared.format)]
+
 # %% ../../nbs/1_data/17_corpus.ipynb #c5243cc2
 class CorpusSurvey(NamedTuple):
     "What all files of a corpus say together."
@@ -236,13 +346,79 @@ class CorpusSurvey(NamedTuple):
     warnings: list[str]  # "file:line: ..."
     sentences: dict[str, int]  # by split
 
+# %% ../../nbs/1_data/17_corpus.ipynb #e01d3f85
+@dataclass
+class _Group:
+    "Files that are read together, and what becomes of them."
+
+    splits: list[str]  # that come out of them; several where they are cut
+    files: list[Prepared]  # taken apart
+    corpus: CorpusFiles  # they belong to
+
+    @cached_property
+    def surveys(self) -> list[Survey]:  # of each file
+        "What each file tells."
+        return [each.survey() for each in self.files]
+
+    @property
+    def whole(self) -> Survey:  # of all files
+        "What the files tell together."
+        return reduce(Survey.merge, self.surveys, Survey())
+
+    def finish(
+        self,
+        scheme: str,  # of the tags of all files
+        counts: Counter,  # takes the entities by type
+        warnings: list[str],  # takes what was odd
+        on_bad: str | None = None,  # None: as the corpus is read
+    ) -> dict[str, list[Example]]:  # by split
+        "The sentences of the files; a DataError for what does not fit."
+        examples, keys, findings = [], [], []
+        many = len(self.files) > 1
+        for taken, survey in zip(self.files, self.surveys, strict=True):
+            taken.reading.scheme = scheme
+            found, odd = taken.finish_file(survey)
+            keys += document_keys(taken.reading, found, many and taken.format.name == "brat")
+            examples, findings = examples + found, findings + odd
+        findings += count_types(self.splits[0], self.files[0], examples, counts)
+        if many:
+            names = ", ".join(each.reading.path.name for each in self.files[:4])
+            more = ", ..." if len(self.files) > 4 else ""
+            warnings.append(f"{self.corpus.folder}: {self.splits[0]} is {names}{more}")
+        report_findings(findings, on_bad or self.corpus.options["on_bad"], warnings)
+        if self.corpus.shares is None:
+            return {self.splits[0]: examples}
+        seed = self.corpus.options["split_seed"]
+        return divide_examples(examples, keys, self.corpus.shares, seed)
+
+
+def _readers(corpus: CorpusFiles, splits: list[str]) -> list[_Group]:
+    "The groups that some splits come out of, their files taken apart."
+    groups = [[split] for split in splits] if corpus.shares is None else [list(corpus.shares)]
+    options = {**corpus.options, "scheme": corpus.scheme}
+    for name in ("on_bad", "split_seed", "format", *(["split"] if corpus.shares else [])):
+        options.pop(name, None)
+    return [
+        _Group(
+            group,
+            [
+                prepare_file(
+                    path, corpus.formats[group[0]], data=corpus._held.pop(path, None), **options
+                )
+                for path in corpus.sources[group[0]]
+            ],
+            corpus,
+        )
+        for group in groups
+    ]
+
 # %% ../../nbs/1_data/17_corpus.ipynb #c5243cc3
 class CorpusFiles:
     "The files of a data set; what is asked of them is worked out once."
 
     def __init__(
         self,
-        folder: str | Path,  # a folder with the files of a data set
+        folder: str | Path,  # a folder with the files of a data set, or a file to cut
         reading: ReadConfig,  # how they are read
         scheme: str | None = None,  # None: found from all tags, else BIO
         digest: Callable[[Path], str] = file_digest,  # of a file; with a memory it reads less
@@ -250,38 +426,42 @@ class CorpusFiles:
     ):
         self.folder, self.scheme = Path(folder), scheme
         self.options = reading.reader_options()  # what nobody asked for is filled in
-        self.files = find_split_files(folder)
+        self.shares = read_shares(self.options.get("split"))
+        self.sources = find_sources(folder, self.shares)
+        self.files = {split: paths[0] for split, paths in self.sources.items()}
         self._digest, self._survey, self._kept = digest, None, {}
         self._held = {} if held is None else held
 
+    @property
+    def is_joined(self) -> bool:  # then no part of a file stands by itself
+        "Whether a split is more or less than one file."
+        return self.shares is not None or any(len(paths) > 1 for paths in self.sources.values())
+
     @cached_property
     def formats(self) -> dict[str, str]:  # by split; "auto" where only the whole file can say
-        "The format of each file."
+        "The format of each file, of the first where a split has several."
         format, encoding = self.options["format"], self.options["encoding"]
         return split_formats(self.files, format, encoding, self._held)
 
     @cached_property
     def digests(self) -> dict[str, str]:  # by split
-        "SHA-256 of each file's bytes."
-        return {split: self._digest(path) for split, path in self.files.items()}
+        "SHA-256 of each file's bytes, or of the digests of several files."
+        found = {split: list(map(self._digest, paths)) for split, paths in self.sources.items()}
+        return {
+            split: each[0] if len(each) == 1 else sha256("".join(each).encode()).hexdigest()
+            for split, each in found.items()
+        }
 
     def path(
         self,
         split: str,  # "train", "dev" or "test"
     ) -> Path:  # DataError where there is none
-        "The file of a split."
+        "The file of a split, the first where it has several."
         if split not in self.files:
             raise DataError(
                 f"{self.folder}: expected a file for {split}, got {', '.join(self.files)}; add it"
             )
         return self.files[split]
-
-    def _prepare(self, split: str) -> Prepared:
-        "A file taken apart, its tags not yet read."
-        options = {**self.options, "format": self.formats[split], "scheme": self.scheme}
-        del options["on_bad"]
-        path = self.path(split)
-        return prepare_file(path, data=self._held.pop(path, None), **options)
 
     def know(
         self,
@@ -297,21 +477,19 @@ class CorpusFiles:
     ) -> CorpusSurvey:  # types, scheme, warnings and sizes
         "What the files say together; DataError for what does not fit, unless `on_bad` is 'warn'."
         if self._survey is None:
-            prepared = {split: self._prepare(split) for split in self.files}
-            surveys = {split: each.survey() for split, each in prepared.items()}
-            whole = reduce(Survey.merge, surveys.values(), Survey())
+            readers = _readers(self, list(self.files))
+            whole = reduce(Survey.merge, (each.whole for each in readers), Survey())
             scheme = get_scheme(self.scheme or whole.scheme(self.folder)).name
-            warnings, tags, sentences = [], {}, {}
-            for split, survey in surveys.items():
-                taken = prepared.pop(split)  # so that memory falls file by file
-                taken.reading.scheme = scheme
-                examples, findings = taken.finish_file(survey)
-                report_findings(findings, self.options["on_bad"], warnings)
-                tags[split], sentences[split] = first_tags(examples, scheme), len(examples)
-                if keep:
-                    self._kept[split] = examples
+            warnings, tags, sentences, counts = [], {}, {}, Counter()
+            while readers:  # so that memory falls file by file
+                reader = readers.pop(0)
+                for split, examples in reader.finish(scheme, counts, warnings).items():
+                    tags[split], sentences[split] = first_tags(examples, scheme), len(examples)
+                    if keep:
+                        self._kept[split] = examples
             types = sorted({parse_tag(tag)[1] for found in tags.values() for tag in found})
-            self._survey = CorpusSurvey(types, scheme, warnings + unseen_tags(tags), sentences)
+            warnings += similar_warnings(self.folder, counts) + unseen_tags(tags)
+            self._survey = CorpusSurvey(types, scheme, warnings, sentences)
         return self._survey
 
     def read(
@@ -321,11 +499,10 @@ class CorpusFiles:
         "The sentences of one split, its tags read in the scheme of all files."
         self.path(split)
         scheme = self.survey(keep=True).scheme
-        if split in self._kept:
-            return self._kept.pop(split)
-        prepared = self._prepare(split)
-        survey, prepared.reading.scheme = prepared.survey(), scheme
-        return prepared.finish_file(survey)[0]
+        if split not in self._kept:
+            for reader in _readers(self, [split]):
+                self._kept |= reader.finish(scheme, Counter(), [], "warn")
+        return self._kept.pop(split)
 
     def load(self) -> Corpus:  # the splits that are there
         "The sentences of all splits."

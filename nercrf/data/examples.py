@@ -16,8 +16,8 @@ from nercrf.labels import Span
 
 # %% auto #0
 __all__ = ['KINDS', 'SEVERITIES', 'MOST_UNREADABLE', 'POLICIES', 'DataError', 'Example', 'character_spans', 'example_name',
-           'Kind', 'split_place', 'Finding', 'merge_findings', 'report_findings', 'span_order', 'flatten_spans',
-           'check_overlaps', 'file_stem', 'all_labelled', 'data_files', 'file_digest']
+           'Kind', 'split_place', 'Finding', 'no_entity', 'merge_findings', 'report_findings', 'span_order',
+           'flatten_spans', 'check_overlaps', 'file_stem', 'all_labelled', 'data_files', 'file_digest']
 
 # %% ../../nbs/1_data/01_examples.ipynb #2f397106
 class DataError(ValueError):
@@ -156,6 +156,20 @@ class Finding(NamedTuple):
         "The line or row of the place."
         digits = re.search(r"[0-9]+$", self.where)
         return int(digits.group()) if digits else 0
+
+# %% ../../nbs/1_data/01_examples.ipynb #b9b8c25f
+def no_entity(
+    path: str | Path,  # the file
+    sentences: int,  # labelled ones
+    format: object,  # of the file; its `token_lines` says whether it has columns
+) -> Finding:  # a problem
+    "The finding for labelled sentences without a single entity."
+    remedy = "is this the annotated file?"
+    if getattr(format, "token_lines", False):
+        remedy = "is the tag in another column (--tag_column)?"
+    return Finding(
+        "no-entity", str(path), f"{sentences:,} labelled sentences hold no entity; {remedy}"
+    )
 
 # %% ../../nbs/1_data/01_examples.ipynb #b62b8edd
 def merge_findings(

@@ -31,6 +31,7 @@ from nercrf.data.records import Examined, Format, Reading, Survey
 from nercrf.data.rows import Datasets, DocBin, Parquet
 from nercrf.data.separated import Separated, find_separator
 from nercrf.data.tag_forms import STANDARD, find_form
+from nercrf.data.type_names import TypeChoice
 from nercrf.labels import get_scheme
 
 # %% auto #0
@@ -190,8 +191,11 @@ class Prepared:
 
     def _choose_types(self, examples: list[Example]) -> None:
         "Rename and select types, and count the spans that are left out."
-        if self.reading.types:
-            for label, count in sorted(self.reading.types.apply(examples).items()):
+        types = self.reading.types
+        if types and self.format.token_lines:  # their tags were renamed before spans were read
+            types = TypeChoice({}, types.keep, types.drop)
+        if types:
+            for label, count in sorted(types.apply(examples).items()):
                 self.reading.ignore(f"spans of the type {label!r}", str(self.reading.path), count)
 
     def finish_file(

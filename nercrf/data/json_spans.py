@@ -254,7 +254,7 @@ def write_cluener(
     return write_lines(path, map(cluener_line, examples))
 
 # %% ../../nbs/1_data/10_json_spans.ipynb #7d8bf1f0
-_KNOWN = {*ID_KEYS, "text", "data", "tokens", *SPAN_KEYS}
+_KNOWN = {*ID_KEYS, "text", "data", "tokens", "answer", *SPAN_KEYS}
 
 
 def _token_offsets(record: dict, text: str, where: str) -> list[tuple[int, int]] | None:
@@ -353,6 +353,15 @@ def _moved_entry(
             entry[key] = value
     return entry
 
+# %% ../../nbs/1_data/10_json_spans.ipynb #52d5ea87
+def _answered_record(reading: Reading, where: str, record: dict, number: int) -> Record | None:
+    "The record of an object; None where its annotator has turned it down."
+    answer = record.get("answer")
+    if answer in ("reject", "ignore"):
+        reading.ignore(f"records with the answer {answer!r}", where)
+        return None
+    return span_record(reading, where, record, number)
+
 # %% ../../nbs/1_data/10_json_spans.ipynb #cfc4d1da
 class JsonLines(RecordFormat):
     "JSON lines with a text and a list of spans."
@@ -363,7 +372,8 @@ class JsonLines(RecordFormat):
 
     def prepare(self, reading: Reading, text: str) -> list[Record]:
         "Records of JSON lines, or of a JSON array."
-        return each_record(reading, text, partial(span_record, reading))
+        made = each_record(reading, text, partial(_answered_record, reading))
+        return [record for record in made if record is not None]
 
     def line(self, example: Example) -> str:
         "One example as JSON with spans, surfaces and, if need be, tokens."

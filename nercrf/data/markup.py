@@ -34,7 +34,7 @@ from nercrf.files import write_lines
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['PlainText', 'brat_paths', 'Brat', 'parse_inline', 'format_inline', 'Inline']
+__all__ = ['PlainText', 'brat_paths', 'brat_text', 'join_lines', 'Brat', 'parse_inline', 'format_inline', 'Inline']
 
 # %% ../../nbs/1_data/13_markup.ipynb #0317189d
 def _one_line(example: Example) -> str:
@@ -83,6 +83,55 @@ def brat_paths(
         )
     return (path.with_name(f"{name[:-4]}.txt{packed}"), path.with_name(f"{name[:-4]}.ann{packed}"))
 
+# %% ../../nbs/1_data/13_markup.ipynb #9646954e
+def _is_one_piece(match: re.Match, text: str) -> bool:
+    "Whether the pieces of an annotation follow each other, a line end between them."
+    versions = text, text.replace("\r\n", "\n")
+    places = [tuple(map(int, place.split())) for place in match[4].strip(";").split(";")]
+    ends = [int(match[3]), *(end for _, end in places)]
+    gaps = [(end, start) for (start, _), end in zip(places, ends, strict=False)]
+    return any(
+        all(not text[slice(*gap)].strip() and "\n" in text[slice(*gap)] for gap in gaps)
+        for text in versions
+    )
+
+
+def brat_text(
+    text: str,  # with its carriage returns
+    mentions: Sequence[Mention],  # of the annotation file
+) -> str:  # the text that their offsets count in
+    "The text with carriage returns or without, as more surfaces fit."
+    if "\r\n" not in text:
+        return text
+    plain = text.replace("\r\n", "\n")
+
+    def fitting(text: str) -> int:
+        return sum(
+            text[each.start : each.end].split() == (each.surface or "").split() for each in mentions
+        )
+
+    return plain if fitting(plain) > fitting(text) else text
+
+
+def join_lines(
+    borders: Sequence[tuple[int, int]],  # start and end of each line
+    mentions: Sequence[Mention],  # in characters of the whole text
+) -> list[tuple[int, int]]:  # of each example
+    "Lines that a mention with a text goes over become one."
+    joined: list[tuple[int, int]] = []
+    crossing = [
+        each for each in mentions if each.surface and each.end - each.start == len(each.surface)
+    ]
+    crossing.sort(key=lambda each: each.start)
+    for start, end in borders:
+        while crossing and crossing[0].end <= (joined[-1][1] if joined else 0):
+            crossing.pop(0)
+        if joined and any(each.start < joined[-1][1] and each.end > start for each in crossing[:1]):
+            joined[-1] = joined[-1][0], end
+        else:
+            joined.append((start, end))
+    return joined
+
 # %% ../../nbs/1_data/13_markup.ipynb #785be7d0
 _BRAT_KINDS = {
     "R": "relations",
@@ -96,7 +145,7 @@ _BRAT_KINDS = {
 _BRAT_SPAN = re.compile(r"T\S*\t(\S+) (\d+) (\d+)((?:;\d+ \d+)*)(?:\t(.*))?")
 
 
-def _brat_mentions(reading: Reading, path: Path) -> list[tuple[str, Mention]] | None:
+def _brat_mentions(reading: Reading, path: Path, document: str) -> list[tuple[str, Mention]] | None:
     "The text-bound annotations with file and line; None without a file."
     if not path.exists():
         reading.add(
@@ -122,7 +171,7 @@ def _brat_mentions(reading: Reading, path: Path) -> list[tuple[str, Mention]] | 
                     f"{line[:40]!r}"
                 )
             reading.ignore(_BRAT_KINDS[line[0]], where)
-        elif match is not None and match[4]:
+        elif match is not None and match[4] and not _is_one_piece(match, document):
             reading.add(
                 "discontinuous",
                 where,
@@ -131,7 +180,8 @@ def _brat_mentions(reading: Reading, path: Path) -> list[tuple[str, Mention]] | 
                 "(annotate one piece)",
             )
         elif match is not None:
-            mentions.append((where, Mention(match[1], int(match[2]), int(match[3]), match[5])))
+            end = int((match[4] or match[3]).rpartition(" ")[2])
+            mentions.append((where, Mention(match[1], int(match[2]), end, match[5])))
     return mentions
 
 
@@ -159,6 +209,19 @@ def _annotations(examples: Sequence[Example]) -> list[str]:
         start += len(example.text) + 1
     return lines
 
+# %% ../../nbs/1_data/13_markup.ipynb #02173faf
+def _line_records(
+    reading: Reading, text: str, borders: Sequence[tuple[int, int]], is_labelled: bool
+) -> list[Record]:
+    "A record without mentions for each example of a text."
+    path, stem = brat_paths(reading.path)[0], file_stem(reading.path)
+    records, number = [], 1
+    for place, (start, end) in enumerate(borders):
+        number += text.count("\n", borders[place - 1][0], start) if place else 0
+        held = [] if is_labelled else None
+        records.append(Record(f"{path}:{number}", f"{stem}-{number}", text[start:end], held))
+    return records
+
 # %% ../../nbs/1_data/13_markup.ipynb #354d0af8
 class Brat(RecordFormat):
     "A text file and its file of annotations, one example a line of the text."
@@ -172,17 +235,10 @@ class Brat(RecordFormat):
         reading.end, reading.units = "exclusive", "characters"
         text_path, ann_path = brat_paths(reading.path)
         text = read_text(text_path, reading.encoding, keep_returns=True)
-        mentions, borders = _brat_mentions(reading, ann_path), _brat_lines(text)
-        stem = file_stem(reading.path)
-        records = [
-            Record(
-                f"{text_path}:{number}",
-                f"{stem}-{number}",
-                text[start:end],
-                None if mentions is None else [],
-            )
-            for number, (start, end) in enumerate(borders, 1)
-        ]
+        mentions = _brat_mentions(reading, ann_path, text)
+        text = brat_text(text, [mention for _, mention in mentions or []])
+        borders = join_lines(_brat_lines(text), [mention for _, mention in mentions or []])
+        records = _line_records(reading, text, borders, mentions is not None)
         starts = [start for start, _ in borders]
         for where, mention in mentions or []:
             line = bisect_right(starts, mention.start) - 1
@@ -196,8 +252,11 @@ class Brat(RecordFormat):
                     f"{text_path.name}; left out (put the sentence on one line)",
                 )
                 continue
+            surface, covered = mention.surface, text[mention.start : mention.end]
+            if surface and surface.split() == covered.split():
+                surface = covered  # brat writes a blank for a line end
             records[line].mentions.append(
-                Mention(mention.label, mention.start - start, mention.end - start, mention.surface)
+                Mention(mention.label, mention.start - start, mention.end - start, surface)
             )
         filled = [record for record in records if split_words(record.text) or record.mentions]
         blank = len(records) - len(filled) - text.endswith("\n")
@@ -229,6 +288,10 @@ class Brat(RecordFormat):
         "Mend the lines of an annotation file in place."
         text_path, ann_path = brat_paths(file.path)
         text = read_text(text_path, file.reading.encoding, keep_returns=True)
+        found = [match for line in lines if (match := _BRAT_SPAN.fullmatch(line.rstrip("\r\n")))]
+        text = brat_text(
+            text, [Mention(each[1], int(each[2]), int(each[3]), each[5]) for each in found]
+        )
         used = {
             name
             for line in lines

@@ -60,6 +60,8 @@ class ReadConfig:
     end: Literal["auto", "exclusive", "inclusive"] = "auto"  # what the end of a span means
     units: Literal["auto", "characters", "utf16"] = "auto"  # what offsets count
     on_bad: Literal["error", "warn"] | None = None  # warn: report what is ill-formed, and go on
+    split: str | None = None  # 0.8,0.1,0.1 cuts one file; a name chooses of what datasets saved
+    split_seed: int = 42  # of the order in which documents are dealt out to splits
     data_dir: str | None = None  # folder with train, dev and test; left out: the built-in sample
 
     def reader_options(self) -> dict[str, Any]:  # keyword arguments of `read_corpus`

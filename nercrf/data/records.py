@@ -61,6 +61,7 @@ class Reading(ReadingOptions):
 
     skipped: set[int] = field(default_factory=set)  # lines within sentences that are no words
     layout: Any = None  # of a column file, once it is known
+    documents: list[int] = field(default_factory=list)  # lines where documents start
     findings: list[Finding] = field(default_factory=list)  # but the counted
     counted: dict[str, Finding] = field(default_factory=dict)  # by message
 
@@ -281,6 +282,9 @@ class Survey:
         common = [each for each in allowed if all(each in fit for fit in fits)]
         if common:
             return common[0]
+        shifts = [{shift for _, shift in fit & set(allowed)} for fit in fits]
+        if common := set.intersection(*shifts):
+            return allowed[0][0], min(common)  # each text shows its own units
         best = sorted(
             (min(map(allowed.index, fit & set(allowed))), where) for fit, where in fits.items()
         )
@@ -423,8 +427,15 @@ def _character_spans(
 ) -> list[Span]:
     "The mentions of a record in characters, ends exclusive; problems go to the reading."
     text, spans, (units, shift) = record.text, [], counted
-    table = utf16_offsets(text) if units == "utf16" else None
+    both = utf16_offsets(text)
     for mention in record.mentions:
+        table = both if units == "utf16" else None
+        if mention.surface and both and reading.units == "auto":
+            fits = {name for name, end in _fitting(text, mention, both) if end == shift}
+            if fits and units not in fits:
+                table = None if units == "utf16" else both
+                what = f"offsets in {'characters' if table is None else 'UTF-16 units'}"
+                reading.count("understood", f"{what}, as their texts show", record.where)
         span = Span(
             mention.label,
             in_characters(table, mention.start),
@@ -489,7 +500,13 @@ class RecordFormat(Format):
         examples, mentions, lacking = [], 0, 0
         for record in content:
             text, offsets, spans = record.text, record.tokens, None
-            check_unicode(text, record.where)
+            try:
+                check_unicode(text, record.where)
+            except DataError as error:
+                reading.add(
+                    "unreadable", record.where, str(error).removeprefix(f"{record.where}: ")
+                )
+                continue
             if offsets is None:
                 offsets = [(start, end) for _, start, end in split_words(text, reading.by)]
             if not offsets:

@@ -72,9 +72,10 @@ def find_separator(
     text: str,  # of a file
 ) -> str | None:  # None where it is no table with a tag at the end of its rows
     "What separates the cells of a table."
+    head = "\n".join(text[:50_000].split("\n")[:400])
+    is_quoted = '""' in text or text.lstrip().startswith('"')
     for separator in SEPARATORS:
-        head = "\n".join(text.split("\n")[:400])
-        if separator == "\t" and not has_quotes(text, "\t"):
+        if separator == "\t" and not (is_quoted and has_quotes(text, "\t")):
             continue
         rows = [cells for _, cells in table_rows(head, separator) if any(cells)]
         sizes = Counter(map(len, rows)).most_common(1)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from nercrf.labels import parse_tag
 
 # %% auto #0
-__all__ = ['STANDARD', 'OUTSIDE', 'BARE', 'MOST_TYPES', 'join_tags', 'open_brackets', 'TagForm', 'find_form', 'odd_tags']
+__all__ = ['STANDARD', 'OUTSIDE', 'BARE', 'MOST_TYPES', 'join_tags', 'open_brackets', 'TagForm', 'find_form', 'rename_tags',
+           'odd_tags']
 
 # %% ../../nbs/1_data/04_tag_forms.ipynb #88820acb
 def join_tags(
@@ -144,6 +145,20 @@ def find_form(
         table = {tag: f"I-{tag}" for tag in entity_tags} | dict.fromkeys(outside, "O")
         return TagForm("types", "tags are types without letters (IO)", table, True)
     return STANDARD
+
+# %% ../../nbs/1_data/04_tag_forms.ipynb #b738db78
+def rename_tags(
+    tags: Sequence[str],  # standard ones, of a sentence
+    renamed: Mapping[str, str],  # new name by the name in the file
+) -> list[str]:  # the same with other types
+    "Tags whose types are called otherwise."
+    if not renamed:
+        return list(tags)
+    found = []
+    for tag in tags:
+        prefix, hyphen, label = tag.partition("-")
+        found.append(f"{prefix}-{renamed[label]}" if hyphen and label in renamed else tag)
+    return found
 
 # %% ../../nbs/1_data/04_tag_forms.ipynb #1ce643b6
 def odd_tags(

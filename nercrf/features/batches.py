@@ -17,7 +17,8 @@ from nercrf.features.pieces import row_offsets, row_ranges
 from nercrf.labels import Span, entity_types
 
 # %% auto #0
-__all__ = ['sentence_tensors', 'collate_sentences', 'padded_windows', 'FeatureDataset', 'plan_batches', 'deal_batch']
+__all__ = ['sentence_tensors', 'collate_sentences', 'padded_windows', 'SentenceIndex', 'FeatureDataset', 'plan_batches',
+           'deal_batch']
 
 # %% ../../nbs/2_features/05_batches.ipynb #3277ec55
 def _long(array: np.ndarray) -> torch.Tensor:
@@ -142,6 +143,25 @@ def padded_windows(
         labels,
     )
 
+# %% ../../nbs/2_features/05_batches.ipynb #823675b4
+class SentenceIndex(int):
+    "The number of a sentence, which knows the columns that it belongs to."
+
+    features: Features
+
+    def __new__(
+        cls,
+        index: int,  # of the sentence
+        features: Features,  # the columns
+    ) -> SentenceIndex:
+        number = super().__new__(cls, index)
+        number.features = features
+        return number
+
+    def __reduce__(self):
+        "Between processes it is a plain number."
+        return int, (int(self),)
+
 # %% ../../nbs/2_features/05_batches.ipynb #ec62629e
 class FeatureDataset(Dataset):
     "Sentences as tensors: a map-style data set over `Features`."
@@ -166,7 +186,8 @@ class FeatureDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sentence {index} of {len(self)}")
-        return sentence_tensors(self.features, int(index) % len(self))
+        item = sentence_tensors(self.features, int(index) % len(self))
+        return {**item, "sentence_index": SentenceIndex(item["sentence_index"], self.features)}
 
     def gold_spans(
         self,
@@ -193,10 +214,21 @@ class FeatureDataset(Dataset):
 
     def collate_fn(
         self,
-        items: Sequence[dict],  # items of this data set
+        items: Sequence[dict],  # items of this data set, or all of another one
     ) -> dict[str, torch.Tensor]:  # see `collate_sentences`
-        "A padded batch of items, for a `DataLoader`."
-        return self.collate([item["sentence_index"] for item in items])
+        "A padded batch of items, for a `DataLoader` or as a `data_collator`."
+        indices = [item["sentence_index"] for item in items]
+        found = [getattr(index, "features", self.features) for index in indices]
+        owners = {id(features): features for features in found or [self.features]}
+        if len(owners) > 1:
+            raise ValueError(
+                "expected items of one data set in a batch, got those of several; convert all "
+                "examples together to mix them"
+            )
+        batch = collate_sentences(*owners.values(), indices)
+        # others count the sentences of a batch by its first tensor; windows may be more
+        names = sorted(batch, key=lambda name: len(batch[name]) != len(indices))
+        return {name: batch[name] for name in names}
 
     def as_tensor_dataset(
         self,

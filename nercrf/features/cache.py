@@ -73,6 +73,9 @@ KEPT_WARNINGS = 1000
 
 def _uncut_format(files: CorpusFiles) -> str | None:
     "The first format of which no part stands by itself; None if all can be cut."
+    chosen = {"comment", "type_map", "keep_types", "drop_types"}
+    if files.is_joined or any(files.options.get(name) for name in chosen):
+        return "auto"
     for split, path in files.files.items():
         format = resolve_format(path, files.formats[split], files.options["encoding"])
         if format not in LINE_FORMATS:

@@ -42,7 +42,8 @@ def cache_folders(
     "The folders in which cache files are looked for."
     if feature_cache_dir:
         return [Path(feature_cache_dir)]
-    return [Path(data_dir) / ".nercrf_cache", user_cache_folder()]
+    folder = Path(data_dir).parent if Path(data_dir).is_file() else Path(data_dir)
+    return [folder / ".nercrf_cache", user_cache_folder()]
 
 # %% ../../nbs/2_features/10_cache_files.ipynb #a8b88e0b
 HELD = 20 << 20  # bytes of a file that are kept to be parsed

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 # %% auto #0
-__all__ = ['ADAPTER', 'import_peft', 'AdapterLayers', 'adapter_layers', 'has_adapter', 'Apart', 'take_apart', 'weights_digest',
-           'trains_encoder', 'adapter_folder', 'write_adapter', 'read_adapter', 'fold_adapter']
+__all__ = ['ADAPTER', 'import_peft', 'AdapterLayers', 'adapter_layers', 'has_adapter', 'Apart', 'take_apart', 'put_together',
+           'weights_digest', 'trains_encoder', 'adapter_folder', 'write_adapter', 'read_adapter', 'fold_adapter']
 
 # %% ../../nbs/4_model/04_adapters.ipynb #cf1077c9
 def import_peft() -> ModuleType:
@@ -126,20 +126,26 @@ def _plain_weights(
             plain[f"{owner}.{name.removeprefix(kept)}" if owner else name] = tensor
     return plain
 
+# %% ../../nbs/4_model/04_adapters.ipynb #fe71722b
+def _own_layers(model: nn.Module) -> tuple[nn.Module, AdapterLayers, bool]:
+    "The bare encoder, what peft put in by its plain names, and whether the encoder is wrapped."
+    wrapped = hasattr(model.encoder, "get_base_model")
+    encoder = model.encoder.get_base_model() if wrapped else model.encoder
+    named = (
+        {_without_wrapper(name, wrapped): layer for name, layer in part.items()}
+        for part in adapter_layers(model)
+    )
+    return encoder, AdapterLayers(*named), wrapped
+
 
 def take_apart(
     model: nn.Module,  # with an `encoder`; it stays as it is
     weights: Mapping[str, torch.Tensor] | None = None,  # by name; None: those it has
 ) -> Apart | None:  # None where there is no adapter
     "Part the weights of a model from those of its adapter: ValueError where that loses something."
-    found = adapter_layers(model)
-    if not any(found):
+    if not has_adapter(model):
         return None
-    wrapped = hasattr(model.encoder, "get_base_model")
-    encoder = model.encoder.get_base_model() if wrapped else model.encoder
-    layers = AdapterLayers(
-        *({_without_wrapper(name, wrapped): x for name, x in part.items()} for part in found)
-    )
+    encoder, layers, wrapped = _own_layers(model)
     root, adapter = _the_adapter(model, encoder, layers)
     weights = model.state_dict() if weights is None else weights
     weights = {_without_wrapper(name, wrapped): tensor for name, tensor in weights.items()}
@@ -161,6 +167,35 @@ def take_apart(
         ] or None
         config.task_type = None
     return Apart(_plain_weights(weights, layers, adapter), own, config)
+
+# %% ../../nbs/4_model/04_adapters.ipynb #df80d76f
+def put_together(
+    model: nn.Module,  # with an `encoder` and an adapter; it stays as it is
+    apart: Apart,  # of a model with the same adapter
+) -> dict[str, torch.Tensor]:  # by the names in `model`, as its `load_state_dict` takes them
+    "Name the weights of a model that was taken apart as another model does."
+    encoder, layers, wrapped = _own_layers(model)
+    _, adapter = _the_adapter(model, encoder, layers)
+    weights = {}
+    for name, present in model.state_dict().items():
+        bare = _without_wrapper(name, wrapped)
+        owner = next((x for x in (*layers.tuned, *layers.copied) if bare.startswith(f"{x}.")), "")
+        kind, _, rest = bare.removeprefix(f"{owner}.").partition(".")
+        within = owner.removeprefix("encoder.")
+        if not owner:
+            weights[name] = apart.plain[bare]
+        elif kind == "base_layer" or (kind == "original_module" and within != owner):
+            weights[name] = apart.plain[f"{owner}.{rest}"]
+        elif kind == "original_module":  # of a part that is trained as a copy: nobody reads it
+            weights[name] = present
+        elif kind == "modules_to_save":
+            own = rest.removeprefix(f"{adapter}.")
+            copies = apart.plain if within == owner else apart.adapter
+            weights[name] = copies[f"{within}.{own}"]
+        else:
+            own = ".".join(part for part in (kind, *rest.split(".")) if part != adapter)
+            weights[name] = apart.adapter[f"{within}.{own}"]
+    return weights
 
 # %% ../../nbs/4_model/04_adapters.ipynb #7e06588a
 def weights_digest(

@@ -87,6 +87,8 @@ def take_encoder(
     # the encoder of T5Gemma has a configuration that transformers cannot load by itself
     if whole or type(encoder.config) not in MODEL_MAPPING:
         encoder = model
+    elif type(encoder.config) is not type(model.config):  # T5Gemma's half has one of its own
+        encoder.whole_config = model.config
     if isinstance(getattr(encoder, "pooler", None), nn.Module):
         encoder.pooler = NoPooler()
     if isinstance(getattr(encoder, "mask_emb", None), nn.Parameter):
@@ -218,9 +220,14 @@ def encoder_inputs(
     **options: Any,  # more arguments of the encoder
 ) -> dict[str, Any]:  # keyword arguments of the encoder's `forward`
     "Choose the arguments that the encoder accepts and number the positions."
-    unknown = sorted(set(options) - traits.accepts)
-    if unknown:
-        raise TypeError(f"neither model nor encoder takes {unknown[0]!r}")
+    options = {name: value for name, value in options.items() if value is not None}
+    takes_more = traits.accepts.union(_RECORDED if "kwargs" in traits.accepts else ())
+    for name in sorted(set(options) - takes_more):
+        if name not in _RECORDED or options[name]:
+            raise TypeError(f"neither model nor encoder takes {name!r}")
+        del options[name]
+    if input_ids is None and "inputs_embeds" not in options:
+        raise TypeError("expected input_ids or inputs_embeds, got neither")
     pieces = options.get("inputs_embeds") if input_ids is None else input_ids
     length, longest = pieces.shape[1], traits.max_pieces
     if longest is not None and length > longest:
@@ -241,6 +248,12 @@ def encoder_inputs(
             offered["position_ids"] = traits.first_position + positions
     inputs = {k: v for k, v in offered.items() if k in traits.accepts}
     return {**inputs, **options}
+
+
+_RECORDED = {
+    "output_hidden_states",
+    "output_attentions",
+}  # any encoder that takes `kwargs` has them
 
 # %% ../../nbs/4_model/04_encoders.ipynb #9f00a906
 PADDING = "numbered", "anywhere", "right", "never"  # from the mildest on
@@ -306,16 +319,29 @@ def run_encoder(
     order = (attention_mask == 0).to(torch.uint8).argsort(dim=1, stable=True)
     inputs = {name: _reorder(value, order) for name, value in inputs.items()}
     if traits.padding == "never":
+        if wanted := [name for name in sorted(_RECORDED) if options.get(name)]:
+            raise ValueError(
+                f"{wanted[0]}: windows of equal lengths are read together here, so there is no "
+                "one tensor for all; call the encoder itself, without padding"
+            )
         inputs = {k: v for k, v in inputs.items() if k in traits.accepts | {"attention_mask"}}
-        hidden, several = _run_equal(encoder, traits, inputs), None
+        hidden, several, seen = _run_equal(encoder, traits, inputs), None, None
     else:
-        inputs = {k: v for k, v in inputs.items() if k in traits.accepts}
+        if "attention_mask" not in traits.accepts:
+            del inputs["attention_mask"]
         output = _call(encoder, traits, inputs)
         hidden, several = output.last_hidden_state, output.get("hidden_states")
+        seen = output.get("attentions")
     back = order.argsort(dim=1)
     if several is not None:
         several = tuple(_reorder(each, back) for each in several)
-    return BaseModelOutput(last_hidden_state=_reorder(hidden, back), hidden_states=several)
+    if seen is not None:  # (windows, heads, pieces, pieces), of queries and of keys
+        rows = torch.arange(len(back), device=back.device)[:, None, None]
+        seen = tuple(
+            x.transpose(1, 3)[rows, back[:, None], back[..., None]].permute(0, 3, 1, 2)
+            for x in seen
+        )
+    return BaseModelOutput(_reorder(hidden, back), several, seen)
 
 # %% ../../nbs/4_model/04_encoders.ipynb #a8ad9f98
 @contextmanager

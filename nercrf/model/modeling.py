@@ -29,6 +29,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from nercrf.crf.layer import CRF
 from nercrf.labels import entity_types, get_scheme
 from nercrf.model.adapters import (
+    Apart,
     adapter_folder,
     read_adapter,
     take_apart,
@@ -197,6 +198,26 @@ class NerCrfPreTrainedModel(PreTrainedModel):
             for parameter in module.parameters():
                 init.uniform_(parameter, -0.1, 0.1)
 
+    def _apply(self, change, *args, **kwargs):
+        "What `to`, `half` and `bfloat16` call: linear layer and CRF stay in float32."
+        heads = [getattr(self, name) for name in self._keep_in_fp32_modules_strict]
+        kept = [(x, x.detach().clone()) for head in heads for x in head.parameters()]
+        super()._apply(change, *args, **kwargs)
+        for parameter, value in kept:
+            if parameter.dtype in (torch.float16, torch.bfloat16) and not parameter.is_meta:
+                parameter.data = value.to(parameter.device, torch.float32)
+        return self
+
+    def resize_token_embeddings(
+        self,
+        *args: Any,  # as `PreTrainedModel.resize_token_embeddings`
+        **options: Any,
+    ) -> nn.Module:  # the new table
+        "Give the table of pieces another number of rows."
+        table = super().resize_token_embeddings(*args, **options)
+        self.traits = self.traits._replace(vocabulary=table.num_embeddings)
+        return table
+
     @classmethod
     def from_pretrained(
         cls,
@@ -240,13 +261,8 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         apart = take_apart(self, state_dict)
         if apart is None or trains_encoder(self):
             self.config.base_encoder = None
-        weights, adapted = state_dict, self._hf_peft_config_loaded
-        if apart is not None:
-            base = self.config.base_encoder
-            left_out = () if base is None else ("encoder.",)
-            weights = {k: v for k, v in apart.plain.items() if not k.startswith(left_out)}
-            if base is not None:
-                apart.config.base_model_name_or_path = base["name_or_path"]
+        weights = state_dict if apart is None else _beside_adapter(apart, self.config)
+        adapted = self._hf_peft_config_loaded
         # what peft was called for is found here; transformers would write the adapter alone
         self._hf_peft_config_loaded = False
         try:
@@ -262,6 +278,14 @@ class NerCrfPreTrainedModel(PreTrainedModel):
                 write_adapter(save_directory, apart)
 
 # %% ../../nbs/4_model/05_modeling.ipynb #64aef655
+def _beside_adapter(apart: Apart, config: NerCrfConfig) -> dict[str, torch.Tensor]:
+    "What is written beside an adapter: all, or what its encoder elsewhere does not hold."
+    if config.base_encoder is None:
+        return apart.plain
+    apart.config.base_model_name_or_path = config.base_encoder["name_or_path"]
+    return {name: x for name, x in apart.plain.items() if not name.startswith("encoder.")}
+
+
 def load_base(
     kind: type[NerCrfPreTrainedModel],  # of the model that gets it
     config: NerCrfConfig,  # of that model; its `encoder` is left as it is
@@ -367,7 +391,8 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         if encoder is None:
             encoder = AutoModel.from_config(config.encoder)
         self.encoder = take_encoder(encoder)
-        self.config.encoder = self.encoder.config
+        # from which AutoModel makes the encoder again
+        self.config.encoder = getattr(self.encoder, "whole_config", self.encoder.config)
         self.traits = learn_traits(self.encoder, config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         labels, scheme = config.labels, config.scheme
@@ -400,7 +425,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,  # (windows, pieces) int64
+        input_ids: torch.Tensor | None = None,  # (windows, pieces) int64
         attention_mask: torch.Tensor | None = None,  # (windows, pieces)
         token_type_ids: torch.Tensor | None = None,  # (windows, pieces)
         word_index: torch.Tensor | None = None,  # (batch, words)
@@ -409,12 +434,15 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         labels: torch.Tensor | None = None,  # (batch, words), -100: left out
         reduction: str = "mean",  # of the loss: "mean", "sum" or "none"
         sentence_index: torch.Tensor | None = None,  # (batch,), not used
+        num_items_in_batch: torch.Tensor | int | None = None,  # labels that share the loss
+        return_dict: bool | None = None,  # False: a tuple; None: as the configuration says
         **options: Any,  # more arguments of the encoder
-    ) -> TokenClassifierOutput:  # loss; logits (batch, words, labels)
+    ) -> TokenClassifierOutput | tuple:  # loss; logits (batch, words, labels); of the encoder
         "Emissions of each word and, given `labels`, the loss."
         batch = input_ids, attention_mask, token_type_ids
+        encoded = run_encoder(self.encoder, self.traits, *batch, **options)
         # (windows, pieces, hidden)
-        hidden = run_encoder(self.encoder, self.traits, *batch, **options).last_hidden_state
+        hidden = encoded.last_hidden_state
         if word_index is not None:
             # (batch, words, hidden)
             hidden = read_words(hidden, word_index, word_sizes, self.config.subtoken_pooling)
@@ -424,8 +452,13 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         emissions = linear_in_full_precision(self.classifier, self.dropout(hidden))
         loss = None
         if labels is not None:
-            loss = -self.crf(emissions, labels, word_mask, reduction)
-        return TokenClassifierOutput(loss=loss, logits=emissions)
+            whole = num_items_in_batch is None
+            loss = -self.crf(emissions, labels, word_mask, reduction if whole else "sum")
+            loss = loss if whole else loss / num_items_in_batch
+        several = (encoded.get(name) for name in ("hidden_states", "attentions"))
+        output = TokenClassifierOutput(loss, emissions, *several)
+        as_tuple = return_dict is False or (return_dict is None and not self.config.return_dict)
+        return output.to_tuple() if as_tuple else output
 
     def decode(
         self,

@@ -30,6 +30,7 @@ from nercrf.distributed.processes import (
 )
 from nercrf.features.pieces import save_tokenizer
 from nercrf.files import restore_folders, verify_folder, write_lines
+from nercrf.model.adapters import put_together, take_apart
 from nercrf.training.callbacks import Progress
 from nercrf.training.checkpoint import (
     discard_later_checkpoints,
@@ -156,7 +157,9 @@ def load_checkpoint(
     base = getattr(bare.config, "base_encoder", None)  # that of an adapter may have moved since
     options = {"base_model": base["name_or_path"]} if base else {}
     loaded = type(bare).from_pretrained(folder, **options)
-    load_whole_weights(run.model, loaded.state_dict())
+    apart = take_apart(loaded)
+    weights = loaded.state_dict() if apart is None else put_together(bare, apart)
+    load_whole_weights(run.model, weights)
     fitted = _fit_optimizer(run, state)
     run.optimizer.load_state_dict(share_state(fitted, run.optimizer))
     run.schedule.load_state_dict(state["schedule"])
