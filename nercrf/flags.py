@@ -9,7 +9,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
@@ -37,9 +37,9 @@ from nercrf.training.training_config import (
 )
 
 # %% auto #0
-__all__ = ['OLD_NAMES', 'SCRIPT', 'VERBS', 'RunConfig', 'ScriptConfig', 'FlagParser', 'add_section', 'read_config_file',
-           'config_words', 'sections_of', 'build_parser', 'parse_words', 'parse_args', 'Verb', 'verb_parser',
-           'parse_verb', 'check_files', 'finished_folder']
+__all__ = ['OLD_NAMES', 'UNSHOWN', 'SCRIPT', 'VERBS', 'RunConfig', 'ScriptConfig', 'FlagParser', 'add_section',
+           'read_config_file', 'config_words', 'sections_of', 'build_parser', 'parse_words', 'parse_args', 'Verb',
+           'verb_parser', 'parse_verb', 'check_files', 'finished_folder']
 
 # %% ../nbs/8_commands/01_flags.ipynb #7aeeaeea
 @dataclass
@@ -105,7 +105,7 @@ class _Help(argparse.HelpFormatter):
 
     def __init__(self, prog: str):
         width = max(110, shutil.get_terminal_size().columns - 2)
-        super().__init__(prog, max_help_position=34, width=width)
+        super().__init__(prog, max_help_position=35, width=width)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
@@ -190,10 +190,17 @@ class FlagParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n{self.prog} --help lists the flags\n")
 
 # %% ../nbs/8_commands/01_flags.ipynb #75ff27f8
+UNSHOWN = (
+    *("loss_type", "local_rank", "fp16_opt_level", "evaluate_during_training"),
+    *("server_ip", "server_port"),
+)  # flags of the reference that a verb understands, and that nobody needs
+
+
 def add_section(
     parser: FlagParser,  # gets a group of flags
     section: type,  # a dataclass
     names: Sequence[str] = (),  # of its fields; none: all
+    unshown: Collection[str] = (),  # those that are understood without a line in the help
 ) -> None:
     "Add the fields that a section itself has as a group of flags."
     group = parser.add_argument_group(section.__doc__.rstrip("."))
@@ -201,6 +208,8 @@ def add_section(
     for each in fields(section):
         if each.name in (names or vars(section)["__annotations__"]):
             text = str(helps[each.name]).replace("%", "%%")
+            if each.name in unshown:
+                text = argparse.SUPPRESS
             if each.default is True or each.default is False:
                 parser.switches |= _add_switch(group, each, text)
             else:
@@ -224,9 +233,9 @@ def _add_value(
     choices = [name for bounds in field_bounds(hint) for name in bounds.choices]
     kind = _value_type(hint)
     metavar = "NAME" if choices else {int: "N", float: "X"}.get(kind, "TEXT")
-    text += f" ({', '.join(choices)})" if choices else ""
-    if each.default not in (None, MISSING):
-        text += f" [{each.default}]"
+    if text != argparse.SUPPRESS:
+        text += f" ({', '.join(choices)})" if choices else ""
+        text += f" [{each.default}]" if each.default not in (None, MISSING) else ""
     flags = [f"--{name}" for name in (each.name, *old)]
     many = {} if each.default_factory is MISSING else {"nargs": "+"}
     group.add_argument(*flags, dest=each.name, type=kind, metavar=metavar, help=text, **many)
@@ -393,7 +402,7 @@ def verb_parser(
     for (field, shown, many), text in zip(verb.operands, verb.help, strict=True):
         parser.add_argument(field, metavar=shown, nargs=many, help=text)
     for section, chosen in verb.sections.items():
-        add_section(parser, section, chosen.split())
+        add_section(parser, section, chosen.split(), UNSHOWN)
     return parser
 
 

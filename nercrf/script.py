@@ -27,6 +27,7 @@ from nercrf.features.conversion import convert_examples_to_features, unknown_sha
 from nercrf.features.running_text import unknown_words
 from nercrf.features.summary import CorpusSummary
 from nercrf.features.batches import FeatureDataset
+from nercrf.data.read_config import DEFAULTS as READ_DEFAULTS
 from nercrf.data.read_config import ReadConfig
 from nercrf.distributed.processes import (
     ProcessInfo,
@@ -128,6 +129,17 @@ def load_and_cache_examples(
     )
 
 # %% ../nbs/8_commands/02_script.ipynb #b30b4846
+def _splitter_of_model(args: ScriptConfig) -> str | None:
+    "The splitter of the tagger that is evaluated or trained on; None where there is none yet."
+    folder = args.model_name_or_path if args.do_train else finished_folder(args)
+    try:
+        path = find_model(folder or "") / "config.json"
+    except ValueError:  # an encoder, or nothing yet
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return f"{config['split_by']}@{config.get('split_version', 1)}"
+
+
 def prepare_data(
     args: ScriptConfig,  # flags
 ) -> tuple[ScriptConfig, CachedCorpus]:  # flags with a data folder; the folder, opened
@@ -143,12 +155,29 @@ def prepare_data(
             if first:
                 write_sample(folder)
         args = replace(args, data_dir=str(folder))
+    if args.by is None:
+        args = replace(args, by=_splitter_of_model(args))
     corpus = open_data(args, args.task_name)
     for warning in corpus.summary.survey.warnings:
         logger.warning("%s", warning)
     return args, corpus
 
 # %% ../nbs/8_commands/02_script.ipynb #329f160c
+def _splitter(args: TrainingConfig, summary: CorpusSummary) -> str:
+    "Name of the splitter that cuts raw text as the training data were cut."
+    if args.by is not None or summary.splitter is None:
+        return args.by or READ_DEFAULTS["by"]
+    name, share = summary.splitter
+    if name != "characters":
+        logger.info(
+            "raw text will be cut by %r, which gives back %.1f %% of the words of the training "
+            "file (--by chooses another)",
+            name,
+            100 * share,
+        )
+    return name
+
+
 def load_model(
     args: TrainingConfig,  # flags as the user gave them
     summary: CorpusSummary,  # of the data, for labels and, from scratch, the vocabulary
@@ -163,7 +192,9 @@ def load_model(
     if isinstance(config, NerCrfConfig):
         loaded = load_tagger(args, config, labels, windows)
     else:
-        loaded = build_model(resolved, labels, scheme, windows, summary.counted_words())
+        split_by = _splitter(args, summary)
+        words = summary.counted_words()
+        loaded = build_model(resolved, labels, scheme, windows, words, split_by)
     fitted = _fit_windows(resolved, loaded)
     if fitted != resolved:
         logger.warning(
@@ -267,6 +298,7 @@ def predict(
     )
     if args.input:
         options = reading_of(args, args.task_name).reader_options() | {"format": args.input_format}
+        options["by"] = args.by or tagger.splitter.full_name
         tagged = [one for path in args.input for one in tag_input(tagger, path, **options)]
     else:
         examples = corpus.examples("test")

@@ -261,7 +261,10 @@ def test_no_option_of_reader_or_conversion_is_missing(args):
     assert set(OPTIONS) >= set(CONVERSION_OPTIONS)
     named = set(inspect.signature(read_corpus).parameters) - {"folder", "scheme", "options"}
     read = set(CorpusFiles(args.data_dir, ReadConfig()).options)
-    assert read == named | {"token_column", "tag_column", "by", "end", "units"}
+    assert read == named | {
+        *("token_column", "tag_column", "by", "end", "units"),
+        *("tag_names", "type_map", "keep_types", "drop_types"),
+    }
 
 
 @pytest.mark.parametrize("name", CONVERSION_OPTIONS)

@@ -9,6 +9,7 @@ from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.training.optim import encoder_layers, layer_depths
 from nercrf.training.recipes import freeze_encoder, reinitialize_layers
+from nercrf.training.speed import use_gradient_checkpointing
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -107,6 +108,29 @@ def test_the_lowest_layer_is_frozen_and_the_highest_drawn_anew(name, tmp_path):
             assert not torch.equal(parameter, old[key]), key
         elif all(parameter is not each for each in high):
             assert torch.equal(parameter, old[key]), key
+
+
+@pytest.mark.parametrize("name", ["gpt2", "distilbert", "t5", "bart", "modernbert", "llama"])
+def test_activations_that_are_computed_again_give_the_same_gradients(name, tmp_path):
+    model = make_model(name, tmp_path).train()
+    ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    results = []
+    for again in (False, True):
+        if again:
+            use_gradient_checkpointing(model)
+        model.zero_grad()
+        torch.manual_seed(0)  # for dropout
+        model(ids, torch.ones_like(ids), labels=torch.zeros_like(ids)).loss.backward()
+        results.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert results[0].keys() == results[1].keys()
+    for key, gradient in results[0].items():
+        torch.testing.assert_close(results[1][key], gradient, msg=key)
+
+
+@pytest.mark.parametrize("name", ["albert", "mpnet", "xlnet", "xlm", "openai-gpt", "ctrl"])
+def test_an_encoder_that_cannot_compute_again_is_an_error_with_a_remedy(name, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot compute its layers again; lower --per_gpu_train"):
+        use_gradient_checkpointing(make_model(name, tmp_path))
 
 
 def test_an_encoder_without_layers_is_an_error_with_a_remedy():

@@ -360,7 +360,7 @@ def test_a_mistake_is_told_in_a_sentence(argv, message, tmp_path, capsys):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_an_encoder_that_takes_less_than_asked_is_refused(trained, tmp_path, capsys):
+def test_an_encoder_that_takes_less_than_asked_is_refused(trained, tmp_path, capsys, caplog):
     from transformers import BertConfig, BertModel
 
     data, _, _ = trained
@@ -382,11 +382,13 @@ def test_an_encoder_that_takes_less_than_asked_is_refused(trained, tmp_path, cap
         "--output_dir",
         tmp_path,
     ]
-    assert main([*map(str, flags), "--no_cuda"]) == 2
-    assert (
-        "--train_max_seq_length 128, but the encoder takes 64 word pieces"
-        in capsys.readouterr().err
-    )
+    assert main([*map(str, flags), "--no_cuda", "--train_max_seq_length", "100"]) == 2
+    told = capsys.readouterr().err
+    assert "--train_max_seq_length 100, but the encoder takes 64 word pieces" in told
+    # defaults give way, with a line
+    assert main([*map(str, flags), "--no_cuda", "--max_steps", "2"]) == 0
+    assert "windows of 64 word pieces in training and 64 in evaluation" in caplog.text
+    assert Tagger.from_pretrained(tmp_path).model.config.max_seq_length == 64
 
 
 def test_a_cased_tokenizer_does_not_pretend_to_lower_case(trained, tmp_path, capsys):
@@ -587,3 +589,46 @@ def test_flags_hold_for_a_tagger_that_is_trained_on(trained, tmp_path):
         False,
     )
     assert config["encoder"]["hidden_dropout_prob"] == 0.05
+
+
+def splitter_of(folder):
+    config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
+    return config["split_by"], config["split_version"]
+
+
+def test_raw_text_is_cut_as_the_training_file_was(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    sentence = "Kestrel B-ORG\nMarine I-ORG\n's O\nLeeds-based O\ndepot O\n. O\n\n"
+    (data / "train.txt").write_text(sentence * 8, encoding="utf-8")
+    argv = ["--do_train", "--data_dir", str(data), "--max_steps", "2", "--no_cuda"]
+    assert main([*argv, "--output_dir", str(tmp_path / "found")]) == 0
+    assert splitter_of(tmp_path / "found") == ("penn", 2)
+    assert main([*argv, "--output_dir", str(tmp_path / "asked"), "--by", "words"]) == 0
+    assert splitter_of(tmp_path / "asked") == ("words", 2)
+    words = "Kestrel Marine's Leeds-based depot."
+    tagger = Tagger.from_pretrained(tmp_path / "found")
+    found = " ".join(tagger._read(words, 0).example.tokens)
+    assert found == "Kestrel Marine 's Leeds-based depot ."
+    config = tmp_path / "asked" / "model" / "config.json"
+    before = json.loads(config.read_text(encoding="utf-8"))
+    del before["split_version"]  # as models before there were names have it
+    config.write_text(json.dumps(before), encoding="utf-8")
+    tagger = Tagger.from_pretrained(tmp_path / "asked")
+    found = " ".join(tagger._read(words, 0).example.tokens)
+    assert found == "Kestrel Marine's Leeds-based depot ."
+
+
+def test_a_model_of_texts_reads_texts_with_its_splitter(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    record = {"text": "A Leeds-based depot", "label": [[2, 13, "LOC"]]}
+    for split in ("train", "dev"):
+        (data / f"{split}.jsonl").write_text((json.dumps(record) + "\n") * 4, encoding="utf-8")
+    argv = ["--data_dir", str(data), "--output_dir", str(tmp_path / "out"), "--no_cuda"]
+    assert main([*argv, "--do_train", "--max_steps", "2", "--by", "penn"]) == 0
+    assert splitter_of(tmp_path / "out") == ("penn", 2)
+    assert main([*argv, "--do_eval"]) == 0
+    caches = sorted(data.rglob("*.safetensors"))
+    assert main([*argv, "--do_eval", "--by", "penn"]) == 0
+    assert sorted(data.rglob("*.safetensors")) == caches  # nothing is cut and cached another way

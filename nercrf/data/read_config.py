@@ -37,6 +37,7 @@ DEFAULTS = {  # where no task says more
     "format": "auto",
     "encoding": "utf-8",
     "on_bad": "error",
+    "by": "words",
     "token_column": None,
     "tag_column": None,
 }
@@ -47,7 +48,7 @@ class ReadConfig:
     "How data files are read."
 
     task_name: str = "ner"  # ner reads any folder; cner and cluener know the oddities of theirs
-    format: ReadFormat | None = None  # of the files; left out: found from their content
+    format: ReadFormat | None = None  # of the files; none: found
     encoding: str | None = None  # of the files; left out: UTF-8
     token_column: int | None = None  # of a column file, from 0; none: the first that does not count
     tag_column: int | None = None  # of a column file, -1 is the last; none: found from the tags
@@ -56,7 +57,7 @@ class ReadConfig:
     type_map: list[str] = field(default_factory=list)  # new names of types, like PERSON=PER
     keep_types: list[str] = field(default_factory=list)  # the only types that count; none: all
     drop_types: list[str] = field(default_factory=list)  # types that do not count
-    by: str = "words"  # how text is cut: words, penn, punctuation, blanks, characters, spacy:en
+    by: str | None = None  # how text is cut: words, penn, punctuation, blanks, characters, spacy:en
     end: Literal["auto", "exclusive", "inclusive"] = "auto"  # what the end of a span means
     units: Literal["auto", "characters", "utf16"] = "auto"  # what offsets count
     on_bad: Literal["error", "warn"] | None = None  # warn: report what is ill-formed, and go on

@@ -5,6 +5,7 @@
 # %% ../../nbs/1_data/02_splitting.ipynb #3fe2ca38
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from itertools import islice, pairwise
 import regex
 
 # %% auto #0
-__all__ = ['Place', 'SPLITTERS', 'Splitter', 'find_splitter', 'split_words', 'running_text', 'reproduced_share',
-           'fitting_splitter', 'cut_at']
+__all__ = ['Place', 'SPLITTERS', 'CUSTOM', 'SAMPLE', 'Splitter', 'find_splitter', 'split_words', 'running_text',
+           'reproduced_share', 'fitting_splitter', 'cut_at']
 
 # %% ../../nbs/1_data/02_splitting.ipynb #00f42fc7
 _SEPARATORS = "\u200b\ufeff"  # format characters that separate words all the same
@@ -96,6 +97,11 @@ class Splitter:
     version: int | str  # of its rules, or of the package that has them
     places: Callable[[str], Iterable[tuple[int, int]]]  # start and end of each word of a text
 
+    @property
+    def full_name(self) -> str:  # such as "words@2"
+        "Name and version."
+        return f"{self.name}@{self.version}"
+
     def __call__(
         self,
         text: str,  # any text
@@ -175,22 +181,36 @@ def _pre_tokenizer(name: str) -> Splitter:
     return Splitter(f"tokenizers:{name}", tokenizers.__version__, places)
 
 
+@cache
+def _note_once(message: str) -> None:
+    "Log a warning the first time that it comes up."
+    logging.getLogger(__name__).warning(message)
+
+
+CUSTOM = "custom:"  # begins the name of a function of the user's own
 _LIBRARIES = {"spacy": _spacy_splitter, "tokenizers": _pre_tokenizer}
 
 
 def find_splitter(
-    name: str = "words",  # one of `SPLITTERS`, or "spacy:LANGUAGE", "tokenizers:NAME"
-    version: int | None = None,  # of a built-in one; None: the newest
+    name: str | Splitter = "words",  # of `SPLITTERS`, "words@1", "spacy:en", "tokenizers:Split"
 ) -> Splitter:  # ValueError for a name that nobody knows
-    "A splitter by its name."
-    library, _, kind = name.partition(":")
+    "A splitter by its name, in the newest version or in that behind an `@`."
+    if isinstance(name, Splitter):
+        return name
+    plain, _, version = name.partition("@")
+    library, _, kind = plain.partition(":")
     if kind and library in _LIBRARIES:
-        return _LIBRARIES[library](kind)
-    found = (_FIRST if version == 1 else _NEWEST).get(name)
-    if found is None or version not in (None, found.version):
+        found = _LIBRARIES[library](kind)
+        if version not in ("", str(found.version)):
+            _note_once(
+                f"{plain} is of version {found.version} here, the model was trained with {version}"
+            )
+        return found
+    found = (_FIRST if version == "1" else _NEWEST).get(plain)
+    if found is None or version not in ("", str(found.version)):
         raise ValueError(
             f"expected a splitter of {', '.join(SPLITTERS)}, spacy:LANGUAGE or tokenizers:NAME, "
-            f"got {name!r}{f' in version {version}' if version else ''}"
+            f"got {name!r}"
         )
     return found
 
@@ -198,10 +218,9 @@ def find_splitter(
 def split_words(
     text: str,  # any text
     by: str = "words",  # name of a splitter
-    version: int | None = None,  # of a built-in one; None: the newest
 ) -> list[Place]:  # words with their places
     "Cut text into words; white space is dropped."
-    return find_splitter(by, version)(text)
+    return find_splitter(by)(text)
 
 # %% ../../nbs/1_data/02_splitting.ipynb #925b8933
 _BEHIND = regex.compile(r"(?:(?i:['’](?:s|re|ve|ll|d|m|t)?|n['’]t)|[,.;:!?)\]}%…]|''|,,)")
@@ -247,9 +266,12 @@ def _ends(words: Sequence[str]) -> list[int]:
     return ends
 
 
+SAMPLE = 2000  # sentences tell enough
+
+
 def fitting_splitter(
     sentences: Iterable[Sequence[str]],  # words of each
-    most: int = 2000,  # sentences that are looked at
+    most: int = SAMPLE,  # sentences that are looked at
 ) -> tuple[str, float]:  # name of a built-in splitter; share of the words that it gives back
     "The splitter that cuts text most nearly as a file of words was cut."
     sentences = list(islice(sentences, most))

@@ -18,6 +18,7 @@ from nercrf.data.column_layout import find_layout, split_columns
 from nercrf.data.conll import ColumnSentence
 from nercrf.data.examples import DataError, Example, Finding
 from nercrf.data.reading import LINE_END, clean_lines, read_text
+from nercrf.data.splitting import SAMPLE
 from nercrf.data.records import Reading
 from nercrf.data.records import Survey as TextSurvey
 from nercrf.data.tag_forms import STANDARD, find_form
@@ -242,6 +243,13 @@ def _word_counts(parsed: ParsedPart) -> dict[str, int]:
     return Counter(chain.from_iterable(_words(parsed)))
 
 
+def _word_sample(parsed: ParsedPart) -> list[list[str]]:
+    "Some sentences of a part that holds words and no text."
+    found = [each.tokens for each in parsed.sentences]
+    found += [each.tokens for each in parsed.examples if each.original is None]
+    return [list(tokens) for tokens in found[:SAMPLE]]
+
+
 def _mentions(parsed: ParsedPart) -> list[tuple[Sequence[str] | None, list[str]]]:
     "Words that entities are made of, each once, with their tags; or with None, an entity's."
     found = {}
@@ -276,6 +284,7 @@ def scan_part(
         "words": _words(parsed) if texts == "words" else [],
         "counts": _word_counts(parsed) if texts == "counts" else {},
         "mentions": _mentions(parsed) if texts == "counts" else [],
+        "sample": _word_sample(parsed) if texts == "counts" else [],
         "runs": [[run, *lines] for run, lines in runs.items()],
         "spans": [[*key, source] for key, source in spans.items()],
         "findings": parsed.findings,

@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from nercrf.data.corpus import Corpus, CorpusSurvey
 from nercrf.data.examples import Example
+from nercrf.data.splitting import SAMPLE, fitting_splitter
 from nercrf.features.store import CacheError, Column, load_columns, save_columns
 from nercrf.labels import tags_to_spans
 
@@ -127,7 +129,7 @@ class CorpusSummary:
 
     survey: CorpusSurvey  # types, scheme, warnings, sentences
     labelled: list[str]  # splits of which a sentence is annotated
-    characters: bool  # has every word of the training data one character?
+    splitter: tuple[str, float] | None  # of a file of words: its name, and the share it gives back
     columns: dict[str, np.ndarray | Column] = field(repr=False)  # texts
 
     def texts(
@@ -170,7 +172,7 @@ class CorpusSummary:
             "scheme": self.survey.scheme,
             "splits": self.survey.sentences,
             "labelled": self.labelled,
-            "characters": self.characters,
+            "splitter": self.splitter,
         }
         columns = self.columns | warnings.columns("warning")
         return save_columns(path, columns, {**metadata, "summary": kept})
@@ -186,7 +188,8 @@ def load_summary(
         kept = metadata.pop("summary")
         warnings = list(Texts(columns.pop("warning_text"), columns.pop("warning_offsets")))
         survey = CorpusSurvey(kept["types"], kept["scheme"], warnings, kept["splits"])
-        return CorpusSummary(survey, kept["labelled"], kept["characters"], columns), metadata
+        splitter = kept["splitter"] and tuple(kept["splitter"])
+        return CorpusSummary(survey, kept["labelled"], splitter, columns), metadata
     except (KeyError, TypeError) as error:
         raise CacheError(
             f"{path}: expected a summary of a corpus, got a file without {error}; build it again"
@@ -206,6 +209,7 @@ class SummaryBuilder:
         self.words = {split: TextBuilder() for split in splits if split != "train"}
         self.lengths = {split: array("q") for split in self.words}
         self.labelled: set[str] = set()
+        self.sample: list[list[str]] = []  # sentences of a training file that holds words
 
     def add(
         self,
@@ -219,6 +223,8 @@ class SummaryBuilder:
                 self.labelled.add(split)
             if split == "train":
                 self.counts.update(example.tokens)
+                if example.original is None:
+                    self.add_sample([example.tokens])
                 for _, start, end in spans or ():
                     self.mentions[None, tuple(example.tokens[start:end])] = None
             else:
@@ -234,6 +240,13 @@ class SummaryBuilder:
             self.words[split].add(tokens)
             self.lengths[split].append(len(tokens))
 
+    def add_sample(
+        self,
+        sentences: Iterable[list[str]],  # words of each, as the file has them
+    ) -> None:
+        "Keep some sentences, to find out how their text was cut."
+        self.sample += islice(sentences, max(0, SAMPLE - len(self.sample)))
+
     def add_scan(
         self,
         split: str,  # "train", "dev" or "test"
@@ -243,6 +256,7 @@ class SummaryBuilder:
         if scan["annotated"]:
             self.labelled.add(split)
         self.counts.update(scan.pop("counts"))
+        self.add_sample(scan.pop("sample"))
         for tags, tokens in scan.pop("mentions"):
             self.mentions[tags and tuple(tags), tuple(tokens)] = None
         for tokens in scan.pop("words"):
@@ -267,8 +281,8 @@ class SummaryBuilder:
         for split, builder in self.words.items():
             offsets = np.cumsum([0, *self.lengths[split]], dtype=np.int64)
             columns |= builder.columns(split) | {f"{split}_sentence_offsets": offsets}
-        characters = all(len(word) == 1 for word in self.counts)
-        return CorpusSummary(survey, sorted(self.labelled), characters, columns)
+        splitter = fitting_splitter(self.sample) if self.sample else None
+        return CorpusSummary(survey, sorted(self.labelled), splitter, columns)
 
 
 def summarize_corpus(

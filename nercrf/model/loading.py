@@ -309,6 +309,7 @@ def build_model(
     scheme: str,  # tag scheme of the labels
     windows: WindowSizes,  # how sentences are cut
     sentences: Sequence[Sentence],  # of the training data; without an encoder, its vocabulary
+    split_by: str | None = None,  # splitter of raw text; None: characters or words, as they are
 ) -> LoadedModel:  # linear layer and CRF, and the small encoder, are untrained
     "Put a new linear layer and a new CRF on the encoder that the flags name, or on a small one."
     if encoder.model_name_or_path is None:
@@ -326,6 +327,7 @@ def build_model(
         attention_dropout=encoder.attention_dropout,
     )
     unit = unit_of_words(sentences)
+    split_by = split_by or unit
     model = NerCrfForTokenClassification.from_encoder(
         loaded,
         labels,
@@ -334,8 +336,8 @@ def build_model(
         constrain=encoder.constrain,
         constrain_likelihood=encoder.constrain_likelihood,
         bidirectional=encoder.bidirectional,
-        split_by=unit,
-        joined_by=" " if unit == "words" else "",
+        split_by=split_by,
+        joined_by="" if "characters" in (unit, split_by.partition("@")[0]) else " ",
         subtoken_pooling=encoder.subtoken_pooling or "first",
         **windows._asdict(),
     )

@@ -27,6 +27,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from nercrf.crf.layer import CRF
+from nercrf.data.splitting import CUSTOM, find_splitter
 from nercrf.labels import entity_types, get_scheme
 from nercrf.model.adapters import (
     Apart,
@@ -90,7 +91,7 @@ class NerCrfConfig(PreTrainedConfig):
         classifier_dropout: float = 0.1,  # dropout before the linear layer
         constrain: bool = True,  # decode legal tag sequences only
         constrain_likelihood: bool = False,  # and sum over no others
-        split_by: str = "words",  # cut raw text by "words" or "characters"
+        split_by: str = "words",  # name of the splitter that cuts raw text
         max_seq_length: int = 128,  # pieces of a training window, specials too
         stride: int | None = None,  # pieces that windows share; None: a quarter
         context: int = 0,  # sentences that are shown on either side
@@ -100,6 +101,7 @@ class NerCrfConfig(PreTrainedConfig):
         base_encoder: dict[str, str] | None = None,  # of an adapter: name_or_path and sha256
         padding: str | None = "unproved",  # where it may stand; None: a model of before
         hidden_size: int | None = None,  # width of the encoder's vectors, where it was measured
+        split_version: int | str = 1,  # of the splitter; 1: a model of before
         **kwargs: Any,  # everything that a PreTrainedConfig takes
     ):
         if isinstance(encoder, dict):
@@ -107,8 +109,8 @@ class NerCrfConfig(PreTrainedConfig):
         # A copy: the base class below resets how the encoder does attention.
         self.encoder = copy.deepcopy(encoder or SmallEncoderConfig())
         id2label, label2id = _check_labels(id2label or {0: "O"}, label2id)
-        if split_by not in ("words", "characters"):
-            raise ValueError(f'split_by must be "words" or "characters", got {split_by!r}')
+        if not split_by.startswith(CUSTOM):
+            find_splitter(split_by)
         if constrain_likelihood and not constrain:
             raise ValueError(
                 "constrain_likelihood=True needs constrain=True: a sum over "
@@ -127,6 +129,7 @@ class NerCrfConfig(PreTrainedConfig):
         self.constrain = constrain
         self.constrain_likelihood = constrain_likelihood
         self.split_by = split_by
+        self.split_version = split_version
         self.max_seq_length = max_seq_length
         self.stride = stride
         self.context = context
@@ -421,6 +424,9 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         if bidirectional:
             encoder.config.is_causal = False
         id2label, options = dict(enumerate(labels)), {"joined_by": " "} | options
+        if "split_version" not in options and not options.get("split_by", "").startswith(CUSTOM):
+            splitter = find_splitter(options.get("split_by", "words"))
+            options["split_version"] = splitter.version
         return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
 
     def forward(
@@ -481,7 +487,7 @@ def model_card(
         f"{config.hidden_size or config.encoder.hidden_size} wide, with a linear-chain CRF\n"
         f"- Entity types: {', '.join(types)}\n"
         f"- Tag scheme: {config.scheme}, {len(config.labels)} labels\n"
-        f"- Text is split by: {config.split_by}\n"
+        f"- Text is split by: {config.split_by}, version {config.split_version}\n"
         f"- Window: {config.max_seq_length} word pieces\n"
     )
 

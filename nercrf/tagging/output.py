@@ -14,6 +14,7 @@ from typing import get_args, get_type_hints
 
 from nercrf.data.conll import write_columns
 from nercrf.data.json_spans import write_cluener
+from nercrf.data.splitting import Splitter
 from nercrf.data.formats import read_examples
 from nercrf.files import write_lines
 from nercrf.tagging.predict_config import PredictConfig
@@ -83,14 +84,14 @@ def write_tagged(
         write_cluener(path, examples)
 
 # %% ../../nbs/7_tagging/02_output.ipynb #1fa88909
-def _text_lines(path: str | Path, split_by: str) -> list[Tagged]:
+def _text_lines(path: str | Path, splitter: Splitter) -> list[Tagged]:
     "The lines that hold more than blanks, nothing found yet; `-` is standard input."
     content = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8-sig")
     sentences = []
     for number, line in enumerate(content.split("\n"), start=1):
         text = line.rstrip("\r")
         if text.strip():
-            example, offsets = text_example(text, split_by, str(number))
+            example, offsets = text_example(text, splitter, str(number))
             sentences.append(Tagged(example, [], text, offsets))
     return sentences
 
@@ -109,7 +110,7 @@ def tag_input(
             "file first"
         )
     if is_text:
-        sentences = _text_lines(path, tagger.model.config.split_by)
+        sentences = _text_lines(path, tagger.splitter)
     else:
         sentences = [Tagged(example, []) for example in read_examples(path, **reading)]
     spans = tagger.tag_examples([sentence.example for sentence in sentences])

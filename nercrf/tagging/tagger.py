@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nercrf.data.examples import Example
-from nercrf.data.splitting import split_words
+from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
 from nercrf.features.batches import FeatureDataset
@@ -63,11 +63,11 @@ class Tagged:
 # %% ../../nbs/7_tagging/01_tagger.ipynb #1cd6983c
 def text_example(
     text: str,  # any text; may be empty
-    split_by: str,  # "words" or "characters"
+    splitter: Splitter,  # of the model
     id: str = "",  # name of the example
 ) -> tuple[Example, list[tuple[int, int]]]:  # tokens, their places in `text`
     "Split a text into the words that a model tags."
-    words = split_words(text, by=split_by)
+    words = splitter(text)
     example = Example(id, [token for token, _, _ in words], source=id)
     return example, [(start, end) for _, start, end in words]
 
@@ -81,12 +81,14 @@ class Tagger:
         tokenizer: PreTrainedTokenizerBase,  # the tokenizer that it was trained with
         batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch
         device: str | torch.device | None = None,  # None: the GPU if there is one
+        splitter: Splitter | None = None,  # None: the one that the model was trained with
     ):
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model.to(device).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.splitter = splitter or self._own_splitter()
 
     @classmethod
     def from_pretrained(
@@ -95,11 +97,22 @@ class Tagger:
         batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch
         device: str | torch.device | None = None,  # None: the GPU if there is one
         base_model: str | Path | None = None,  # of an adapter: where its encoder is now
+        splitter: Splitter | None = None,  # None: the one that the model was trained with
     ) -> Tagger:  # ready to use
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
         model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
-        return cls(model, open_tokenizer(path), batch_size, device)
+        return cls(model, open_tokenizer(path), batch_size, device, splitter)
+
+    def _own_splitter(self) -> Splitter:
+        "The splitter that the model was trained with."
+        config = self.model.config
+        if config.split_by.startswith(CUSTOM):
+            raise ValueError(
+                f"the model was trained with {config.split_by}, a function that is in no file; "
+                "give it: Tagger(..., splitter=Splitter(...))"
+            )
+        return find_splitter(f"{config.split_by}@{config.split_version}")
 
     def tag_examples(
         self,
@@ -149,7 +162,7 @@ class Tagger:
     def _read(self, item: str | Sequence[str], place: int) -> Tagged:
         "One element of the input, in which nothing is found yet."
         if isinstance(item, str):
-            example, offsets = text_example(item, self.model.config.split_by, str(place))
+            example, offsets = text_example(item, self.splitter, str(place))
             return Tagged(example, [], item, offsets)
         if isinstance(item, Sequence) and all(isinstance(token, str) for token in item):
             return Tagged(Example(str(place), list(item), source=f"input {place}"), [])
