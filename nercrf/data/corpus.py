@@ -29,6 +29,7 @@ from nercrf.data.examples import (
 )
 from nercrf.data.formats import Prepared, detect_path, detect_text, prepare_file
 from nercrf.data.records import Survey
+from nercrf.data.splitting import find_splitter
 from nercrf.data.read_config import ReadConfig
 from nercrf.data.splits import divide_examples, document_keys, read_shares
 from nercrf.data.type_names import similar_types
@@ -426,6 +427,8 @@ class CorpusFiles:
     ):
         self.folder, self.scheme = Path(folder), scheme
         self.options = reading.reader_options()  # what nobody asked for is filled in
+        # with its version: a cache of words that were cut otherwise is another one
+        self.options["by"] = find_splitter(self.options["by"]).full_name
         self.shares = read_shares(self.options.get("split"))
         self.sources = find_sources(folder, self.shares)
         self.files = {split: paths[0] for split, paths in self.sources.items()}
