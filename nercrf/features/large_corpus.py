@@ -384,9 +384,9 @@ def survey_corpus(
         )
         findings.sort(key=lambda finding: finding.line)
         findings[:0] = whole_findings(parsed.path, readers[split])
-        if split == "train" and "train" in texts.labelled:
-            if not parsed.sentences and not parsed.examples:
-                findings.append(no_entity(parsed.path, find_format(readers[split]["format"])))
+        is_empty = not parsed.sentences and not parsed.examples
+        if split == "train" and is_empty and "train" in texts.labelled:
+            findings.append(no_entity(parsed.path, find_format(readers[split]["format"])))
         report_findings(merge_findings(findings), on_bad, warnings)
         examples[split] = parsed.examples + [
             Example(
