@@ -68,8 +68,8 @@ _PLAIN = r"[A-Za-z]+(?=[\s,;)]|$)"  # most words of English, found at once
 
 
 def _pattern(*rules: str) -> regex.Pattern:
-    "Of several rules the first one that fits holds."
-    return regex.compile("|".join(f"(?:{rule})" for rule in rules), regex.V1)
+    "Of several rules the first one that fits holds; marks belong to what stands before them."
+    return regex.compile("|".join(rf"(?:{rule})\p{{M}}*" for rule in rules), regex.V1)
 
 # %% ../../nbs/1_data/02_splitting.ipynb #022d51b6
 _PENN_NUMBER = r"\p{N}+(?:[.,:/\-]\p{N}+)+"
