@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 import nercrf
 from nercrf.data.corpus import CorpusFiles, CorpusSurvey, open_corpus
-from nercrf.data.examples import Example, data_files
+from nercrf.data.examples import DataError, Example, data_files
 from nercrf.data.formats import detect_path
 from nercrf.data.read_config import ReadConfig
 from nercrf.distributed.processes import get_rank
@@ -130,9 +130,16 @@ class CachedCorpus:
         "What the files say together, by the first means that is at hand."
         if "summary" in self.__dict__:
             return self.summary.survey
-        if self.large is not None:
-            return self.large.survey().survey
-        return self.files.survey(keep=True)
+        found = self.survey_parts()
+        return self.files.survey(keep=True) if found is None else found.survey
+
+    def survey_parts(self) -> CorpusSummary | None:  # None where the files are read whole
+        "What the parts of large files say; where one can't be read, all are read whole from then on."
+        try:
+            return None if self.large is None else self.large.survey()
+        except DataError:  # a file that is read whole is told with all that is odd in it
+            self.large = None
+            return None
 
     @cached_property
     def summary(self) -> CorpusSummary:  # the files are read only where it is not in the cache
@@ -249,7 +256,7 @@ def _build_features(
 ) -> tuple[Features, dict[str, Any]]:
     "Features and metadata, from the data files, and written if possible."
     path = found = None
-    if corpus.large is not None:
+    if corpus.survey_parts() is not None:
         path = write_first(paths, lambda path: _convert_parts(path, corpus, description, tokenizer))
     if path is None:
         found = _convert_whole(corpus, description, tokenizer)
@@ -265,9 +272,8 @@ def _build_summary(
     corpus: CachedCorpus, key: str, paths: Sequence[Path]
 ) -> tuple[CorpusSummary, dict[str, Any]]:
     "The summary and its metadata, from the data files, and written if possible."
-    if corpus.large is not None:
-        summary = corpus.large.survey()
-    else:
+    summary = corpus.survey_parts()
+    if summary is None:
         read = corpus.files.load()
         corpus.keep(read.splits)
         summary = summarize_corpus(read)
