@@ -64,6 +64,7 @@ class Reading(ReadingOptions):
     documents: list[int] = field(default_factory=list)  # lines where documents start
     findings: list[Finding] = field(default_factory=list)  # but the counted
     counted: dict[str, Finding] = field(default_factory=dict)  # by message
+    ends: tuple[int, int] = (0, 0)  # mentions that end one letter before a word; all of them
 
     def __post_init__(self):
         self.path = Path(self.path)
@@ -497,7 +498,7 @@ class RecordFormat(Format):
     def finish(self, reading: Reading, content: list[Record], survey: Survey) -> list[Example]:
         "The examples of records; what does not fit goes to the reading."
         counted = survey.offsets(reading.end, reading.units)
-        examples, mentions, lacking = [], 0, 0
+        examples = []
         for record in content:
             text, offsets, spans = record.text, record.tokens, None
             try:
@@ -515,8 +516,8 @@ class RecordFormat(Format):
             if record.mentions is not None:
                 spans = _character_spans(reading, record, counted)
                 if record.tokens is None:
-                    offsets, number = _cut_for(reading, record, spans, offsets)
-                    mentions, lacking = mentions + len(spans), lacking + number
+                    offsets, lacking = _cut_for(reading, record, spans, offsets)
+                    reading.ends = reading.ends[0] + lacking, reading.ends[1] + len(spans)
                 spans, findings = align_spans(text, spans, offsets, record.where)
                 reading.findings += findings
             close = all(left[1] == right[0] for left, right in pairwise(offsets))
@@ -530,13 +531,6 @@ class RecordFormat(Format):
                     text,
                     offsets,
                 )
-            )
-        if lacking > mentions / 4:
-            reading.add(
-                "cuts-token",
-                str(reading.path),
-                f"{lacking} of {mentions} entities end one letter before a word does; if their "
-                "ends are inclusive, say so: end='inclusive' (--end inclusive)",
             )
         return examples
 

@@ -48,8 +48,8 @@ _NOT = rf"(?i:n{_APOSTROPHE}t(?!\w))"
 _CLITICS = (rf"(?<=\w){_NOT}", rf"(?<!\w{_APOSTROPHE}){_CLITIC}")
 _WORD = rf"{_LETTER}+?(?={_NOT})|{_LETTER}+(?:(?!{_CLITIC}){_APOSTROPHE}{_LETTER}+)*"
 _ADDRESS = (
-    r"(?:https?://|www\.)[^\s<>\"]*[^\s<>\".,;:!?)\]}'’]",  # of a page
-    r"[\w.+\-]+@[\w\-]+(?:\.[\w\-]+)+",  # of a mailbox
+    rf"(?:https?://|www\.)[^{_SPACE}<>\"]*[^{_SPACE}<>\".,;:!?)\]}}'’]",  # of a page
+    r"(?<![\w.+\-])[\w.+\-]++@[\w\-]+(?:\.[\w\-]+)+",  # of a mailbox
     rf"[@#]{_LETTER}+",  # user, topic
     r"&(?:amp|lt|gt|quot|apos|nbsp|\#\p{N}+);",  # a character as markup writes it
 )

@@ -383,7 +383,7 @@ def survey_corpus(
             workers, summary, parts[split], readers[split], scheme
         )
         findings.sort(key=lambda finding: finding.line)
-        findings[:0] = whole_findings(parsed.path, readers[split])
+        findings[:0] = whole_findings(parsed.path, readers[split], parsed.ends)
         is_empty = not parsed.sentences and not parsed.examples
         if split == "train" and is_empty and "train" in texts.labelled:
             findings.append(no_entity(parsed.path, find_format(readers[split]["format"])))

@@ -166,6 +166,7 @@ class ParsedPart:
     findings: list[Finding] = field(default_factory=list)  # what is odd
     read: int = 0  # sentences, also those that were left out
     error: DataError | None = None  # met in reading offsets
+    ends: tuple[int, int] = (0, 0)  # of mentions, see `Reading`
 
 
 def _prepare_part(part: Part, reader: Mapping[str, Any]) -> Prepared:
@@ -195,7 +196,8 @@ def parse_part(
     whole = surface_survey(reader.get("surfaces", (False, [])))
     examples, findings = prepared.finish(whole)
     if reader["format"] != "columns":
-        return ParsedPart(path, [], examples, False, findings, len(prepared.content))
+        read = len(prepared.content)
+        return ParsedPart(path, [], examples, False, findings, read, ends=prepared.reading.ends)
     labelled, sentences = prepared.reading.columns > 1, prepared.content
     return ParsedPart(path, sentences, [], labelled, findings, len(sentences))
 
@@ -224,13 +226,14 @@ def surface_survey(
 def whole_findings(
     path: Path,  # the file
     reader: Mapping[str, Any],  # how the file is read: format, columns, first line, surfaces
+    ends: tuple[int, int] = (0, 0),  # of the mentions of all parts, see `Reading`
 ) -> list[Finding]:  # none where no surface decides
     "What is odd in a file as a whole, not in a part of it."
     if "surfaces" not in reader:
         return []
-    return prepare_text("", reader["format"], path).finish_file(surface_survey(reader["surfaces"]))[
-        1
-    ]
+    nothing = prepare_text("", reader["format"], path)
+    nothing.reading.ends = ends
+    return nothing.finish_file(surface_survey(reader["surfaces"]))[1]
 
 # %% ../../nbs/2_features/08_parts.ipynb #970cccb2
 def _words(parsed: ParsedPart) -> list[list[str]]:
@@ -288,6 +291,7 @@ def scan_part(
         "runs": [[run, *lines] for run, lines in runs.items()],
         "spans": [[*key, source] for key, source in spans.items()],
         "findings": parsed.findings,
+        "ends": list(parsed.ends),
     }
 
 # %% ../../nbs/2_features/08_parts.ipynb #36ddae6d
@@ -320,5 +324,6 @@ def summarize_file(
             for (label, length), source in spans.items()
         ],
         findings=[Finding(*finding) for scan in scans for finding in scan["findings"]],
+        ends=tuple(map(sum, zip(*(scan["ends"] for scan in scans), strict=True))),
     )
     return FileSummary(parsed, [f"{path}:{sentence}" for sentence, _ in runs.values()])
