@@ -15,9 +15,9 @@ from nercrf.files import sha256_of
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['KINDS', 'SEVERITIES', 'MOST_UNREADABLE', 'POLICIES', 'DataError', 'Example', 'character_spans', 'example_name',
-           'Kind', 'split_place', 'Finding', 'no_entity', 'merge_findings', 'report_findings', 'span_order',
-           'flatten_spans', 'check_overlaps', 'file_stem', 'all_labelled', 'data_files', 'file_digest']
+__all__ = ['KINDS', 'SEVERITIES', 'COUNTED', 'MOST_UNREADABLE', 'POLICIES', 'DataError', 'Example', 'character_spans',
+           'example_name', 'Kind', 'split_place', 'Finding', 'no_entity', 'merge_findings', 'report_findings',
+           'span_order', 'flatten_spans', 'check_overlaps', 'file_stem', 'all_labelled', 'data_files', 'file_digest']
 
 # %% ../../nbs/1_data/01_examples.ipynb #2f397106
 class DataError(ValueError):
@@ -125,6 +125,11 @@ KINDS = {
     "ignored": Kind("left aside when reading"),
 }
 SEVERITIES = ("error", "problem", "note")
+COUNTED = (
+    "ignored",
+    "cuts-token",
+    "understood",
+)  # as notes each message is told once, with its number
 
 # %% ../../nbs/1_data/01_examples.ipynb #ecc45692
 def split_place(
@@ -176,7 +181,7 @@ def merge_findings(
     merged, ignored = [], {}
     for finding in findings:
         known = ignored.get(finding.message)
-        if finding.kind not in ("ignored", "cuts-token") or finding.severity != "note":
+        if finding.kind not in COUNTED or finding.severity != "note":
             merged.append(finding)
         elif known is None:
             ignored[finding.message] = len(merged)

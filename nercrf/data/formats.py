@@ -204,14 +204,14 @@ class Prepared:
     ) -> tuple[list[Example], list[Finding]]:  # what only a whole shows, too
         "Make the examples of a whole file."
         examples, findings = self.finish(survey)
+        lacking, mentions = self.reading.ends
+        if lacking > mentions / 4 and not survey.fits:
+            message = (
+                f"{lacking} of {mentions} entities end one letter before a word does; if their "
+                "ends are inclusive, say so: end='inclusive' (--end inclusive)"
+            )
+            findings.insert(0, Finding("cuts-token", str(self.reading.path), message))
         if survey.mentions and not survey.fits and self.reading.end == "auto":
-            lacking, mentions = self.reading.ends
-            if lacking > mentions / 4:
-                message = (
-                    f"{lacking} of {mentions} entities end one letter before a word does; if their "
-                    "ends are inclusive, say so: end='inclusive' (--end inclusive)"
-                )
-                findings.insert(0, Finding("cuts-token", str(self.reading.path), message))
             findings.insert(
                 0,
                 Finding(
