@@ -5,9 +5,16 @@ from functools import cache
 
 import pytest
 import torch
+import transformers
 from encoders import FAMILIES, SIZES, make_family, make_visible
 from training import write_corpus
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    RoCBertTokenizer,
+)
 
 from nercrf.labels import label_list
 from nercrf.model.encoder_config import EncoderConfig
@@ -18,7 +25,7 @@ from nercrf.model.encoders import (
     run_encoder,
     take_encoder,
 )
-from nercrf.model.loading import load_encoder, load_tokenizer
+from nercrf.model.loading import check_inputs, load_encoder, load_tokenizer
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.run_ner_crf import main
 from nercrf.tagging.tagger import Tagger
@@ -347,3 +354,122 @@ def test_the_flag_bidirectional_is_kept_with_the_model(tmp_path, capsys):
     folder = make_family("gpt_neo", tmp_path / "neo")
     assert train(folder, tmp_path / "no", "--bidirectional") != 0
     assert "leave out --bidirectional" in capsys.readouterr().err
+
+
+def write_rocbert(folder):
+    """RoCBert and the tokenizer of its own class, which gives a shape and a sound a character."""
+    make_family("bert (uncased)", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    for name in ("word_shape", "word_pronunciation"):
+        numbers = {word: number % 19 for number, word in enumerate(words)}
+        (folder / f"{name}.json").write_text(json.dumps(numbers))
+    RoCBertTokenizer(
+        *[str(folder / f"{name}") for name in ("vocab.txt", "word_shape.json")],
+        str(folder / "word_pronunciation.json"),
+    ).save_pretrained(folder)
+    embedded = {"shape_embed_dim": 8, "pronunciation_embed_dim": 8}
+    tables = {"shape_vocab_size": 20, "pronunciation_vocab_size": 20, "vocab_size": len(words)}
+    config = AutoConfig.for_model("roc_bert", **{**SIZES, **embedded, **tables})
+    encoder = AutoModel.from_config(config).eval()
+    make_visible(encoder)
+    encoder.save_pretrained(folder)
+    return encoder
+
+
+def test_an_encoder_that_reads_more_of_its_tokenizer_is_refused(tmp_path, capsys):
+    """RoCBert's shapes and sounds change its vectors, so a tagger without them would read wrongly."""
+    folder = tmp_path / "encoder"
+    encoder, data = write_rocbert(folder), write_corpus(tmp_path / "data")
+    given = AutoTokenizer.from_pretrained(folder)("Anna went to Oslo", return_tensors="pt")
+    with torch.no_grad():
+        right = encoder(**given).last_hidden_state
+        wrong = encoder(given["input_ids"]).last_hidden_state
+    assert (right - wrong).abs().max() > 0.1
+    words = f"--data_dir {data} --model_name_or_path {folder} --no_cuda --do_train"
+    assert main([*words.split(), "--output_dir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "RoCBertTokenizer, one that gives input_pronunciation_ids, input_shape_ids" in said
+    assert not list(tmp_path.rglob("train-*.safetensors"))
+
+
+BOXES = ("LayoutLMv3", "MarkupLM")
+
+
+@pytest.mark.parametrize("family", BOXES)
+def test_a_tokenizer_that_wants_boxes_is_refused(family, tmp_path):
+    make_family(family.lower(), tmp_path)
+    encoder = load_encoder(tmp_path)
+    pieces = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5}
+    kind = getattr(transformers, f"{family}Tokenizer")
+    options = {"tags_dict": {"html": 0}} if family == "MarkupLM" else {}
+    tokenizer = kind(vocab=pieces, merges=[], **options)
+    with pytest.raises(ValueError, match=f"pieces of plain text, got {family}Tokenizer"):
+        check_inputs(encoder, tokenizer)
+
+
+def test_a_family_that_reads_its_pieces_alone_is_not_refused(tmp_path):
+    for name in ("bert", "layoutlm", "luke", "xlnet", "fnet", "canine", "gpt2"):
+        make_family(name, tmp_path / name)
+        encoder = load_encoder(tmp_path / name)
+        check_inputs(encoder, AutoTokenizer.from_pretrained(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["canine", "funnel"])
+def test_a_window_of_one_piece_gets_the_same_in_every_batch(name):
+    """Shorter than what the encoder reads by itself, and not alone with a longer one."""
+    model = make_model(name)
+    long, short, shorter = (window[0] for window in windows(9, 3, 1))
+    results = []
+    for several in ([shorter], [short, shorter], [long, short, shorter]):
+        ids = torch.nn.utils.rnn.pad_sequence(several, batch_first=True)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(x) for x in several], True)
+        with torch.no_grad():
+            hidden = run_encoder(model.encoder, model.traits, ids, mask).last_hidden_state
+        assert hidden.shape[:2] == ids.shape
+        results.append(hidden[-1, :1])
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-6)
+
+
+def test_sentences_of_one_letter_train_and_are_tagged_with_canine(tmp_path):
+    folder, data = tmp_path / "canine", tmp_path / "data"
+    make_family("canine", folder)
+    data.mkdir()
+    for split in ("train", "dev"):
+        (data / f"{split}.txt").write_text("A B-PER\n\nAnna B-PER\nwent O\n\nB O\n\n" * 4)
+    words = f"--data_dir {data} --model_name_or_path {folder} --no_cuda --do_train --do_eval"
+    words += f" --max_steps 3 --per_gpu_train_batch_size 2 --output_dir {tmp_path / 'run'}"
+    main(words.split())
+    tagger = Tagger.from_pretrained(tmp_path / "run")
+    assert tagger.model.traits.min_pieces == 4
+    assert tagger(["A", "A B", "Anna went home"])[0] == tagger("A")
+
+
+def test_an_adapters_encoder_beside_a_plain_encoder_is_an_error(tmp_path, capsys):
+    folder, data = make_family("bert", tmp_path / "bert"), write_corpus(tmp_path / "data")
+    words = f"--data_dir {data} --model_name_or_path {folder} --base_model {folder} --no_cuda"
+    assert main([*words.split(), "--do_train", "--output_dir", str(tmp_path / "run")]) == 2
+    assert f"--base_model {folder} is for a tagger with an adapter" in capsys.readouterr().err
+
+
+def test_a_configuration_that_asks_for_tuples_trains_evaluates_and_tags(tmp_path):
+    """`return_dict=False` is for the caller's own calls; of the encoder and of the tagger."""
+    folder, data = make_family("bert", tmp_path / "bert"), write_corpus(tmp_path / "data")
+    say_tuples(folder)
+    words = f"--data_dir {data} --model_name_or_path {{}} --no_cuda --max_steps 2 --do_train"
+    words += " --do_eval --output_dir"
+    main([*words.format(folder).split(), str(tmp_path / "run")])
+    say_tuples(tmp_path / "run" / "model")
+    tagger = Tagger.from_pretrained(tmp_path / "run")
+    assert isinstance(tagger.model(torch.tensor([[5, 6]])), tuple)
+    assert len(tagger(["Anna went to Oslo"])) == 1
+    main([*words.format(tmp_path / "run" / "model").split(), str(tmp_path / "again")])
+
+
+def say_tuples(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "return_dict": False}))

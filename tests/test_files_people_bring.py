@@ -389,7 +389,7 @@ def test_types_that_are_probably_one_are_found_and_not_cut(tmp_path, capsys):
 def test_labelled_training_data_without_an_entity_are_a_problem(tmp_path):
     save(tmp_path, "train.txt", "Mara O\nleft O\n")
     with pytest.raises(
-        DataError, match=r"train\.txt: 1 labelled sentences hold no entity; .*--tag_column"
+        DataError, match=r"train\.txt: its labelled sentences hold no entity; .*--tag_column"
     ):
         read_corpus(tmp_path)
     assert check_main([str(tmp_path)]) == 1

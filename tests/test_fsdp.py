@@ -6,13 +6,27 @@ import json
 
 import pytest
 import torch
-from training import all_tensors, last_step, read_history, run_script, write_corpus, write_encoder
+from encoders import make_family
+from training import (
+    TOKENIZER,
+    TRAIN,
+    all_tensors,
+    last_step,
+    read_history,
+    run_script,
+    write_corpus,
+    write_encoder,
+)
 from workers import run_workers
 
+from nercrf.distributed.processes import ProcessInfo
+from nercrf.model.loading import load_encoder
+from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.checkpoint import load_state
 from nercrf.training.lean import fit_rows
-from nercrf.training.trainer import check_config
+from nercrf.training.run import start_training
+from nercrf.training.trainer import check_config, resolve_config
 from nercrf.training.training_config import TrainingConfig
 
 
@@ -193,3 +207,13 @@ def test_what_cannot_be_shared_out_is_refused(flag):
     value = 0.5 if flag in ("average_decay", "awp_gamma") else True
     with pytest.raises(ValueError, match=f"--{flag} does not know weights that are shared out"):
         check_config(TrainingConfig(strategy="fsdp", **{flag: value}))
+
+
+def test_an_encoder_that_processes_call_differently_often_is_refused(tmp_path):
+    """Windows of equal length run together; with shares each call waits for the other processes."""
+    encoder = load_encoder(make_family("convbert", tmp_path / "encoder"))
+    model = NerCrfForTokenClassification.from_encoder(encoder, TRAIN.labels, TRAIN.scheme)
+    args = resolve_config(TrainingConfig(strategy="fsdp", no_cuda=True), pretrained=True)
+    info = ProcessInfo(rank=0, local_rank=0, world_size=2)
+    with pytest.raises(ValueError, match="--strategy fsdp: ConvBertModel reads windows of equal"):
+        start_training(args, TRAIN, model, TOKENIZER, info=info)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoders import make_family
 from safetensors.torch import load_file
 from training import (
     UNEVEN,
@@ -112,6 +113,20 @@ def test_two_processes_make_the_training_of_one(inputs, tmp_path):
         path.name.partition("-")[0] for path in (tmp_path / "cache").glob("*.safetensors")
     )
     assert cached == ["corpus", "dev", "test", "train"]
+
+
+def test_two_processes_call_an_encoder_of_equal_lengths_as_often_as_each_needs(tmp_path):
+    """ConvBERT reads windows of equal length together: other calls on each process, one exchange."""
+    encoder = make_family("convbert", tmp_path / "encoder")
+    inputs = write_corpus(tmp_path / "data"), encoder
+    common = ["--dropout", 0, "--encoder_dropout", 0, "--max_steps", 4]
+    for name, processes, size in [("one", 1, 6), ("two", 2, 3)]:
+        more = [*common, "--per_gpu_train_batch_size", size]
+        run_script(*flags(inputs, tmp_path / name, *more), processes=processes)
+    logs = [read_history(tmp_path / name) for name in ("one", "two")]
+    losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=LOSS_TOLERANCE)
 
 
 # What the bound below says. In float64 the gradient of an update is a sum of at most 10^4 terms, so

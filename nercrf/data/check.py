@@ -59,8 +59,10 @@ def _overlaps(spans: Sequence[Span]) -> Iterator[tuple[str, Span, Span]]:
 # %% ../../nbs/1_data/20_check.ipynb #f24b864a
 def _cuts(example: Example, index: int) -> bool:
     "Whether the border before a token lies within a word or a number."
-    tokens, offsets = example.tokens, example.offsets
-    if not 0 < index < len(tokens) or offsets[index - 1][1] != offsets[index][0]:
+    tokens, offsets = example.tokens, example.token_offsets
+    if not 0 < index < len(tokens):
+        return False
+    if example.sep if offsets is None else offsets[index - 1][1] != offsets[index][0]:
         return False
     left, right = tokens[index - 1][-1:], tokens[index][:1]
     if left.isdecimal():
@@ -522,7 +524,7 @@ def _check_entities(splits: Sequence[Split]) -> Iterator[Finding]:
         for file in split.files if split.name in ("train", "data") else ():
             spans = [example.spans for example in file.examples if example.spans is not None]
             if spans and not any(spans):
-                yield no_entity(file.path, len(spans), file.format)
+                yield no_entity(file.path, file.format)
 
 # %% ../../nbs/1_data/20_check.ipynb #4ab50b68
 def _check_dataset(splits: Sequence[Split]) -> Iterator[Finding]:

@@ -114,6 +114,8 @@ class ColumnLayout:
             return False
         cells = self.split(line)
         if len(cells) == self.columns and self.counter is None and line[0] != self.mark[0]:
+            if len(self.tags) == 1:
+                return cells[self.token], cells[self.tags[0]]
             return (cells[self.token], *[cells[place] for place in self.tags or (self.token,)])
         if line.startswith(self.mark) and self.is_comment(line, cells):
             if self.anywhere or not inside:
@@ -163,7 +165,7 @@ def rows_by_sentence(
     lines: Iterable[str],  # of a file
     first_line: int = 1,  # number of the first
     blank: str = " ",  # separates where there is no TAB
-    most: int = 2000,  # lines that are looked at
+    most: int = 400,  # lines that are looked at
 ) -> list[list[Row]]:  # without borders
     "The rows of the beginning of a file, by sentence."
     sentences, inside = [], False

@@ -76,31 +76,51 @@ def parse_columns(
     "The sentences of a column file; tags stay as they are."
     lines = text.split("\n") if isinstance(text, str) else text
     layout = find_layout(reading, lines) if layout is None else layout
-    numbers = itertools.count(reading.first_line) if numbers is None else numbers
-    sentences, known, inside, layered = [], {}, False, len(layout.tags) > 1
-    for number, line in zip(numbers, lines, strict=False):
+    known = {line: layout.read(line) for line in dict.fromkeys(lines)}
+    odd = any(row.__class__ is LineNote for row in known.values())
+    if odd or layout.header or numbers is not None or any(map(_is_start, known)):
+        rows = zip(numbers or itertools.count(reading.first_line), lines, strict=False)
+        return _parse_rows(reading, rows, layout)
+    rows = list(map(known.__getitem__, lines))
+    borders = [place for place, row in enumerate(rows) if row is False]
+    sentences, start = [], 0
+    for end in [*borders, len(rows)]:
+        if end > start:
+            tokens, tags, *layers = map(list, zip(*rows[start:end], strict=True))
+            sentences.append(ColumnSentence(reading.first_line + start, tokens, tags, layers))
+        start = end + 1
+    return sentences
+
+
+def _is_start(line: str) -> bool:
+    "Whether a document starts."
+    return line.startswith("-DOCSTART-")
+
+
+def _parse_rows(
+    reading: Reading, rows: Iterable[tuple[int, str]], layout: ColumnLayout
+) -> list[ColumnSentence]:
+    "The sentences of numbered lines, some of which are no words."
+    sentences, known, inside = [], {}, False
+    for number, line in rows:
         row = known.get(line)
         if row is None:
             row = LineNote("header") if number == layout.header else layout.read(line, inside)
-            if row.__class__ is tuple or (row is False and not line.startswith("-DOCSTART-")):
+            if row.__class__ is tuple:
                 known[line] = row
         if row is False:
             inside = False
-            if line.startswith("-DOCSTART-"):
+            if _is_start(line):
                 reading.documents.append(number)
-            continue
-        if row.__class__ is not tuple:
+        elif row.__class__ is LineNote:
             _note_line(reading, number, row, inside)
-            continue
-        if not inside:
-            tokens, tags, layers = [], [], [[] for _ in row[2:]]
-            sentences.append(ColumnSentence(number, tokens, tags, layers))
-            inside = True
-        tokens.append(row[0])
-        tags.append(row[1])
-        if layered:
-            for layer, tag in zip(layers, row[2:], strict=True):
-                layer.append(tag)
+        else:
+            if not inside:
+                layers = [[] for _ in row]
+                sentences.append(ColumnSentence(number, layers[0], layers[1], layers[2:]))
+                inside = True
+            for layer, cell in zip(layers, row, strict=True):
+                layer.append(cell)
     return sentences
 
 
@@ -153,13 +173,12 @@ def check_tokens(
 
 # %% ../../nbs/1_data/07_conll.ipynb #a904b6ef
 def wrong_tags(
-    sentences: list[ColumnSentence],  # of a column file
+    tags: Iterable[str],  # the different ones of a file
     read: Callable[[str], object] = parse_tag,  # ValueError for a wrong tag
 ) -> dict[str, str]:  # the reason by tag
     "The tags that `read` refuses."
     wrong = {}
-    rows = [tags for sentence in sentences for tags in (sentence.tags, *sentence.layers)]
-    for tag in set().union(*rows):
+    for tag in tags:
         try:
             read(tag)
         except ValueError as error:
@@ -174,7 +193,7 @@ def check_tag_names(
     remedy: str = "is the tag in another column (tag_column)?",  # what to do
 ) -> None:
     "Raise DataError for the first tag that `read` refuses."
-    wrong = wrong_tags(sentences, read)
+    wrong = wrong_tags(set().union(*(sentence.tags for sentence in sentences)), read)
     for sentence in sentences if wrong else []:
         for line, tag in enumerate(sentence.tags, sentence.line):
             if tag in wrong:
@@ -184,12 +203,12 @@ def check_tag_names(
 def pass_wrong_tags(
     reading: Reading,  # takes a problem for each wrong tag
     sentences: list[ColumnSentence],  # their wrong tags become O
+    tags: set[str],  # the different ones of the file
 ) -> None:
     "Tell the tags that are none; DataError where more than half of the lines have one."
-    wrong = wrong_tags(sentences)
+    wrong = wrong_tags(tags)
     if not wrong:
         return
-    tags = {tag for sentence in sentences for tag in sentence.tags}
     advice = odd_tags(tags)[1]
     count = sum(tag in wrong for sentence in sentences for tag in sentence.tags)
     if 2 * count > sum(len(sentence.tags) for sentence in sentences):
@@ -327,7 +346,7 @@ def read_tags(
     "Tags in another form become standard ones, tags that are none become O."
     form, renamed = survey.form(), reading.types.renamed
     if form is STANDARD:
-        pass_wrong_tags(reading, content)
+        pass_wrong_tags(reading, content, {tag for run in survey.runs for tag in run})
     else:
         reading.understand(form.says)
     if form is STANDARD and not renamed:
@@ -390,7 +409,7 @@ class Columns(Format):
         "Sentences of a column file, their tags not yet read."
         lines = text.split("\n")
         layout = told_layout(reading) if reading.columns else find_layout(reading, lines)
-        sentences = parse_columns(reading, text, layout)
+        sentences = parse_columns(reading, lines, layout)
         return self.settle(reading, sentences, layout)
 
     def settle(

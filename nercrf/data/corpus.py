@@ -9,7 +9,6 @@ import gzip
 import io
 import re
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -32,13 +31,11 @@ from nercrf.data.records import Survey
 from nercrf.data.splitting import find_splitter
 from nercrf.data.read_config import ReadConfig
 from nercrf.data.splits import divide_examples, document_keys, read_shares
-from nercrf.data.type_names import similar_types
 from nercrf.labels import Span, get_scheme, label_list, parse_tag, spans_to_tags
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'SUFFIXES', 'split_of', 'find_split_files', 'find_sources', 'Corpus', 'first_tags', 'unseen_tags',
-           'split_formats', 'similar_warnings', 'count_types', 'CorpusSurvey', 'CorpusFiles', 'open_corpus',
-           'read_corpus']
+           'split_formats', 'check_entities', 'CorpusSurvey', 'CorpusFiles', 'open_corpus', 'read_corpus']
 
 # %% ../../nbs/1_data/17_corpus.ipynb #d2502e5e
 SPLIT_NAMES = {
@@ -312,31 +309,17 @@ def split_formats(
             known[ending] = formats[split]
     return formats
 
-# %% ../../nbs/1_data/17_corpus.ipynb #0202fc7d
-def similar_warnings(
-    folder: Path,  # named in the messages
-    counts: Mapping[str, int],  # entities by type
-) -> list[str]:  # one for each pair
-    "Warnings for types that are probably one, with what makes them one."
-    return [
-        f"{folder}: the type {each.label!r} ({each.count:,}) is probably "
-        f"{each.other or 'the sign of a word outside'!r}; {each.proposal} makes them one"
-        for each in similar_types(counts)
-    ]
-
 # %% ../../nbs/1_data/17_corpus.ipynb #e2673fde
-def count_types(
+def check_entities(
     split: str,  # "train", "dev" or "test"
     prepared: Prepared,  # the file of the examples
     examples: Iterable[Example],  # of it
-    counts: Counter,  # takes the entities by type
 ) -> list[Finding]:  # a problem where training data hold no entity
-    "Count the entities of a file."
+    "Whether training data hold an entity."
     labelled = [example.spans for example in examples if example.spans is not None]
-    counts.update(span.label for spans in labelled for span in spans)
     if split != "train" or not labelled or any(labelled):
         return []
-    return [no_entity(prepared.reading.path, len(labelled), prepared.format)]
+    return [no_entity(prepared.reading.path, prepared.format)]
 
 # %% ../../nbs/1_data/17_corpus.ipynb #c5243cc2
 class CorpusSurvey(NamedTuple):
@@ -369,7 +352,6 @@ class _Group:
     def finish(
         self,
         scheme: str,  # of the tags of all files
-        counts: Counter,  # takes the entities by type
         warnings: list[str],  # takes what was odd
         on_bad: str | None = None,  # None: as the corpus is read
     ) -> dict[str, list[Example]]:  # by split
@@ -381,7 +363,7 @@ class _Group:
             found, odd = taken.finish_file(survey)
             keys += document_keys(taken.reading, found, many and taken.format.name == "brat")
             examples, findings = examples + found, findings + odd
-        findings += count_types(self.splits[0], self.files[0], examples, counts)
+        findings += check_entities(self.splits[0], self.files[0], examples)
         if many:
             names = ", ".join(each.reading.path.name for each in self.files[:4])
             more = ", ..." if len(self.files) > 4 else ""
@@ -483,15 +465,15 @@ class CorpusFiles:
             readers = _readers(self, list(self.files))
             whole = reduce(Survey.merge, (each.whole for each in readers), Survey())
             scheme = get_scheme(self.scheme or whole.scheme(self.folder)).name
-            warnings, tags, sentences, counts = [], {}, {}, Counter()
+            warnings, tags, sentences = [], {}, {}
             while readers:  # so that memory falls file by file
                 reader = readers.pop(0)
-                for split, examples in reader.finish(scheme, counts, warnings).items():
+                for split, examples in reader.finish(scheme, warnings).items():
                     tags[split], sentences[split] = first_tags(examples, scheme), len(examples)
                     if keep:
                         self._kept[split] = examples
             types = sorted({parse_tag(tag)[1] for found in tags.values() for tag in found})
-            warnings += similar_warnings(self.folder, counts) + unseen_tags(tags)
+            warnings += unseen_tags(tags)
             self._survey = CorpusSurvey(types, scheme, warnings, sentences)
         return self._survey
 
@@ -504,7 +486,7 @@ class CorpusFiles:
         scheme = self.survey(keep=True).scheme
         if split not in self._kept:
             for reader in _readers(self, [split]):
-                self._kept |= reader.finish(scheme, Counter(), [], "warn")
+                self._kept |= reader.finish(scheme, [], "warn")
         return self._kept.pop(split)
 
     def load(self) -> Corpus:  # the splits that are there

@@ -160,16 +160,13 @@ class Finding(NamedTuple):
 # %% ../../nbs/1_data/01_examples.ipynb #b9b8c25f
 def no_entity(
     path: str | Path,  # the file
-    sentences: int,  # labelled ones
     format: object,  # of the file; its `token_lines` says whether it has columns
 ) -> Finding:  # a problem
     "The finding for labelled sentences without a single entity."
     remedy = "is this the annotated file?"
     if getattr(format, "token_lines", False):
         remedy = "is the tag in another column (--tag_column)?"
-    return Finding(
-        "no-entity", str(path), f"{sentences:,} labelled sentences hold no entity; {remedy}"
-    )
+    return Finding("no-entity", str(path), f"its labelled sentences hold no entity; {remedy}")
 
 # %% ../../nbs/1_data/01_examples.ipynb #b62b8edd
 def merge_findings(

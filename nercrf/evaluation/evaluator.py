@@ -115,7 +115,9 @@ def _predict_at_once(
     ]
     results = []
     for batch, output in zip(
-        inputs, forward_each(model, moved, precision, reduction="none"), strict=True
+        inputs,
+        forward_each(model, moved, precision, reduction="none", return_dict=True),
+        strict=True,
     ):
         indices = batch["sentence_index"].tolist()
         losses = [None] * len(indices) if output.loss is None else output.loss.double().tolist()

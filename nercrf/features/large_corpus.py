@@ -26,7 +26,14 @@ from transformers import PreTrainedTokenizerBase
 
 from nercrf.data.corpus import CorpusFiles, CorpusSurvey, first_tags, unseen_tags
 from nercrf.data.conll import check_tag_names, check_tags, label_sentences
-from nercrf.data.examples import DataError, Example, Finding, merge_findings, report_findings
+from nercrf.data.examples import (
+    DataError,
+    Example,
+    Finding,
+    merge_findings,
+    no_entity,
+    report_findings,
+)
 from nercrf.data.records import Survey as TextSurvey
 from nercrf.data.formats import find_format
 from nercrf.features.conversion import convert_examples_to_features
@@ -377,6 +384,9 @@ def survey_corpus(
         )
         findings.sort(key=lambda finding: finding.line)
         findings[:0] = whole_findings(parsed.path, readers[split])
+        is_empty = not parsed.sentences and not parsed.examples
+        if split == "train" and is_empty and "train" in texts.labelled:
+            findings.append(no_entity(parsed.path, find_format(readers[split]["format"])))
         report_findings(merge_findings(findings), on_bad, warnings)
         examples[split] = parsed.examples + [
             Example(

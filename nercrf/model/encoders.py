@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 # %% auto #0
 __all__ = ['PADDING', 'gather_words', 'mean_words', 'read_words', 'NoPooler', 'take_encoder', 'EncoderTraits', 'encoder_traits',
            'traits_as_before', 'positions_from_mask', 'check_vocabulary', 'encoder_inputs', 'run_encoder', 'prove_call',
-           'takes_window', 'reads_both_ways', 'set_bidirectional']
+           'shortest_window', 'takes_window', 'reads_both_ways', 'set_bidirectional']
 
 # %% ../../nbs/4_model/04_encoders.ipynb #89306a96
 def gather_words(
@@ -95,6 +95,7 @@ def take_encoder(
         value = encoder.mask_emb.detach()
         del encoder.mask_emb
         encoder.register_buffer("mask_emb", value)
+    encoder.config.return_dict = True  # its vectors are asked for by name
     return encoder
 
 # %% ../../nbs/4_model/04_encoders.ipynb #b67c7029
@@ -109,6 +110,7 @@ class EncoderTraits(NamedTuple):
     vocabulary: int | None = None  # rows of the table of pieces, None where there is none
     fill: int | None = None  # id that stands in padding; None: what the batch has
     padding: str = "never"  # where it may stand; see `PADDING`
+    min_pieces: int = 1  # shortest window; a shorter one is padded up to it
 
 # %% ../../nbs/4_model/04_encoders.ipynb #c323d92c
 _POSITIONS = re.compile(r"wpe|(?!.*rel)(?=.*(embed|encod))(.*_)?pos(itions?)?(_.*)?")
@@ -283,23 +285,31 @@ def _call(encoder: nn.Module, traits: EncoderTraits, inputs: dict[str, Any]) -> 
 def _run_equal(encoder: nn.Module, traits: EncoderTraits, inputs: dict[str, Any]) -> torch.Tensor:
     "The vectors of windows that begin with their pieces: equal lengths together."
     mask = inputs["attention_mask"]
-    pieces = mask.shape[1]
-    lengths = mask.long().sum(dim=1).clamp(min=1)
+    shape, pieces = mask.shape, mask.shape[1]
+    lengths = mask.long().sum(dim=1).clamp(min=traits.min_pieces)
     parts, places = [], []
     for length in lengths.unique().tolist():
         chosen = (lengths == length).nonzero().flatten()
         part = {
-            name: value[chosen, :length]
-            if isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape
+            name: _first_pieces(value[chosen], length, traits.fill if name == "input_ids" else 0)
+            if isinstance(value, torch.Tensor) and value.shape[:2] == shape
             else value
             for name, value in inputs.items()
+            if name in traits.accepts
         }
         # (chosen, length, hidden)
         hidden = _call(encoder, traits, part).last_hidden_state
-        parts.append(nn.functional.pad(hidden, (0, 0, 0, pieces - length)))
+        parts.append(_first_pieces(hidden, pieces))
         places.append(chosen)
     # (windows, pieces, hidden)
     return torch.cat(parts)[torch.cat(places).argsort()]
+
+
+def _first_pieces(value: torch.Tensor, length: int, fill: int | None = 0) -> torch.Tensor:
+    "Cut or pad the second dimension to a length."
+    value = value[:, :length]
+    further = [0, 0] * (value.dim() - 2) + [0, length - value.shape[1]]
+    return nn.functional.pad(value, further, value=fill or 0)
 
 
 def run_encoder(
@@ -311,6 +321,9 @@ def run_encoder(
     **options: Any,  # more arguments of the encoder
 ) -> BaseModelOutput:  # last_hidden_state: (windows, pieces, hidden), where the pieces stand
     "Call an encoder so that each window gets what it gets alone."
+    pieces = options.get("inputs_embeds") if input_ids is None else input_ids
+    if attention_mask is None and pieces is not None and pieces.shape[1] < traits.min_pieces:
+        attention_mask = torch.ones(pieces.shape[:2], dtype=torch.long, device=pieces.device)
     inputs = encoder_inputs(traits, input_ids, attention_mask, token_type_ids, **options)
     as_it_is = traits.padding in ("numbered", "anywhere")
     if as_it_is or attention_mask is None or attention_mask.dim() != 2:
@@ -324,7 +337,6 @@ def run_encoder(
                 f"{wanted[0]}: windows of equal lengths are read together here, so there is no "
                 "one tensor for all; call the encoder itself, without padding"
             )
-        inputs = {k: v for k, v in inputs.items() if k in traits.accepts | {"attention_mask"}}
         hidden, several, seen = _run_equal(encoder, traits, inputs), None, None
     else:
         if "attention_mask" not in traits.accepts:
@@ -435,6 +447,24 @@ def _read_alone(encoder: nn.Module, traits: EncoderTraits, ids: torch.Tensor) ->
             "that reads text without anything else"
         )
     return hidden
+
+# %% ../../nbs/4_model/04_encoders.ipynb #c0304508
+def shortest_window(
+    encoder: PreTrainedModel,  # with weights; left as it is
+    traits: EncoderTraits,  # as `encoder_traits` reads them
+) -> int:  # pieces, at most 8
+    "How many pieces has the shortest window that an encoder reads?"
+    ids = torch.tensor([_probe_windows(traits)[0]], device=next(encoder.parameters()).device)
+    with _undisturbed(encoder):
+        for length in range(1, ids.shape[1]):
+            window = ids[:, :length]
+            given = {"input_ids": window, "attention_mask": torch.ones_like(window)}
+            try:
+                _call(encoder, traits, {k: v for k, v in given.items() if k in traits.accepts})
+            except Exception:  # a shape, an index: whatever stands in its way
+                continue
+            return length
+    return ids.shape[1]
 
 # %% ../../nbs/4_model/04_encoders.ipynb #adb08218
 def takes_window(

@@ -26,15 +26,15 @@ from transformers.utils import logging as transformers_logging
 
 from nercrf.model.adapters import fold_adapter, has_adapter
 from nercrf.model.encoder_config import EncoderConfig
-from nercrf.model.encoders import take_encoder, takes_window
+from nercrf.model.encoders import encoder_traits, take_encoder, takes_window
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification, learn_traits
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import Sentence, build_tokenizer
 
 # %% auto #0
 __all__ = ['set_dropout', 'warn_of_other_dropout', 'load_encoder', 'check_model_type', 'find_config', 'open_tokenizer',
-           'load_tokenizer', 'LoadedModel', 'WindowSizes', 'check_lengths', 'fit_windows', 'unit_of_words',
-           'build_model', 'load_tagger']
+           'load_tokenizer', 'LoadedModel', 'WindowSizes', 'check_lengths', 'check_inputs', 'fit_windows',
+           'unit_of_words', 'build_model', 'load_tagger']
 
 # %% ../../nbs/4_model/06_loading.ipynb #41943bb6
 def set_dropout(
@@ -270,6 +270,31 @@ def check_lengths(
                 f"{longest} or less; longer text is cut into windows and nothing is lost"
             )
 
+# %% ../../nbs/4_model/06_loading.ipynb #cdf74d8f
+_GIVEN = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+
+
+def check_inputs(
+    encoder: PreTrainedModel,  # the encoder
+    tokenizer: PreTrainedTokenizerBase,  # its tokenizer
+) -> None:
+    "Refuse an encoder that reads more of its tokenizer than pieces and segments: ValueError."
+    named = set(tokenizer.model_input_names)
+    try:
+        named |= set(tokenizer("a"))
+    except Exception as error:  # it wants boxes or the like, and each class says so its own way
+        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+    else:
+        problem = ""
+    more = sorted((named - _GIVEN) & encoder_traits(encoder).accepts)
+    if more or problem:
+        found = f"one that gives {', '.join(more)} as well" if more else problem
+        raise ValueError(
+            f"{type(encoder).__name__} can't be the encoder of a tagger: expected a tokenizer that "
+            f"gives pieces of plain text, got {type(tokenizer).__name__}, {found}; choose an "
+            "encoder that reads text alone, with --model_name_or_path"
+        )
+
 # %% ../../nbs/4_model/06_loading.ipynb #52c7e962
 def fit_windows(
     model: NerCrfForTokenClassification,  # the model
@@ -312,6 +337,11 @@ def build_model(
     split_by: str | None = None,  # splitter of raw text; None: characters or words, as they are
 ) -> LoadedModel:  # linear layer and CRF, and the small encoder, are untrained
     "Put a new linear layer and a new CRF on the encoder that the flags name, or on a small one."
+    if encoder.base_model is not None:
+        raise ValueError(
+            f"--base_model {encoder.base_model} is for a tagger with an adapter, got "
+            f"{encoder.model_name_or_path or 'a new encoder'}, which is none: leave it out"
+        )
     if encoder.model_name_or_path is None:
         tokenizer = build_tokenizer(sentences, lowercase=encoder.do_lower_case)
         source, config_name = SmallEncoderConfig(vocab_size=len(tokenizer)), None
@@ -326,6 +356,7 @@ def build_model(
         dropout=encoder.encoder_dropout,
         attention_dropout=encoder.attention_dropout,
     )
+    check_inputs(loaded, tokenizer)
     unit = unit_of_words(sentences)
     split_by = split_by or unit
     model = NerCrfForTokenClassification.from_encoder(

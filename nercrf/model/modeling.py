@@ -46,6 +46,7 @@ from nercrf.model.encoders import (
     reads_both_ways,
     run_encoder,
     set_bidirectional,
+    shortest_window,
     take_encoder,
     traits_as_before,
 )
@@ -101,6 +102,7 @@ class NerCrfConfig(PreTrainedConfig):
         base_encoder: dict[str, str] | None = None,  # of an adapter: name_or_path and sha256
         padding: str | None = "unproved",  # where it may stand; None: a model of before
         hidden_size: int | None = None,  # width of the encoder's vectors, where it was measured
+        min_pieces: int = 1,  # of the shortest window that the encoder reads
         split_version: int | str = 1,  # of the splitter; 1: a model of before
         **kwargs: Any,  # everything that a PreTrainedConfig takes
     ):
@@ -139,6 +141,7 @@ class NerCrfConfig(PreTrainedConfig):
         self.base_encoder = base_encoder
         self.padding = padding
         self.hidden_size = hidden_size
+        self.min_pieces = min_pieces
         super().__init__(id2label=id2label, label2id=label2id, **kwargs)
 
     def get_text_config(
@@ -379,7 +382,10 @@ def learn_traits(
     traits = encoder_traits(encoder)
     if config.padding == "unproved" and has_weights:
         config.padding, config.hidden_size = prove_call(encoder, traits)
-    return traits._replace(padding="never" if config.padding == "unproved" else config.padding)
+        if config.padding == "never":
+            config.min_pieces = shortest_window(encoder, traits)
+    padding = "never" if config.padding == "unproved" else config.padding
+    return traits._replace(padding=padding, min_pieces=config.min_pieces)
 
 # %% ../../nbs/4_model/05_modeling.ipynb #63017f03
 class NerCrfForTokenClassification(NerCrfPreTrainedModel):

@@ -73,7 +73,7 @@ def word_scores(
     "The emissions of the words of a batch, and gradients of a weighted sum of them."
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     # (words, labels)
-    scores = model(**inputs).logits[batch["word_mask"]]
+    scores = model(**inputs, return_dict=True).logits[batch["word_mask"]]
     weights = torch.arange(scores.numel(), device=scores.device).sin().view_as(scores)
     total = (scores * weights).sum()
     return scores.detach(), list(torch.autograd.grad(total, parameters, allow_unused=True))

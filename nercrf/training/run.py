@@ -162,7 +162,7 @@ _FLAGS = (
     "group_by_length",
     "length_groups",
 )
-_LORA = ("lora", "lora_alpha", "lora_dropout", "lora_targets")
+_LATER = ("lora", "lora_alpha", "lora_dropout", "lora_targets", "bidirectional")
 
 
 def training_identity(
@@ -180,8 +180,8 @@ def training_identity(
         "data_seed": plan.seed,
         "updates": plan.total,
         **{name: getattr(args, name) for name in (*_FLAGS, *recipe_flags())},
-        # an empty list is no wish, as in checkpoints from before there was LoRA
-        **{name: getattr(args, name) or None for name in _LORA},
+        # an empty list, or off, is no wish, as in checkpoints from before there were these flags
+        **{name: getattr(args, name) or None for name in _LATER},
     }
 
 # %% ../../nbs/6_training/12_run.ipynb #e9241d80
@@ -192,7 +192,7 @@ def freeze_unused_parameters(
     "Freeze what one backward pass does not reach."
     was_training = model.training
     model.eval()
-    model(**batch, reduction="sum").loss.backward()
+    model(**batch, reduction="sum", return_dict=True).loss.backward()
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     for name in unused:
         model.get_parameter(name).requires_grad_(False)
@@ -286,10 +286,16 @@ def start_training(
     steps = {name: getattr(args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
     args = replace(args, **{name: count_steps(steps[name], plan.total) for name in steps})
     model = unwrap_model(model)  # peft's wrapper would save the adapter alone
+    _check_sharing(args, model, info)
     restore_model(model)  # an earlier run may have changed it
     model = model.to(info.device)
     special = getattr(tokenizer, "all_special_ids", ())
     wrapped, embedding = ready_model(model, args, info, special, dataset)
+    if not any(parameter.requires_grad for parameter in model.crf.parameters()):
+        logger.warning(
+            "the CRF is frozen and stays as it is: peft's wrapper trains it with "
+            'modules_to_save=["crf"] in its configuration'
+        )
     optimizer = build_optimizer(
         model,
         args.learning_rate,
@@ -332,3 +338,13 @@ def start_training(
     )
     set_seed(args.seed, info.rank)
     return run
+
+
+def _check_sharing(args: TrainingConfig, model: nn.Module, info: ProcessInfo) -> None:
+    "Refuse to share out an encoder that the processes call a different number of times."
+    if args.strategy == "fsdp" and info.world_size > 1 and model.traits.padding == "never":
+        raise ValueError(
+            f"--strategy fsdp: {type(model.encoder).__name__} reads windows of equal length "
+            "together, so each process calls it as often as it has lengths, and with weights that "
+            "are shared out they would wait for each other for ever: leave --strategy out (ddp)"
+        )

@@ -192,7 +192,9 @@ class Learner:
         own = [share for share in shares[first : first + devices] if len(share)]
         weight = 1.0 if own else 0.0
         batches = [self._batch(share) for share in own or [micro_batch[:1]]]
-        outputs = forward_each(self.model, batches, self.precision, reduction="sum")
+        outputs = forward_each(
+            self.model, batches, self.precision, reduction="sum", return_dict=True
+        )
         losses = [
             self.callbacks.change_loss(self, batch, output, output.loss.to(self.info.device))
             for batch, output in zip(batches, outputs, strict=True)
