@@ -177,6 +177,12 @@ def _each_distinct(
     found[distinct] = answer(distinct)
     return found[ids]
 
+
+def _is_glued(word: str) -> bool:
+    "Whether a word begins with a modifier of what stands before it, or holds the mark of a blank."
+    is_modifier = unicodedata.category(word[0])[0] == "M" or "🏻" <= word[0] <= "🏿"
+    return is_modifier or "▁" in word
+
 # %% ../../nbs/2_features/02_running_text.ipynb #15ebc888
 class TextBounds(NamedTuple):
     "The pieces of each word that carry text, by their place in the word."
@@ -325,10 +331,7 @@ class RunningText(SeparateWords):
         "Whether a word may change the pieces of those beside it."
         if not word or not word.isprintable() or " " in word or self._unknown in word:
             return True
-        if word.isascii():
-            return False
-        is_modifier = unicodedata.category(word[0])[0] == "M" or "🏻" <= word[0] <= "🏿"
-        return is_modifier or "▁" in word
+        return not word.isascii() and _is_glued(word)
 
     def behind(
         self,
