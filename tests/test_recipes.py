@@ -3,21 +3,28 @@ layers that stay.
 """
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from encoders import FAMILIES, SENTENCES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import DEV, TOKENIZER, TRAIN, UNEVEN, make_args, make_model, train_in
 
 from nercrf.crf.layer import CRF
+from nercrf.data.examples import Example
 from nercrf.distributed.devices import BatchDataParallel
 from nercrf.distributed.processes import init_distributed
 from nercrf.evaluation.evaluator import evaluate
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.conversion import convert_examples_to_features
+from nercrf.features.pieces import read_layout
+from nercrf.features.running_text import are_marks, sentence_pieces
 from nercrf.fields import check_fields
 from nercrf.model.dropout import use_cheap_dropout
-from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.training import trainer
 from nercrf.training.lean import fit_rows
 from nercrf.training.optim import build_optimizer, encoder_layers, layer_depths
@@ -27,6 +34,7 @@ from nercrf.training.recipes import (
     WordDropout,
     attacked_parameters,
     crf_divergence,
+    hide_words,
     recipe_flags,
     repeat_batch,
 )
@@ -225,6 +233,7 @@ def test_the_hidden_words_depend_on_sentence_and_update_alone(order, size, step)
 
     class Run:
         tokenizer = TOKENIZER
+        model = SimpleNamespace(config=NerCrfConfig(joined_by=" "))
         progress = type("Progress", (), {"step": step})
 
     part = WordDropout(0.4, seed=1)
@@ -244,6 +253,7 @@ def test_the_hidden_words_depend_on_sentence_and_update_alone(order, size, step)
 def test_words_are_hidden_whole_and_special_pieces_never():
     class Run:
         tokenizer = TOKENIZER
+        model = SimpleNamespace(config=NerCrfConfig(joined_by=" "))
         progress = type("Progress", (), {"step": 0})
 
     indices = np.arange(len(UNEVEN))
@@ -259,6 +269,57 @@ def test_words_are_hidden_whole_and_special_pieces_never():
     batch = UNEVEN.collate(single)
     after = WordDropout(0.9999999, seed=1).on_batch(Run, batch, single)["input_ids"]
     assert (after[~torch.isin(batch["input_ids"], special)] == TOKENIZER.unk_token_id).all()
+
+
+@pytest.mark.parametrize("pooling", ["first", "last", "mean"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "t5", "clip_text_model"])
+def test_all_pieces_of_a_hidden_word_are_hidden_whichever_is_read(name, pooling):
+    tokenizer = FAMILIES[name].tokenizer()
+    texts = SENTENCES[:4]
+    features = convert_examples_to_features(
+        [Example(str(at), words) for at, words in enumerate(texts)],
+        ["O"],
+        256,
+        tokenizer,
+        subtoken_pooling=pooling,
+    )
+    batch = FeatureDataset(features, ["O"]).collate(range(len(texts)))
+    layout = read_layout(tokenizer)
+    special = torch.tensor([tokenizer.pad_token_id or 0, *layout.prefix, *layout.suffix])
+    vocabulary = np.arange(len(tokenizer))
+    marks = torch.from_numpy(vocabulary[are_marks(vocabulary, tokenizer)])
+    before = len(layout.prefix)
+    for row, words in enumerate(texts):
+        counts = sentence_pieces([words], tokenizer, " ").counts
+        ends = before + np.cumsum(counts)
+        for place, (end, count) in enumerate(zip(ends, counts, strict=True)):
+            hidden = torch.zeros_like(batch["word_mask"])
+            hidden[row, place] = True
+            found = hide_words(batch, hidden, -1, special, pooling, marks)
+            expected = batch["input_ids"].clone()
+            expected[row, end - count : end] = -1
+            assert found.tolist() == expected.tolist(), (words, place)
+
+
+@pytest.mark.parametrize("pooling", ["first", "last", "mean"])
+def test_word_dropout_goes_by_the_piece_that_the_model_reads(pooling):
+    tokenizer = FAMILIES["xlm-roberta"].tokenizer()
+    examples = [Example(str(at), words) for at, words in enumerate(SENTENCES[:4])]
+    rows = []
+    for each in ("mean", pooling):
+        features = convert_examples_to_features(
+            examples, ["O"], 256, tokenizer, subtoken_pooling=each
+        )
+        config = SimpleNamespace(joined_by=" ", subtoken_pooling=each)
+        run = SimpleNamespace(
+            tokenizer=tokenizer,
+            model=SimpleNamespace(config=config),
+            progress=SimpleNamespace(step=3),
+        )
+        batch = FeatureDataset(features, ["O"]).collate(range(4))
+        rows.append(WordDropout(0.5, seed=1).on_batch(run, batch, np.arange(4))["input_ids"])
+    assert (rows[0] == tokenizer.unk_token_id).any()
+    assert rows[0].tolist() == rows[1].tolist()
 
 
 def test_evaluation_sees_every_word(tmp_path):

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain, pairwise
 from typing import NamedTuple
@@ -130,6 +131,9 @@ def sentence_pieces(
         encoded = tokenizer([joined_by.join(words) for words in sentences], **_BARE)
         dealt = []
         for words, encoding in zip(sentences, encoded.encodings, strict=True):
+            if len(words) == 1:  # all pieces are its own
+                dealt.append((np.array([len(encoding)]), np.ones(1, bool)))
+                continue
             flat = np.fromiter(chain.from_iterable(encoding.offsets), np.int64)
             dealt.append(deal_pieces(words, flat.reshape(-1, 2), len(joined_by)))
     ids = np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32)
@@ -150,6 +154,7 @@ def are_marks(
         [
             token is not None
             and len(token) <= _LONGEST_MARK
+            and _SHOWS_TEXT(token) is None
             and not tokenizer.convert_tokens_to_string([token]).strip()
             for token in tokens
         ],
@@ -158,6 +163,25 @@ def are_marks(
 
 
 _LONGEST_MARK = len("<0x20>")
+# byte-level vocabularies write bytes as characters below U+0150
+_SHOWS_TEXT = re.compile(r"(?!<)[^\0]*?(?:[A-Za-z0-9]|(?=[^\W_])[^\0-\u014f])").match
+
+
+def _each_distinct(
+    ids: np.ndarray, answer: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:  # bool (pieces,)
+    "What is true of each piece, asked once for each distinct one."
+    found = np.zeros(int(ids.max(initial=-1)) + 1, bool)
+    found[ids] = True
+    distinct = np.flatnonzero(found)
+    found[distinct] = answer(distinct)
+    return found[ids]
+
+
+def _is_glued(word: str) -> bool:
+    "Whether a word begins with a modifier of what stands before it, or holds the mark of a blank."
+    is_modifier = unicodedata.category(word[0])[0] == "M" or "🏻" <= word[0] <= "🏿"
+    return is_modifier or "▁" in word
 
 # %% ../../nbs/2_features/02_running_text.ipynb #15ebc888
 class TextBounds(NamedTuple):
@@ -176,12 +200,11 @@ def text_bounds(
     several = np.flatnonzero(table.counts > 1)
     counts = table.counts[several]
     pieces = table.ids[row_ranges(table.starts[several], counts)]
-    distinct, which = np.unique(pieces, return_inverse=True)
-    marks = are_marks(distinct, tokenizer)
-    if not marks.any():
+    is_mark = _each_distinct(pieces, lambda ids: are_marks(ids, tokenizer))
+    if not is_mark.any():
         return TextBounds(first, last)
     place = row_ranges(np.zeros_like(counts), counts)
-    is_mark, rows = marks[which], row_offsets(counts)[:-1]
+    rows = row_offsets(counts)[:-1]
     begin = np.minimum.reduceat(np.where(is_mark, len(pieces), place), rows)
     end = np.maximum.reduceat(np.where(is_mark, -1, place), rows)
     some = end >= 0
@@ -299,16 +322,16 @@ class RunningText(SeparateWords):
         super().__init__(tokenizer)
         added = set(getattr(tokenizer, "added_tokens_decoder", {}))
         self._added = np.array(sorted(added.difference([tokenizer.unk_token_id])), np.int64)
+        self._unknown = tokenizer.unk_token or " "
 
     def is_unusual(
         self,
         word: str,  # of a sentence
     ) -> bool:  # True: its sentences are tokenised as texts
         "Whether a word may change the pieces of those beside it."
-        if not word or not word.isprintable() or " " in word or "▁" in word:
+        if not word or not word.isprintable() or " " in word or self._unknown in word:
             return True
-        is_modifier = unicodedata.category(word[0])[0] == "M" or "🏻" <= word[0] <= "🏿"
-        return is_modifier or (self.tokenizer.unk_token or " ") in word
+        return not word.isascii() and _is_glued(word)
 
     def behind(
         self,
@@ -339,12 +362,12 @@ class RunningText(SeparateWords):
 
     def _are_clean(self, found: WordPieces) -> np.ndarray:  # bool (words,)
         "Whether words have pieces that carry text, and none of a special token."
-        distinct, which = np.unique(found.ids, return_inverse=True)
         owners = np.repeat(np.arange(len(found.counts)), found.counts)
-        text = ~are_marks(distinct, self.tokenizer)[which]
-        special = np.isin(distinct, self._added)[which]
-        clean = np.bincount(owners, text, len(found.counts)) > 0
-        clean[owners[special]] = False
+        is_mark = _each_distinct(found.ids, lambda ids: are_marks(ids, self.tokenizer))
+        is_special = _each_distinct(found.ids, lambda ids: np.isin(ids, self._added))
+        clean = np.zeros(len(found.counts), bool)
+        clean[owners[~is_mark]] = True
+        clean[owners[is_special]] = False
         return clean
 
     def _behind_slowly(self, words: Sequence[str]) -> WordPieces:

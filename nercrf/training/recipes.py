@@ -17,6 +17,7 @@ from torch import nn
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.crf.layer import CRF
 from nercrf.distributed.devices import unwrap_model
+from nercrf.features.running_text import are_marks
 from nercrf.training.lean import weight_norm
 from nercrf.training.optim import encoder_layers, layer_depths
 from nercrf.training.training_config import RecipeConfig
@@ -202,24 +203,50 @@ def hidden_words(
     return ((drawn >> 11) & ((1 << 53) - 1)) < int(share * 2**53)
 
 # %% ../../nbs/6_training/08_recipes.ipynb #20933f2b
+def _next_number(numbers: torch.Tensor) -> torch.Tensor:
+    "Of each place in a row the next number that isn't 0, its own included; 0 where none comes."
+    last = torch.iinfo(numbers.dtype).max
+    found = numbers.masked_fill(numbers == 0, last).flip(1).cummin(dim=1).values.flip(1)
+    return found.masked_fill(found == last, 0)
+
+
+def _is_behind(sizes: torch.Tensor, reads: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    "Which pieces stand behind the last of the word that was read before them."
+    place = torch.arange(reads.shape[1], device=reads.device).expand_as(reads)
+    begin = place.masked_fill(reads == 0, -1).cummax(dim=1).values
+    return place >= begin + sizes.flatten()[(owner - 1).clamp(min=0)]
+
+
 def hide_words(
     batch: dict[str, torch.Tensor],  # what the model's `forward` takes
     hidden: torch.Tensor,  # (batch, words) bool
     piece: int,  # id of the piece that hides
     special: torch.Tensor,  # ids that end a window, such as that of [SEP]
+    pooling: str = "first",  # which piece of a word `word_index` is: its "first", "last" or "mean"
+    marks: torch.Tensor | None = None,  # ids without text, which belong to the word behind them
 ) -> torch.Tensor:  # (windows, pieces) the changed input_ids
     "Replace all pieces of the hidden words."
     ids, index, mask = batch["input_ids"], batch["word_index"], batch["word_mask"]
-    # the number of the word that begins at a piece, from 1; padding falls
+    # the number of the word that is read at a piece, from 1; padding falls
     # behind the last piece
     owner = torch.zeros(ids.numel() + 1, dtype=torch.long, device=ids.device)
     numbers = torch.arange(1, index.numel() + 1, device=ids.device)
     places = torch.where(mask, index, ids.numel()).flatten()
-    begins = owner.scatter(0, places, numbers)[:-1].view_as(ids)
-    outside = (begins == 0) & torch.isin(ids, special)
+    reads = owner.scatter(0, places, numbers)[:-1].view_as(ids)
+    outside = (reads == 0) & torch.isin(ids, special)
     if "attention_mask" in batch:
         outside |= batch["attention_mask"] == 0
-    owner = begins.cummax(dim=1).values.masked_fill(outside, 0)
+    if pooling == "last":
+        owner = _next_number(reads)
+    else:
+        owner = reads.cummax(dim=1).values
+        if pooling == "mean":
+            owner = owner.masked_fill(_is_behind(batch["word_sizes"], reads, owner), 0)
+        if marks is not None:
+            before = torch.isin(ids, marks) & (reads == 0)
+            number = _next_number(reads.masked_fill(~before & (reads == 0), numbers.numel() + 1))
+            owner = torch.where(before & (number <= numbers.numel()), number, owner)
+    owner = owner.masked_fill(outside, 0)
     chosen = torch.cat([hidden.new_zeros(1), (hidden & mask).flatten()])
     return ids.masked_fill(chosen[owner], piece)
 
@@ -235,6 +262,7 @@ class WordDropout(TrainingCallback):
     ):
         self.share, self.seed, self.piece = share, seed, piece
         self.special: torch.Tensor | None = None
+        self.marks: torch.Tensor | None = None
 
     def piece_id(
         self,
@@ -255,17 +283,23 @@ class WordDropout(TrainingCallback):
 
     def on_batch(self, run, batch, sentences):
         "The batch with other input_ids."
-        ids = batch["input_ids"]
+        ids, config = batch["input_ids"], unwrap_model(run.model).config
         if self.special is None or self.special.device != ids.device:
             names = ("cls", "sep", "pad", "bos", "eos")
             found = [getattr(run.tokenizer, f"{x}_token_id") for x in names]
             known = [x for x in found if x is not None]
             self.special = torch.tensor(known, device=ids.device)
+            if config.joined_by is not None:
+                vocabulary = np.arange(len(run.tokenizer))
+                marks = vocabulary[are_marks(vocabulary, run.tokenizer)]
+                self.marks = torch.from_numpy(marks).to(ids.device)
         rows = torch.from_numpy(np.asarray(sentences)).to(ids.device)
         words = batch["word_mask"].shape[1]
         hidden = hidden_words(rows, words, self.share, self.seed, run.progress.step)
         piece = self.piece_id(run.tokenizer)
-        return {**batch, "input_ids": hide_words(batch, hidden, piece, self.special)}
+        pooling, marks = config.subtoken_pooling, self.marks
+        ids = hide_words(batch, hidden, piece, self.special, pooling, marks)
+        return {**batch, "input_ids": ids}
 
 # %% ../../nbs/6_training/08_recipes.ipynb #cb56c296
 def averaging_weight(
