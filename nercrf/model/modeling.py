@@ -428,6 +428,11 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
                 "nercrf.model.load_encoder"
             )
         if bidirectional:
+            if reads_both_ways(encoder):
+                raise ValueError(
+                    f"each piece of a {type(encoder).__name__} sees those behind it as it is: "
+                    "leave out --bidirectional"
+                )
             encoder.config.is_causal = False
         id2label, options = dict(enumerate(labels)), {"joined_by": " "} | options
         if "split_version" not in options and not options.get("split_by", "").startswith(CUSTOM):
