@@ -72,9 +72,10 @@ def test_a_help_text_shows_each_flag_once_and_says_what_it_does():
         assert "None" not in row
     negative = [flag for flag in flags if flag.startswith("--no_")]
     assert len(negative) == 10  # nine switches that are on, and --no_cuda
-    for name in VERBS:  # a line a flag, headings, and a few that wrap
+    for name in VERBS:  # a line a flag, two a section, and a few that wrap: train has 112 flags
         lines = verb_parser(name).format_help().splitlines()
-        assert len(lines) < len(shown(verb_parser(name))[1]) + 50
+        count = len(shown(verb_parser(name))[1])
+        assert len(lines) < min(155, count + 41), f"{len(lines)} lines, {count} flags"
     assert "--learning_rate" not in shown(verb_parser("predict"))[0]
 
 

@@ -120,6 +120,7 @@ def test_two_processes_call_an_encoder_of_equal_lengths_as_often_as_each_needs(t
     encoder = make_family("convbert", tmp_path / "encoder")
     inputs = write_corpus(tmp_path / "data"), encoder
     common = ["--dropout", 0, "--encoder_dropout", 0, "--max_steps", 4]
+    common += ["--eval_max_seq_length", 96]
     for name, processes, size in [("one", 1, 6), ("two", 2, 3)]:
         more = [*common, "--per_gpu_train_batch_size", size]
         run_script(*flags(inputs, tmp_path / name, *more), processes=processes)
