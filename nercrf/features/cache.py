@@ -130,16 +130,8 @@ class CachedCorpus:
         "What the files say together, by the first means that is at hand."
         if "summary" in self.__dict__:
             return self.summary.survey
-        found = self.survey_parts()
+        found = _survey_parts(self)
         return self.files.survey(keep=True) if found is None else found.survey
-
-    def survey_parts(self) -> CorpusSummary | None:  # None where the files are read whole
-        "What the parts of large files say; where one can't be read, all are read whole from then on."
-        try:
-            return None if self.large is None else self.large.survey()
-        except DataError:  # a file that is read whole is told with all that is odd in it
-            self.large = None
-            return None
 
     @cached_property
     def summary(self) -> CorpusSummary:  # the files are read only where it is not in the cache
@@ -190,6 +182,15 @@ class CachedCorpus:
         return FeatureDataset(features, metadata["labels"], metadata["scheme"])
 
 # %% ../../nbs/2_features/11_cache.ipynb #3c319add
+def _survey_parts(corpus: CachedCorpus) -> CorpusSummary | None:
+    "What the parts of large files say; None where they are read whole."
+    try:
+        return None if corpus.large is None else corpus.large.survey()
+    except DataError:  # a file that is read whole is told with all that is odd in it
+        corpus.large = None
+        return None
+
+
 def _metadata(
     corpus: CachedCorpus, description: dict[str, Any], labels: list[str], scheme: str
 ) -> dict[str, Any]:
@@ -256,7 +257,7 @@ def _build_features(
 ) -> tuple[Features, dict[str, Any]]:
     "Features and metadata, from the data files, and written if possible."
     path = found = None
-    if corpus.survey_parts() is not None:
+    if _survey_parts(corpus) is not None:
         path = write_first(paths, lambda path: _convert_parts(path, corpus, description, tokenizer))
     if path is None:
         found = _convert_whole(corpus, description, tokenizer)
@@ -272,7 +273,7 @@ def _build_summary(
     corpus: CachedCorpus, key: str, paths: Sequence[Path]
 ) -> tuple[CorpusSummary, dict[str, Any]]:
     "The summary and its metadata, from the data files, and written if possible."
-    summary = corpus.survey_parts()
+    summary = _survey_parts(corpus)
     if summary is None:
         read = corpus.files.load()
         corpus.keep(read.splits)
