@@ -71,6 +71,15 @@ LARGE = 20 << 20  # bytes of data files from which they are converted in parts
 KEPT_WARNINGS = 1000
 
 
+def _survey_parts(corpus: CachedCorpus) -> CorpusSummary | None:
+    "What the parts of large files say; None where they are read whole."
+    try:
+        return None if corpus.large is None else corpus.large.survey()
+    except DataError:  # a file that is read whole is told with all that is odd in it
+        corpus.large = None
+        return None
+
+
 def _uncut_format(files: CorpusFiles) -> str | None:
     "The first format of which no part stands by itself; None if all can be cut."
     chosen = {"comment", "type_map", "keep_types", "drop_types"}
@@ -182,15 +191,6 @@ class CachedCorpus:
         return FeatureDataset(features, metadata["labels"], metadata["scheme"])
 
 # %% ../../nbs/2_features/11_cache.ipynb #3c319add
-def _survey_parts(corpus: CachedCorpus) -> CorpusSummary | None:
-    "What the parts of large files say; None where they are read whole."
-    try:
-        return None if corpus.large is None else corpus.large.survey()
-    except DataError:  # a file that is read whole is told with all that is odd in it
-        corpus.large = None
-        return None
-
-
 def _metadata(
     corpus: CachedCorpus, description: dict[str, Any], labels: list[str], scheme: str
 ) -> dict[str, Any]:
