@@ -299,6 +299,8 @@ def predict(
     if args.input:
         options = reading_of(args, args.task_name).reader_options() | {"format": args.input_format}
         options["by"] = args.by or tagger.splitter.full_name
+        for name in ("split", "split_seed"):  # of a folder
+            options.pop(name, None)
         tagged = [one for path in args.input for one in tag_input(tagger, path, **options)]
     else:
         examples = corpus.examples("test")

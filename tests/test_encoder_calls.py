@@ -39,6 +39,7 @@ REFUSED = {
     "dpr": "last_hidden_state",
     "bros": "You have to specify bbox",
     "lxmert": "`visual_feats` cannot be `None`",
+    "t5gemma": "You must specify exactly one of input_ids",
     "reformer": "If training, make sure that config.axial_pos_shape factors",
 }
 READ = [name for name in FAMILIES if name not in REFUSED]

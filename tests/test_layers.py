@@ -42,7 +42,6 @@ LAYERS = {
     "llama": ("layers", ("norm",)),
     "qwen3": ("layers", ("norm",)),
     "t5": ("block", ("final_layer_norm",)),
-    "t5gemma": ("layers", ("norm",)),
     "bart": ("layers", ()),
     "mbart": ("layers", ("layer_norm",)),
     "pegasus": ("layers", ("layer_norm",)),
