@@ -263,7 +263,7 @@ def test_no_option_of_reader_or_conversion_is_missing(args):
     read = set(CorpusFiles(args.data_dir, ReadConfig()).options)
     assert read == named | {
         *("token_column", "tag_column", "by", "end", "units"),
-        *("tag_names", "type_map", "keep_types", "drop_types", "split", "split_seed"),
+        *("tag_names", "type_map", "keep_types", "drop_types", "split_seed"),
     }
 
 
