@@ -206,7 +206,9 @@ class NerCrfPreTrainedModel(PreTrainedModel):
 
     def _apply(self, change, *args, **kwargs):
         "What `to`, `half` and `bfloat16` call: linear layer and CRF stay in float32."
-        heads = [getattr(self, name) for name in self._keep_in_fp32_modules_strict]
+        # of this class: transformers adds the encoder's own names to those of the object
+        names = NerCrfPreTrainedModel._keep_in_fp32_modules_strict
+        heads = [getattr(self, name) for name in names]
         kept = [(x, x.detach().clone()) for head in heads for x in head.parameters()]
         super()._apply(change, *args, **kwargs)
         for parameter, value in kept:
