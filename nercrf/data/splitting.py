@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice, pairwise
 
 import regex
@@ -110,12 +111,17 @@ class Splitter:
         return [(text[start:end], start, end) for start, end in self.places(text)]
 
 
-def _by_rules(name: str, version: int, pattern: regex.Pattern) -> Splitter:
-    "A splitter whose words are what a pattern finds."
-    return Splitter(name, version, lambda text: (found.span() for found in pattern.finditer(text)))
+def _by_pattern(name: str, version: int, compiled: Callable[[], regex.Pattern]) -> Splitter:
+    "A splitter whose words are what a pattern finds; it is compiled when it is first used."
+    compiled = cache(compiled)
+    return Splitter(
+        name, version, lambda text: (found.span() for found in compiled().finditer(text))
+    )
 
 
-_BY_RULES = {name: _by_rules(name, 2, _pattern(*rules)) for name, rules in _RULES.items()}
+_BY_RULES = {
+    name: _by_pattern(name, 2, partial(_pattern, *rules)) for name, rules in _RULES.items()
+}
 _JOINED = regex.compile(r"[\p{M}\p{Cf}\p{RI}]|\p{Emoji_Modifier}")
 
 
@@ -139,7 +145,9 @@ _FIRST_VERSIONS = {
     "words": rf"{_LAST_LETTER}+(?:['’.\-]{_LAST_LETTER}+)*|[^\s\u200b\ufeff]",
     "characters": r"[^\s\u200b\ufeff]",
 }
-_FIRST = {name: _by_rules(name, 1, regex.compile(rule)) for name, rule in _FIRST_VERSIONS.items()}
+_FIRST = {  # `re` and `regex` do not count the same characters as letters
+    name: _by_pattern(name, 1, partial(re.compile, rule)) for name, rule in _FIRST_VERSIONS.items()
+}
 
 
 @cache
@@ -266,7 +274,7 @@ def _ends(words: Sequence[str]) -> list[int]:
     return ends
 
 
-SAMPLE = 2000  # sentences tell enough
+SAMPLE = 500  # sentences tell enough
 
 
 def fitting_splitter(
