@@ -34,7 +34,7 @@ from pathlib import Path
 
 import torch
 import torchcrf
-from crf_peers import Case, Report, format_cell, make_case, show, write_json
+from crf_peers import MANY_LABELS, SIZES, Case, Report, format_cell, make_case, show, write_json
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig
 from transformers import logging as transformers_logging
@@ -44,16 +44,6 @@ from nercrf.crf.likelihood import choose_algorithm
 from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 
-SIZES = [
-    (8, 64, 9),
-    (32, 128, 9),
-    (32, 128, 23),
-    (32, 512, 23),
-    (8, 512, 41),
-    (1, 128, 23),
-    (1, 4096, 9),
-]
-LARGE = [(32, 512, 73), (32, 128, 217)]
 QUICK = [(4, 16, 5), (2, 24, 30)]
 PEER = "pytorch-crf"
 TOLERANCE = 1e-4  # of values a word and of gradients before time is taken
@@ -169,7 +159,7 @@ def measure_crf(options: argparse.Namespace, clock: Clock) -> Report:
         f"scores of paths agree with the log domain in float64 to {TOLERANCE}; {PEER} up to 1024 words."
     )
     rows, notes = [], []
-    for size in QUICK if options.quick else SIZES + LARGE:
+    for size in QUICK if options.quick else SIZES + MANY_LABELS:
         if clock.left < 0:
             notes.append(f"{size}: no time left")
             continue

@@ -47,6 +47,8 @@ os.environ.setdefault(
 
 import torch
 from crf_peers import (
+    MANY_LABELS,
+    SIZES,
     SPREAD,
     Case,
     Report,
@@ -75,16 +77,6 @@ from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.model.vocabulary import build_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZES = [
-    (8, 64, 9),
-    (32, 128, 9),
-    (32, 128, 23),
-    (32, 512, 23),
-    (8, 512, 41),
-    (1, 128, 23),
-    (1, 4096, 9),
-]
-CONSTRAINED = [(32, 512, 73), (32, 128, 217)]
 HOSTS = ("scaled", "kernels")  # algorithms that know legal steps
 LARGE = (32, 512, 23)  # of memory and launches
 WARM_UP = (2, 8, LARGE[2])
@@ -558,7 +550,7 @@ def measure_constraints(options: argparse.Namespace) -> Report:
         return run
 
     rows = []
-    for threads, size, name in itertools.product(options.threads, CONSTRAINED, names):
+    for threads, size, name in itertools.product(options.threads, MANY_LABELS, names):
         set_threads(threads)
         types = [f"{kind}-{number}" for number in range(size[2] // 4) for kind in "BIES"]
         crf = CRF.from_labels(["O", *types], "BIOES", True, constrain_likelihood=True)

@@ -30,7 +30,18 @@ import torch
 import torchcrf
 from torch import Tensor
 
-PEER_SIZES = [(32, 128, 9), (32, 128, 23)]  # sentences, words, labels
+# sentences, words, labels
+SIZES = [
+    (8, 64, 9),
+    (32, 128, 9),
+    (32, 128, 23),
+    (32, 512, 23),
+    (8, 512, 41),
+    (1, 128, 23),
+    (1, 4096, 9),
+]
+MANY_LABELS = [(32, 512, 73), (32, 128, 217)]
+PEER_SIZES = SIZES[1:3]
 VALUE_TOLERANCE = 1e-5  # of the log likelihood, relative
 GRADIENT_TOLERANCE = 1e-3  # of an entry, absolute and relative
 SPREAD = (

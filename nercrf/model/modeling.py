@@ -206,8 +206,7 @@ class NerCrfPreTrainedModel(PreTrainedModel):
 
     def _apply(self, change, *args, **kwargs):
         "What `to`, `half` and `bfloat16` call: linear layer and CRF stay in float32."
-        # of this class: transformers adds the encoder's own names to those of the object
-        names = NerCrfPreTrainedModel._keep_in_fp32_modules_strict
+        names = NerCrfPreTrainedModel._keep_in_fp32_modules_strict  # self's: the encoder's, too
         heads = [getattr(self, name) for name in names]
         kept = [(x, x.detach().clone()) for head in heads for x in head.parameters()]
         super()._apply(change, *args, **kwargs)
