@@ -524,7 +524,7 @@ def _check_entities(splits: Sequence[Split]) -> Iterator[Finding]:
         for file in split.files if split.name in ("train", "data") else ():
             spans = [example.spans for example in file.examples if example.spans is not None]
             if spans and not any(spans):
-                yield no_entity(file.path, file.format)
+                yield no_entity(file.path, file.format.token_lines)
 
 # %% ../../nbs/1_data/21_check.ipynb #4ab50b68
 def _check_dataset(splits: Sequence[Split]) -> Iterator[Finding]:

@@ -319,7 +319,7 @@ def check_entities(
     labelled = [example.spans for example in examples if example.spans is not None]
     if split != "train" or not labelled or any(labelled):
         return []
-    return [no_entity(prepared.reading.path, prepared.format)]
+    return [no_entity(prepared.reading.path, prepared.format.token_lines)]
 
 # %% ../../nbs/1_data/18_corpus.ipynb #c5243cc2
 class CorpusSurvey(NamedTuple):

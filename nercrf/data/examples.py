@@ -150,7 +150,7 @@ class Finding(NamedTuple):
     where: str  # "file:line"
     message: str  # what was found, what was made of it, what to do
     severity: str = "problem"  # or "note", which is never an error
-    count: int = 1  # of what was ignored; `where` is then the first
+    count: int = 1  # how often a counted note holds; `where` is then the first
 
     def __str__(self) -> str:
         many = f" ({self.count})" if self.count > 1 or self.kind == "ignored" else ""
@@ -165,11 +165,11 @@ class Finding(NamedTuple):
 # %% ../../nbs/1_data/01_examples.ipynb #b9b8c25f
 def no_entity(
     path: str | Path,  # the file
-    format: object,  # of the file; its `token_lines` says whether it has columns
+    has_columns: bool = False,  # a token a line, and its tag in a column?
 ) -> Finding:  # a problem
     "The finding for labelled sentences without a single entity."
     remedy = "is this the annotated file?"
-    if getattr(format, "token_lines", False):
+    if has_columns:
         remedy = "is the tag in another column (--tag_column)?"
     return Finding("no-entity", str(path), f"its labelled sentences hold no entity; {remedy}")
 

@@ -386,7 +386,8 @@ def survey_corpus(
         findings[:0] = whole_findings(parsed.path, readers[split], parsed.ends)
         is_empty = not parsed.sentences and not parsed.examples
         if split == "train" and is_empty and "train" in texts.labelled:
-            findings.append(no_entity(parsed.path, find_format(readers[split]["format"])))
+            columns = find_format(readers[split]["format"]).token_lines
+            findings.append(no_entity(parsed.path, columns))
         report_findings(merge_findings(findings), on_bad, warnings)
         examples[split] = parsed.examples + [
             Example(
