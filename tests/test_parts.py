@@ -495,7 +495,11 @@ def test_what_was_not_hashed_is_not_kept(tmp_path, monkeypatch, in_parts, module
     write(tmp_path, lines, "Ada B-X\n")
     assert isinstance(build(tmp_path, in_parts, part=40), bytes)
     replaced_during(
-        monkeypatch, module, name, tmp_path / "train.txt", lines.replace("met O", "met B-X").encode()
+        monkeypatch,
+        module,
+        name,
+        tmp_path / "train.txt",
+        lines.replace("met O", "met B-X").encode(),
     )
     told = build(tmp_path, in_parts, part=40)
     assert "train.txt: changed" in told
