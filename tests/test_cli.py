@@ -1,10 +1,13 @@
 """The command `nercrf` as a user meets it: fast answers, short errors, quiet ends."""
 
 import errno
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -163,6 +166,16 @@ def open_for_writing(pipe, process, seconds=60):
     raise AssertionError(f"nobody reads from {pipe}")
 
 
+def wait_until_empty(pipe, seconds=60):
+    """Return when a reader has taken what was written."""
+    for _ in range(seconds * 20):
+        waiting = fcntl.ioctl(pipe, termios.FIONREAD, struct.pack("i", 0))
+        if waiting == struct.pack("i", 0):
+            return
+        time.sleep(0.05)
+    raise AssertionError("nobody reads what was written")
+
+
 def test_control_c_is_one_line(tmp_path):
     """While a command waits for its input."""
     pipe = tmp_path / "train.txt"
@@ -175,7 +188,8 @@ def test_control_c_is_one_line(tmp_path):
         text=True,
     )
     writing = open_for_writing(pipe, process)
-    time.sleep(0.5)  # from opening to reading: a signal in between may go unseen
+    os.write(writing, b"Ada O\n")
+    wait_until_empty(writing)  # so it reads, and nothing between opening and reading is broken off
     process.send_signal(signal.SIGINT)
     os.close(writing)  # a read that began just after the signal ends, too
     output = process.communicate(timeout=60)[1]
