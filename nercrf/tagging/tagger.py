@@ -170,10 +170,8 @@ class Tagger:
             return Tagged(text_example(item, self.splitter, str(place), f"input {place}"), [])
         if isinstance(item, Sequence) and all(isinstance(token, str) for token in item):
             return Tagged(Example(str(place), list(item), source=f"input {place}"), [])
-        raise TypeError(
-            f"element {place} of the input: expected a string or a list of strings, got "
-            f"{type(item).__name__}: give texts, or sentences as lists of words"
-        )
+        kind = f"expected a string or a list of strings, got {type(item).__name__}"
+        raise TypeError(f"element {place} of the input: {kind}; give texts, or lists of words")
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #be3905ca
 def tag_batches(
