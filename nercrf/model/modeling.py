@@ -439,7 +439,8 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         if "split_version" not in options and not options.get("split_by", "").startswith(CUSTOM):
             splitter = find_splitter(options.get("split_by", "words"))
             options["split_version"] = splitter.version
-        return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
+        model = cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
+        return model if "max_seq_length" in options else _fit_window(model)
 
     def forward(
         self,
@@ -485,6 +486,14 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     ) -> list[list[int]]:  # the label ids of each sentence
         "The most likely sequence of labels of each sentence."
         return self.crf.decode(emissions, word_mask)
+
+# %% ../../nbs/4_model/06_modeling.ipynb #8643043c
+def _fit_window(model: NerCrfForTokenClassification) -> NerCrfForTokenClassification:
+    "Shorten the window of the configuration to what the encoder takes."
+    longest = model.traits.max_pieces or model.traits.declared_pieces
+    if longest is not None:
+        model.config.max_seq_length = min(longest, model.config.max_seq_length)
+    return model
 
 # %% ../../nbs/4_model/06_modeling.ipynb #a47c08b1
 def model_card(
