@@ -54,7 +54,7 @@ from nercrf.model.small_encoder import SmallEncoderConfig
 
 # %% auto #0
 __all__ = ['PASS_PIECES', 'NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights',
-           'learn_traits', 'emit', 'emit_in_passes', 'NerCrfForTokenClassification', 'model_card']
+           'learn_traits', 'emit', 'emit_in_passes', 'new_crf', 'NerCrfForTokenClassification', 'model_card']
 
 # %% ../../nbs/4_model/06_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -431,6 +431,16 @@ def emit_in_passes(
         emissions[places] = scores[0]
     return emissions
 
+# %% ../../nbs/4_model/06_modeling.ipynb #4b400035
+def new_crf(
+    config: NerCrfConfig,  # labels, scheme and what is constrained
+) -> CRF:  # as torch draws it
+    "The CRF of a model with this configuration."
+    crf = CRF.from_labels(config.labels, config.scheme, True, config.constrain_likelihood)
+    if not config.constrain:
+        crf.set_constraints(None)
+    return crf
+
 # %% ../../nbs/4_model/06_modeling.ipynb #63017f03
 class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     "A transformer encoder with a linear-chain CRF over words."
@@ -448,12 +458,9 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         self.config.encoder = getattr(self.encoder, "whole_config", self.encoder.config)
         self.traits = learn_traits(self.encoder, config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        labels, scheme = config.labels, config.scheme
         width = config.hidden_size or config.encoder.hidden_size
-        self.classifier = nn.Linear(width, len(labels))
-        self.crf = CRF.from_labels(labels, scheme, True, config.constrain_likelihood)
-        if not config.constrain:
-            self.crf.set_constraints(None)
+        self.classifier = nn.Linear(width, len(config.labels))
+        self.crf = new_crf(config)
         self.post_init()
 
     @classmethod
