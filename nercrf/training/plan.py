@@ -146,10 +146,8 @@ class UpdatePlan:
         devices: int,  # how many share it
     ) -> list[np.ndarray]:  # for each device, possibly none
         "Deal the sentences of a pass to devices that get equally many pieces."
-        pieces = self.lengths[part]
-        return deal_batch(
-            part, devices, pieces if self.windows is None else pieces * self.windows[part]
-        )
+        windows = 1 if self.windows is None else self.windows[part]
+        return deal_batch(part, devices, self.lengths[part] * windows)
 
 # %% ../../nbs/6_training/03_plan.ipynb #d3575868
 _SLACK = 1.1  # what an uneven deal may add to a device's budget
