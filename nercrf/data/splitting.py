@@ -148,14 +148,11 @@ _FIRST_VERSIONS = {
 }
 _WITH_SIGN = rf"[@#]{_LETTER}+"  # names of users and topics, one word in version 2
 _OLDER = {  # `re` and `regex` do not count the same characters as letters
-    **{
-        f"{name}@1": _by_pattern(name, 1, partial(re.compile, rule))
-        for name, rule in _FIRST_VERSIONS.items()
-    },
-    **{
-        f"{name}@2": _by_pattern(name, 2, partial(_pattern, _WITH_SIGN, *_RULES[name]))
-        for name in _VERSIONS
-    },
+    f"{name}@1": _by_pattern(name, 1, partial(re.compile, rule))
+    for name, rule in _FIRST_VERSIONS.items()
+} | {
+    f"{name}@2": _by_pattern(name, 2, partial(_pattern, _WITH_SIGN, *_RULES[name]))
+    for name in _VERSIONS
 }
 
 
