@@ -156,8 +156,9 @@ def describe_defaults(
     size = resolved.train_batch_size or size
     regime = PRETRAINED if pretrained else FROM_SCRATCH
     an_epoch = math.ceil(sentences / size)
-    line = f"{sentences} sentences: {resolved.num_train_epochs:g} epochs of {an_epoch} updates, batch {size}"
-    if resolved.num_train_epochs <= regime.epochs:
+    epochs = resolved.num_train_epochs
+    line = f"{sentences} sentences: {epochs:g} epochs of {an_epoch} updates, batch {size}"
+    if epochs <= regime.epochs:
         return line
     return (
         f"{line}; {regime.epochs:g} epochs would be {math.ceil(regime.epochs * an_epoch)} updates, "
