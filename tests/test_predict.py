@@ -12,7 +12,6 @@ from training import CORPUS, TOKENIZER, make_model, train_in
 from nercrf.data.conll import write_columns
 from nercrf.data.examples import Example
 from nercrf.data.formats import read_examples
-from nercrf.data.splitting import split_words
 from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
@@ -62,7 +61,7 @@ def test_entities_are_pieces_of_their_text(texts):
     found = tagger(texts)
     assert len(found) == len(texts)
     for text, entities in zip(texts, found, strict=True):
-        words = split_words(text, tagger.model.config.split_by)
+        words = tagger.splitter(text)
         for entity in entities:
             assert text[entity.start : entity.end] == entity.text
             assert words[entity.word_start][1] == entity.start
