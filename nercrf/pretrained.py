@@ -134,8 +134,8 @@ def reading(
             raise
         if _names_code(error):
             raise ModelError(
-                f"{name}: expected {what}, got one with Python code of its own (auto_map), which is "
-                f"not run: choose one without, or {_TRUST}"
+                f"{name}: expected {what}, got one with Python code of its own (auto_map), which "
+                f"is not run: choose one without, or {_TRUST}"
             ) from error
         found = _first_line(error)
         if not found.startswith("expected "):
@@ -175,7 +175,7 @@ def missing_model(
     "The error for a model that is not here."
     return MissingModelError(
         "expected a folder with a model, or the name of one in the local cache, "
-        f"got {str(name)!r}; check the path, or give --download (local_files_only=False) to fetch it"
+        f"got {str(name)!r}; check the path, or fetch it with --download (local_files_only=False)"
     )
 
 
@@ -221,9 +221,9 @@ def verify_model(
     problems = [each for each in verify_folder(folder, digest) if not each.startswith(_FREE)]
     if problems:
         raise ModelError(
-            f"{folder}: expected the files as {MANIFEST} describes them, got {'; '.join(problems)}; "
-            "copy the model again or use another checkpoint (if you changed it yourself, delete "
-            f"{MANIFEST})"
+            f"{folder}: expected the files as {MANIFEST} describes them, got "
+            f"{'; '.join(problems)}; copy the model again or use another checkpoint "
+            f"(if you changed it yourself, delete {MANIFEST})"
         )
 
 

@@ -87,7 +87,7 @@ def _check_labels(
         raise ValueError(f"label2id {label2id} contradicts id2label {id2label}; leave label2id out")
     return dict(enumerate(labels)), inverse
 
-# %% ../../nbs/4_model/06_modeling.ipynb #203c0bdb
+# %% ../../nbs/4_model/06_modeling.ipynb #3c97ce3c
 def _check_window(length: int, stride: int | None, context: int) -> None:
     "Refuse numbers with which no sentence can be cut: ValueError."
     for name, value, least in [
@@ -100,7 +100,7 @@ def _check_window(length: int, stride: int | None, context: int) -> None:
     if stride is not None and stride >= length:
         raise ValueError(f"expected stride to be less than max_seq_length ({length}), got {stride}")
 
-
+# %% ../../nbs/4_model/06_modeling.ipynb #203c0bdb
 class NerCrfConfig(PreTrainedConfig):
     "The encoder's own configuration, the labels and their scheme."
 
@@ -213,6 +213,36 @@ def linear_in_full_precision(
         scores = linear(hidden.to(dtype))
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
+# %% ../../nbs/4_model/06_modeling.ipynb #22b2f450
+def _begin_loading(
+    folder: str | Path | None, base_model: str | Path | None, options: dict[str, Any]
+) -> bool:
+    "Refuse a folder that is not as it was written; whether it holds an adapter."
+    if not options.get("_from_auto"):
+        options.setdefault("local_files_only", True)
+    if folder is not None:
+        verify_model(folder)
+    has_adapter = folder is not None and adapter_folder(folder) is not None
+    if base_model is not None and not has_adapter:
+        raise ValueError(
+            f"{folder} holds a whole model and needs no other one: leave base_model "
+            "(--base_model) out"
+        )
+    return has_adapter
+
+
+def _read_weights(
+    load: Callable, folder: str | Path | None, args: tuple, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    "A model and a report of what its folder lacks; ModelError where it cannot be read."
+    remedy, offline = "copy the model again, or train it anew", options.get("local_files_only")
+    any_size = {"ignore_mismatched_sizes": True}  # the report names those of other shapes
+    with reading(folder, "the weights of a tagger", remedy, bool(offline)):
+        model, report = load(folder, *args, **options | any_size)
+    if options.get("ignore_mismatched_sizes"):
+        report["mismatched_keys"] = set()
+    return model, report
+
 # %% ../../nbs/4_model/06_modeling.ipynb #2b76faeb
 class NerCrfPreTrainedModel(PreTrainedModel):
     "What concerns the initialising and loading of models with a CRF."
@@ -266,31 +296,13 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         "Load a model, with its adapter if it has one: ValueError where weights are missing."
         folder, asked = pretrained_model_name_or_path, options.pop("output_loading_info", False)
         options["output_loading_info"] = True
-        if not options.get("_from_auto"):
-            options.setdefault("local_files_only", True)
-        if folder is not None:
-            verify_model(folder)
-        has_adapter = folder is not None and adapter_folder(folder) is not None
-        if base_model is not None and not has_adapter:
-            raise ValueError(
-                f"{folder} holds a whole model and needs no other one: leave base_model "
-                "(--base_model) out"
-            )
+        has_adapter = _begin_loading(folder, base_model, options)
         if has_adapter:
-            config = options.pop("config", None) or open_config(folder)
-            options["config"] = config
-        if has_adapter and config.base_encoder is not None:
-            del options["config"]
-            model, report = _on_base(cls, folder, config, base_model, options)
+            options["config"] = options.get("config") or open_config(folder)
+        if has_adapter and options["config"].base_encoder is not None:
+            model, report = _on_base(cls, folder, options.pop("config"), base_model, options)
         else:
-            remedy = "copy the model again, or train it anew"
-            offline, any_size = options.get("local_files_only", False), "ignore_mismatched_sizes"
-            allowed = options.get(any_size, False)
-            options[any_size] = True  # those of other shapes are named below
-            with reading(folder, "the weights of a tagger", remedy, offline):
-                model, report = super().from_pretrained(folder, *args, **options)
-            if allowed:
-                report["mismatched_keys"] = set()
+            model, report = _read_weights(super().from_pretrained, folder, args, options)
         check_weights(folder, report, folder is None or not holds_tagger(folder))
         if model.config.padding == "unproved":  # its configuration came from elsewhere
             model.traits = learn_traits(model.encoder, model.config)
