@@ -17,7 +17,13 @@ import torch
 import transformers.dynamic_module_utils as code
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -179,9 +185,22 @@ def missing_model(
     )
 
 
+def _config_without_type(
+    name: str | Path, found: dict[str, Any], model_type: str | None
+) -> PreTrainedConfig:
+    "A configuration of 2018 or 2019, which does not say of which architecture it is."
+    if model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{name}: expected an architecture (model_type) in config.json, got none, as in "
+            f"folders of 2019, and {model_type or 'no'} --model_type: give --model_type bert, or what it is"
+        )
+    return CONFIG_MAPPING[model_type].from_dict(found)
+
+
 def open_config(
     name: str | Path,  # folder, or name in the local cache
     local_files_only: bool = True,  # False: may be fetched from the hub
+    model_type: str | None = None,  # the architecture, where the file does not name it
     **options: Any,  # cache_dir, revision, ...
 ) -> PreTrainedConfig:  # of an encoder or of a tagger
     "Load a configuration: FileNotFoundError where there is none, ModelError where it is broken."
@@ -191,9 +210,12 @@ def open_config(
     remedy = "copy the model again, or name another one with --model_name_or_path"
     with reading(name, "a configuration that transformers knows", remedy, local_files_only):
         try:
-            config = AutoConfig.from_pretrained(
-                name, local_files_only=local_files_only, trust_remote_code=is_trusted(), **options
-            )
+            options["local_files_only"] = local_files_only
+            found, _ = PreTrainedConfig.get_config_dict(name, **options)
+            if not found or found.keys() & {"model_type", "auto_map"}:
+                config = AutoConfig.from_pretrained(name, trust_remote_code=is_trusted(), **options)
+            else:
+                config = _config_without_type(name, found, model_type)
         except OSError as error:
             if Path(name, "config.json").is_file():
                 raise

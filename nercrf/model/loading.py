@@ -91,12 +91,13 @@ def _load_config(
     source: str | Path | PreTrainedConfig,
     dropouts: tuple[float | None, float | None],
     options: dict[str, bool | str | Path | None],
+    model_type: str | None = None,
 ) -> PreTrainedConfig:
     "A copy of a configuration, or one from a file, with this dropout in its encoder."
     if isinstance(source, PreTrainedConfig):
         config = copy.deepcopy(source)
     else:
-        config = open_config(source, **options)
+        config = open_config(source, model_type=model_type, **options)
     if isinstance(config, NerCrfConfig):
         config.encoder = set_dropout(config.encoder, *dropouts)
         return config
@@ -136,11 +137,12 @@ def load_encoder(
     config_name: str | Path | None = None,  # where the configuration is
     dropout: float | None = None,  # one value for every dropout in the encoder
     attention_dropout: float | None = None,  # that of the attention
+    model_type: str | None = None,  # its architecture, where its files do not name it
 ) -> PreTrainedModel:  # in float32
     "Load the encoder of any checkpoint, whatever head it was saved with."
     options = {"local_files_only": local_files_only, "cache_dir": cache_dir}
     dropouts = dropout, attention_dropout
-    config = _load_config(config_name or name_or_path, dropouts, options)
+    config = _load_config(config_name or name_or_path, dropouts, options, model_type)
     if not isinstance(name_or_path, PreTrainedConfig):
         encoder = _load_weights(name_or_path, config, options)
     else:
@@ -171,7 +173,12 @@ def find_config(
         return None
     name = encoder.config_name or encoder.model_name_or_path
     try:
-        config = open_config(name, not encoder.download, cache_dir=encoder.cache_dir)
+        config = open_config(
+            name,
+            not encoder.download,
+            encoder.model_type,
+            cache_dir=encoder.cache_dir,
+        )
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no model at {name!r}: give a folder that holds one (config.json), or --download to "
@@ -190,6 +197,10 @@ def load_tokenizer(
     options = {"cache_dir": encoder.cache_dir, "local_files_only": not encoder.download}
     if encoder.do_lower_case:
         options["do_lower_case"] = True
+    if encoder.model_type is not None and encoder.tokenizer_name is None:
+        config = find_config(encoder)  # whose files may not say which tokenizer is theirs
+        if not isinstance(config, NerCrfConfig):
+            options["config"] = config
     tokenizer = open_tokenizer(name, flag="--tokenizer_name", **options)
     if encoder.do_lower_case and tokenizer("ABC")["input_ids"] != tokenizer("abc")["input_ids"]:
         raise ValueError(
@@ -311,6 +322,7 @@ def build_model(
         config_name=config_name,
         dropout=encoder.encoder_dropout,
         attention_dropout=encoder.attention_dropout,
+        model_type=encoder.model_type,
     )
     check_inputs(loaded, tokenizer)
     unit = unit_of_words(sentences)
