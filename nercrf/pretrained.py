@@ -192,7 +192,8 @@ def _config_without_type(
     if model_type not in CONFIG_MAPPING:
         raise ModelError(
             f"{name}: expected an architecture (model_type) in config.json, got none, as in "
-            f"folders of 2019, and {model_type or 'no'} --model_type: give --model_type bert, or what it is"
+            f"folders of 2019, and {model_type or 'no'} --model_type: give --model_type bert, "
+            "or what it is"
         )
     return CONFIG_MAPPING[model_type].from_dict(found)
 
