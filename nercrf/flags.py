@@ -25,7 +25,7 @@ from nercrf.data.splits import read_shares
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.features.feature_config import CacheConfig, WindowConfig
 from nercrf.fields import check_fields, field_bounds
-from nercrf.model.encoder_config import EncoderConfig, find_model
+from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
 from nercrf.tagging.predict_config import PredictConfig
 from nercrf.training.run_folder import refuse_folder
 from nercrf.training.training_config import (
@@ -59,7 +59,7 @@ class RunConfig:
     def check(self) -> None:
         "Refuse a remote debugger: ValueError."
         for name in ("server_ip", "server_port"):
-            if getattr(self, name) is not None:
+            if getattr(self, name):  # the reference's default is empty
                 raise ValueError(
                     f"--{name} {getattr(self, name)}: start the script under a debugger instead: "
                     "python -m debugpy --listen 5678 -m nercrf.run_ner_crf"
@@ -363,7 +363,7 @@ VERBS = {
             **_READING,
             WindowConfig: "eval_max_seq_length nested",
             EvaluationConfig: "",
-            EncoderConfig: "model_name_or_path base_model",
+            EncoderConfig: "model_name_or_path base_model trust_remote_code",
             PrecisionConfig: "fp16 bf16",
             DeviceConfig: _PLACE,
             CheckpointConfig: "output_dir",
@@ -379,7 +379,7 @@ VERBS = {
             PredictConfig: "",
             ReadConfig: "",
             EvaluationConfig: "per_gpu_eval_batch_size",
-            EncoderConfig: "model_name_or_path base_model",
+            EncoderConfig: "model_name_or_path base_model trust_remote_code",
             DeviceConfig: _PLACE,
             CheckpointConfig: "output_dir",
         },
@@ -442,10 +442,10 @@ def _check_inputs(args: ScriptConfig) -> None:
     for path in args.input:
         if path != "-" and not Path(path).exists():
             raise ValueError(f"--input {path}: there is no such file; check the path")
-    if "-" in args.input and args.input_format not in ("text", "auto"):
+    if "-" in args.input and args.input_format in ("brat", "parquet", "datasets"):
         raise ValueError(
-            "standard input is read as plain text, a sentence a line: write other formats to a "
-            "file first"
+            f"--input_format {args.input_format}: standard input is text of one file; give the "
+            "path of the data"
         )
     if args.output == "-" and args.output_format != "jsonl":
         raise ValueError(
@@ -480,7 +480,7 @@ def _check_data(args: ScriptConfig) -> None:
 
 def _check_training(args: ScriptConfig) -> None:
     "What a training starts from, where it writes, and what it needs."
-    name = args.model_name_or_path
+    name = named_model(args.model_name_or_path)
     if name is not None and not args.download and not args.config_name:
         local = Path(name).is_dir() or Path(name).is_absolute() or name.startswith(".")
         if local and not (Path(name) / "config.json").is_file():

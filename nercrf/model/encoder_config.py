@@ -5,16 +5,16 @@
 # %% ../../nbs/4_model/00_encoder_config.ipynb #5a78968e
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from nercrf.fields import Positive, Share
+from nercrf.files import read_object
 from nercrf.labels import get_scheme
 
 # %% auto #0
-__all__ = ['TAGGER', 'EncoderConfig', 'AdapterConfig', 'find_model']
+__all__ = ['TAGGER', 'EncoderConfig', 'AdapterConfig', 'find_model', 'named_model']
 
 # %% ../../nbs/4_model/00_encoder_config.ipynb #3ea51306
 @dataclass
@@ -28,6 +28,7 @@ class EncoderConfig:
     base_model: str | None = None  # encoder of a LoRA model, where it is not in its place any more
     cache_dir: str | None = None  # where downloaded models are kept
     download: bool = False  # fetch a model that is not here; otherwise no network is used
+    trust_remote_code: bool = False  # run Python code that comes with a model, as your own
     do_lower_case: bool = False  # lower-case the text; for uncased models
     scheme: str | None = None  # tag scheme of the model (bio, bioes, ...); none: that of the data
     dropout: Annotated[float | None, Share] = None  # of the head; none: 0.1, from scratch 0.3
@@ -37,14 +38,14 @@ class EncoderConfig:
     subtoken_pooling: Literal["first", "last", "mean"] | None = None  # of a word; none: first
     constrain: bool = True  # decode well-formed tags; off: let decoding give ill-formed tags
     constrain_likelihood: bool = False  # let the loss sum over well-formed tag sequences only
-    loss_type: str | None = None  # of the reference's softmax script; refused
+    loss_type: str | None = None  # of the reference's softmax script; ce changes nothing
 
     def check(self) -> None:
         "Refuse a loss, and a scheme that nobody knows: ValueError."
-        if self.loss_type is not None:
+        if self.loss_type not in (None, "ce"):
             raise ValueError(
-                f"--loss_type {self.loss_type}: a CRF is trained by its likelihood, so there is no "
-                "loss to choose: leave it out"
+                f"--loss_type {self.loss_type}: a CRF is trained by its likelihood, which is the "
+                "cross entropy (ce) of whole tag sequences, and by no other loss: leave it out"
             )
         if self.scheme is not None:
             get_scheme(self.scheme)
@@ -72,7 +73,7 @@ TAGGER = "nercrf"  # type of our models
 
 def _check_is_tagger(folder: Path) -> None:
     "Refuse a folder that holds another kind of model: ValueError."
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = read_object(folder / "config.json", "copy the model again, or train it anew")
     if found.get("model_type") != TAGGER:
         raise ValueError(
             f"{folder} holds a {found.get('model_type')} model, not a "
@@ -87,7 +88,7 @@ def find_model(
     "Find the model: ValueError that says what was expected where there is none."
     folder = Path(folder)
     for candidate in (folder, folder / "model"):
-        if (candidate / "config.json").is_file():
+        if (candidate / "config.json").exists():
             _check_is_tagger(candidate)
             return candidate
     what = "is no folder" if folder.exists() else "does not exist"
@@ -101,3 +102,12 @@ def find_model(
     raise ValueError(
         f"{folder} {what}: give the output folder of nercrf train, or a checkpoint in it"
     )
+
+# %% ../../nbs/4_model/00_encoder_config.ipynb #803d9446
+def named_model(
+    name: str | None,  # a folder, a name, or nothing
+) -> str | None:  # the folder `model` of a run's output folder; any other name as it is
+    "Where the model is that a name means."
+    inside = Path(name or "", "model")
+    is_run = name is not None and not Path(name, "config.json").is_file()
+    return str(inside) if is_run and (inside / "config.json").is_file() else name
