@@ -155,9 +155,11 @@ def prepare_data(
             if first:
                 write_sample(folder)
         args = replace(args, data_dir=str(folder))
-    if args.by is None:
-        args = replace(args, by=_splitter_of_model(args))
     corpus = open_data(args, args.task_name)
+    by = _splitter_of_model(args) if args.by is None else None
+    if by not in (None, corpus.files.options["by"]) and corpus.cuts_text:
+        args = replace(args, by=by)
+        corpus = open_data(args, args.task_name)
     for warning in corpus.summary.survey.warnings:
         logger.warning("%s", warning)
     return args, corpus
@@ -274,8 +276,9 @@ def _dataset(
 ) -> FeatureDataset:
     "The features of a split, with labels, scheme and windows of the model."
     config = loaded.model.config
-    fitted = _fit_windows(args, loaded)
-    windows = replace(fitted, stride=config.stride, context=config.context)
+    if args.eval_max_seq_length == WindowConfig.eval_max_seq_length:
+        args = replace(args, eval_max_seq_length=config.max_seq_length)  # as the tagger reads
+    windows = replace(_fit_windows(args, loaded), stride=config.stride, context=config.context)
     conversion = conversion_of(windows, split) | {
         "joined_by": config.joined_by,
         "subtoken_pooling": config.subtoken_pooling,

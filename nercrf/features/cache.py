@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 import nercrf
 from nercrf.data.corpus import CorpusFiles, CorpusSurvey, open_corpus
 from nercrf.data.examples import DataError, Example, data_files
-from nercrf.data.formats import detect_path
+from nercrf.data.formats import detect_path, find_format
 from nercrf.data.read_config import ReadConfig
 from nercrf.distributed.processes import get_rank
 from nercrf.features.batches import FeatureDataset
@@ -146,11 +146,17 @@ class CachedCorpus:
     def summary(self) -> CorpusSummary:  # the files are read only where it is not in the cache
         "What a run has to know of the corpus beside the features."
         key = cache_key(describe_data(self.files))
-        summary, _ = self.cache.find(
+        summary, self._metadata = self.cache.find(
             "corpus", key, load_summary, partial(_build_summary, self, key)
         )
         self.files.know(summary.survey)
         return summary
+
+    @property
+    def cuts_text(self) -> bool:  # False where the words are those of the files
+        "May the words depend on the splitter?"
+        _ = self.summary
+        return self._metadata.get("cuts_text", True)
 
     def describe(
         self,
@@ -282,11 +288,17 @@ def _build_summary(
         "key": key,
         "sentences": sum(summary.survey.sentences.values()),
         "source": str(corpus.files.folder),
+        "cuts_text": any(map(_cuts_text, corpus.files.formats.values())),
     }
     path = write_first(paths, lambda path: summary.save(path, metadata))
     if path is None or path.stat().st_size <= RESIDENT:
         return summary, metadata
     return load_summary(path)
+
+
+def _cuts_text(format: str) -> bool:
+    "May a splitter have to cut the texts of this format, as far as the format is known?"
+    return format == "auto" or find_format(format).cuts_text
 
 
 def _note_warnings(metadata: dict[str, Any]) -> None:

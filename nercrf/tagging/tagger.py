@@ -5,6 +5,7 @@
 # %% ../../nbs/7_tagging/01_tagger.ipynb #666b4959
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,7 +22,7 @@ from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
-from nercrf.model.loading import open_tokenizer
+from nercrf.model.loading import open_tokenizer, without_bars
 from nercrf.model.modeling import NerCrfForTokenClassification
 
 # %% auto #0
@@ -89,6 +90,7 @@ class Tagger:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.splitter = splitter or self._own_splitter()
+        self._warned = False
 
     @classmethod
     def from_pretrained(
@@ -101,7 +103,8 @@ class Tagger:
     ) -> Tagger:  # ready to use
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
-        model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
+        with without_bars():
+            model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
         return cls(model, open_tokenizer(path), batch_size, device, splitter)
 
     def _own_splitter(self) -> Splitter:
@@ -146,10 +149,14 @@ class Tagger:
         inputs: str | Sequence[str] | Sequence[Sequence[str]],  # a text, texts, sentences of words
         connected: bool = False,  # of one document: `context` crosses elements
     ) -> list[Entity] | list[list[Entity]]:  # of the text, or of each element
-        "Tag a text, a list of texts, or a list of sentences of words."
+        """Tag a text, a list of texts, or a list of sentences of words.
+
+        A list of strings is a list of texts: the words of one sentence are given as `[words]`.
+        """
         if isinstance(inputs, str):
             return self([inputs])[0]
         sentences = [self._read(item, place) for place, item in enumerate(inputs)]
+        self._warn_of_words(sentences)
         examples = [sentence.example for sentence in sentences]
         if connected:  # of one document, so from one place
             examples = [replace(example, source="") for example in examples]
@@ -158,6 +165,17 @@ class Tagger:
             replace(sentence, spans=found).entities
             for sentence, found in zip(sentences, spans, strict=True)
         ]
+
+    def _warn_of_words(self, sentences: Sequence[Tagged]) -> None:
+        "Say once that texts of one word each may be the words of one sentence."
+        alone = all(each.text and len(each.example.tokens) == 1 for each in sentences)
+        if alone and len(sentences) > 1 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{len(sentences)} texts of one word each, tagged one by one: expected the words "
+                "of one sentence? Give a list with them in it: tagger([words])",
+                stacklevel=3,
+            )
 
     def _read(self, item: str | Sequence[str], place: int) -> Tagged:
         "One element of the input, in which nothing is found yet."
