@@ -156,11 +156,13 @@ def prepare_data(
                 write_sample(folder)
         args = replace(args, data_dir=str(folder))
     corpus = open_data(args, args.task_name)
+    warnings = corpus.summary.survey.warnings
     by = _splitter_of_model(args) if args.by is None else None
     if by not in (None, corpus.files.options["by"]) and corpus.cuts_text:
         args = replace(args, by=by)
         corpus = open_data(args, args.task_name)
-    for warning in corpus.summary.survey.warnings:
+        warnings = corpus.summary.survey.warnings
+    for warning in warnings:
         logger.warning("%s", warning)
     return args, corpus
 

@@ -103,6 +103,7 @@ class CachedCorpus:
     ):
         self.files, self.cache, self.processes = files, cache, processes
         self._examples: dict[str, list[Example]] = {}
+        self.cuts_text = True  # may words depend on the splitter? known with the summary
 
     def keep(
         self,
@@ -146,17 +147,12 @@ class CachedCorpus:
     def summary(self) -> CorpusSummary:  # the files are read only where it is not in the cache
         "What a run has to know of the corpus beside the features."
         key = cache_key(describe_data(self.files))
-        summary, self._metadata = self.cache.find(
+        summary, metadata = self.cache.find(
             "corpus", key, load_summary, partial(_build_summary, self, key)
         )
+        self.cuts_text = metadata.get("cuts_text", True)
         self.files.know(summary.survey)
         return summary
-
-    @property
-    def cuts_text(self) -> bool:  # False where the words are those of the files
-        "May the words depend on the splitter?"
-        _ = self.summary
-        return self._metadata.get("cuts_text", True)
 
     def describe(
         self,

@@ -90,9 +90,9 @@ class Tagger:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.splitter = splitter or self._own_splitter()
-        self._warned = False
 
     @classmethod
+    @without_bars()
     def from_pretrained(
         cls,
         folder: str | Path,  # a model's folder, or the output folder of a run
@@ -103,8 +103,7 @@ class Tagger:
     ) -> Tagger:  # ready to use
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
-        with without_bars():
-            model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
+        model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
         return cls(model, open_tokenizer(path), batch_size, device, splitter)
 
     def _own_splitter(self) -> Splitter:
@@ -149,14 +148,11 @@ class Tagger:
         inputs: str | Sequence[str] | Sequence[Sequence[str]],  # a text, texts, sentences of words
         connected: bool = False,  # of one document: `context` crosses elements
     ) -> list[Entity] | list[list[Entity]]:  # of the text, or of each element
-        """Tag a text, a list of texts, or a list of sentences of words.
-
-        A list of strings is a list of texts: the words of one sentence are given as `[words]`.
-        """
+        "Tag a text, a list of texts (strings), or a list of sentences, each a list of words."
         if isinstance(inputs, str):
             return self([inputs])[0]
         sentences = [self._read(item, place) for place, item in enumerate(inputs)]
-        self._warn_of_words(sentences)
+        _warn_of_words(sentences)
         examples = [sentence.example for sentence in sentences]
         if connected:  # of one document, so from one place
             examples = [replace(example, source="") for example in examples]
@@ -165,17 +161,6 @@ class Tagger:
             replace(sentence, spans=found).entities
             for sentence, found in zip(sentences, spans, strict=True)
         ]
-
-    def _warn_of_words(self, sentences: Sequence[Tagged]) -> None:
-        "Say once that texts of one word each may be the words of one sentence."
-        alone = all(each.text and len(each.example.tokens) == 1 for each in sentences)
-        if alone and len(sentences) > 1 and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{len(sentences)} texts of one word each, tagged one by one: expected the words "
-                "of one sentence? Give a list with them in it: tagger([words])",
-                stacklevel=3,
-            )
 
     def _read(self, item: str | Sequence[str], place: int) -> Tagged:
         "One element of the input, in which nothing is found yet."
@@ -187,6 +172,16 @@ class Tagger:
         raise TypeError(
             f"element {place} of the input: expected a string or a list of strings, got "
             f"{type(item).__name__}: give texts, or sentences as lists of words"
+        )
+
+
+def _warn_of_words(sentences: Sequence[Tagged]) -> None:
+    "Say that texts of one word each may be the words of one sentence; once a line of code."
+    if len(sentences) > 1 and all(x.text and len(x.example.tokens) == 1 for x in sentences):
+        warnings.warn(
+            "texts of one word each, tagged one by one: expected the words of one sentence? Give "
+            "a list with them in it: tagger([words])",
+            stacklevel=3,
         )
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #be3905ca
