@@ -72,6 +72,16 @@ def text_example(
     example = Example(id, [token for token, _, _ in words], source=id)
     return example, [(start, end) for _, start, end in words]
 
+# %% ../../nbs/7_tagging/01_tagger.ipynb #7d4f6f9e
+def _warn_of_words(sentences: Sequence[Tagged]) -> None:
+    "Say that texts of one word each may be the words of one sentence; once a line of code."
+    if len(sentences) > 1 and all(x.text and len(x.example.tokens) == 1 for x in sentences):
+        warnings.warn(
+            "texts of one word each, tagged one by one: expected the words of one sentence? Give "
+            "a list with them in it: tagger([words])",
+            stacklevel=3,
+        )
+
 # %% ../../nbs/7_tagging/01_tagger.ipynb #6f22a7c2
 class Tagger:
     "A model and its tokenizer, ready to tag text."
@@ -172,16 +182,6 @@ class Tagger:
         raise TypeError(
             f"element {place} of the input: expected a string or a list of strings, got "
             f"{type(item).__name__}: give texts, or sentences as lists of words"
-        )
-
-
-def _warn_of_words(sentences: Sequence[Tagged]) -> None:
-    "Say that texts of one word each may be the words of one sentence; once a line of code."
-    if len(sentences) > 1 and all(x.text and len(x.example.tokens) == 1 for x in sentences):
-        warnings.warn(
-            "texts of one word each, tagged one by one: expected the words of one sentence? Give "
-            "a list with them in it: tagger([words])",
-            stacklevel=3,
         )
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #be3905ca
