@@ -149,9 +149,8 @@ class CachedCorpus:
     def summary(self) -> CorpusSummary:  # the files are read only where it is not in the cache
         "What a run has to know of the corpus beside the features."
         key = cache_key(describe_data(self.files))
-        summary, metadata = self.cache.find(
-            "corpus", key, load_summary, partial(_build_summary, self, key)
-        )
+        build = partial(_build_summary, self, key)
+        summary, metadata = self.cache.find("corpus", key, load_summary, build)
         self.cuts_text = metadata.get("cuts_text", True)
         self.files.know(summary.survey)
         return summary
@@ -188,8 +187,7 @@ class CachedCorpus:
         "The features of a split; every process of a group has to call it."
         description = self.describe(split, tokenizer, conversion, labels, scheme)
         build = partial(_build_features, self, description, tokenizer)
-        found = self.cache.find(split, cache_key(description), load_features, build)
-        features, metadata = found
+        features, metadata = self.cache.find(split, cache_key(description), load_features, build)
         if get_rank() == 0:
             _note_warnings(metadata)
         return FeatureDataset(features, metadata["labels"], metadata["scheme"])
