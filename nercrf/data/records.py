@@ -349,6 +349,7 @@ class Format:
     by_lines = False  # may be cut between lines and read in parts
     by_surfaces = False  # surfaces of the whole say what offsets count
     reads_path = False  # a folder or a pair of files, not one text
+    cuts_text = False  # text is cut into words at reading, as `by` says
     token_lines = False  # each token has a line, with one tag: spans cannot overlap
     outermost_only = False  # of overlapping spans only the outermost can be written
 
@@ -479,6 +480,8 @@ def _cut_for(
 # %% ../../nbs/1_data/06_records.ipynb #22c6ee88
 class RecordFormat(Format):
     "A format of texts with mentions in them."
+
+    cuts_text = True
 
     def survey(self, reading: Reading, content: list[Record]) -> Survey:
         "Which readings of offsets fit the surfaces."

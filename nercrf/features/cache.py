@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 import nercrf
 from nercrf.data.corpus import CorpusFiles, CorpusSurvey, open_corpus
 from nercrf.data.examples import DataError, Example, data_files
-from nercrf.data.formats import detect_path
+from nercrf.data.formats import detect_path, find_format
 from nercrf.data.read_config import ReadConfig
 from nercrf.distributed.processes import get_rank
 from nercrf.features.batches import FeatureDataset
@@ -105,6 +105,7 @@ class CachedCorpus:
         self.files, self.cache, self.processes = files, cache, processes
         self.check = check or (lambda: None)
         self._examples: dict[str, list[Example]] = {}
+        self.cuts_text = True  # may words depend on the splitter? known with the summary
 
     def keep(
         self,
@@ -148,9 +149,9 @@ class CachedCorpus:
     def summary(self) -> CorpusSummary:  # the files are read only where it is not in the cache
         "What a run has to know of the corpus beside the features."
         key = cache_key(describe_data(self.files))
-        summary, _ = self.cache.find(
-            "corpus", key, load_summary, partial(_build_summary, self, key)
-        )
+        build = partial(_build_summary, self, key)
+        summary, metadata = self.cache.find("corpus", key, load_summary, build)
+        self.cuts_text = metadata.get("cuts_text", True)
         self.files.know(summary.survey)
         return summary
 
@@ -186,8 +187,7 @@ class CachedCorpus:
         "The features of a split; every process of a group has to call it."
         description = self.describe(split, tokenizer, conversion, labels, scheme)
         build = partial(_build_features, self, description, tokenizer)
-        found = self.cache.find(split, cache_key(description), load_features, build)
-        features, metadata = found
+        features, metadata = self.cache.find(split, cache_key(description), load_features, build)
         if get_rank() == 0:
             _note_warnings(metadata)
         return FeatureDataset(features, metadata["labels"], metadata["scheme"])
@@ -287,11 +287,17 @@ def _build_summary(
         "key": key,
         "sentences": sum(summary.survey.sentences.values()),
         "source": str(corpus.files.folder),
+        "cuts_text": any(map(_cuts_text, corpus.files.formats.values())),
     }
     path = write_first(paths, lambda path: summary.save(path, metadata))
     if path is None or path.stat().st_size <= RESIDENT:
         return summary, metadata
     return load_summary(path)
+
+
+def _cuts_text(format: str) -> bool:
+    "May a splitter have to cut the texts of this format, as far as the format is known?"
+    return format == "auto" or find_format(format).cuts_text
 
 
 def _note_warnings(metadata: dict[str, Any]) -> None:

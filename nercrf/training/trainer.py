@@ -8,6 +8,7 @@ __all__ = ['logger', 'check_config', 'resolve_config', 'BestModel', 'EarlyStoppi
 
 # %% ../../nbs/6_training/14_trainer.ipynb #ec211a77
 import logging
+import math
 import shutil
 import signal
 import threading
@@ -233,11 +234,11 @@ def _do_what_is_due(run: Training) -> None:
         with suppress(EvaluationInterrupted):
             scores = run.evaluate().scores
             logger.info(
-                "update %d: dev F1 %.4f (best %s %s)",
+                "update %d: dev F1 %.4f (best %s %.4f)",
                 run.progress.step,
                 scores.micro.f1,
                 run.args.metric_for_best_model,
-                run.progress.best_score,
+                math.nan if run.progress.best_score is None else run.progress.best_score,
             )
     if run.due("save") and not run.progress.evaluation_due:
         save_checkpoint(run)
