@@ -72,3 +72,7 @@ def main(
         args = parse_verb(choice.verb, flags)
         return guarded(lambda: work(args, show=SHOWN if choice.verb == "train" else 0))
     return TOOLS[choice.verb](flags)
+
+# %% ../nbs/8_commands/05_cli.ipynb #12beecd4
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_args, get_type_hints
 
 from fastcore.docments import docments
 
@@ -24,7 +24,7 @@ from nercrf.data.read_config import ReadConfig
 from nercrf.data.splits import read_shares
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.features.feature_config import CacheConfig, WindowConfig
-from nercrf.fields import check_fields, field_bounds
+from nercrf.fields import NotNegative, check_fields, field_bounds
 from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
 from nercrf.tagging.predict_config import PredictConfig
 from nercrf.training.run_folder import refuse_folder
@@ -49,9 +49,11 @@ class RunConfig:
     do_train: bool = False  # train
     do_eval: bool = False  # evaluate on dev and, where it has labels, on test
     do_predict: bool = False  # write the entities of the test file
+    sample: Literal["both", "chinese", "english"] | None = None  # languages of the built-in sample
     dry_run: bool = False  # make two updates, estimate time and memory, leave nothing behind
     model: str | None = None  # trained tagger, or folder of its run; none: that of --output_dir
     eval_all_checkpoints: bool = False  # evaluate every checkpoint, not only the best model
+    errors: Annotated[int, NotNegative] = 0  # sentences with an error to show, gold beside found
     config: str | None = None  # JSON or YAML file of flags; those of the command line come on top
     server_ip: str | None = None  # of a remote debugger; refused
     server_port: str | None = None  # of a remote debugger; refused
@@ -351,7 +353,7 @@ VERBS = {
     "train": Verb(
         "train on labelled files (the built-in sample without --data_dir), evaluate, predict",
         {"do_train": True, "do_eval": True, "do_predict": True},
-        {RunConfig: "dry_run eval_all_checkpoints config"}
+        {RunConfig: "sample dry_run eval_all_checkpoints config"}
         | dict.fromkeys(sections_of(TrainingConfig), "")
         | {PredictConfig: "output output_format"},
     ),
@@ -359,7 +361,7 @@ VERBS = {
         "evaluate a trained model on the labelled files of a folder",
         {"do_train": False, "do_eval": True, "do_predict": False},
         {
-            RunConfig: "model eval_all_checkpoints config",
+            RunConfig: "model eval_all_checkpoints errors config",
             **_READING,
             WindowConfig: "eval_max_seq_length nested",
             EvaluationConfig: "",
@@ -463,6 +465,11 @@ def _check_data(args: ScriptConfig) -> None:
                 "not trained on the built-in sample)"
             )
         return
+    if args.sample is not None:
+        raise ValueError(
+            f"--sample {args.sample} is data of its own, --data_dir {args.data_dir} names others: "
+            "leave one of them out"
+        )
     files = find_sources(args.data_dir, read_shares(args.split))
     if args.do_train and "train" not in files:
         raise ValueError(

@@ -33,9 +33,9 @@ from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import Sentence, build_tokenizer
 
 # %% auto #0
-__all__ = ['set_dropout', 'warn_of_other_dropout', 'read_config', 'load_encoder', 'check_model_type', 'find_config',
-           'open_tokenizer', 'load_tokenizer', 'LoadedModel', 'WindowSizes', 'check_lengths', 'check_inputs',
-           'fit_windows', 'unit_of_words', 'build_model', 'load_tagger']
+__all__ = ['set_dropout', 'warn_of_other_dropout', 'without_bars', 'read_config', 'load_encoder', 'check_model_type',
+           'find_config', 'open_tokenizer', 'load_tokenizer', 'LoadedModel', 'WindowSizes', 'check_lengths',
+           'check_inputs', 'fit_windows', 'unit_of_words', 'build_model', 'load_tagger']
 
 # %% ../../nbs/4_model/07_loading.ipynb #41943bb6
 def set_dropout(
@@ -87,6 +87,18 @@ def warn_of_other_dropout(
             " set their `p` yourself",
             stacklevel=3,
         )
+
+# %% ../../nbs/4_model/07_loading.ipynb #0a16a913
+@contextmanager
+def without_bars() -> Iterator[None]:
+    "No progress bars of transformers inside; afterwards they are as they were."
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 # %% ../../nbs/4_model/07_loading.ipynb #5ab7b524
 @contextmanager

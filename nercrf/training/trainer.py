@@ -101,6 +101,14 @@ def resolve_config(
 class BestModel(TrainingCallback):
     "Keeps the model that did best on dev."
 
+    def on_train_begin(self, run):
+        "Say what is kept where nothing can be compared."
+        if run.info.is_main and run.dev_dataset is None:
+            logger.warning(
+                "no labelled dev data: nothing tells which model is the best one, and the last one "
+                "is kept"
+            )
+
     def on_evaluate(self, run, result, record):
         "Keep the model if it is the best so far."
         metric, progress = run.args.metric_for_best_model, run.progress
