@@ -444,10 +444,10 @@ def _check_inputs(args: ScriptConfig) -> None:
     for path in args.input:
         if path != "-" and not Path(path).exists():
             raise ValueError(f"--input {path}: there is no such file; check the path")
-    if "-" in args.input and args.input_format not in ("text", "auto"):
+    if "-" in args.input and args.input_format in ("brat", "parquet", "datasets"):
         raise ValueError(
-            "standard input is read as plain text, a sentence a line: write other formats to a "
-            "file first"
+            f"--input_format {args.input_format}: standard input is text of one file; give the "
+            "path of the data"
         )
     if args.output == "-" and args.output_format != "jsonl":
         raise ValueError(
@@ -465,11 +465,6 @@ def _check_data(args: ScriptConfig) -> None:
                 "not trained on the built-in sample)"
             )
         return
-    if args.sample is not None:
-        raise ValueError(
-            f"--sample {args.sample} is data of its own, --data_dir {args.data_dir} names others: "
-            "leave one of them out"
-        )
     files = find_sources(args.data_dir, read_shares(args.split))
     if args.do_train and "train" not in files:
         raise ValueError(
