@@ -9,7 +9,6 @@ __all__ = ['logger', 'CONVERSION_OPTIONS', 'UNKNOWN_WORDS', 'EVAL_RESULTS', 'EVA
 
 # %% ../nbs/8_commands/02_script.ipynb #222ccd52
 import inspect
-import json
 import logging
 import math
 import sys
@@ -51,7 +50,7 @@ from nercrf.evaluation.result_files import (
     type_figures,
     write_result,
 )
-from nercrf.files import write_bytes
+from nercrf.files import read_object, write_bytes
 from nercrf.labels import label_list
 from nercrf.model.encoder_config import find_model, named_model
 from nercrf.model.encoders import check_vocabulary
@@ -64,6 +63,7 @@ from nercrf.model.loading import (
     load_tagger,
 )
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.pretrained import trust_remote_code
 from nercrf.tagging.errors import choose_shown, has_error, mark_errors
 from nercrf.tagging.output import input_batches, write_tagged
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
@@ -153,7 +153,7 @@ def _splitter_of_model(args: ScriptConfig) -> str | None:
         path = find_model(folder or "") / "config.json"
     except ValueError:  # an encoder, or nothing yet
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_object(path)
     return f"{config['split_by']}@{config.get('split_version', 1)}"
 
 
@@ -564,23 +564,29 @@ def run(
     if args.loss_type is not None:
         logger.info("--loss_type ce is the CRF's likelihood, of whole tag sequences: as always")
     try:
-        corpus = None
-        if args.do_train or args.do_eval or not args.input:
-            args, corpus = prepare_data(args)
-        if args.do_train:
-            run_training(args, corpus, info)
-        if args.dry_run:
-            return
-        figures = run_evaluation(args, corpus, info) if args.do_eval else {}
-        if args.do_predict and _can_predict(args, corpus):
-            barrier()
-            close_distributed()  # nobody has to wait for the main process
-            if info.is_main:
-                run_prediction(args, corpus, info, show)
-        if info.is_main and args.do_train:
-            _say_what_comes_next(args, corpus, figures.get("model", {}))
+        with trust_remote_code(args.trust_remote_code):
+            _run_parts(args, info, show)
     finally:
         close_distributed()
+
+
+def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
+    "Train, evaluate and predict among processes that know each other."
+    corpus = None
+    if args.do_train or args.do_eval or not args.input:
+        args, corpus = prepare_data(args)
+    if args.do_train:
+        run_training(args, corpus, info)
+    if args.dry_run:
+        return
+    figures = run_evaluation(args, corpus, info) if args.do_eval else {}
+    if args.do_predict and _can_predict(args, corpus):
+        barrier()
+        close_distributed()  # nobody has to wait for the main process
+        if info.is_main:
+            run_prediction(args, corpus, info, show)
+    if info.is_main and args.do_train:
+        _say_what_comes_next(args, corpus, figures.get("model", {}))
 
 
 def _say_what_comes_next(args: ScriptConfig, corpus: CachedCorpus, figures: dict) -> None:
