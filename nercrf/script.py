@@ -326,7 +326,12 @@ def _training_digest(corpus: CachedCorpus) -> str | None:
 def _knows_training(loaded: LoadedModel, corpus: CachedCorpus) -> bool:
     "Was the model trained on the training data of this folder, and on nothing else?"
     digest = _training_digest(corpus)
-    return digest is not None and loaded.model.config.trained_on == [digest]
+    return digest is not None and _trained_on(loaded) == [digest]
+
+
+def _trained_on(loaded: LoadedModel) -> list[str] | None:
+    "Digests of the training data that a model has seen; None for one of before, which has none."
+    return getattr(loaded.model.config, "trained_on", None)
 
 
 def _show_errors(args: Any, corpus: CachedCorpus, split: str, result: Evaluation) -> None:
@@ -448,9 +453,9 @@ def run_training(
             f"{args.data_dir}: no labelled training file (train.*): --do_train needs one"
         )
     args, loaded = load_model(args, corpus.summary)
-    config = loaded.model.config
-    if config.trained_on is not None:  # of a tagger of before nobody knows
-        config.trained_on = sorted({*config.trained_on, _training_digest(corpus)})
+    known = _trained_on(loaded)
+    if known is not None:
+        loaded.model.config.trained_on = sorted({*known, _training_digest(corpus)})
     datasets = {split: _dataset(args, loaded, corpus, split) for split in labelled}
     _warn_of_unknown_words(datasets["train"], loaded, corpus.summary)
     if args.dry_run:

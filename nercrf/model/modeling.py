@@ -128,7 +128,6 @@ class NerCrfConfig(PreTrainedConfig):
         hidden_size: int | None = None,  # width of the encoder's vectors, where it was measured
         min_pieces: int = 1,  # of the shortest window that the encoder reads
         split_version: int | str = 1,  # of the splitter; 1: a model of before
-        trained_on: list[str] | None = None,  # digests of its training files; None: unknown
         **kwargs: Any,  # everything that a PreTrainedConfig takes
     ):
         if isinstance(encoder, dict):
@@ -162,7 +161,6 @@ class NerCrfConfig(PreTrainedConfig):
         self.constrain_likelihood = constrain_likelihood
         self.split_by = split_by
         self.split_version = split_version
-        self.trained_on = trained_on
         self.max_seq_length = max_seq_length
         self.stride = stride
         self.context = context
