@@ -35,6 +35,7 @@ class Example:
     sep: str = " "  # what stands between tokens in the text
     original: str | None = None  # the text as written; None: tokens and `sep`
     token_offsets: list[tuple[int, int]] | None = None  # (start, end) of each in `original`
+    document: str = ""  # within its file, that it is of; "": of the file itself
 
     @property
     def text(self) -> str:  # as it was written, or the tokens joined by `sep`

@@ -29,6 +29,7 @@ from nercrf.data.json_values import (
     each_record,
     first_of,
     read_mention,
+    record_document,
     record_id,
 )
 from nercrf.data.reading import BLANK
@@ -174,7 +175,8 @@ def parse_cluener(
             findings += found
         if not record["text"]:
             findings.append(Finding("blank-text", where, "the text is empty; remove the line"))
-        examples.append(Example(str(name), list(record["text"]), spans, where, ""))
+        words = list(record["text"])
+        examples.append(Example(str(name), words, spans, where, "", document=where))
     return examples, findings
 
 # %% ../../nbs/1_data/11_json_spans.ipynb #a6ce96d5
@@ -317,8 +319,8 @@ def span_record(
     for key in record:
         if key not in _KNOWN and record[key] not in (None, [], {}, ""):
             reading.ignore(f"the field {key!r}", where)
-    name = record_id(reading, record, number)
-    return Record(where, name, text, mentions, _token_offsets(record, text, where))
+    name, document = record_id(reading, record, number), record_document(reading, record, where)
+    return Record(where, name, text, mentions, _token_offsets(record, text, where), document)
 
 # %% ../../nbs/1_data/11_json_spans.ipynb #d2d0caae
 def _mend_entries(record: dict, mentions: MentionRepair) -> None:

@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nercrf.data.examples import DataError, Example, all_labelled, example_name, span_order
-from nercrf.data.json_values import LABEL_KEYS, each_record, first_of, json_records, read_mention
-from nercrf.data.json_values import record_id
+from nercrf.data.json_values import (
+    DOCUMENT_KEYS,
+    LABEL_KEYS,
+    each_record,
+    first_of,
+    json_records,
+    read_mention,
+    record_document,
+    record_id,
+)
 from nercrf.data.reading import separators_of
 from nercrf.data.records import READINGS, Format, Mention, Reading, Survey
 from nercrf.data.tag_forms import STANDARD, odd_tags
@@ -34,6 +42,7 @@ class TokenRecord:
     tags: list[str] | None = None  # one a token, in any form
     mentions: list[Mention] | None = None  # counted in tokens
     shift: int = 0  # from the ends of the mentions to exclusive ones, where no text tells
+    document: str = ""  # as of an `Example`
 
 
 TOKEN_KEYS = ("tokens", "words", "tokenized_text", "token", "sentence")
@@ -96,7 +105,7 @@ def _is_inclusive(key: str, entries: Sequence) -> bool:
 
 def _document(reading: Reading, where: str, record: Mapping, name: str) -> list[TokenRecord]:
     "The sentences of a document whose spans count its tokens."
-    records, begin = [], 0
+    records, begin, document = [], 0, record_document(reading, record, where)
     key = next((key for key in MENTION_KEYS if record.get(key) is not None), None)
     for number, tokens in enumerate(record["sentences"]):
         mentions = None
@@ -109,7 +118,8 @@ def _document(reading: Reading, where: str, record: Mapping, name: str) -> list[
             ]
         begin += len(tokens)
         if tokens:
-            records.append(TokenRecord(where, f"{name}-{number}", tokens, None, mentions, 1))
+            own = TokenRecord(where, f"{name}-{number}", tokens, None, mentions, 1, document)
+            records.append(own)
     return records
 
 
@@ -131,7 +141,8 @@ def token_records(
         )
     if not tokens:
         raise DataError(f"{where}: expected at least one token, got none; remove the record")
-    found, used = TokenRecord(where, name, list(tokens)), set()
+    found, used = TokenRecord(where, name, list(tokens)), set(DOCUMENT_KEYS)
+    found.document = record_document(reading, record, where)
     for key in (*TAG_KEYS, *MENTION_KEYS):
         held = record.get(key)
         if not isinstance(held, (list, tuple)) or found.tags is not None:
@@ -167,7 +178,7 @@ def join_questions(
         context = question["context"]
         if context != before:
             name = f"{reading.path.name.partition('.')[0]}-{len(records)}"
-            records.append(TokenRecord(where, name, context.split(), None, [], 1))
+            records.append(TokenRecord(where, name, context.split(), None, [], 1, where))
         before = context
         places = zip(
             question.get("start_position") or [], question.get("end_position") or [], strict=False
@@ -277,7 +288,9 @@ class TokenFormat(Format):
             elif record.mentions is not None:
                 ends = record.shift if shift is None else shift
                 spans = _mention_spans(reading, record, ends, sep)
-            examples.append(Example(record.id, record.tokens, spans, record.where, sep))
+            example = Example(record.id, record.tokens, spans, record.where, sep)
+            example.document = record.document
+            examples.append(example)
         return examples
 
 # %% ../../nbs/1_data/13_json_tokens.ipynb #8fc9750e

@@ -166,6 +166,7 @@ class Record:
     text: str  # as it was written
     mentions: list[Mention] | None  # None where nobody has labelled it
     tokens: list[tuple[int, int]] | None = None  # (start, end) of each; None: the text is cut
+    document: str = ""  # as of an `Example`
 
 # %% ../../nbs/1_data/06_records.ipynb #c13ac817
 READINGS = (("characters", 0), ("characters", 1), ("utf16", 0), ("utf16", 1))
@@ -530,6 +531,7 @@ class RecordFormat(Format):
                     "" if close else " ",
                     text,
                     offsets,
+                    record.document,
                 )
             )
         return examples

@@ -171,6 +171,8 @@ class CachedCorpus:
             "scheme": get_scheme(scheme).name if scheme else None,
             "tokenizer": describe_tokenizer(tokenizer),
             "conversion": dict(conversion),
+            # before, context went beyond a document: such features are others
+            **({"context_within": "document"} if conversion.get("context") else {}),
         }
 
     def dataset(
