@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Sequence
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_outputs import TokenClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 
 from nercrf.crf.layer import CRF
 from nercrf.data.splitting import CUSTOM, find_splitter
@@ -53,8 +53,8 @@ from nercrf.model.encoders import (
 from nercrf.model.small_encoder import SmallEncoderConfig
 
 # %% auto #0
-__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights', 'learn_traits',
-           'NerCrfForTokenClassification', 'model_card']
+__all__ = ['PASS_PIECES', 'NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights',
+           'learn_traits', 'emit', 'emit_in_passes', 'NerCrfForTokenClassification', 'model_card']
 
 # %% ../../nbs/4_model/06_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -388,6 +388,49 @@ def learn_traits(
     padding = "never" if config.padding == "unproved" else config.padding
     return traits._replace(padding=padding, min_pieces=config.min_pieces)
 
+# %% ../../nbs/4_model/06_modeling.ipynb #c9daadd1
+PASS_PIECES = 8_192  # pieces that are encoded at once where no gradient is needed
+
+
+def emit(
+    model: NerCrfForTokenClassification,  # with its encoder, linear layer and dropout
+    windows: Sequence[torch.Tensor | None],  # pieces, mask and segments, (windows, pieces) each
+    word_index: torch.Tensor | None,  # (batch, words), into windows * pieces; None: all pieces
+    word_sizes: torch.Tensor | None,  # (batch, words), only for the mean of pieces
+    **options: Any,  # more arguments of the encoder
+) -> tuple[torch.Tensor, BaseModelOutput]:  # (batch, words, labels); what the encoder gave
+    "Emissions of the words of some windows."
+    encoded = run_encoder(model.encoder, model.traits, *windows, **options)
+    # (windows, pieces, hidden)
+    hidden = encoded.last_hidden_state
+    if word_index is not None:
+        # (batch, words, hidden)
+        hidden = read_words(hidden, word_index, word_sizes, model.config.subtoken_pooling)
+    return linear_in_full_precision(model.classifier, model.dropout(hidden)), encoded
+
+
+def emit_in_passes(
+    emit_some: Callable[..., tuple[torch.Tensor, Any]],  # of windows, word_index and word_sizes
+    windows: Sequence[torch.Tensor | None],  # (windows, pieces) each
+    word_index: torch.Tensor,  # (batch, words), into windows * pieces
+    word_sizes: torch.Tensor | None,  # (batch, words), only for the mean of pieces
+    rows: int,  # windows a pass
+) -> torch.Tensor:  # (batch, words, labels)
+    "Emissions of words, some windows at a time; 0 in the words of no window."
+    count, length = windows[0].shape
+    owner, emissions = word_index // length, None
+    for first in range(0, count, rows):
+        places = ((owner >= first) & (owner < first + rows)).nonzero(as_tuple=True)
+        part = [None if each is None else each[first : first + rows] for each in windows]
+        index = word_index[places][None] - first * length
+        sizes = None if word_sizes is None else word_sizes[places][None]
+        # (1, words of these windows, labels)
+        scores, _ = emit_some(part, index, sizes)
+        if emissions is None:
+            emissions = scores.new_zeros(*word_index.shape, scores.shape[-1])
+        emissions[places] = scores[0]
+    return emissions
+
 # %% ../../nbs/4_model/06_modeling.ipynb #63017f03
 class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     "A transformer encoder with a linear-chain CRF over words."
@@ -457,17 +500,20 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         **options: Any,  # more arguments of the encoder
     ) -> TokenClassifierOutput | tuple:  # loss; logits (batch, words, labels); of the encoder
         "Emissions of each word and, given `labels`, the loss."
-        batch = input_ids, attention_mask, token_type_ids
-        encoded = run_encoder(self.encoder, self.traits, *batch, **options)
-        # (windows, pieces, hidden)
-        hidden = encoded.last_hidden_state
-        if word_index is not None:
-            # (batch, words, hidden)
-            hidden = read_words(hidden, word_index, word_sizes, self.config.subtoken_pooling)
-        elif word_mask is None:
+        batch, encoded = (input_ids, attention_mask, token_type_ids), {}
+        if word_index is None and word_mask is None:
             word_mask = attention_mask
+        # gradients and records of the encoder need all windows at once
+        if torch.is_grad_enabled() or input_ids is None or word_index is None or options:
+            rows = None
+        else:
+            rows = max(1, PASS_PIECES // input_ids.shape[1])
         # (batch, words, labels)
-        emissions = linear_in_full_precision(self.classifier, self.dropout(hidden))
+        if rows is None or len(input_ids) <= rows:
+            emissions, encoded = emit(self, batch, word_index, word_sizes, **options)
+        else:
+            emit_some = partial(emit, self)
+            emissions = emit_in_passes(emit_some, batch, word_index, word_sizes, rows)
         loss = None
         if labels is not None:
             whole = num_items_in_batch is None
