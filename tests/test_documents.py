@@ -1,6 +1,7 @@
 """Context ends with the document: sentences of two documents are converted as if each were alone."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def shown(examples, context=2):
     borders = [*features.sentence_windows, len(windows)]
     return [
         [window.tolist() for window in windows[begin:end]]
-        for begin, end in zip(borders, borders[1:], strict=False)
+        for begin, end in pairwise(borders)
         if end > begin
     ]
 
@@ -69,7 +70,7 @@ def task(place, number, text):
 
 
 def cluener(place, number, text):
-    return {"text": text, "label": {"X": {"Ada": [[a, b - 1]]} for a, b, _ in spans(text)}}
+    return {"text": text, "label": {label: {"Ada": [[a, b - 1]]} for a, b, label in spans(text)}}
 
 
 def tags(text):
@@ -85,7 +86,7 @@ FILES = {
         columns(DOCUMENTS, "#begin document (a/{0}); part 000\n").replace("\n\n\n", "\n\n#end\n\n"),
         DOCUMENTS,
     ),
-    "one document": ("train.conll", columns(DOCUMENTS, ""), [sum(DOCUMENTS, [])]),
+    "one document": ("train.conll", columns(DOCUMENTS, ""), [[each for (each,) in ALONE]]),
     "spans": (
         "train.jsonl",
         json_lines(DOCUMENTS, lambda place, number, text: {"text": text, "label": spans(text)}),
