@@ -2,6 +2,10 @@
 
 import contextlib
 import json
+import re
+import subprocess
+import sys
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +14,8 @@ from hypothesis import strategies as st
 from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import DataError, Example
 from nercrf.data.formats import FORMATS, examine, read_examples, write_examples
+from nercrf.data.repair import fix_file
+from nercrf.data.rows import from_dataset
 from nercrf.data_commands import check_main
 from nercrf.labels import Span
 
@@ -276,6 +282,109 @@ def test_all_lines_that_cannot_be_read_are_told_at_once(tmp_path):
     warnings = []
     assert len(read_examples(path, on_bad="warn", warnings=warnings)) == 1
     assert sum("expected" in warning for warning in warnings) == 3
+
+
+BAD = {  # a good line, bad ones, and what stands around them
+    "columns": ("Mara B-PER\n", ["Mara\n", "a b c d O\n"], ("left O\n" * 5, "")),
+    "csv": ("Mara,B-PER\n", ["Mara\n", "a,b,c,d,O\n"], ("left,O\n" * 9, "")),
+    "cluener": (
+        '{"text": "Mara", "label": {"PER": {"Mara": [[0, 3]]}}}\n',
+        ['{"text": \n', '{"text": 7}\n', '{"text": "Mara", "label": [1]}\n', "[]\n"],
+        ("", ""),
+    ),
+    "jsonl": (
+        '{"text": "Mara", "spans": [{"start": 0, "end": 4, "label": "PER", "text": "Mara"}]}\n',
+        ['{"text": \n', '{"text": 7}\n', '{"text": "Mara", "spans": [[1]]}\n', "7\n"],
+        ("", ""),
+    ),
+    "doccano": (
+        '{"text": "Mara", "label": [[0, 4, "PER"]]}\n',
+        ['{"text": \n', '{"text": 7}\n', '{"text": "Mara", "label": [[1]]}\n'],
+        ("", ""),
+    ),
+    "tokens": (
+        '{"tokens": ["Mara"], "ner_tags": ["B-PER"]}\n',
+        ['{"tokens": \n', '{"tokens": 7}\n', '{"tokens": ["a"], "ner_tags": ["O", "O"]}\n'],
+        ("", ""),
+    ),
+    "label_studio": (
+        '{"data": {"text": "Mara"}, "annotations": [{"result": [{"type": "labels", '
+        '"value": {"start": 0, "end": 4, "labels": ["PER"]}}]}]}\n',
+        ['{"data": {"text": 7}}\n', '{"data": {"text": "a"}, "annotations": [{"result": [7]}]}\n'],
+        ("", ""),
+    ),
+    "inline": ("{{PER:Mara}} left\n", ["{{PER:Mara\n", "left}} {{PER:\n"], ("", "")),
+    "brat": ("T1\tPER 0 4\tMara\n", ["T2\tPER\n", "? what\n", "T3 PER 0 4\n"], ("", "")),
+}
+
+
+def test_every_format_of_text_is_among_those_with_bad_lines():
+    read_by_place = {"text", "parquet", "datasets"}  # any line is text; rows are tested below
+    assert {name for name, kind in FORMATS.items() if kind.readable} == {*BAD, *read_by_place}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_all_bad_lines_are_told_at_once_and_passed_if_asked(tmp_path, name):
+    good, bad, (before, behind) = BAD[name]
+    lines = before + good + "".join(bad) + good.replace("T1", "T9").replace("0 4", "5 9") + behind
+    path = save(tmp_path, f"train{FORMATS[name].extensions[0]}", lines)
+    if name == "brat":
+        save(tmp_path, "train.txt", "Mara Mara\n")
+    first = before.count("\n") + 2
+    numbers = [f"{path}:{first + index}: " for index in range(len(bad))]
+    with pytest.raises(DataError) as caught:
+        read_examples(path, name)
+    assert [number in str(caught.value) for number in numbers] == [True] * len(bad)
+    warnings = []
+    examples = read_examples(path, name, on_bad="warn", warnings=warnings)
+    assert sum(len(example.spans) for example in examples) == 2
+    for number in numbers:
+        assert sum(warning.startswith(number) for warning in warnings) == 1
+    assert warnings[-1] == f"{path}: {len(bad)} places could not be read"
+
+
+def test_all_bad_rows_are_told_at_once():
+    rows = [{"tokens": ["a"], "ner_tags": tags} for tags in (["O"], ["O", "O"], [], ["O"])]
+
+    class Rows(list):
+        column_names = ("tokens", "ner_tags")
+
+    with pytest.raises(DataError) as caught:
+        from_dataset(Rows(rows))
+    assert "row 1: " in str(caught.value)
+    assert "row 2: " in str(caught.value)
+    assert len(from_dataset(Rows(rows), on_bad="warn")) == 2
+
+
+def test_a_repair_leaves_lines_alone_that_cannot_be_read(tmp_path):
+    bad = '{"text": \n'
+    good = '{"text": "Mara left", "label": {"PER": {"Mara ": [[0, 4]]}}}\n'
+    path = save(tmp_path, "a.json", good + bad + good)
+    fixed = fix_file(path, tmp_path / "fixed", format="cluener").output
+    lines = fixed.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert lines[1] == bad
+    assert '"Mara": [[0, 3]]' in lines[0]
+
+
+def test_a_whole_run_says_each_warning_once(tmp_path):
+    "Reading, training, two evaluations and a prediction: no line of the log stands twice."
+    words = [
+        "Mara B-PER\nleft O\n\n",
+        "Mara\n",
+        "in O\nAsh I-LOC\n\n",
+        "a b c d\n",
+        "x\u200by O\n\n",
+    ]
+    for split in ("train", "dev", "test"):
+        save(tmp_path, f"{split}.txt", "Mara B-PER\nleft O\nAsh B-LOC\n\n" * 4 + "".join(words))
+    command = [sys.executable, "-c", "from nercrf.cli import main; main()", "train"]
+    command += ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "run")]
+    command += ["--on_bad", "warn", "--max_steps", "2"]
+    command += ["--no_cuda", "--eval_steps", "1", "--save_steps", "1", "--eval_all_checkpoints"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = re.findall(r"^[-0-9]+ [0-9:,]+ (?:WARNING|ERROR) (.*)$", done.stderr, re.MULTILINE)
+    assert len(told) > 9
+    assert [line for line, many in Counter(told).items() if many > 1] == []
 
 
 def test_what_an_annotator_turned_down_is_no_gold(tmp_path):

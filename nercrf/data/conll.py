@@ -353,7 +353,7 @@ def read_tags(
     survey: Survey,  # of the whole file
 ) -> None:
     "Tags in another form become standard ones, tags that are none become O."
-    form, renamed = survey.form(), reading.types.renamed
+    form, renamed, reading.renamed = survey.form(), reading.types.renamed, True
     if form is STANDARD:
         pass_wrong_tags(reading, content, {tag for run in survey.runs for tag in run})
     else:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,6 +218,8 @@ def report_findings(
         )
     if warnings is not None:
         warnings += map(str, findings)
+        bad = Counter(split_place(each.where)[0] for each in findings if each.kind == "unreadable")
+        warnings += [f"{file}: {many:,} places could not be read" for file, many in bad.items()]
 
 # %% ../../nbs/1_data/01_examples.ipynb #e37d47c1
 def span_order(

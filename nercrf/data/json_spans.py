@@ -66,9 +66,9 @@ def _dump_like(line: str, before: object, after: object) -> str:
 def _repair_lines(file: Examined, lines: list[str], mend) -> list[Change]:
     "Mend JSON lines in place; `mend` changes the mentions of one object."
     units, shift = file.survey.offsets(file.reading.end, file.reading.units)
-    changes = []
+    changes, unreadable = [], file.unreadable
     for index, line in enumerate(lines):
-        if not line.strip():
+        if not line.strip() or index + 1 in unreadable:
             continue
         where, record = f"{file.path}:{index + 1}", json.loads(line)
         mended = json.loads(line)
@@ -164,15 +164,19 @@ def parse_cluener(
     for number, line in enumerate(text.split("\n"), first_line):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
-        record = _cluener_record(line, where)
+        where, spans, found = f"{path}:{number}", None, []
+        try:
+            record = _cluener_record(line, where)
+            if "label" in record:
+                spans, found = _cluener_spans(record, where)
+        except DataError as error:
+            message = str(error).removeprefix(f"{where}: ")
+            findings.append(Finding("unreadable", where, message))
+            continue
+        findings += found
         name = record.get("id")
         if name is None:
             name = f"{stem}-{first_number + len(examples)}"
-        spans = None
-        if "label" in record:
-            spans, found = _cluener_spans(record, where)
-            findings += found
         if not record["text"]:
             findings.append(Finding("blank-text", where, "the text is empty; remove the line"))
         words = list(record["text"])

@@ -23,7 +23,8 @@ from nercrf.data.json_values import (
 )
 from nercrf.data.reading import separators_of
 from nercrf.data.records import READINGS, Format, Mention, Reading, Survey
-from nercrf.data.tag_forms import STANDARD, odd_tags
+from nercrf.data.tag_forms import STANDARD, odd_tags, rename_tags
+from nercrf.data.type_names import TypeChoice
 from nercrf.files import write_lines
 from nercrf.labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans
 
@@ -279,15 +280,16 @@ class TokenFormat(Format):
         shift = survey.offsets(reading.end, "characters")[1] if survey.fits else None
         if reading.end != "auto":
             shift = int(reading.end == "inclusive")
-        examples = []
+        examples, names, reading.renamed = [], reading.types.renamed, True
         for record, sep in zip(content, separators, strict=True):
             spans = None
             if record.tags is not None:
                 tags = ["O" if tag in wrong else tag for tag in form.read(record.tags)]
-                spans = _tag_spans(reading, record, tags, scheme)
+                spans = _tag_spans(reading, record, rename_tags(tags, names), scheme)
             elif record.mentions is not None:
                 ends = record.shift if shift is None else shift
                 spans = _mention_spans(reading, record, ends, sep)
+                spans = TypeChoice(names).choose(spans) if names else spans
             example = Example(record.id, record.tokens, spans, record.where, sep)
             example.document = record.document
             examples.append(example)

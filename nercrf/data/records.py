@@ -62,6 +62,7 @@ class Reading(ReadingOptions):
     skipped: set[int] = field(default_factory=set)  # lines within sentences that are no words
     layout: Any = None  # of a column file, once it is known
     documents: list[int] = field(default_factory=list)  # lines where documents start
+    renamed: bool = False  # types were, when the tags were read
     findings: list[Finding] = field(default_factory=list)  # but the counted
     counted: dict[str, Finding] = field(default_factory=dict)  # by message
     ends: tuple[int, int] = (0, 0)  # mentions that end one letter before a word; all of them
@@ -313,6 +314,11 @@ class Examined:
     def path(self) -> Path:  # as it was given
         "The file."
         return self.reading.path
+
+    @property
+    def unreadable(self) -> set[int]:  # a repair leaves them alone
+        "The lines that cannot be read."
+        return {each.line for each in self.findings if each.kind == "unreadable"}
 
     def place(
         self,

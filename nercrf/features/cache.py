@@ -103,6 +103,7 @@ class CachedCorpus:
     ):
         self.files, self.cache, self.processes = files, cache, processes
         self._examples: dict[str, list[Example]] = {}
+        self.told = False  # is what is odd in the data known to the user?
 
     def keep(
         self,
@@ -188,8 +189,9 @@ class CachedCorpus:
         build = partial(_build_features, self, description, tokenizer)
         found = self.cache.find(split, cache_key(description), load_features, build)
         features, metadata = found
-        if get_rank() == 0:
+        if get_rank() == 0 and not self.told:
             _note_warnings(metadata)
+        self.told = True
         return FeatureDataset(features, metadata["labels"], metadata["scheme"])
 
 # %% ../../nbs/2_features/11_cache.ipynb #3c319add
