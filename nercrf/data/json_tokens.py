@@ -60,7 +60,9 @@ def is_token_record(
     if isinstance(record.get("sentences"), list):
         return all(isinstance(each, list) for each in record["sentences"])
     tokens = first_of(record, TOKEN_KEYS)
-    return isinstance(tokens, (list, tuple)) and all(isinstance(each, str) for each in tokens)
+    return isinstance(tokens, (list, tuple)) and all(
+        each is None or isinstance(each, str) for each in tokens
+    )
 
 # %% ../../nbs/1_data/13_json_tokens.ipynb #d4689077
 def named_tags(
@@ -136,9 +138,13 @@ def token_records(
     if isinstance(record.get("sentences"), list):
         return _document(reading, where, record, name)
     tokens = first_of(record, TOKEN_KEYS)
-    if not isinstance(tokens, (list, tuple)) or not all(isinstance(each, str) for each in tokens):
+    if not isinstance(tokens, (list, tuple)):
+        fields = ", ".join(record) or "none"
+        raise DataError(f"{where}: expected a list of tokens, got the fields {fields}; add tokens")
+    wrong = [each for each in tokens if not isinstance(each, str)]
+    if wrong:
         raise DataError(
-            f"{where}: expected a list of tokens, got the fields {', '.join(record) or 'none'}"
+            f"{where}: expected tokens as strings, got {wrong[0]!r}; correct the record"
         )
     if not tokens:
         raise DataError(f"{where}: expected at least one token, got none; remove the record")

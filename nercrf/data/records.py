@@ -519,6 +519,9 @@ class RecordFormat(Format):
                 offsets = [(start, end) for _, start, end in split_words(text, reading.by)]
             if not offsets:
                 reading.add("blank-text", record.where, f"the text {text!r} has no token; left out")
+                for mention in record.mentions or ():
+                    name = f"{mention.label} at [{mention.start}, {mention.end}]"
+                    reading.add("no-token", record.where, f"{name} covers no word; left out")
                 continue
             if record.mentions is not None:
                 spans = _character_spans(reading, record, counted)

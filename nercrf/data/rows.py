@@ -170,13 +170,20 @@ class Parquet(RowFormat):
 
     def _table(self, path: Path):
         "The rows of a file, be it parquet, or arrow as a file or a stream."
-        if path.suffix == ".parquet":
-            return _optional("pyarrow.parquet").read_table(path)
         arrow = _optional("pyarrow")
+        with open(path, "rb") as file:
+            begin = file.read(6)
         try:
-            return arrow.ipc.open_file(str(path)).read_all()
-        except arrow.ArrowInvalid:
+            if path.suffix == ".parquet":
+                return _optional("pyarrow.parquet").read_table(path)
+            if begin == b"ARROW1":
+                return arrow.ipc.open_file(str(path)).read_all()
             return arrow.ipc.open_stream(path.read_bytes()).read_all()
+        except (arrow.ArrowInvalid, OSError) as error:
+            kind = "parquet" if path.suffix == ".parquet" else "arrow"
+            raise DataError(
+                f"{path}: expected a {kind} file, got {error}; is it cut off, or an LFS pointer?"
+            ) from error
 
     def write(self, examples: Sequence[Example], path: Path, scheme: str) -> None:
         "Write a parquet file of tokens and tags by name."
