@@ -80,6 +80,11 @@ def _survey_parts(corpus: CachedCorpus) -> CorpusSummary | None:
         return None
 
 
+def _context_key(conversion: Mapping[str, Any]) -> dict[str, str]:
+    "What tells features with context from those of before, when it went beyond a document."
+    return {"context_within": "document"} if conversion.get("context") else {}
+
+
 def _uncut_format(files: CorpusFiles) -> str | None:
     "The first format of which no part stands by itself; None if all can be cut."
     chosen = {"comment", "type_map", "keep_types", "drop_types"}
@@ -173,8 +178,7 @@ class CachedCorpus:
             "scheme": get_scheme(scheme).name if scheme else None,
             "tokenizer": describe_tokenizer(tokenizer),
             "conversion": dict(conversion),
-            # before, context went beyond a document: such features are others
-            **({"context_within": "document"} if conversion.get("context") else {}),
+            **_context_key(conversion),
         }
 
     def dataset(
@@ -188,8 +192,7 @@ class CachedCorpus:
         "The features of a split; every process of a group has to call it."
         description = self.describe(split, tokenizer, conversion, labels, scheme)
         build = partial(_build_features, self, description, tokenizer)
-        found = self.cache.find(split, cache_key(description), load_features, build)
-        features, metadata = found
+        features, metadata = self.cache.find(split, cache_key(description), load_features, build)
         if get_rank() == 0:
             _note_warnings(metadata)
         return FeatureDataset(features, metadata["labels"], metadata["scheme"])
