@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from nercrf.data.formats import detect_path
 from nercrf.data.read_config import ReadConfig
 from nercrf.distributed.processes import get_rank
 from nercrf.features.batches import FeatureDataset
-from nercrf.features.cache_files import CacheFiles, cache_folders, remember_digest, write_first
+from nercrf.features.cache_files import CacheFiles, DataDigests, cache_folders, write_first
 from nercrf.features.conversion import Features, convert_examples_to_features
 from nercrf.features.large_corpus import LargeCorpus
 from nercrf.features.parts import LINE_FORMATS, resolve_format
@@ -80,6 +80,11 @@ def _survey_parts(corpus: CachedCorpus) -> CorpusSummary | None:
         return None
 
 
+def _context_key(conversion: Mapping[str, Any]) -> dict[str, str]:
+    "What tells features with context from those of before, when it went beyond a document."
+    return {"context_within": "document"} if conversion.get("context") else {}
+
+
 def _uncut_format(files: CorpusFiles) -> str | None:
     "The first format of which no part stands by itself; None if all can be cut."
     chosen = {"comment", "type_map", "keep_types", "drop_types"}
@@ -100,8 +105,10 @@ class CachedCorpus:
         files: CorpusFiles,  # of the data set
         cache: CacheFiles,  # where the others are
         processes: int | None = None,  # that convert a large corpus; None: one a core, at most 4
+        check: Callable[[], None] | None = None,  # refuses files that changed meanwhile
     ):
         self.files, self.cache, self.processes = files, cache, processes
+        self.check = check or (lambda: None)
         self._examples: dict[str, list[Example]] = {}
         self.told = False  # is what is odd in the data known to the user?
 
@@ -172,8 +179,7 @@ class CachedCorpus:
             "scheme": get_scheme(scheme).name if scheme else None,
             "tokenizer": describe_tokenizer(tokenizer),
             "conversion": dict(conversion),
-            # before, context went beyond a document: such features are others
-            **({"context_within": "document"} if conversion.get("context") else {}),
+            **_context_key(conversion),
         }
 
     def dataset(
@@ -187,11 +193,8 @@ class CachedCorpus:
         "The features of a split; every process of a group has to call it."
         description = self.describe(split, tokenizer, conversion, labels, scheme)
         build = partial(_build_features, self, description, tokenizer)
-        found = self.cache.find(split, cache_key(description), load_features, build)
-        features, metadata = found
-        if get_rank() == 0 and not self.told:
-            _note_warnings(metadata)
-        self.told = True
+        features, metadata = self.cache.find(split, cache_key(description), load_features, build)
+        _note_warnings(self, metadata)
         return FeatureDataset(features, metadata["labels"], metadata["scheme"])
 
 # %% ../../nbs/2_features/11_cache.ipynb #3c319add
@@ -248,6 +251,7 @@ def _convert_parts(
             description["scheme"],
         )
         metadata = _metadata(corpus, description, converted.labels, converted.scheme)
+        corpus.check()
         write_column_file(path, converted.columns, {**metadata, "options": converted.options})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -265,6 +269,7 @@ def _build_features(
         path = write_first(paths, lambda path: _convert_parts(path, corpus, description, tokenizer))
     if path is None:
         found = _convert_whole(corpus, description, tokenizer)
+        corpus.check()
         path = write_first(paths, lambda path: save_features(path, *found))
     if path is None:
         return found
@@ -282,6 +287,7 @@ def _build_summary(
         read = corpus.files.load()
         corpus.keep(read.splits)
         summary = summarize_corpus(read)
+    corpus.check()
     metadata = {
         "key": key,
         "sentences": sum(summary.survey.sentences.values()),
@@ -293,9 +299,10 @@ def _build_summary(
     return load_summary(path)
 
 
-def _note_warnings(metadata: dict[str, Any]) -> None:
+def _note_warnings(corpus: CachedCorpus, metadata: dict[str, Any]) -> None:
     "One line on what the reader found odd in the data."
-    if metadata.get("warning_count"):
+    told, corpus.told = corpus.told, True
+    if get_rank() == 0 and not told and metadata.get("warning_count"):
         logger.warning(
             "%s: %d oddities in the data, the first: %s",
             metadata["source"],
@@ -313,7 +320,6 @@ def open_cached(
 ) -> CachedCorpus:  # no file was opened yet
     "Open a data set whose features are kept; DataError where there is no file."
     folders = cache_folders(data_dir, feature_cache_dir)
-    held: dict[Path, bytes] = {}
-    digest = partial(remember_digest, folders=folders, held=held)
-    files = open_corpus(data_dir, reading, digest=digest, held=held)
-    return CachedCorpus(files, CacheFiles(folders, rebuild), processes)
+    digests = DataDigests(folders)
+    files = open_corpus(data_dir, reading, digest=digests, held=digests.held)
+    return CachedCorpus(files, CacheFiles(folders, rebuild), processes, digests.check)
