@@ -47,7 +47,7 @@ def test_scores_are_those_of_choosing_gold_and_predictions_before(model, choice)
     ]
     labels = label_list({"X", *CORPUS.types}, CORPUS.scheme)
     features = convert_examples_to_features(chosen, labels, 64, TOKENIZER, scheme=CORPUS.scheme)
-    hidden = replace(features, labels=np.full_like(features.labels, -100))
+    hidden = replace(features, labels=np.full_like(features.labels, -1))
     dataset = FeatureDataset(hidden, labels, CORPUS.scheme)
     result = evaluate(model, dataset, types=choice)
     assert result.scores == expected
