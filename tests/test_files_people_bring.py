@@ -348,7 +348,7 @@ def test_all_bad_lines_are_told_at_once_and_passed_if_asked(tmp_path, name):
 
 
 def test_all_bad_rows_are_told_at_once():
-    rows = [{"tokens": ["a"], "ner_tags": tags} for tags in (["O"], ["O", "O"], [], ["O"])]
+    rows = [{"tokens": ["a"], "ner_tags": tags} for tags in (["O"], ["O"] * 2, ["O"] * 3, ["O"])]
 
     class Rows(list):
         column_names = ("tokens", "ner_tags")
