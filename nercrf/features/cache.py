@@ -80,6 +80,11 @@ def _survey_parts(corpus: CachedCorpus) -> CorpusSummary | None:
         return None
 
 
+def _context_key(conversion: Mapping[str, Any]) -> dict[str, str]:
+    "What tells features with context from those of before, when it went beyond a document."
+    return {"context_within": "document"} if conversion.get("context") else {}
+
+
 def _uncut_format(files: CorpusFiles) -> str | None:
     "The first format of which no part stands by itself; None if all can be cut."
     chosen = {"comment", "type_map", "keep_types", "drop_types"}
@@ -105,7 +110,7 @@ class CachedCorpus:
         self.files, self.cache, self.processes = files, cache, processes
         self.check = check or (lambda: None)
         self._examples: dict[str, list[Example]] = {}
-        self.cuts_text = True  # may words depend on the splitter? known with the summary
+        self.told = False  # is what is odd in the data known to the user?
 
     def keep(
         self,
@@ -151,7 +156,7 @@ class CachedCorpus:
         key = cache_key(describe_data(self.files))
         build = partial(_build_summary, self, key)
         summary, metadata = self.cache.find("corpus", key, load_summary, build)
-        self.cuts_text = metadata.get("cuts_text", True)
+        self.cuts_text = metadata.get("cuts_text", True)  # may words depend on the splitter?
         self.files.know(summary.survey)
         return summary
 
@@ -174,6 +179,7 @@ class CachedCorpus:
             "scheme": get_scheme(scheme).name if scheme else None,
             "tokenizer": describe_tokenizer(tokenizer),
             "conversion": dict(conversion),
+            **_context_key(conversion),
         }
 
     def dataset(
@@ -188,8 +194,7 @@ class CachedCorpus:
         description = self.describe(split, tokenizer, conversion, labels, scheme)
         build = partial(_build_features, self, description, tokenizer)
         features, metadata = self.cache.find(split, cache_key(description), load_features, build)
-        if get_rank() == 0:
-            _note_warnings(metadata)
+        _note_warnings(self, metadata)
         return FeatureDataset(features, metadata["labels"], metadata["scheme"])
 
 # %% ../../nbs/2_features/11_cache.ipynb #3c319add
@@ -300,9 +305,10 @@ def _cuts_text(format: str) -> bool:
     return format == "auto" or find_format(format).cuts_text
 
 
-def _note_warnings(metadata: dict[str, Any]) -> None:
+def _note_warnings(corpus: CachedCorpus, metadata: dict[str, Any]) -> None:
     "One line on what the reader found odd in the data."
-    if metadata.get("warning_count"):
+    told, corpus.told = corpus.told, True
+    if get_rank() == 0 and not told and metadata.get("warning_count"):
         logger.warning(
             "%s: %d oddities in the data, the first: %s",
             metadata["source"],
