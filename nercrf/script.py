@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import sys
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,11 @@ from nercrf.tagging.output import mark_up, tag_input, write_tagged
 from nercrf.tagging.tagger import Tagged, Tagger
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
+from nercrf.files import write_lines
 from nercrf.training.checkpoint import set_seed
+from nercrf.training.run_folder import RESULTS, claim_run_file, holder_of
 from nercrf.training.training_config import TrainingConfig
-from nercrf.training.trainer import resolve_config, train
+from nercrf.training.trainer import hold_folder, resolve_config, train
 
 # %% ../nbs/8_commands/02_script.ipynb #9f70207a
 logger = logging.getLogger(__name__)
@@ -294,7 +297,7 @@ def predict(
 ) -> list[Tagged]:  # what was written
     "Write the entities of a file; the main process only."
     output = args.output or str(
-        Path(args.output_dir) / f"predictions.{_SUFFIX[args.output_format]}"
+        claim_run_file(args.output_dir, f"predictions.{_SUFFIX[args.output_format]}")
     )
     if args.input:
         options = reading_of(args, args.task_name).reader_options() | {"format": args.input_format}
@@ -397,10 +400,18 @@ def run_evaluation(
     if not args.do_train and not any(figures.values()):
         raise ValueError(f"{args.data_dir}: no labelled dev or test file to evaluate on: add one")
     if info.is_main:
-        path = Path(args.output_dir) / "eval_results.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        _write_results(args, figures)
     return figures
+
+
+def _write_results(args: ScriptConfig, figures: dict[str, dict]) -> None:
+    "Write the figures, whole or not at all; what a training under way will write is left to it."
+    holder = holder_of(args.output_dir)
+    if holder:
+        logger.warning("%s is not written: a training is under way there (%s)", RESULTS, holder)
+        return
+    text = json.dumps(figures, indent=1)
+    write_lines(claim_run_file(args.output_dir, RESULTS), [text])
 
 # %% ../nbs/8_commands/02_script.ipynb #ce5ee8aa
 def run_prediction(
@@ -432,22 +443,29 @@ def run(
     )
     _set_up_logging(info)
     try:
-        corpus = None
-        if args.do_train or args.do_eval or not args.input:
-            args, corpus = prepare_data(args)
-        if args.do_train:
-            run_training(args, corpus, info)
-        if args.dry_run:
-            return
-        if args.do_eval:
-            run_evaluation(args, corpus, info)
-        if args.do_predict and _can_predict(args, corpus):
-            barrier()
-            close_distributed()  # nobody has to wait for the main process
-            if info.is_main:
-                run_prediction(args, corpus, info, show)
+        owns = args.do_train and not args.dry_run
+        with hold_folder(args.output_dir, info.is_main) if owns else nullcontext():
+            _run_parts(args, info, show)
     finally:
         close_distributed()
+
+
+def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
+    "What the flags ask for, one after the other."
+    corpus = None
+    if args.do_train or args.do_eval or not args.input:
+        args, corpus = prepare_data(args)
+    if args.do_train:
+        run_training(args, corpus, info)
+    if args.dry_run:
+        return
+    if args.do_eval:
+        run_evaluation(args, corpus, info)
+    if args.do_predict and _can_predict(args, corpus):
+        barrier()
+        close_distributed()  # nobody has to wait for the main process
+        if info.is_main:
+            run_prediction(args, corpus, info, show)
 
 
 def _can_predict(args: ScriptConfig, corpus: CachedCorpus | None) -> bool:

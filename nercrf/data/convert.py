@@ -5,7 +5,6 @@
 # %% ../../nbs/1_data/23_convert.ipynb #4e866a3a
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from nercrf.data.examples import (
 from nercrf.data.formats import FORMATS, examine, find_format, write_examples
 from nercrf.data.records import Examined
 from nercrf.data.splits import divide_examples, document_keys
+from nercrf.files import move_file
 
 # %% auto #0
 __all__ = ['LOSSES', 'Loss', 'compare_examples', 'Conversion', 'read_sources', 'write_checked', 'convert', 'convert_splits',
@@ -174,7 +174,7 @@ def write_checked(
             back = examine(written, to_format, scheme=to_scheme).examples
             losses += compare_examples(read.examples, back)
         for path in sorted(Path(folder).iterdir()):
-            os.replace(path, out_path.parent / path.name)
+            move_file(path, out_path.parent / path.name, replace=True)
     count = sum(len(example.spans or []) for example in read.examples)
     return Conversion(
         out_path, read.format.name, to_format, len(read.examples), count, read.findings, losses

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 from nercrf.data.examples import data_files, file_digest
 from nercrf.distributed.processes import main_process_first
 from nercrf.features.store import CacheError, read_header
-from nercrf.files import DIGESTS, DigestMemory
+from nercrf.files import DIGESTS, DigestMemory, discard, discard_unfinished, is_memory
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +137,7 @@ def _take_lock(path: Path) -> FileLock:
 def _leftovers(path: Path) -> list[Path]:
     "What a killed builder of a file may have left, and a broken file."
     names = f"{re.escape(path.name)}|{re.escape(DIGESTS)}"
-    pattern = re.compile(rf"\.({names})\.\d+\.(tmp|parts)")
+    pattern = re.compile(rf"\.({names}){_WRITER}\.(tmp|parts)")
     return [
         item
         for item in path.parent.iterdir()
@@ -146,12 +145,25 @@ def _leftovers(path: Path) -> list[Path]:
     ]
 
 
+_WRITER = r"\.\d+(\.[0-9a-f]{8})?"  # in the name of a file that is being written
+
+
+def _is_ours(path: Path) -> bool:
+    "Is this a regular file that begins as a cache file does? One that is being written need not."
+    if path.is_symlink() or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(1000)
+    marks = (b'"__metadata__":{"digest":', b'"nercrf":')
+    return path.name.endswith(".tmp") or not head or any(mark in head for mark in marks)
+
+
 def _remove(path: Path) -> None:
-    "Remove a file or a folder."
+    "Remove a cache file or an unfinished folder of parts; what is not ours stays."
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        discard_unfinished(path)
+    elif _is_ours(path):
+        discard(path)
 
 # %% ../../nbs/2_features/10_cache_files.ipynb #be908635
 @contextmanager
@@ -210,7 +222,7 @@ _FILE = r"(?P<name>(?P<split>train|dev|test|corpus)-[0-9a-f]{16}\.safetensors)"
 _KINDS = {
     "file": re.compile(_FILE),
     "moved aside": re.compile(_FILE + r"\.broken"),
-    "unfinished": re.compile(r"\." + _FILE + r"\.\d+\.(?:tmp|parts)"),
+    "unfinished": re.compile(r"\." + _FILE + _WRITER + r"\.(?:tmp|parts)"),
 }
 
 
@@ -250,7 +262,7 @@ def _describe_entry(path: Path) -> CacheEntry | None:
     "An entry, or None for a file that isn't ours."
     found = {kind: pattern.fullmatch(path.name) for kind, pattern in _KINDS.items()}
     state, match = next(((kind, match) for kind, match in found.items() if match), (None, None))
-    if match is None:
+    if match is None or not (_is_ours(path) or (state == "unfinished" and path.is_dir())):
         return None
     sentences, source = None, ""
     if state == "file":
@@ -313,5 +325,6 @@ def clean_cache(
     if everything and not dry_run:
         for folder in map(Path, folders):
             for place in (folder, folder / ".nercrf_cache"):
-                (place / DIGESTS).unlink(missing_ok=True)
+                if is_memory(place / DIGESTS):
+                    discard(place / DIGESTS)
     return chosen
