@@ -513,7 +513,7 @@ def discard_unfinished(
         discard(folder)
     return not os.path.lexists(folder)
 
-
+# %% ../nbs/0_ground/03_files.ipynb #81fbd188
 @contextmanager
 def unfinished_folder(
     path: str | Path,  # a new folder

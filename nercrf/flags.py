@@ -478,7 +478,7 @@ def _check_data(args: ScriptConfig) -> None:
             f"{args.data_dir}: no test file (test.*) to predict: add one, or give --input"
         )
 
-
+# %% ../nbs/8_commands/01_flags.ipynb #04a94078
 def _check_training(args: ScriptConfig) -> None:
     "What a training starts from, where it writes, and what it needs."
     name = args.model_name_or_path

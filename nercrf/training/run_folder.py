@@ -249,7 +249,7 @@ def holder_of(
         time.sleep(0.05)
     return None
 
-
+# %% ../../nbs/6_training/04_run_folder.ipynb #f10673a7
 @contextmanager
 def own_folder(
     folder: str | Path,  # of a run; made if need be
