@@ -17,6 +17,7 @@ from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span
+from nercrf.model import modeling
 from nercrf.model.encoder_config import find_model
 from nercrf.run_ner_crf import main
 from nercrf.tagging.output import tag_file
@@ -88,6 +89,26 @@ def test_a_long_text_is_tagged_whole(tagger):
     entities = tagger(text)
     assert all(text[e.start : e.end] == e.text for e in entities)
     assert max(e.start for e in entities) > 0.9 * len(text)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_the_windows_of_a_long_text_are_encoded_some_at_a_time(folder, monkeypatch, pooling):
+    """No call of the encoder is larger than a pass, and every answer is that of one call."""
+    long = Tagger.from_pretrained(folder, device="cpu", batch_size=4)
+    long.model.config.subtoken_pooling = pooling
+    texts = [" ".join([*TEXTS] * 5), TEXTS[0], " ".join(TEXTS)]
+    sizes, run = [], modeling.run_encoder
+    monkeypatch.setattr(
+        modeling, "run_encoder", lambda *a, **k: sizes.append(a[2].numel()) or run(*a, **k)
+    )
+    in_one_call = long(texts)
+    assert max(sizes) > 300
+    monkeypatch.setattr(modeling, "PASS_PIECES", 300)
+    sizes.clear()
+    assert long(texts) == in_one_call
+    assert sum(len(entities) for entities in in_one_call) > 20
+    assert len(sizes) > 5
+    assert max(sizes) <= 300
 
 
 def test_words_that_are_given_are_kept(tagger):

@@ -118,7 +118,7 @@ class WordTagger(torch.nn.Module):
         return [row[known].argmax(-1).tolist() for row, known in zip(logits, mask, strict=True)]
 
 
-def make_model(dropout=0.1):
+def make_model(dropout=0.1, labels=CORPUS.labels):
     """A tiny model with the same weights each time."""
     set_seed(0)
     encoder = SmallEncoderConfig(
@@ -136,9 +136,9 @@ def make_model(dropout=0.1):
         word_dropout_prob=dropout,
         bigram_dropout_prob=dropout,
     )
-    labels = dict(enumerate(CORPUS.labels))
+    names = dict(enumerate(labels))
     return NerCrfForTokenClassification(
-        NerCrfConfig(encoder, scheme=CORPUS.scheme, id2label=labels, classifier_dropout=dropout)
+        NerCrfConfig(encoder, scheme=CORPUS.scheme, id2label=names, classifier_dropout=dropout)
     )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Sequence
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_outputs import TokenClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 
 from nercrf.crf.layer import CRF
 from nercrf.data.splitting import CUSTOM, find_splitter
@@ -53,8 +53,8 @@ from nercrf.model.encoders import (
 from nercrf.model.small_encoder import SmallEncoderConfig
 
 # %% auto #0
-__all__ = ['NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights', 'learn_traits',
-           'NerCrfForTokenClassification', 'model_card']
+__all__ = ['PASS_PIECES', 'NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights',
+           'learn_traits', 'emit', 'emit_in_passes', 'new_crf', 'NerCrfForTokenClassification', 'model_card']
 
 # %% ../../nbs/4_model/06_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -388,6 +388,59 @@ def learn_traits(
     padding = "never" if config.padding == "unproved" else config.padding
     return traits._replace(padding=padding, min_pieces=config.min_pieces)
 
+# %% ../../nbs/4_model/06_modeling.ipynb #c9daadd1
+PASS_PIECES = 8_192  # pieces that are encoded at once where no gradient is needed
+
+
+def emit(
+    model: NerCrfForTokenClassification,  # with its encoder, linear layer and dropout
+    windows: Sequence[torch.Tensor | None],  # pieces, mask and segments, (windows, pieces) each
+    word_index: torch.Tensor | None,  # (batch, words), into windows * pieces; None: all pieces
+    word_sizes: torch.Tensor | None,  # (batch, words), only for the mean of pieces
+    **options: Any,  # more arguments of the encoder
+) -> tuple[torch.Tensor, BaseModelOutput]:  # (batch, words, labels); what the encoder gave
+    "Emissions of the words of some windows."
+    encoded = run_encoder(model.encoder, model.traits, *windows, **options)
+    # (windows, pieces, hidden)
+    hidden = encoded.last_hidden_state
+    if word_index is not None:
+        # (batch, words, hidden)
+        hidden = read_words(hidden, word_index, word_sizes, model.config.subtoken_pooling)
+    return linear_in_full_precision(model.classifier, model.dropout(hidden)), encoded
+
+
+def emit_in_passes(
+    emit_some: Callable[..., tuple[torch.Tensor, Any]],  # of windows, word_index and word_sizes
+    windows: Sequence[torch.Tensor | None],  # (windows, pieces) each
+    word_index: torch.Tensor,  # (batch, words), into windows * pieces
+    word_sizes: torch.Tensor | None,  # (batch, words), only for the mean of pieces
+    rows: int,  # windows a pass
+) -> torch.Tensor:  # (batch, words, labels)
+    "Emissions of words, some windows at a time; 0 in the words of no window."
+    count, length = windows[0].shape
+    owner, emissions = word_index // length, None
+    for first in range(0, count, rows):
+        places = ((owner >= first) & (owner < first + rows)).nonzero(as_tuple=True)
+        part = [None if each is None else each[first : first + rows] for each in windows]
+        index = word_index[places][None] - first * length
+        sizes = None if word_sizes is None else word_sizes[places][None]
+        # (1, words of these windows, labels)
+        scores, _ = emit_some(part, index, sizes)
+        if emissions is None:
+            emissions = scores.new_zeros(*word_index.shape, scores.shape[-1])
+        emissions[places] = scores[0]
+    return emissions
+
+# %% ../../nbs/4_model/06_modeling.ipynb #4b400035
+def new_crf(
+    config: NerCrfConfig,  # labels, scheme and what is constrained
+) -> CRF:  # as torch draws it
+    "The CRF of a model with this configuration."
+    crf = CRF.from_labels(config.labels, config.scheme, True, config.constrain_likelihood)
+    if not config.constrain:
+        crf.set_constraints(None)
+    return crf
+
 # %% ../../nbs/4_model/06_modeling.ipynb #63017f03
 class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     "A transformer encoder with a linear-chain CRF over words."
@@ -405,12 +458,9 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         self.config.encoder = getattr(self.encoder, "whole_config", self.encoder.config)
         self.traits = learn_traits(self.encoder, config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        labels, scheme = config.labels, config.scheme
         width = config.hidden_size or config.encoder.hidden_size
-        self.classifier = nn.Linear(width, len(labels))
-        self.crf = CRF.from_labels(labels, scheme, True, config.constrain_likelihood)
-        if not config.constrain:
-            self.crf.set_constraints(None)
+        self.classifier = nn.Linear(width, len(config.labels))
+        self.crf = new_crf(config)
         self.post_init()
 
     @classmethod
@@ -439,7 +489,8 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         if "split_version" not in options and not options.get("split_by", "").startswith(CUSTOM):
             splitter = find_splitter(options.get("split_by", "words"))
             options["split_version"] = splitter.version
-        return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
+        model = cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
+        return model if "max_seq_length" in options else _fit_window(model)
 
     def forward(
         self,
@@ -457,17 +508,20 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         **options: Any,  # more arguments of the encoder
     ) -> TokenClassifierOutput | tuple:  # loss; logits (batch, words, labels); of the encoder
         "Emissions of each word and, given `labels`, the loss."
-        batch = input_ids, attention_mask, token_type_ids
-        encoded = run_encoder(self.encoder, self.traits, *batch, **options)
-        # (windows, pieces, hidden)
-        hidden = encoded.last_hidden_state
-        if word_index is not None:
-            # (batch, words, hidden)
-            hidden = read_words(hidden, word_index, word_sizes, self.config.subtoken_pooling)
-        elif word_mask is None:
+        batch, encoded = (input_ids, attention_mask, token_type_ids), {}
+        if word_index is None and word_mask is None:
             word_mask = attention_mask
+        # gradients and records of the encoder need all windows at once
+        if torch.is_grad_enabled() or input_ids is None or word_index is None or options:
+            rows = None
+        else:
+            rows = max(1, PASS_PIECES // input_ids.shape[1])
         # (batch, words, labels)
-        emissions = linear_in_full_precision(self.classifier, self.dropout(hidden))
+        if rows is None or len(input_ids) <= rows:
+            emissions, encoded = emit(self, batch, word_index, word_sizes, **options)
+        else:
+            emit_some = partial(emit, self)
+            emissions = emit_in_passes(emit_some, batch, word_index, word_sizes, rows)
         loss = None
         if labels is not None:
             whole = num_items_in_batch is None
@@ -485,6 +539,14 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     ) -> list[list[int]]:  # the label ids of each sentence
         "The most likely sequence of labels of each sentence."
         return self.crf.decode(emissions, word_mask)
+
+# %% ../../nbs/4_model/06_modeling.ipynb #8643043c
+def _fit_window(model: NerCrfForTokenClassification) -> NerCrfForTokenClassification:
+    "Shorten the window of the configuration to what the encoder takes."
+    longest = model.traits.max_pieces or model.traits.declared_pieces
+    if longest is not None:
+        model.config.max_seq_length = min(longest, model.config.max_seq_length)
+    return model
 
 # %% ../../nbs/4_model/06_modeling.ipynb #a47c08b1
 def model_card(

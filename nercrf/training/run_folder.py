@@ -32,6 +32,7 @@ from nercrf.files import (
     open_list,
     read_list,
 )
+from nercrf.model.encoder_config import named_model
 from nercrf.training.training_config import TrainingConfig
 
 try:
@@ -152,7 +153,7 @@ def refuse_folder(
         return taken
     earlier = earlier_run(folder)
     checkpoints = [path for path in earlier if path.name.startswith("checkpoint-")]
-    used = Path(args.model_name_or_path or "/").resolve()
+    used = Path(named_model(args.model_name_or_path) or "/").resolve()
     if any(used == path.resolve() for path in earlier):
         return (
             f"--overwrite_output_dir would remove {used}, which --model_name_or_path needs: choose "

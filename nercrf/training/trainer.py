@@ -31,6 +31,7 @@ from nercrf.features.batches import FeatureDataset
 from nercrf.fields import check_fields
 from nercrf.files import discard, discard_folder, restore_folders
 from nercrf.training.callbacks import TrainingCallback
+from nercrf.training.diagnosis import Diagnosis
 from nercrf.training.reporting import (
     History,
     LearningCurve,
@@ -302,7 +303,7 @@ def own_callbacks(
     found: list[TrainingCallback] = [RunRecord(), BestModel(), History()]
     if args.patience:
         found.append(EarlyStopping(args.patience))
-    found += [ProgressBar(), *report_callbacks(args.report_to)]
+    found += [ProgressBar(), Diagnosis(), *report_callbacks(args.report_to)]
     return found + ([LearningCurve()] if args.learning_curve else [])
 
 # %% ../../nbs/6_training/14_trainer.ipynb #342d71d1
