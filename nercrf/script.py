@@ -43,6 +43,7 @@ from nercrf.training.cost import estimate_training
 from nercrf.evaluation import evaluator
 from nercrf.distributed.devices import autocast_dtype
 from nercrf.evaluation.evaluator import Evaluation, describe_result, unseen_f1
+from nercrf.files import read_object
 from nercrf.labels import label_list
 from nercrf.model.encoder_config import find_model, named_model
 from nercrf.model.encoders import check_vocabulary
@@ -55,6 +56,7 @@ from nercrf.model.loading import (
     load_tagger,
 )
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.pretrained import trust_remote_code
 from nercrf.tagging.output import input_batches, mark_up, write_tagged
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder
@@ -143,7 +145,7 @@ def _splitter_of_model(args: ScriptConfig) -> str | None:
         path = find_model(folder or "") / "config.json"
     except ValueError:  # an encoder, or nothing yet
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_object(path)
     return f"{config['split_by']}@{config.get('split_version', 1)}"
 
 
@@ -485,14 +487,15 @@ def run(
         logger.info("--loss_type ce is the CRF's likelihood, of whole tag sequences: as always")
     try:
         owns = args.do_train and not args.dry_run
-        with hold_folder(args.output_dir, info.is_main) if owns else nullcontext():
+        held = hold_folder(args.output_dir, info.is_main) if owns else nullcontext()
+        with held, trust_remote_code(args.trust_remote_code):
             _run_parts(args, info, show)
     finally:
         close_distributed()
 
 
 def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
-    "What the flags ask for, one after the other."
+    "Train, evaluate and predict among processes that know each other."
     corpus = None
     if args.do_train or args.do_eval or not args.input:
         args, corpus = prepare_data(args)
