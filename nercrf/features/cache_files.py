@@ -107,7 +107,11 @@ def _read_first(
 ) -> tuple[Loaded, dict[str, Any]] | None:
     "Content and metadata of the first good file, or None."
     for path in paths:
-        if not path.is_file():
+        try:
+            if not path.is_file():
+                continue
+        except PermissionError as error:  # the cache of another user
+            logger.log(level, "passed over: %s may not be read (%s)", path.parent, error.strerror)
             continue
         try:
             content, metadata = load(path)
