@@ -126,7 +126,7 @@ class TrainingInterrupted(RuntimeError):
 def catch_signals(
     stop: threading.Event,  # set when a signal arrives
 ) -> Iterator[None]:
-    """Take note of SIGINT, SIGTERM and SIGUSR1 inside the block; a second one has its usual
+    """Take note of SIGINT, SIGTERM, SIGUSR1 and SIGHUP inside the block; a second one has its usual
     effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -138,10 +138,12 @@ def catch_signals(
         signal.signal(number, previous[number])
 
     try:
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
             number = getattr(signal, name, None)
-            if number is None:  # Windows has no SIGUSR1
+            if number is None:  # Windows has neither SIGUSR1 nor SIGHUP
                 continue
+            if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started by nohup
             previous[number] = signal.signal(number, note)
         yield
     finally:
