@@ -23,10 +23,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 # %% auto #0
-__all__ = ['AT_REST', 'DIGESTS', 'MANIFEST', 'OWN_FILES', 'discard', 'complete_file', 'write_bytes', 'write_lines', 'sha256_of',
-           'file_state', 'is_memory', 'DigestMemory', 'user_cache_folder', 'read_object', 'verify_folder', 'TakenError',
-           'read_list', 'open_list', 'add_note', 'claimed_files', 'is_claimed', 'claim_file', 'listed_files',
-           'foreign_files', 'discard_folder', 'discard_unfinished', 'unfinished_folder', 'move_file',
+__all__ = ['AT_REST', 'DIGESTS', 'MANIFEST', 'OWN_FILES', 'discard', 'is_stream', 'complete_file', 'write_bytes', 'write_lines',
+           'sha256_of', 'file_state', 'is_memory', 'DigestMemory', 'user_cache_folder', 'read_object', 'verify_folder',
+           'TakenError', 'read_list', 'open_list', 'add_note', 'claimed_files', 'is_claimed', 'claim_file',
+           'listed_files', 'foreign_files', 'discard_folder', 'discard_unfinished', 'unfinished_folder', 'move_file',
            'check_replaceable', 'restore_folders', 'DiskFullError', 'is_disk_full', 'write_folder']
 
 # %% ../nbs/0_ground/03_files.ipynb #74bc695a
@@ -52,8 +52,11 @@ def discard(
 _OPEN_FILES = re.compile(r"/(dev/fd|proc/[^/]+/(task/[^/]+/)?fd)/")
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(
+    path: str | Path,  # where something is to be written
+) -> bool:  # True where nothing can be replaced
     "Is this a pipe or a device, or something that is open already, such as standard output?"
+    path = Path(path)
     for _ in range(40):  # links to links
         if _OPEN_FILES.match(os.path.abspath(path)):
             return True
@@ -83,7 +86,7 @@ def complete_file(
 ) -> Iterator[BinaryIO]:  # to write to, under another name
     "A file that appears under its name only when it is complete."
     path = Path(path)
-    if through and _is_stream(path):
+    if through and is_stream(path):
         with tempfile.SpooledTemporaryFile(1 << 26) as file:
             yield file
             file.seek(0)

@@ -18,7 +18,15 @@ from filelock import FileLock, Timeout
 from nercrf.data.examples import DataError, data_files, file_digest
 from nercrf.distributed.processes import main_process_first
 from nercrf.features.store import CacheError, read_header
-from nercrf.files import DIGESTS, DigestMemory, discard, discard_unfinished, file_state, is_memory, user_cache_folder
+from nercrf.files import (
+    DIGESTS,
+    DigestMemory,
+    discard,
+    discard_unfinished,
+    file_state,
+    is_memory,
+    user_cache_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +108,11 @@ def _read_first(
 ) -> tuple[Loaded, dict[str, Any]] | None:
     "Content and metadata of the first good file, or None."
     for path in paths:
-        if not path.is_file():
+        try:
+            if not path.is_file():
+                continue
+        except PermissionError as error:  # the cache of another user
+            logger.log(level, "passed over: %s may not be read (%s)", path.parent, error.strerror)
             continue
         try:
             content, metadata = load(path)
