@@ -18,7 +18,7 @@ from test_files import plant, snapshot
 from training import ROOT, last_step, read_history, train_in
 
 from nercrf.cli import main
-from nercrf.files import claimed_files, verify_folder
+from nercrf.files import TakenError, claimed_files, verify_folder
 from nercrf.training import run_folder
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.run_folder import holder_of, own_folder
@@ -125,7 +125,7 @@ def test_a_thesis_put_into_the_folders_of_a_run_stays(tmp_path, caplog):
         assert verify_folder(folder) == []
     assert len(list(tmp_path.glob("checkpoint-*"))) == 6
     train_in(tmp_path, max_steps=6, resume="auto", callbacks=[Planter()], **often)
-    with pytest.raises(ValueError, match=r"thesis\.tex was not written by this program"):
+    with pytest.raises(TakenError, match=r"thesis\.tex was not written by this program"):
         train_in(tmp_path, max_steps=6, resume=str(tmp_path / "checkpoint-2"), **often)
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match=r"thesis\.tex was not written by this program"):
