@@ -143,7 +143,9 @@ def test_another_encoder_of_the_same_sizes_is_refused(finished):
     model = make_model()
     model.config.encoder.num_attention_heads = 4
     args = make_args(finished, resume="auto", **SHORT)
-    with pytest.raises(ValueError, match=r"made with encoder\.num_attention_heads = 2, this run has 4"):
+    with pytest.raises(
+        ValueError, match=r"made with encoder\.num_attention_heads = 2, this run has 4"
+    ):
         train(args, TRAIN, model, TOKENIZER, DEV)
 
 
