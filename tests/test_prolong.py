@@ -4,10 +4,13 @@ every flag is decided about, a finished training is prolonged, the best model is
 
 import json
 import logging
+from collections import Counter
 from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from training import (
     CORPUS,
     DEV,
@@ -20,10 +23,14 @@ from training import (
     make_model,
     read_history,
     train_in,
+    write_corpus,
 )
 
+from nercrf.cli import main
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.files import write_folder
+from nercrf.model.modeling import NerCrfConfig
+from nercrf.tagging.tagger import Tagger
 from nercrf.training.identity import (
     EFFECTS,
     as_typed,
@@ -231,3 +238,104 @@ def test_the_rates_of_a_prolonged_training_are_those_of_a_long_one(finished, tmp
     ]
     assert np.allclose(rates[0][6:], rates[1][6:], rtol=1e-12)
     assert rates[1][5] == 0
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("data"))
+
+
+def words_for(corpus, out, *flags):
+    """A training of two updates from the command line."""
+    words = [
+        "train",
+        "--data_dir",
+        corpus,
+        "--output_dir",
+        out,
+        "--max_steps",
+        2,
+        "--save_steps",
+        1,
+    ]
+    return list(map(str, [*words, "--no_cuda", "--no_learning_curve", *flags]))
+
+
+@pytest.fixture(scope="module")
+def without_per(corpus, tmp_path_factory):
+    """A tagger that was trained without one of the types of the data."""
+    folder = tmp_path_factory.mktemp("without")
+    assert main(words_for(corpus, folder, "--drop_types", "PER")) == 0
+    return folder
+
+
+def head_rows(folder):
+    """The row of the linear layer of each label, and the transitions of each pair."""
+    labels = NerCrfConfig.from_pretrained(folder / "model").labels
+    weights = load_file(folder / "model" / "model.safetensors")
+    rows = dict(zip(labels, weights["classifier.weight"], strict=True))
+    pairs = {
+        (one, two): weights["crf.transitions"][i, k]
+        for i, one in enumerate(labels)
+        for k, two in enumerate(labels)
+    }
+    return rows | pairs
+
+
+@pytest.mark.parametrize(
+    ("flags", "names", "said"),
+    [
+        ([], {}, "the tagger goes on with LOC, ORG; learns PER"),
+        (["--drop_types", "LOC"], {}, "goes on with ORG; learns PER; gives up LOC"),
+        (["--type_map", "ORG=FIRM"], {"ORG": "FIRM"}, "goes on with LOC, ORG as FIRM; learns PER"),
+    ],
+)
+def test_a_tagger_goes_on_with_other_types(
+    corpus, without_per, tmp_path, caplog, flags, names, said
+):
+    """What it knows is kept by its name: with rates of nothing, its rows stay as they are."""
+    rates = ["--learning_rate", 1e-30, "--crf_learning_rate", 1e-30]
+    name = ["--model_name_or_path", without_per, *rates, *flags]
+    with caplog.at_level(logging.INFO):
+        assert main(words_for(corpus, tmp_path / "run", *name)) == 0
+    assert said in caplog.text
+    before, after = head_rows(without_per), head_rows(tmp_path / "run")
+
+    def new(label):
+        prefix, _, kind = label.partition("-")
+        return f"{prefix}-{names[kind]}" if kind in names else label
+
+    moved = {
+        tuple(map(new, key)) if isinstance(key, tuple) else new(key): row
+        for key, row in before.items()
+    }
+    shared = moved.keys() & after.keys()
+    assert len(shared) > 10
+    for key in shared:
+        assert torch.allclose(moved[key], after[key], atol=1e-6), key
+
+
+def test_gold_of_a_type_that_the_model_lacks_is_missed(corpus, without_per, capsys):
+    """Every gold entity counts: those of PER as missed, and a line says it."""
+    assert main(["evaluate", str(without_per), str(corpus), "--no_cuda"]) == 0
+    said = capsys.readouterr().out
+    wanted = Counter(span.label for each in CORPUS.dev for span in each.spans)
+    table = said[: said.index("unseen surfaces")]
+    for name, count in wanted.items():
+        (row,) = [line.split() for line in table.splitlines() if line.startswith(f"{name} ")]
+        assert int(row[4]) == count
+    assert f"{wanted['PER']} gold entities are of types that the model does not know (PER)" in said
+    micro = next(line.split() for line in table.splitlines() if line.startswith("micro"))
+    assert int(micro[4]) == wanted.total()
+
+
+def test_checkpoints_are_averaged_from_the_command_line(without_per, tmp_path, capsys):
+    paths = [str(without_per / f"checkpoint-{step}") for step in (1, 2)]
+    assert main(["average", *paths, "--output_dir", str(tmp_path / "mean")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "mean")
+    one, two, mean = (load_file(f"{x}/model.safetensors") for x in (*paths, tmp_path / "mean"))
+    for name, tensor in mean.items():
+        assert torch.allclose(tensor, (one[name] + two[name]) / 2), name
+    assert Tagger.from_pretrained(tmp_path / "mean")("abc") is not None
+    assert main(["average", *paths, "--output_dir", str(tmp_path / "mean")]) == 2
+    assert "holds something already" in capsys.readouterr().err
