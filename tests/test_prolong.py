@@ -285,9 +285,13 @@ def head_rows(folder):
 @pytest.mark.parametrize(
     ("flags", "names", "said"),
     [
-        ([], {}, "the tagger goes on with LOC, ORG; learns PER"),
-        (["--drop_types", "LOC"], {}, "goes on with ORG; learns PER; gives up LOC"),
-        (["--type_map", "ORG=FIRM"], {"ORG": "FIRM"}, "goes on with LOC, ORG as FIRM; learns PER"),
+        ([], {}, "the tagger goes on with LOC, ORG, PRODUCT; learns PER"),
+        (["--drop_types", "LOC"], {}, "goes on with ORG, PRODUCT; learns PER; gives up LOC"),
+        (
+            ["--type_map", "ORG=FIRM"],
+            {"ORG": "FIRM"},
+            "goes on with LOC, ORG as FIRM, PRODUCT; learns PER",
+        ),
     ],
 )
 def test_a_tagger_goes_on_with_other_types(
