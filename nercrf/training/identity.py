@@ -40,7 +40,8 @@ _ROWS = {
     # from here on
     "later": "eval_steps evaluate_during_training logging_steps patience on_nonfinite pass_pieces",
     # where it is computed, how fast, and what is written
-    "nothing": "base_model cache_dir download loss_type feature_cache_dir overwrite_cache "
+    "nothing": "base_model cache_dir download trust_remote_code loss_type feature_cache_dir "
+    "overwrite_cache "
     "per_gpu_eval_batch_size fp16_opt_level no_cuda strategy ddp_timeout local_rank "
     "seen_embedding lean_last_layer fused_optimizer crf_algorithm attn_implementation "
     "gradient_checkpointing compile grads_to_none output_dir overwrite_output_dir resume "
