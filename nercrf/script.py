@@ -14,6 +14,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
@@ -31,7 +32,7 @@ from nercrf.features.summary import CorpusSummary
 from nercrf.features.batches import FeatureDataset
 from nercrf.data.read_config import DEFAULTS as READ_DEFAULTS
 from nercrf.data.read_config import ReadConfig
-from nercrf.data.type_names import TypeChoice, read_type_map
+from nercrf.data.type_names import TypeChoice, chosen_types, read_type_map
 from nercrf.distributed.processes import (
     ProcessInfo,
     barrier,
@@ -62,11 +63,13 @@ from nercrf.tagging.output import input_batches, mark_up, write_tagged
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
+from nercrf.files import write_lines
 from nercrf.training.checkpoint import list_checkpoints, set_seed
+from nercrf.training.run_folder import RESULTS, claim_run_file, holder_of
 from nercrf.training.training_config import TrainingConfig
 from nercrf.training.defaults import describe_defaults, resolve_config
 from nercrf.training.resume import checkpoint_settings
-from nercrf.training.trainer import train
+from nercrf.training.trainer import hold_folder, train
 
 # %% ../nbs/8_commands/02_script.ipynb #9f70207a
 logger = logging.getLogger(__name__)
@@ -166,8 +169,9 @@ def prepare_data(
     if args.by is None:
         args = replace(args, by=_splitter_of_model(args))
     corpus = open_data(args, args.task_name)
-    for warning in corpus.summary.survey.warnings:
+    for warning in dict.fromkeys(corpus.summary.survey.warnings):
         logger.warning("%s", warning)
+    corpus.told = True
     return args, corpus
 
 # %% ../nbs/8_commands/02_script.ipynb #28783a9a
@@ -285,6 +289,7 @@ def evaluate(
         batch_size=args.per_gpu_eval_batch_size,
         precision=autocast_dtype(args.fp16, args.bf16),
         unlearnable=args.unlearnable,
+        types=chosen_types(args),
     )
 
 # %% ../nbs/8_commands/02_script.ipynb #d636332c
@@ -300,7 +305,7 @@ def evaluate_splits(
     for split in ("dev", "test"):
         if split not in summary.labelled:
             continue
-        dataset = _dataset(args, loaded, corpus, split)
+        dataset = _renamed_dataset(args, loaded, corpus, split)
         result = evaluate(args, loaded.model, dataset, split)
         gold = [dataset.gold_spans(index) for index in range(len(dataset))]
         unseen = unseen_f1(result, gold, summary.words(split), surfaces)
@@ -315,8 +320,30 @@ def evaluate_splits(
     return figures
 
 # %% ../nbs/8_commands/02_script.ipynb #9e7ae380
-def _dataset(
+def _renamed_dataset(
     args: TrainingConfig, loaded: LoadedModel, corpus: CachedCorpus, split: str
+) -> FeatureDataset:
+    "A split to evaluate on; its labels are hidden where the model calls types by their old names."
+    config = loaded.model.config
+    known = entity_types(config.labels)
+    types = chosen_types(args).for_model(known)
+    if not types.renamed:
+        return _dataset(args, loaded, corpus, split)
+    names = {types.name(label) for label in known} - {None}
+    labels = label_list(names | set(corpus.summary.survey.types), config.scheme)
+    dataset = _dataset(args, loaded, corpus, split, labels)
+    held = dataset.features.labels
+    hidden = np.where(held < 0, held, -1).astype(held.dtype)  # no loss: they are not the model's
+    dataset.features = replace(dataset.features, labels=hidden)
+    return dataset
+
+
+def _dataset(
+    args: TrainingConfig,
+    loaded: LoadedModel,
+    corpus: CachedCorpus,
+    split: str,
+    labels: list[str] | None = None,
 ) -> FeatureDataset:
     "The features of a split, with labels, scheme and windows of the model."
     config = loaded.model.config
@@ -326,9 +353,10 @@ def _dataset(
         "joined_by": config.joined_by,
         "subtoken_pooling": config.subtoken_pooling,
     }
-    if other := sorted(set(corpus.survey().types) - set(entity_types(config.labels))):
+    labels = labels or config.labels
+    if other := sorted(set(corpus.survey().types) - set(entity_types(labels))):
         conversion["other_types"] = other
-    dataset = corpus.dataset(split, loaded.tokenizer, conversion, config.labels, config.scheme)
+    dataset = corpus.dataset(split, loaded.tokenizer, conversion, labels, config.scheme)
     traits = loaded.model.traits
     if len(dataset) and len(loaded.tokenizer) > (traits.vocabulary or len(loaded.tokenizer)):
         check_vocabulary(traits, int(np.max(dataset.features.input_ids)))
@@ -354,7 +382,7 @@ def predict(
 ) -> Iterator[Tagged]:  # each sentence once it is written
     "Write the entities of a file; the main process only."
     output = args.output or str(
-        Path(args.output_dir) / f"predictions.{_SUFFIX[args.output_format]}"
+        claim_run_file(args.output_dir, f"predictions.{_SUFFIX[args.output_format]}")
     )
     if args.input:
         options = reading_of(args, args.task_name).reader_options() | {"format": args.input_format}
@@ -473,10 +501,18 @@ def run_evaluation(
     if not args.do_train and not any(figures.values()):
         raise ValueError(f"{args.data_dir}: no labelled dev or test file to evaluate on: add one")
     if info.is_main:
-        path = Path(args.output_dir) / "eval_results.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        _write_results(args, figures)
     return figures
+
+
+def _write_results(args: ScriptConfig, figures: dict[str, dict]) -> None:
+    "Write the figures, whole or not at all; what a training under way will write is left to it."
+    holder = holder_of(args.output_dir)
+    if holder:
+        logger.warning("%s is not written: a training is under way there (%s)", RESULTS, holder)
+        return
+    text = json.dumps(figures, indent=1)
+    write_lines(claim_run_file(args.output_dir, RESULTS), [text])
 
 # %% ../nbs/8_commands/02_script.ipynb #ce5ee8aa
 def run_prediction(
@@ -513,7 +549,9 @@ def run(
     if args.loss_type is not None:
         logger.info("--loss_type ce is the CRF's likelihood, of whole tag sequences: as always")
     try:
-        with trust_remote_code(args.trust_remote_code):
+        owns = args.do_train and not args.dry_run
+        held = hold_folder(args.output_dir, info.is_main) if owns else nullcontext()
+        with held, trust_remote_code(args.trust_remote_code):
             _run_parts(args, info, show)
     finally:
         close_distributed()
