@@ -12,7 +12,7 @@ import inspect
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from datetime import datetime, timezone
@@ -33,7 +33,7 @@ from nercrf.features.summary import CorpusSummary
 from nercrf.features.batches import FeatureDataset
 from nercrf.data.read_config import DEFAULTS as READ_DEFAULTS
 from nercrf.data.read_config import ReadConfig
-from nercrf.data.type_names import chosen_types
+from nercrf.data.type_names import TypeChoice, chosen_types, read_type_map
 from nercrf.distributed.processes import (
     ProcessInfo,
     barrier,
@@ -65,6 +65,7 @@ from nercrf.model.loading import (
     load_tagger,
 )
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.model.relabel import joint_labels
 from nercrf.pretrained import trust_remote_code
 from nercrf.tagging.errors import choose_shown, has_error, mark_errors
 from nercrf.tagging.output import input_batches, write_tagged
@@ -192,6 +193,27 @@ def prepare_data(
     corpus.told = True
     return args, corpus
 
+# %% ../nbs/8_commands/02_script.ipynb #28783a9a
+def _go_on_with(
+    args: TrainingConfig, config: NerCrfConfig, types: Sequence[str], windows: WindowSizes
+) -> LoadedModel:
+    "A tagger with the labels that it has and those of the data, by the names that the flags give."
+    choice = TypeChoice(read_type_map(args.type_map), args.keep_types, args.drop_types)
+    had = entity_types(config.labels)
+    renamed = {name: choice.name(name) for name in had}
+    labels = joint_labels(config, types, renamed, args.scheme)
+    if labels != config.labels:
+        stay = {name for name in renamed.values() if name is not None}
+        parts = {
+            "goes on with": [x if y == x else f"{x} as {y}" for x, y in renamed.items() if y],
+            "learns": sorted(set(types) - stay),
+            "gives up": [name for name, new in renamed.items() if new is None],
+            "without an example here": sorted(stay - set(types)),
+        }
+        words = [f"{what} {', '.join(names)}" for what, names in parts.items() if names]
+        logger.info("the tagger %s", "; ".join(words))
+    return load_tagger(args, config, labels, windows, args.scheme, renamed)
+
 # %% ../nbs/8_commands/02_script.ipynb #329f160c
 def _splitter(args: TrainingConfig, summary: CorpusSummary) -> str:
     "Name of the splitter that cuts raw text as the training data were cut."
@@ -236,7 +258,7 @@ def load_model(
     config = find_config(args)
     resolved = _resolve(args, config, summary)
     if isinstance(config, NerCrfConfig):
-        loaded = load_tagger(args, config, labels, windows)
+        loaded = _go_on_with(args, config, summary.survey.types, windows)
     else:
         split_by = _splitter(args, summary)
         words = summary.counted_words()
@@ -315,6 +337,7 @@ def evaluate_splits(
             figures[split] |= unseen if unseen["unseen_gold"] else {"unseen_gold": 0}
         if info.is_main:
             print("", *lines, sep="\n")
+            _tell_unknown_types(dataset, result)
             _show_errors(args, corpus, split, result)
     return figures
 
@@ -387,11 +410,25 @@ def _dataset(
         "subtoken_pooling": config.subtoken_pooling,
     }
     labels = labels or config.labels
+    if other := sorted(set(corpus.survey().types) - set(entity_types(labels))):
+        conversion["other_types"] = other
     dataset = corpus.dataset(split, loaded.tokenizer, conversion, labels, config.scheme)
     traits = loaded.model.traits
     if len(dataset) and len(loaded.tokenizer) > (traits.vocabulary or len(loaded.tokenizer)):
         check_vocabulary(traits, int(np.max(dataset.features.input_ids)))
     return dataset
+
+# %% ../nbs/8_commands/02_script.ipynb #9ace9310
+def _tell_unknown_types(dataset: FeatureDataset, result: Evaluation) -> None:
+    "Name the gold that the model has no label for."
+    other = sorted(set(dataset.types) - set(entity_types(dataset.labels)))
+    counts = {name: result.scores.gold[name] for name in other if result.scores.gold[name]}
+    if counts:
+        print(
+            f"{sum(counts.values())} gold entities are of types that the model does not know "
+            f"({', '.join(counts)}): they count as missed (--type_map renames types, --drop_types "
+            "leaves them out)"
+        )
 
 # %% ../nbs/8_commands/02_script.ipynb #57c000d8
 def predict(

@@ -185,13 +185,13 @@ def unlearnable_spans(
     dataset: FeatureDataset,  # labelled sentences
 ) -> list[list[Span]]:  # of each sentence
     "The gold entities that the labels do not hold, each once."
-    columns, spans = dataset.features, []
+    columns, spans, learned = dataset.features, [], set(entity_types(dataset.labels))
     for index in range(len(dataset)):
         rows = slice(*columns.span_offsets[index : index + 2])
         held = columns.span_learnable[rows]
         gold = list(zip(dataset.gold_spans(index), held, strict=True))
         known = {span for span, is_held in gold if is_held}
-        lost = [span for span, is_held in gold if not is_held]
+        lost = [span for span, is_held in gold if not is_held and span.label in learned]
         # a span that is annotated twice is held all the same
         spans.append([x for x in dict.fromkeys(lost) if x not in known])
     return spans

@@ -22,6 +22,7 @@ from nercrf.model.adapters import fold_adapter, has_adapter
 from nercrf.model.encoder_config import EncoderConfig
 from nercrf.model.encoders import encoder_traits, take_encoder, takes_window
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification, learn_traits
+from nercrf.model.relabel import relabel
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import Sentence, build_tokenizer
 from nercrf.pretrained import (
@@ -360,16 +361,12 @@ def build_model(
 def load_tagger(
     encoder: EncoderConfig,  # flags as they were given
     config: NerCrfConfig,  # the tagger's configuration, as `find_config` found it; changed
-    labels: Sequence[str],  # of the data, in the order of their ids
+    labels: Sequence[str],  # with which it goes on, in the order of their ids
     windows: WindowSizes,  # how sentences are cut from now on
-) -> LoadedModel:  # with the weights that it was saved with
+    scheme: str | None = None,  # of the labels; None: that of the tagger
+    renamed: Mapping[str, str | None] | None = None,  # its types by their old names; None: goes
+) -> LoadedModel:  # with the weights that it was saved with, moved by name to other labels
     "A tagger that was trained before; flags that are given replace what it was trained with."
-    if config.labels != list(labels):
-        raise ValueError(
-            f"{encoder.model_name_or_path} was trained for the labels {', '.join(config.labels)}, "
-            f"the data have {', '.join(labels)}: train from its encoder instead, or use data with "
-            "the same types and scheme"
-        )
     dropouts = encoder.encoder_dropout, encoder.attention_dropout
     config.encoder = set_dropout(config.encoder, *dropouts)
     if encoder.dropout is not None:
@@ -391,4 +388,6 @@ def load_tagger(
     warn_of_other_dropout(model.encoder, *dropouts)
     if encoder.bidirectional:
         model.traits = learn_traits(model.encoder, model.config)  # does it?
+    if config.labels != list(labels):
+        relabel(model, labels, scheme or config.scheme, renamed)
     return LoadedModel(model, load_tokenizer(encoder))

@@ -186,11 +186,12 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pytorch-crf"
 
 def data_fingerprint(
     dataset: Any,  # a `FeatureDataset`
+    columns: Sequence[str] = ("input_ids", "labels"),  # of its features
 ) -> str:  # 16 hexadecimal digits
     "A hash of the word pieces and labels of a data set."
     content = hashlib.sha256()
-    for column in (dataset.features.input_ids, dataset.features.labels):
-        content.update(np.ascontiguousarray(column))
+    for name in columns:
+        content.update(np.ascontiguousarray(getattr(dataset.features, name)))
     return content.hexdigest()[:16]
 
 

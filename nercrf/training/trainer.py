@@ -208,7 +208,7 @@ def _do_what_is_due(run: Training) -> None:
     "Log, evaluate and save; what a signal breaks off is still due."
     if run.due("log"):
         run.log()
-    if run.due("evaluate"):
+    if run.due("evaluate") or run.progress.evaluation_due:
         with suppress(EvaluationInterrupted):
             scores = run.evaluate().scores
             logger.info(
