@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Collection, Sequence
@@ -15,7 +16,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_args, get_type_hints
 
 from fastcore.docments import docments
 
@@ -24,10 +25,10 @@ from nercrf.data.read_config import ReadConfig
 from nercrf.data.splits import read_shares
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.features.feature_config import CacheConfig, WindowConfig
-from nercrf.fields import check_fields, field_bounds
+from nercrf.fields import NotNegative, check_fields, field_bounds
 from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
 from nercrf.tagging.predict_config import PredictConfig
-from nercrf.training.run_folder import refuse_folder
+from nercrf.training.run_folder import holder_of, in_use, refuse_folder, refuse_places
 from nercrf.training.training_config import (
     CheckpointConfig,
     DeviceConfig,
@@ -49,9 +50,11 @@ class RunConfig:
     do_train: bool = False  # train
     do_eval: bool = False  # evaluate on dev and, where it has labels, on test
     do_predict: bool = False  # write the entities of the test file
+    sample: Literal["both", "chinese", "english"] | None = None  # languages of the built-in sample
     dry_run: bool = False  # make two updates, estimate time and memory, leave nothing behind
     model: str | None = None  # trained tagger, or folder of its run; none: that of --output_dir
     eval_all_checkpoints: bool = False  # evaluate every checkpoint, not only the best model
+    errors: Annotated[int, NotNegative] = 0  # sentences with an error to show, gold beside found
     config: str | None = None  # JSON or YAML file of flags; those of the command line come on top
     server_ip: str | None = None  # of a remote debugger; refused
     server_port: str | None = None  # of a remote debugger; refused
@@ -351,7 +354,7 @@ VERBS = {
     "train": Verb(
         "train on labelled files (the built-in sample without --data_dir), evaluate, predict",
         {"do_train": True, "do_eval": True, "do_predict": True},
-        {RunConfig: "dry_run eval_all_checkpoints config"}
+        {RunConfig: "sample dry_run eval_all_checkpoints config"}
         | dict.fromkeys(sections_of(TrainingConfig), "")
         | {PredictConfig: "output output_format"},
     ),
@@ -359,7 +362,7 @@ VERBS = {
         "evaluate a trained model on the labelled files of a folder",
         {"do_train": False, "do_eval": True, "do_predict": False},
         {
-            RunConfig: "model eval_all_checkpoints config",
+            RunConfig: "model eval_all_checkpoints errors config",
             **_READING,
             WindowConfig: "eval_max_seq_length nested",
             EvaluationConfig: "",
@@ -477,7 +480,7 @@ def _check_data(args: ScriptConfig) -> None:
             f"{args.data_dir}: no test file (test.*) to predict: add one, or give --input"
         )
 
-
+# %% ../nbs/8_commands/01_flags.ipynb #04a94078
 def _check_training(args: ScriptConfig) -> None:
     "What a training starts from, where it writes, and what it needs."
     name = named_model(args.model_name_or_path)
@@ -512,9 +515,20 @@ def _check_training(args: ScriptConfig) -> None:
                 f"--report_to {package} needs the package {package}, which is not installed: pip "
                 f"install {package}, or leave the flag out"
             )
-    reason = None if args.dry_run or args.resume else refuse_folder(args)
+    _check_output(args)
+
+
+def _check_output(args: ScriptConfig) -> None:
+    "What stands in the output folder, and whether another training is under way there."
+    if args.dry_run:
+        return
+    reason = refuse_places(args) if args.resume else refuse_folder(args)
     if reason:
         raise ValueError(reason)
+    is_main = os.environ.get("RANK", "0") == "0"  # it owns the folder for all
+    holder = holder_of(args.output_dir) if is_main else None
+    if holder:
+        raise ValueError(in_use(args.output_dir, holder))
 
 # %% ../nbs/8_commands/01_flags.ipynb #2540b959
 def finished_folder(

@@ -111,14 +111,16 @@ def test_commands_read_it(inputs, run_folder, tmp_path, capsys):
     run, data = str(run_folder), str(inputs[0])
     out = ["--output_dir", str(tmp_path / "evaluated"), "--no_cuda"]
     assert cli.main(["evaluate", run, data, *out]) == 0
-    figures = json.loads((tmp_path / "evaluated/eval_results.json").read_text())
+    (written,) = (tmp_path / "evaluated/evaluations").iterdir()
+    figures = json.loads(written.read_text())["results"]
     assert (
         main(
             flags(inputs, run_folder, "--eval_all_checkpoints", "--do_eval", "--do_train", "false")
         )
         == 0
     )
-    every = json.loads((run_folder / "eval_results.json").read_text())
+    (written,) = (run_folder / "evaluations").iterdir()
+    every = json.loads(written.read_text())["results"]
     assert {"checkpoint-4", "checkpoint-8", "checkpoint-12"} < set(every)
     assert every["model"] == figures["model"]
     text = tmp_path / "text.txt"

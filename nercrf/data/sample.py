@@ -5,18 +5,21 @@
 # %% ../../nbs/1_data/24_sample.ipynb #bea8777b
 from __future__ import annotations
 
+import filecmp
 import random
 import re
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nercrf.data.corpus import SPLIT_NAMES, Corpus
 from nercrf.data.conll import write_columns
 from nercrf.data.examples import Example
+from nercrf.files import move_file, unfinished_folder, write_folder
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['SAMPLE_TYPES', 'sample_corpus', 'write_sample']
+__all__ = ['SAMPLE_TYPES', 'SAMPLE_LANGUAGES', 'sample_corpus', 'write_sample']
 
 # %% ../../nbs/1_data/24_sample.ipynb #24d4ce31
 class _Dice:
@@ -292,13 +295,19 @@ class _Writer:
         return tokens, spans
 
 # %% ../../nbs/1_data/24_sample.ipynb #7ee348dc
+SAMPLE_LANGUAGES = {"both": ("zh", "en"), "chinese": ("zh",), "english": ("en",)}
+
+
 def sample_corpus(
     seed: int = 0,  # another seed writes another corpus
     sizes: tuple[int, int, int] = (1000, 200, 200),  # train, dev, test
-) -> Corpus:  # half Chinese by characters, half English by words
+    language: str = "both",  # or "chinese" (by characters), or "english" (by words)
+) -> Corpus:  # of both languages half the sentences each
     "Write the built-in sample: the same sentences on every machine."
+    if language not in SAMPLE_LANGUAGES:
+        raise ValueError(f"expected one of {', '.join(SAMPLE_LANGUAGES)}, got {language!r}")
     dice = _Dice(seed)
-    writers = [_Writer(dice, language) for language in ("zh", "en")]
+    writers = [_Writer(dice, name) for name in SAMPLE_LANGUAGES[language]]
     splits, written = {}, set()
     for split, size in zip(SPLIT_NAMES, sizes, strict=True):
         examples, attempts = splits.setdefault(split, []), 0
@@ -309,7 +318,7 @@ def sample_corpus(
                     f"the templates do not give {size} different "
                     f"{split} sentences; ask for fewer (sizes)"
                 )
-            writer = writers[len(examples) % 2]
+            writer = writers[len(examples) % len(writers)]
             chances = (0.4, 0.0) if split == "train" else (0.25, 0.35)
             tokens, spans = writer.sentence(*chances)
             if tuple(tokens) not in written:
@@ -321,9 +330,19 @@ def sample_corpus(
 def write_sample(
     folder: str | Path,  # made if it does not exist
     seed: int = 0,  # as for `sample_corpus`
+    language: str = "both",  # likewise
 ) -> Path:  # the folder with train.txt, dev.txt and test.txt
-    "Write the built-in sample as column files."
-    folder, corpus = Path(folder), sample_corpus(seed)
-    for split, examples in corpus.splits.items():
-        write_columns(folder / f"{split}.txt", examples, corpus.scheme)
+    """Write the built-in sample as column files; nothing where it is there already.
+
+    TakenError where the folder holds something else than a sample.
+    """
+    folder, corpus = Path(folder), sample_corpus(seed, language=language)
+    with unfinished_folder(folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")) as new:
+        for split, examples in corpus.splits.items():
+            write_columns(new / f"{split}.txt", examples, corpus.scheme)
+        names = [f"{split}.txt" for split in corpus.splits]
+        if filecmp.cmpfiles(folder, new, names, shallow=False)[0] != names:
+            with write_folder(folder) as written:
+                for name in names:
+                    move_file(new / name, written / name)
     return folder

@@ -174,6 +174,7 @@ class FeatureDataset(Dataset):
     ):
         self.features, self.labels = features, list(labels)
         self.scheme, self.types = scheme, sorted(entity_types(labels))
+        self.types += features.options.get("other_types", [])  # gold that no label holds
 
     def __len__(self) -> int:
         return len(self.features)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import unicodedata
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 import nercrf
 from nercrf.data.corpus import CorpusFiles, CorpusSurvey, open_corpus
 from nercrf.data.examples import DataError, Example, data_files
-from nercrf.data.formats import detect_path
+from nercrf.data.formats import detect_path, find_format
 from nercrf.data.read_config import ReadConfig
 from nercrf.distributed.processes import get_rank
 from nercrf.features.batches import FeatureDataset
@@ -31,6 +31,7 @@ from nercrf.features.parts import LINE_FORMATS, resolve_format
 from nercrf.features.pieces import cache_key, describe_tokenizer
 from nercrf.features.store import RESIDENT, load_features, save_features, write_column_file
 from nercrf.features.summary import CorpusSummary, load_summary, summarize_corpus
+from nercrf.files import unfinished_folder
 from nercrf.labels import get_scheme, label_list
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,11 @@ def _survey_parts(corpus: CachedCorpus) -> CorpusSummary | None:
         return None
 
 
+def _context_key(conversion: Mapping[str, Any]) -> dict[str, str]:
+    "What tells features with context from those of before, when it went beyond a document."
+    return {"context_within": "document"} if conversion.get("context") else {}
+
+
 def _uncut_format(files: CorpusFiles) -> str | None:
     "The first format of which no part stands by itself; None if all can be cut."
     chosen = {"comment", "type_map", "keep_types", "drop_types"}
@@ -105,6 +111,7 @@ class CachedCorpus:
         self.files, self.cache, self.processes = files, cache, processes
         self.check = check or (lambda: None)
         self._examples: dict[str, list[Example]] = {}
+        self.told = False  # is what is odd in the data known to the user?
 
     def keep(
         self,
@@ -148,9 +155,9 @@ class CachedCorpus:
     def summary(self) -> CorpusSummary:  # the files are read only where it is not in the cache
         "What a run has to know of the corpus beside the features."
         key = cache_key(describe_data(self.files))
-        summary, _ = self.cache.find(
-            "corpus", key, load_summary, partial(_build_summary, self, key)
-        )
+        build = partial(_build_summary, self, key)
+        summary, metadata = self.cache.find("corpus", key, load_summary, build)
+        self.cuts_text = metadata.get("cuts_text", True)  # may words depend on the splitter?
         self.files.know(summary.survey)
         return summary
 
@@ -173,6 +180,7 @@ class CachedCorpus:
             "scheme": get_scheme(scheme).name if scheme else None,
             "tokenizer": describe_tokenizer(tokenizer),
             "conversion": dict(conversion),
+            **_context_key(conversion),
         }
 
     def dataset(
@@ -186,10 +194,8 @@ class CachedCorpus:
         "The features of a split; every process of a group has to call it."
         description = self.describe(split, tokenizer, conversion, labels, scheme)
         build = partial(_build_features, self, description, tokenizer)
-        found = self.cache.find(split, cache_key(description), load_features, build)
-        features, metadata = found
-        if get_rank() == 0:
-            _note_warnings(metadata)
+        features, metadata = self.cache.find(split, cache_key(description), load_features, build)
+        _note_warnings(self, metadata)
         return FeatureDataset(features, metadata["labels"], metadata["scheme"])
 
 # %% ../../nbs/2_features/11_cache.ipynb #3c319add
@@ -234,9 +240,8 @@ def _convert_parts(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     "Read, convert and write a corpus part by part."
-    folder = path.with_name(f".{path.name}.{os.getpid()}.parts")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    name = f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.parts"
+    with unfinished_folder(path.with_name(name)) as folder:
         converted = corpus.large.convert(
             description["data_type"],
             tokenizer,
@@ -248,8 +253,6 @@ def _convert_parts(
         metadata = _metadata(corpus, description, converted.labels, converted.scheme)
         corpus.check()
         write_column_file(path, converted.columns, {**metadata, "options": converted.options})
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/2_features/11_cache.ipynb #61350a60
 def _build_features(
@@ -287,6 +290,7 @@ def _build_summary(
         "key": key,
         "sentences": sum(summary.survey.sentences.values()),
         "source": str(corpus.files.folder),
+        "cuts_text": any(map(_cuts_text, corpus.files.formats.values())),
     }
     path = write_first(paths, lambda path: summary.save(path, metadata))
     if path is None or path.stat().st_size <= RESIDENT:
@@ -294,9 +298,15 @@ def _build_summary(
     return load_summary(path)
 
 
-def _note_warnings(metadata: dict[str, Any]) -> None:
+def _cuts_text(format: str) -> bool:
+    "May a splitter have to cut the texts of this format, as far as the format is known?"
+    return format == "auto" or find_format(format).cuts_text
+
+
+def _note_warnings(corpus: CachedCorpus, metadata: dict[str, Any]) -> None:
     "One line on what the reader found odd in the data."
-    if metadata.get("warning_count"):
+    told, corpus.told = corpus.told, True
+    if get_rank() == 0 and not told and metadata.get("warning_count"):
         logger.warning(
             "%s: %d oddities in the data, the first: %s",
             metadata["source"],

@@ -290,11 +290,12 @@ def convert_examples_to_features(
     sequence_a_segment_id: int | None = None,  # segment of words and separator
     mask_padding_with_zero: bool = True,  # padding 0, pieces 1; or reversed
     stride: int | None = None,  # pieces windows share; None: a quarter window
-    context: int = 0,  # sentences of the same file on either side
+    context: int = 0,  # sentences of the same document on either side
     nested: str = "outermost",  # or "innermost": spans that the labels hold
     neighbours: tuple = ((), ()),  # examples before and behind, for `context`
     joined_by: str | None = " ",  # between two words: " ", "" for characters; None: as before
     subtoken_pooling: str = "first",  # or "last", "mean": pieces of a word that are read
+    other_types: Sequence[str] = (),  # of gold spans that no label holds; they are kept as gold
 ) -> Features:  # the corpus as ragged columns
     """Convert labelled sentences to word pieces, word positions and label ids.
 
@@ -313,9 +314,12 @@ def convert_examples_to_features(
     )
     options["segments"] = _has_segments(tokenizer, special, pad_token_segment_id)
     label_ids = _label_ids(label_list)
-    spans = gather_spans(examples, sorted(entity_types(label_list)))
+    types = sorted(entity_types(label_list))
+    spans = gather_spans(examples, [*types, *other_types])
     pieces = convert_pieces(examples, tokenizer, shape, neighbours, joined_by, subtoken_pooling)
-    learnable = _learnable_spans(spans, nested)
+    learnable = _learnable_spans(spans, nested) & (spans.labels < len(types))
+    if other_types:
+        options["other_types"] = list(other_types)
     return Features(
         labels=_label_column(spans, learnable, label_ids, scheme),
         span_learnable=learnable,

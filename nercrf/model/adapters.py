@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +23,8 @@ from nercrf.pretrained import ModelError, open_adapter_config, read_tensors, rea
 
 # %% auto #0
 __all__ = ['ADAPTER', 'import_peft', 'AdapterLayers', 'adapter_layers', 'has_adapter', 'Apart', 'take_apart', 'put_together',
-           'weights_digest', 'trains_encoder', 'adapter_folder', 'write_adapter', 'read_adapter', 'fold_adapter']
+           'weights_digest', 'trains_encoder', 'inject_adapter', 'adapter_folder', 'write_adapter', 'read_adapter',
+           'fold_adapter']
 
 # %% ../../nbs/4_model/04_adapters.ipynb #cf1077c9
 def import_peft() -> ModuleType:
@@ -229,6 +231,17 @@ def trains_encoder(
     }
     return any(x.requires_grad and id(x) not in added for x in model.encoder.parameters())
 
+# %% ../../nbs/4_model/04_adapters.ipynb #0af47f7b
+def inject_adapter(
+    config: Any,  # a `LoraConfig` or another one of peft's
+    encoder: nn.Module,  # changed in place
+) -> None:
+    "Put an adapter into an encoder, without peft's remark on a setting that it mends itself."
+    with warnings.catch_warnings():
+        # a Conv1D, the linear layer of GPT-2, holds its weights the other way round
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+        import_peft().inject_adapter_in_model(config, encoder)
+
 # %% ../../nbs/4_model/04_adapters.ipynb #bcec62bd
 ADAPTER = "adapter"  # folder inside a model's folder
 
@@ -268,7 +281,7 @@ def read_adapter(
         for name, tensor in read_tensors(path / "adapter_model.safetensors").items()
     }
     with reading(path, "an adapter for this encoder", "give the encoder that it was trained on"):
-        peft.inject_adapter_in_model(config, encoder)
+        inject_adapter(config, encoder)
         report = peft.set_peft_model_state_dict(encoder, weights)
     own = peft.get_peft_model_state_dict(encoder, save_embedding_layers=False)
     odd = sorted({*report.unexpected_keys, *(own.keys() ^ weights.keys())})

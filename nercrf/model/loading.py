@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +16,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging as transformers_logging
 
 from nercrf.model.adapters import fold_adapter, has_adapter
 from nercrf.model.encoder_config import EncoderConfig
 from nercrf.model.encoders import encoder_traits, take_encoder, takes_window
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification, learn_traits
+from nercrf.model.relabel import relabel
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import Sentence, build_tokenizer
 from nercrf.pretrained import (
@@ -31,9 +34,9 @@ from nercrf.pretrained import (
 )
 
 # %% auto #0
-__all__ = ['set_dropout', 'warn_of_other_dropout', 'load_encoder', 'check_model_type', 'find_config', 'load_tokenizer',
-           'LoadedModel', 'WindowSizes', 'check_lengths', 'check_inputs', 'fit_windows', 'unit_of_words', 'build_model',
-           'load_tagger']
+__all__ = ['set_dropout', 'warn_of_other_dropout', 'without_bars', 'load_encoder', 'check_model_type', 'find_config',
+           'load_tokenizer', 'LoadedModel', 'WindowSizes', 'check_lengths', 'check_inputs', 'fit_windows',
+           'unit_of_words', 'build_model', 'load_tagger']
 
 # %% ../../nbs/4_model/07_loading.ipynb #41943bb6
 def set_dropout(
@@ -85,6 +88,18 @@ def warn_of_other_dropout(
             " set their `p` yourself",
             stacklevel=3,
         )
+
+# %% ../../nbs/4_model/07_loading.ipynb #0a16a913
+@contextmanager
+def without_bars() -> Iterator[None]:
+    "No progress bars of transformers inside; afterwards they are as they were."
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 # %% ../../nbs/4_model/07_loading.ipynb #7cd05f8e
 def _load_config(
@@ -346,16 +361,12 @@ def build_model(
 def load_tagger(
     encoder: EncoderConfig,  # flags as they were given
     config: NerCrfConfig,  # the tagger's configuration, as `find_config` found it; changed
-    labels: Sequence[str],  # of the data, in the order of their ids
+    labels: Sequence[str],  # with which it goes on, in the order of their ids
     windows: WindowSizes,  # how sentences are cut from now on
-) -> LoadedModel:  # with the weights that it was saved with
+    scheme: str | None = None,  # of the labels; None: that of the tagger
+    renamed: Mapping[str, str | None] | None = None,  # its types by their old names; None: goes
+) -> LoadedModel:  # with the weights that it was saved with, moved by name to other labels
     "A tagger that was trained before; flags that are given replace what it was trained with."
-    if config.labels != list(labels):
-        raise ValueError(
-            f"{encoder.model_name_or_path} was trained for the labels {', '.join(config.labels)}, "
-            f"the data have {', '.join(labels)}: train from its encoder instead, or use data with "
-            "the same types and scheme"
-        )
     dropouts = encoder.encoder_dropout, encoder.attention_dropout
     config.encoder = set_dropout(config.encoder, *dropouts)
     if encoder.dropout is not None:
@@ -377,4 +388,6 @@ def load_tagger(
     warn_of_other_dropout(model.encoder, *dropouts)
     if encoder.bidirectional:
         model.traits = learn_traits(model.encoder, model.config)  # does it?
+    if config.labels != list(labels):
+        relabel(model, labels, scheme or config.scheme, renamed)
     return LoadedModel(model, load_tokenizer(encoder))

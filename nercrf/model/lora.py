@@ -22,6 +22,7 @@ from nercrf.model.adapters import (
     fold_adapter,
     has_adapter,
     import_peft,
+    inject_adapter,
     weights_digest,
 )
 from nercrf.model.encoder_config import find_model
@@ -117,7 +118,7 @@ def add_lora(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            peft.inject_adapter_in_model(config, encoder)
+            inject_adapter(config, encoder)
     except ValueError as error:
         raise ValueError(
             f"--lora_targets {' '.join(chosen)}: {error}; the linear layers of this encoder are "

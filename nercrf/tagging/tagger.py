@@ -5,6 +5,7 @@
 # %% ../../nbs/7_tagging/01_tagger.ipynb #666b4959
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -22,6 +23,7 @@ from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
+from nercrf.model.loading import without_bars
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
 
@@ -72,6 +74,21 @@ def text_example(
     tokens, places = [word for word, _, _ in words], [place for _, *place in words]
     return Example(id, tokens, None, source, " ", text, list(map(tuple, places)))
 
+# %% ../../nbs/7_tagging/01_tagger.ipynb #7d4f6f9e
+def _warn_of_words(sentences: Sequence[Tagged]) -> None:
+    "Say that texts of one word each may be the words of one sentence; once a line of code."
+    if len(sentences) > 1 and all(map(_is_one_word, sentences)):
+        warnings.warn(
+            "texts of one word each, tagged one by one: expected the words of one sentence? Give "
+            "a list with them in it: tagger([words])",
+            stacklevel=3,
+        )
+
+
+def _is_one_word(sentence: Tagged) -> bool:
+    "Is it a text, and one of one word?"
+    return bool(sentence.example.original) and len(sentence.example.tokens) == 1
+
 # %% ../../nbs/7_tagging/01_tagger.ipynb #6f22a7c2
 class Tagger:
     "A model and its tokenizer, ready to tag text."
@@ -84,14 +101,14 @@ class Tagger:
         device: str | torch.device | None = None,  # None: the GPU if there is one
         splitter: Splitter | None = None,  # None: the one that the model was trained with
     ):
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(device).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.splitter = splitter or self._own_splitter()
 
     @classmethod
+    @without_bars()
     def from_pretrained(
         cls,
         folder: str | Path,  # a model's folder, or the output folder of a run
@@ -147,18 +164,17 @@ class Tagger:
         inputs: str | Sequence[str] | Sequence[Sequence[str]],  # a text, texts, sentences of words
         connected: bool = False,  # of one document: `context` crosses elements
     ) -> list[Entity] | list[list[Entity]]:  # of the text, or of each element
-        "Tag a text, a list of texts, or a list of sentences of words."
+        "Tag a text, a list of texts (strings), or a list of sentences, each a list of words."
         if isinstance(inputs, str):
             return self([inputs])[0]
         sentences = [self.read(item, place) for place, item in enumerate(inputs)]
+        _warn_of_words(sentences)
         examples = [sentence.example for sentence in sentences]
         if connected:  # of one document, so from one place
             examples = [replace(example, source="") for example in examples]
         spans = self.tag_examples(examples, with_context=connected)
-        return [
-            replace(sentence, spans=found).entities
-            for sentence, found in zip(sentences, spans, strict=True)
-        ]
+        pairs = zip(sentences, spans, strict=True)
+        return [replace(sentence, spans=found).entities for sentence, found in pairs]
 
     def read(
         self,

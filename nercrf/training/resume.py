@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +43,15 @@ from nercrf.training.checkpoint import (
     set_random_state,
     set_seed,
     take_snapshot,
+)
+from nercrf.training.identity import (
+    Change,
+    as_typed,
+    changed_flags,
+    changed_model,
+    compare_identity,
+    refuse_changes,
+    refuse_model,
 )
 from nercrf.training.lean import fit_rows
 from nercrf.training.reporting import HISTORY
@@ -146,18 +156,14 @@ def load_checkpoint(
     if problems:
         raise ValueError(f"{folder}: not a whole checkpoint: {'; '.join(problems)}")
     state = load_state(folder)
-    for name, value in run.identity.items():
-        made_with = state["identity"].get(name)
-        if made_with != value:
-            raise ValueError(
-                f"{folder}: made with {name} = {made_with}, this run has {value}: "
-                "resume with the same data and flags, or start anew from its weights with "
-                "--model_name_or_path"
-            )
+    flags = json.loads((folder / "training_config.json").read_text(encoding="utf-8"))
+    changes = compare_identity(state["identity"], flags, run.identity)
+    refuse_changes(folder, changes, changed_flags(flags, asdict(run.args), "data"))
     bare = unwrap_model(run.model)
     base = getattr(bare.config, "base_encoder", None)  # that of an adapter may have moved since
     options = {"base_model": base["name_or_path"]} if base else {}
     loaded = type(bare).from_pretrained(folder, **options)
+    refuse_model(folder, changed_model(loaded.config.to_dict(), bare.config.to_dict()))
     apart = take_apart(loaded)
     weights = loaded.state_dict() if apart is None else put_together(bare, apart)
     load_whole_weights(run.model, weights)
@@ -171,6 +177,7 @@ def load_checkpoint(
     run.callbacks.load_state_dict(state["callbacks"])
     _restore_process(run, state["processes"])
     _give_up_later(run)
+    _take_changes(run, changes, changed_flags(flags, asdict(run.args), "later"))
     logger.info("resumed from %s at update %d", folder, run.progress.step)
     run.callbacks.call("on_resume", run, folder)
 
@@ -229,6 +236,39 @@ def _cut_history(path: Path, step: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         whole = [line for line in lines if line.endswith("}")]
         write_lines(path, [x for x in whole if json.loads(x)["step"] <= step])
+
+# %% ../../nbs/6_training/13_resume.ipynb #e3b7029f
+def _take_changes(run: Training, changes: Sequence[Change], later: Sequence[Change]) -> None:
+    "Choose the best model anew, or prolong the training, where that was asked for; say so."
+    chosen = [str(change) for change in changes if change.effect == "choice"]
+    if chosen and run.progress.best_score is not None:
+        step = run.progress.step
+        logger.warning("the best model is chosen anew from update %d on: %s", step, *chosen[:1])
+        run.progress.best_score, run.progress.without_gain = None, 0
+        run.progress.evaluation_due = run.dev_dataset is not None
+    if later:
+        words = [f"{as_typed(each.name, each.now)} (was {each.before})" for each in later]
+        logger.info("from here on: %s", ", ".join(words))
+    for change in changes:
+        if change.name == "updates":
+            _prolong(run, change)
+
+
+def _prolong(run: Training, change: Change) -> None:
+    "The learning rates of a training that had been planned so long."
+    groups, schedule = run.optimizer.param_groups, run.schedule
+    before = groups[0]["lr"] / schedule.base_lrs[0]
+    for group, peak, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = peak * factor(schedule.last_epoch)
+    logger.warning(
+        "prolonged from %d updates to %d: from here on the learning rates are those of a training "
+        "of %d updates, now %.0f %% of their peaks (before: %.0f %%)",
+        change.before,
+        change.now,
+        change.now,
+        100 * groups[0]["lr"] / schedule.base_lrs[0],
+        100 * before,
+    )
 
 # %% ../../nbs/6_training/13_resume.ipynb #063f6778
 def find_resume(

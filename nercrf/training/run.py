@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nercrf.distributed.devices import autocast_dtype, unwrap_model, wrap_model
 from nercrf.distributed.processes import ProcessInfo, init_distributed
+from nercrf.data.type_names import chosen_types
 from nercrf.evaluation.evaluator import (
     Evaluation,
     describe_unannotated,
@@ -30,6 +31,7 @@ from nercrf.features.batches import FeatureDataset
 from nercrf.model.lora import add_lora
 from nercrf.training.callbacks import Callbacks, TrainingCallback
 from nercrf.training.checkpoint import Checkpoints, set_seed
+from nercrf.training.identity import training_identity
 from nercrf.training.lean import (
     SeenEmbedding,
     restore_embedding,
@@ -40,15 +42,13 @@ from nercrf.training.lean import (
 )
 from nercrf.training.optim import build_optimizer, build_schedule, encoder_layers
 from nercrf.training.plan import UpdatePlan, build_plan, count_steps, is_due
-from nercrf.training.recipes import prepare_model, recipe_callbacks, recipe_flags
-from nercrf.training.reporting import data_fingerprint
+from nercrf.training.recipes import prepare_model, recipe_callbacks
 from nercrf.training.speed import slow_precision, speed_up
 from nercrf.training.training_config import TrainingConfig
 from nercrf.training.update import Learner, LossWatch
 
 # %% auto #0
-__all__ = ['logger', 'Training', 'plan_training', 'training_identity', 'freeze_unused_parameters', 'ready_model', 'restore_model',
-           'start_training']
+__all__ = ['logger', 'Training', 'plan_training', 'freeze_unused_parameters', 'ready_model', 'restore_model', 'start_training']
 
 # %% ../../nbs/6_training/12_run.ipynb #221c625f
 logger = logging.getLogger(__name__)
@@ -118,6 +118,7 @@ class Training(Learner):
                 precision=self.precision,
                 unlearnable=self.args.unlearnable,
                 should_stop=self.stop.is_set,
+                types=chosen_types(self.args),
             )
         figures = {f"dev_{name}": value for name, value in result.to_dict().items()}
         self.figures = {"step": self.progress.step, **figures}
@@ -148,47 +149,6 @@ def plan_training(
         pass_pieces=args.pass_pieces or 0,
         annotated=dataset.features.annotated,
     )
-
-# %% ../../nbs/6_training/12_run.ipynb #5c52240f
-# flags that change what an update does, beside the batches
-_FLAGS = (
-    "learning_rate",
-    "crf_learning_rate",
-    "weight_decay",
-    "adam_epsilon",
-    "max_grad_norm",
-    "warmup_proportion",
-    "schedule",
-    "fp16",
-    "bf16",
-    "dropout",
-    "encoder_dropout",
-    "attention_dropout",
-    "cheap_dropout",
-    "group_by_length",
-    "length_groups",
-)
-_LATER = ("lora", "lora_alpha", "lora_dropout", "lora_targets", "bidirectional")
-
-
-def training_identity(
-    args: TrainingConfig,  # resolved flags
-    dataset: FeatureDataset,  # the sentences
-    plan: UpdatePlan,  # the updates
-) -> dict[str, object]:  # plain values
-    "What must be equal for two trainings to make the same updates."
-    return {
-        "data": data_fingerprint(dataset),
-        "labels": " ".join(dataset.labels),
-        "sentences_an_update": plan.update_size,
-        "pieces_an_update": plan.update_pieces,
-        "seed": args.seed,
-        "data_seed": plan.seed,
-        "updates": plan.total,
-        **{name: getattr(args, name) for name in (*_FLAGS, *recipe_flags())},
-        # an empty list, or off, is no wish, as in checkpoints from before there were these flags
-        **{name: getattr(args, name) or None for name in _LATER},
-    }
 
 # %% ../../nbs/6_training/12_run.ipynb #e9241d80
 def freeze_unused_parameters(
@@ -345,7 +305,7 @@ def start_training(
         max_grad_norm=args.max_grad_norm,
         skip_nonfinite=args.on_nonfinite == "skip",
         grads_to_none=args.grads_to_none,
-        identity=training_identity(args, dataset, plan),
+        identity=training_identity(args, dataset, plan, dev_dataset),
     )
     set_seed(args.seed, info.rank)
     return run
