@@ -112,7 +112,14 @@ class ColumnLayout:
     ) -> tuple[str, ...] | LineNote | bool:  # token and tags; False for a border
         "What a line says."
         if not line[:1].isalnum() and is_border(line):
-            return False
+            cells = line.split()
+            if len(cells) < 2 or cells[-1] == "O" or not _TAG.fullmatch(cells[-1]):
+                return False
+            return LineNote(
+                "bad",
+                f"expected O as the tag of the line {cells[0]!r}, with which a document starts, "
+                f"got {cells[-1]!r}; correct the tag, or the token",
+            )
         cells = self.split(line)
         if len(cells) == self.columns and self.counter is None and line[0] != self.mark[0]:
             if len(self.tags) == 1:
