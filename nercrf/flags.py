@@ -25,7 +25,7 @@ from nercrf.data.splits import read_shares
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.features.feature_config import CacheConfig, WindowConfig
 from nercrf.fields import check_fields, field_bounds
-from nercrf.model.encoder_config import EncoderConfig, find_model
+from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
 from nercrf.tagging.predict_config import PredictConfig
 from nercrf.training.run_folder import refuse_folder
 from nercrf.training.training_config import (
@@ -59,7 +59,7 @@ class RunConfig:
     def check(self) -> None:
         "Refuse a remote debugger: ValueError."
         for name in ("server_ip", "server_port"):
-            if getattr(self, name) is not None:
+            if getattr(self, name):  # the reference's default is empty
                 raise ValueError(
                     f"--{name} {getattr(self, name)}: start the script under a debugger instead: "
                     "python -m debugpy --listen 5678 -m nercrf.run_ner_crf"
@@ -480,7 +480,7 @@ def _check_data(args: ScriptConfig) -> None:
 
 def _check_training(args: ScriptConfig) -> None:
     "What a training starts from, where it writes, and what it needs."
-    name = args.model_name_or_path
+    name = named_model(args.model_name_or_path)
     if name is not None and not args.download and not args.config_name:
         local = Path(name).is_dir() or Path(name).is_absolute() or name.startswith(".")
         if local and not (Path(name) / "config.json").is_file():

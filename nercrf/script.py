@@ -41,7 +41,7 @@ from nercrf.evaluation import evaluator
 from nercrf.distributed.devices import autocast_dtype
 from nercrf.evaluation.evaluator import Evaluation, describe_result, unseen_f1
 from nercrf.labels import label_list
-from nercrf.model.encoder_config import find_model
+from nercrf.model.encoder_config import find_model, named_model
 from nercrf.model.encoders import check_vocabulary
 from nercrf.model.loading import (
     LoadedModel,
@@ -56,7 +56,7 @@ from nercrf.tagging.output import mark_up, tag_input, write_tagged
 from nercrf.tagging.tagger import Tagged, Tagger
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
-from nercrf.training.checkpoint import set_seed
+from nercrf.training.checkpoint import list_checkpoints, set_seed
 from nercrf.training.training_config import TrainingConfig
 from nercrf.training.trainer import resolve_config, train
 
@@ -187,6 +187,7 @@ def load_model(
     scheme = args.scheme or summary.survey.scheme
     labels = label_list(summary.survey.types, scheme)
     windows = WindowSizes(args.eval_max_seq_length, args.stride, args.context)
+    args = replace(args, model_name_or_path=named_model(args.model_name_or_path))
     config = find_config(args)
     resolved = resolve_config(args, pretrained=config is not None)
     if isinstance(config, NerCrfConfig):
@@ -385,9 +386,14 @@ def run_evaluation(
     "Evaluate the best model, or every checkpoint; every process must call it."
     folders = {"model": _finished_folder(args)}
     if args.eval_all_checkpoints:
-        found = Path(args.output_dir).glob("checkpoint-[0-9]*")
-        steps = sorted(found, key=lambda path: int(path.name.split("-")[1]))
-        folders |= {path.name: path for path in steps}
+        kept = {path.name: path for path in reversed(list_checkpoints(args.output_dir))}
+        folders |= kept
+        if info.is_main:
+            print(
+                f"\nthe best model and the {len(kept)} checkpoints that were kept "
+                f"({', '.join(kept) or 'none'}); a training keeps --save_total_limit, --keep_best "
+                "and --keep_every of them"
+            )
     figures = {}
     for name, folder in folders.items():
         if info.is_main and len(folders) > 1:
@@ -431,6 +437,8 @@ def run(
         no_cuda=args.no_cuda, local_rank=args.local_rank, timeout_seconds=args.ddp_timeout
     )
     _set_up_logging(info)
+    if args.loss_type is not None:
+        logger.info("--loss_type ce is the CRF's likelihood, of whole tag sequences: as always")
     try:
         corpus = None
         if args.do_train or args.do_eval or not args.input:

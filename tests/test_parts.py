@@ -461,3 +461,67 @@ def test_windows_and_context_reach_over_the_borders_of_parts(tmp_path, options):
     assert build(tmp_path, False) != whole
     for part in (1, 40, 200):
         assert build(tmp_path, True, part, **options) == whole
+
+
+# Data that are replaced while they are read, and put back.
+
+
+def replaced_during(monkeypatch, module, name, path, other):
+    """Another file in the place of `path` for as long as a function runs, then the old one again."""
+    content, function = path.read_bytes(), getattr(module, name)
+
+    def with_another_file(*arguments, **options):
+        path.write_bytes(other)
+        try:
+            return function(*arguments, **options)
+        finally:
+            path.write_bytes(content)
+
+    monkeypatch.setattr(module, name, with_another_file)
+
+
+@pytest.mark.parametrize(
+    ("in_parts", "module", "name"),
+    [
+        (True, nercrf.features.large_corpus, "survey_corpus"),
+        (True, nercrf.features.large_corpus, "convert_examples_to_features"),
+        (True, nercrf.features.large_corpus, "join_columns"),
+        (False, nercrf.features.cache, "convert_examples_to_features"),
+    ],
+)
+def test_what_was_not_hashed_is_not_kept(tmp_path, monkeypatch, in_parts, module, name):
+    """The labels of another file under the key of this one: nobody would ever notice."""
+    lines = "Ada B-X\nmet O\n\nBobby B-X\nsang O\n\n" * 20
+    write(tmp_path, lines, "Ada B-X\n")
+    assert isinstance(build(tmp_path, in_parts, part=40), bytes)
+    replaced_during(
+        monkeypatch,
+        module,
+        name,
+        tmp_path / "train.txt",
+        lines.replace("met O", "met B-X").encode(),
+    )
+    told = build(tmp_path, in_parts, part=40)
+    assert "train.txt: changed" in told
+    assert "start again when nothing writes to it any more" in told
+    assert not list(tmp_path.rglob("*.parts"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("in_parts", "owner", "name"),
+    [
+        (False, nercrf.data.corpus.CorpusFiles, "survey"),
+        (True, nercrf.features.large_corpus, "cut_file"),
+    ],
+)
+def test_a_file_that_is_replaced_between_digest_and_reading(
+    tmp_path, monkeypatch, in_parts, owner, name
+):
+    """Larger than what is held: hashed first, opened again to be parsed."""
+    lines = "Ada B-X\nmet O\n\n" * 20
+    write(tmp_path, lines, "Ada B-X\n")
+    monkeypatch.setattr(nercrf.features.cache_files, "HELD", 10)
+    other = lines.replace("met O", "met B-X").encode()
+    replaced_during(monkeypatch, owner, name, tmp_path / "train.txt", other)
+    assert "train.txt: changed" in build(tmp_path, in_parts, part=40)

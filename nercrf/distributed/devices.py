@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,9 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 from nercrf.distributed.processes import ProcessInfo, get_world_size, is_main_process
 
 # %% auto #0
-__all__ = ['StateTree', 'autocast_dtype', 'autocast', 'BatchDataParallel', 'forward_each', 'unwrap_model', 'is_sharded',
+__all__ = ['logger', 'StateTree', 'autocast_dtype', 'autocast', 'BatchDataParallel', 'forward_each', 'unwrap_model', 'is_sharded',
            'shard_modules', 'exchange_gradients', 'clip_gradients', 'whole_weights', 'load_whole_weights',
-           'whole_tensors', 'share_state', 'whole_parameters', 'wrap_model']
+           'whole_tensors', 'share_state', 'whole_parameters', 'keep_all_layers', 'wrap_model']
+
+# %% ../../nbs/6_training/01_devices.ipynb #d71e8843
+logger = logging.getLogger(__name__)
 
 # %% ../../nbs/6_training/01_devices.ipynb #5b75c90d
 def autocast_dtype(
@@ -352,6 +356,19 @@ def whole_parameters(
             # the outermost one comes first and keeps its weights for backward
             module.set_reshard_after_forward(place > 0, recurse=False)
 
+# %% ../../nbs/6_training/01_devices.ipynb #5c79a13f
+def keep_all_layers(
+    model: nn.Module,  # changed in place
+) -> float:  # the largest probability with which a layer was left out before
+    "Let no module leave out layers at random."
+    found = [0.0]
+    for module in model.modules():
+        share = getattr(module, "layerdrop", None)
+        if isinstance(share, (int, float)) and share > 0:
+            found.append(float(share))
+            module.layerdrop = 0.0
+    return max(found)
+
 # %% ../../nbs/6_training/01_devices.ipynb #ba02863d
 # torch 2.13 has another name for it
 _PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -369,6 +386,14 @@ def wrap_model(
     "Make the model work on all devices of the run."
     if strategy not in ("ddp", "fsdp"):
         raise ValueError(f"strategy: expected ddp or fsdp, got {strategy!r}")
+    layerdrop = keep_all_layers(model) if info.world_size > 1 else 0.0
+    if layerdrop:
+        logger.warning(
+            "the encoder leaves out layers at random (layerdrop %g), which %d processes would wait "
+            "for: every layer is computed",
+            layerdrop,
+            info.world_size,
+        )
     if info.world_size > 1 and strategy == "fsdp":
         shard_modules(shards, info)
         return model

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from nercrf.data.formats import detect_path
 from nercrf.data.read_config import ReadConfig
 from nercrf.distributed.processes import get_rank
 from nercrf.features.batches import FeatureDataset
-from nercrf.features.cache_files import CacheFiles, cache_folders, remember_digest, write_first
+from nercrf.features.cache_files import CacheFiles, DataDigests, cache_folders, write_first
 from nercrf.features.conversion import Features, convert_examples_to_features
 from nercrf.features.large_corpus import LargeCorpus
 from nercrf.features.parts import LINE_FORMATS, resolve_format
@@ -100,8 +100,10 @@ class CachedCorpus:
         files: CorpusFiles,  # of the data set
         cache: CacheFiles,  # where the others are
         processes: int | None = None,  # that convert a large corpus; None: one a core, at most 4
+        check: Callable[[], None] | None = None,  # refuses files that changed meanwhile
     ):
         self.files, self.cache, self.processes = files, cache, processes
+        self.check = check or (lambda: None)
         self._examples: dict[str, list[Example]] = {}
 
     def keep(
@@ -244,6 +246,7 @@ def _convert_parts(
             description["scheme"],
         )
         metadata = _metadata(corpus, description, converted.labels, converted.scheme)
+        corpus.check()
         write_column_file(path, converted.columns, {**metadata, "options": converted.options})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -261,6 +264,7 @@ def _build_features(
         path = write_first(paths, lambda path: _convert_parts(path, corpus, description, tokenizer))
     if path is None:
         found = _convert_whole(corpus, description, tokenizer)
+        corpus.check()
         path = write_first(paths, lambda path: save_features(path, *found))
     if path is None:
         return found
@@ -278,6 +282,7 @@ def _build_summary(
         read = corpus.files.load()
         corpus.keep(read.splits)
         summary = summarize_corpus(read)
+    corpus.check()
     metadata = {
         "key": key,
         "sentences": sum(summary.survey.sentences.values()),
@@ -309,7 +314,6 @@ def open_cached(
 ) -> CachedCorpus:  # no file was opened yet
     "Open a data set whose features are kept; DataError where there is no file."
     folders = cache_folders(data_dir, feature_cache_dir)
-    held: dict[Path, bytes] = {}
-    digest = partial(remember_digest, folders=folders, held=held)
-    files = open_corpus(data_dir, reading, digest=digest, held=held)
-    return CachedCorpus(files, CacheFiles(folders, rebuild), processes)
+    digests = DataDigests(folders)
+    files = open_corpus(data_dir, reading, digest=digests, held=digests.held)
+    return CachedCorpus(files, CacheFiles(folders, rebuild), processes, digests.check)

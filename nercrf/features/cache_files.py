@@ -17,16 +17,16 @@ from typing import Any, NamedTuple, TypeVar
 
 from filelock import FileLock, Timeout
 
-from nercrf.data.examples import data_files, file_digest
+from nercrf.data.examples import DataError, data_files, file_digest
 from nercrf.distributed.processes import main_process_first
 from nercrf.features.store import CacheError, read_header
-from nercrf.files import DIGESTS, DigestMemory
+from nercrf.files import DIGESTS, DigestMemory, file_state
 
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['logger', 'HELD', 'Loaded', 'user_cache_folder', 'cache_folders', 'remember_digest', 'write_first', 'build_lock',
-           'CacheFiles', 'CacheEntry', 'list_cache', 'clean_cache']
+__all__ = ['logger', 'HELD', 'Loaded', 'user_cache_folder', 'cache_folders', 'remember_digest', 'DataDigests', 'write_first',
+           'build_lock', 'CacheFiles', 'CacheEntry', 'list_cache', 'clean_cache']
 
 # %% ../../nbs/2_features/10_cache_files.ipynb #a2521b52
 def user_cache_folder() -> Path:  # perhaps not there yet
@@ -67,6 +67,34 @@ def remember_digest(
         return held[path]
 
     return memory.sha256_of(path, read)
+
+# %% ../../nbs/2_features/10_cache_files.ipynb #1f305d7a
+class DataDigests:
+    "Digests of data files, and the proof that the files stayed as they were."
+
+    def __init__(
+        self,
+        folders: Sequence[Path],  # where digests are remembered, as they can be
+    ):
+        self.folders, self.held, self._states = folders, {}, {}
+
+    def __call__(
+        self,
+        path: str | Path,  # a data file
+    ) -> str:  # SHA-256 of its bytes; small ones are kept in `held` until they are parsed
+        "The digest of a data file; its state is noted."
+        for each in data_files(path):
+            self._states.setdefault(each, file_state(each))
+        return remember_digest(path, self.folders, self.held)
+
+    def check(self) -> None:
+        "Refuse files that were written to since their digests were asked for: DataError."
+        for path, state in self._states.items():
+            if not path.is_file() or file_state(path) != state:
+                raise DataError(
+                    f"{path}: changed since this run began to read it, so what was read is not "
+                    "kept; start again when nothing writes to it any more"
+                )
 
 # %% ../../nbs/2_features/10_cache_files.ipynb #65ce1bbe
 Loaded = TypeVar("Loaded")

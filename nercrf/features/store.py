@@ -265,6 +265,15 @@ class ColumnFile:
             self.header.start + entry["data_offsets"][0],
         )
 
+    def check_size(self) -> None:
+        "Refuse a mapped file that was cut: to read behind its end would kill the process."
+        if self.mapped and self._buffer.size() < self.header.size:
+            raise _broken(
+                self.path,
+                f"it was cut from {self.header.size} to {self._buffer.size()} bytes while it was "
+                "in use",
+            )
+
     def prove(
         self,
         name: str,  # of a column
@@ -344,6 +353,7 @@ class Column:
         self._all_proved = bool(self._proved.all())
 
     def __getitem__(self, key: Any) -> np.ndarray:
+        self.file.check_size()
         if not self._all_proved:
             blocks = _touched_blocks(key, self.size, self._in_block)
             if not self._proved[blocks].all():

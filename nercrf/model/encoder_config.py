@@ -14,7 +14,7 @@ from nercrf.fields import Positive, Share
 from nercrf.labels import get_scheme
 
 # %% auto #0
-__all__ = ['TAGGER', 'EncoderConfig', 'AdapterConfig', 'find_model']
+__all__ = ['TAGGER', 'EncoderConfig', 'AdapterConfig', 'find_model', 'named_model']
 
 # %% ../../nbs/4_model/00_encoder_config.ipynb #3ea51306
 @dataclass
@@ -37,14 +37,14 @@ class EncoderConfig:
     subtoken_pooling: Literal["first", "last", "mean"] | None = None  # of a word; none: first
     constrain: bool = True  # decode well-formed tags; off: let decoding give ill-formed tags
     constrain_likelihood: bool = False  # let the loss sum over well-formed tag sequences only
-    loss_type: str | None = None  # of the reference's softmax script; refused
+    loss_type: str | None = None  # of the reference's softmax script; ce changes nothing
 
     def check(self) -> None:
         "Refuse a loss, and a scheme that nobody knows: ValueError."
-        if self.loss_type is not None:
+        if self.loss_type not in (None, "ce"):
             raise ValueError(
-                f"--loss_type {self.loss_type}: a CRF is trained by its likelihood, so there is no "
-                "loss to choose: leave it out"
+                f"--loss_type {self.loss_type}: a CRF is trained by its likelihood, which is the "
+                "cross entropy (ce) of whole tag sequences, and by no other loss: leave it out"
             )
         if self.scheme is not None:
             get_scheme(self.scheme)
@@ -101,3 +101,12 @@ def find_model(
     raise ValueError(
         f"{folder} {what}: give the output folder of nercrf train, or a checkpoint in it"
     )
+
+# %% ../../nbs/4_model/00_encoder_config.ipynb #803d9446
+def named_model(
+    name: str | None,  # a folder, a name, or nothing
+) -> str | None:  # the folder `model` of a run's output folder; any other name as it is
+    "Where the model is that a name means."
+    inside = Path(name or "", "model")
+    is_run = name is not None and not Path(name, "config.json").is_file()
+    return str(inside) if is_run and (inside / "config.json").is_file() else name

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     AutoTokenizer,
@@ -32,9 +33,9 @@ from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import Sentence, build_tokenizer
 
 # %% auto #0
-__all__ = ['set_dropout', 'warn_of_other_dropout', 'load_encoder', 'check_model_type', 'find_config', 'open_tokenizer',
-           'load_tokenizer', 'LoadedModel', 'WindowSizes', 'check_lengths', 'check_inputs', 'fit_windows',
-           'unit_of_words', 'build_model', 'load_tagger']
+__all__ = ['set_dropout', 'warn_of_other_dropout', 'read_config', 'load_encoder', 'check_model_type', 'find_config',
+           'open_tokenizer', 'load_tokenizer', 'LoadedModel', 'WindowSizes', 'check_lengths', 'check_inputs',
+           'fit_windows', 'unit_of_words', 'build_model', 'load_tagger']
 
 # %% ../../nbs/4_model/07_loading.ipynb #41943bb6
 def set_dropout(
@@ -103,18 +104,37 @@ def _quiet_loading(name_or_path: str | Path) -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(verbosity)
 
+# %% ../../nbs/4_model/07_loading.ipynb #7068c229
+def read_config(
+    name_or_path: str | Path,  # folder, or name in the local cache
+    model_type: str | None = None,  # the architecture, where the file does not name it
+    **options: bool | str | Path | None,  # cache_dir, local_files_only
+) -> PreTrainedConfig:  # ValueError where nobody names an architecture that exists
+    "The configuration of an encoder or a tagger."
+    found, _ = PreTrainedConfig.get_config_dict(name_or_path, **options)
+    if not found or "model_type" in found:
+        return AutoConfig.from_pretrained(name_or_path, **options)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{name_or_path}: expected an architecture (model_type) in config.json, got none, as "
+            f"in folders of 2019, and {model_type or 'no'} --model_type: give --model_type bert, "
+            "or what it is"
+        )
+    return CONFIG_MAPPING[model_type].from_dict(found)
+
 # %% ../../nbs/4_model/07_loading.ipynb #7cd05f8e
 def _load_config(
     source: str | Path | PreTrainedConfig,
     dropouts: tuple[float | None, float | None],
     options: dict[str, bool | str | Path | None],
+    model_type: str | None = None,
 ) -> PreTrainedConfig:
     "A copy of a configuration, or one from a file, with this dropout in its encoder."
     if isinstance(source, PreTrainedConfig):
         config = copy.deepcopy(source)
     else:
         with _quiet_loading(source):
-            config = AutoConfig.from_pretrained(source, **options)
+            config = read_config(source, model_type, **options)
     if isinstance(config, NerCrfConfig):
         config.encoder = set_dropout(config.encoder, *dropouts)
         return config
@@ -156,11 +176,12 @@ def load_encoder(
     config_name: str | Path | None = None,  # where the configuration is
     dropout: float | None = None,  # one value for every dropout in the encoder
     attention_dropout: float | None = None,  # that of the attention
+    model_type: str | None = None,  # its architecture, where its files do not name it
 ) -> PreTrainedModel:  # in float32
     "Load the encoder of any checkpoint, whatever head it was saved with."
     options = {"local_files_only": local_files_only, "cache_dir": cache_dir}
     dropouts = dropout, attention_dropout
-    config = _load_config(config_name or name_or_path, dropouts, options)
+    config = _load_config(config_name or name_or_path, dropouts, options, model_type)
     if not isinstance(name_or_path, PreTrainedConfig):
         encoder = _load_weights(name_or_path, config, options)
     else:
@@ -191,8 +212,11 @@ def find_config(
         return None
     name = encoder.config_name or encoder.model_name_or_path
     try:
-        config = AutoConfig.from_pretrained(
-            name, cache_dir=encoder.cache_dir, local_files_only=not encoder.download
+        config = read_config(
+            name,
+            encoder.model_type,
+            cache_dir=encoder.cache_dir,
+            local_files_only=not encoder.download,
         )
     except OSError as error:
         raise FileNotFoundError(
@@ -234,6 +258,10 @@ def load_tokenizer(
     options = {"cache_dir": encoder.cache_dir, "local_files_only": not encoder.download}
     if encoder.do_lower_case:
         options["do_lower_case"] = True
+    if encoder.model_type is not None and encoder.tokenizer_name is None:
+        config = find_config(encoder)  # whose files may not say which tokenizer is theirs
+        if not isinstance(config, NerCrfConfig):
+            options["config"] = config
     tokenizer = open_tokenizer(name, **options)
     if encoder.do_lower_case and tokenizer("ABC")["input_ids"] != tokenizer("abc")["input_ids"]:
         raise ValueError(
@@ -355,6 +383,7 @@ def build_model(
         config_name=config_name,
         dropout=encoder.encoder_dropout,
         attention_dropout=encoder.attention_dropout,
+        model_type=encoder.model_type,
     )
     check_inputs(loaded, tokenizer)
     unit = unit_of_words(sentences)

@@ -54,7 +54,7 @@ from nercrf.model.small_encoder import SmallEncoderConfig
 
 # %% auto #0
 __all__ = ['PASS_PIECES', 'NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights',
-           'learn_traits', 'emit', 'emit_in_passes', 'NerCrfForTokenClassification', 'model_card']
+           'learn_traits', 'emit', 'emit_in_passes', 'new_crf', 'NerCrfForTokenClassification', 'model_card']
 
 # %% ../../nbs/4_model/06_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -431,6 +431,16 @@ def emit_in_passes(
         emissions[places] = scores[0]
     return emissions
 
+# %% ../../nbs/4_model/06_modeling.ipynb #4b400035
+def new_crf(
+    config: NerCrfConfig,  # labels, scheme and what is constrained
+) -> CRF:  # as torch draws it
+    "The CRF of a model with this configuration."
+    crf = CRF.from_labels(config.labels, config.scheme, True, config.constrain_likelihood)
+    if not config.constrain:
+        crf.set_constraints(None)
+    return crf
+
 # %% ../../nbs/4_model/06_modeling.ipynb #63017f03
 class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     "A transformer encoder with a linear-chain CRF over words."
@@ -448,12 +458,9 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         self.config.encoder = getattr(self.encoder, "whole_config", self.encoder.config)
         self.traits = learn_traits(self.encoder, config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        labels, scheme = config.labels, config.scheme
         width = config.hidden_size or config.encoder.hidden_size
-        self.classifier = nn.Linear(width, len(labels))
-        self.crf = CRF.from_labels(labels, scheme, True, config.constrain_likelihood)
-        if not config.constrain:
-            self.crf.set_constraints(None)
+        self.classifier = nn.Linear(width, len(config.labels))
+        self.crf = new_crf(config)
         self.post_init()
 
     @classmethod
@@ -482,7 +489,8 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         if "split_version" not in options and not options.get("split_by", "").startswith(CUSTOM):
             splitter = find_splitter(options.get("split_by", "words"))
             options["split_version"] = splitter.version
-        return cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
+        model = cls(NerCrfConfig(encoder.config, scheme, id2label, **options), encoder)
+        return model if "max_seq_length" in options else _fit_window(model)
 
     def forward(
         self,
@@ -531,6 +539,14 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     ) -> list[list[int]]:  # the label ids of each sentence
         "The most likely sequence of labels of each sentence."
         return self.crf.decode(emissions, word_mask)
+
+# %% ../../nbs/4_model/06_modeling.ipynb #8643043c
+def _fit_window(model: NerCrfForTokenClassification) -> NerCrfForTokenClassification:
+    "Shorten the window of the configuration to what the encoder takes."
+    longest = model.traits.max_pieces or model.traits.declared_pieces
+    if longest is not None:
+        model.config.max_seq_length = min(longest, model.config.max_seq_length)
+    return model
 
 # %% ../../nbs/4_model/06_modeling.ipynb #a47c08b1
 def model_card(

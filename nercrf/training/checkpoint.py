@@ -39,9 +39,9 @@ from nercrf.training.reporting import greater_is_better
 
 # %% auto #0
 __all__ = ['logger', 'EVALUATION', 'BEST', 'MODEL_WEIGHTS', 'CheckpointError', 'StateSnapshot', 'take_snapshot', 'save_state',
-           'load_state', 'set_seed', 'random_state', 'set_random_state', 'latest_checkpoint', 'choose_removals',
-           'write_evaluation', 'read_scores', 'prune_checkpoints', 'discard_later_checkpoints', 'BackgroundWriter',
-           'Checkpoints', 'average_checkpoints']
+           'load_state', 'set_seed', 'random_state', 'set_random_state', 'list_checkpoints', 'latest_checkpoint',
+           'choose_removals', 'write_evaluation', 'read_scores', 'prune_checkpoints', 'discard_later_checkpoints',
+           'BackgroundWriter', 'Checkpoints', 'average_checkpoints']
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #2528f4dd
 logger = logging.getLogger(__name__)
@@ -239,12 +239,14 @@ def _step_of(path: Path) -> int:
     return int(_NAME.fullmatch(path.name)[1])
 
 
-def _numbered(output_dir: str | os.PathLike) -> list[Path]:
-    "Checkpoint folders by step, newest first; other names are ignored."
+def list_checkpoints(
+    output_dir: str | os.PathLike,  # the folder that holds the checkpoints
+) -> list[Path]:  # newest first, whole or not
+    "The folders that are called like a checkpoint; files and other names are ignored."
     folder = Path(output_dir)
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: (_step_of(path), path.name), reverse=True)
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #3dbbc0ff
@@ -263,7 +265,7 @@ def latest_checkpoint(
     output_dir: str | os.PathLike,  # the folder that holds the checkpoints
 ) -> Path | None:  # the newest whole checkpoint, if there is one
     "The checkpoint with the highest step among those that are whole."
-    return next(filter(_is_whole, _numbered(output_dir)), None)
+    return next(filter(_is_whole, list_checkpoints(output_dir)), None)
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #db69105d
 def choose_removals(
@@ -324,7 +326,7 @@ def read_scores(
 ) -> dict[int, float]:  # by step; without those that were not evaluated
     "The figures of all checkpoints that have one of this name."
     scores = {}
-    for path in _numbered(output_dir):
+    for path in list_checkpoints(output_dir):
         with suppress(OSError, ValueError, KeyError, TypeError):
             figures = json.loads((path / EVALUATION).read_text())
             scores[_step_of(path)] = float(figures[metric])
@@ -341,7 +343,7 @@ def prune_checkpoints(
     keep_every: int = 0,  # those of multiples of this step stay
 ) -> list[Path]:  # those that were removed
     "Remove the checkpoints that `choose_removals` chooses."
-    paths = {_step_of(path): path for path in _numbered(output_dir)}
+    paths = {_step_of(path): path for path in list_checkpoints(output_dir)}
     scores = read_scores(output_dir, metric) if keep_best else {}
     known: dict[int, bool] = {}
 
@@ -365,7 +367,7 @@ def discard_later_checkpoints(
     step: int,  # checkpoints of later steps go
 ) -> list[Path]:  # those that were removed
     "Remove the checkpoints of a branch that is given up by resuming earlier."
-    later = [path for path in _numbered(output_dir) if _step_of(path) > step]
+    later = [path for path in list_checkpoints(output_dir) if _step_of(path) > step]
     for path in later:
         discard_folder(path)
     return later

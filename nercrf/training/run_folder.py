@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nercrf.files import MANIFEST
+from nercrf.model.encoder_config import named_model
 from nercrf.training.training_config import TrainingConfig
 
 # %% auto #0
@@ -31,7 +32,7 @@ def refuse_folder(
     folder = Path(args.output_dir)
     earlier = earlier_run(folder)
     checkpoints = [path for path in earlier if path.name.startswith("checkpoint-")]
-    used = Path(args.model_name_or_path or "/").resolve()
+    used = Path(named_model(args.model_name_or_path) or "/").resolve()
     if any(used == path.resolve() for path in earlier):
         return (
             f"--overwrite_output_dir would remove {used}, which --model_name_or_path needs: choose "

@@ -174,6 +174,7 @@ class ReportConfig:
 
     def __post_init__(self):
         # as others write it, and as the log does
+        self.report_to = [name for name in self.report_to if name != "none"]
         name = self.metric_for_best_model.removeprefix("eval_")
         self.metric_for_best_model = name.removeprefix("dev_")
 
