@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nercrf.fields import check_fields
 from nercrf.flags import FlagParser, add_section
 from nercrf.run_ner_crf import guarded
+from nercrf.tables import say
 
 # %% auto #0
 __all__ = ['MergeConfig', 'merge_parser', 'merge_main']
@@ -41,7 +42,7 @@ def _run_merge(model: str, out: str, flags: MergeConfig) -> int:
     from nercrf.model.lora import merge_folder
 
     transformers_logging.disable_progress_bar()
-    print(merge_folder(model, out, flags.base_model))
+    say(merge_folder(model, out, flags.base_model))
     return 0
 
 

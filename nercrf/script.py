@@ -53,6 +53,7 @@ from nercrf.model.loading import (
 )
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.tagging.output import mark_up, tag_input, write_tagged
+from nercrf.tables import VisibleFormatter, one_line, say
 from nercrf.tagging.tagger import Tagged, Tagger
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
@@ -262,8 +263,8 @@ def evaluate_splits(
         unseen = unseen_f1(result, gold, summary.words(split), surfaces)
         figures[split] = result.to_dict() | unseen
         if info.is_main:
-            print(f"\n{describe_result(result)}")
-            print(
+            say(f"\n{describe_result(result)}")
+            say(
                 f"unseen surfaces: F1 {unseen['unseen_f1']:.4f} ({unseen['unseen_gold']} of "
                 f"{result.scores.micro.gold} gold entities)"
             )
@@ -369,7 +370,7 @@ def run_training(
     if args.dry_run:
         found = estimate_training(args, datasets["train"], loaded.model, loaded.tokenizer, info)
         if info.is_main:
-            print(f"dry run: {found}")
+            say(f"dry run: {found}")
         return 0, math.nan
     step, loss = train(
         args, datasets["train"], loaded.model, loaded.tokenizer, datasets.get("dev"), info
@@ -389,7 +390,7 @@ def run_evaluation(
         kept = {path.name: path for path in reversed(list_checkpoints(args.output_dir))}
         folders |= kept
         if info.is_main:
-            print(
+            say(
                 f"\nthe best model and the {len(kept)} checkpoints that were kept "
                 f"({', '.join(kept) or 'none'}); a training keeps --save_total_limit, --keep_best "
                 "and --keep_every of them"
@@ -397,7 +398,7 @@ def run_evaluation(
     figures = {}
     for name, folder in folders.items():
         if info.is_main and len(folders) > 1:
-            print(f"\n{name}")
+            say(f"\n{name}")
         loaded = _load_finished(info, folder, args.base_model)
         figures[name] = evaluate_splits(args, loaded, corpus, info)
     if not args.do_train and not any(figures.values()):
@@ -424,7 +425,7 @@ def run_prediction(
     )
     tagged = predict(args, tagger, corpus)
     for sentence in [each for each in tagged if each.spans][:show]:
-        print(mark_up(sentence))
+        say(one_line(mark_up(sentence)))
     return tagged
 
 # %% ../nbs/8_commands/02_script.ipynb #e86e498e
@@ -472,11 +473,11 @@ def _can_predict(args: ScriptConfig, corpus: CachedCorpus | None) -> bool:
 
 def _set_up_logging(info: ProcessInfo) -> None:
     "One log: the main process speaks, the others only in trouble."
-    logging.basicConfig(
-        level=logging.INFO if info.is_main else logging.ERROR,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    level = logging.INFO if info.is_main else logging.ERROR
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(True)
     for noisy in ("httpx", "filelock", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()

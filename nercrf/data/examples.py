@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from nercrf.files import sha256_of
 from nercrf.labels import Span
+from nercrf.tables import one_line
 
 # %% auto #0
 __all__ = ['KINDS', 'SEVERITIES', 'COUNTED', 'MOST_UNREADABLE', 'POLICIES', 'DataError', 'Example', 'character_spans',
@@ -83,7 +84,7 @@ def example_name(
     example: Example,  # any example
 ) -> str:  # its id and its place
     "How a message calls an example."
-    return f"example {example.id} ({example.source or 'no source'})"
+    return one_line(f"example {example.id} ({example.source or 'no source'})")
 
 # %% ../../nbs/1_data/01_examples.ipynb #16bf9850
 def shorten(
@@ -177,7 +178,7 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         many = f" ({self.count})" if self.count > 1 or self.kind == "ignored" else ""
-        return f"{self.where}: {self.message}{many}"
+        return one_line(f"{self.where}: {self.message}{many}")
 
     @property
     def line(self) -> int:  # 0 where the place has none

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ from nercrf.features.parts import (
     find_first_line,
     parse_part,
     part_surfaces,
+    read_bytes,
     resolve_format,
     scan_part,
     summarize_file,
@@ -487,6 +489,18 @@ def _part_reader(path: Path, format: str, options: Mapping[str, Any]) -> dict[st
     return {**options, "format": format, "first_line": first}
 
 
+def _check_digest(parts: Sequence[Part], digest: str) -> None:
+    "Refuse parts of another file than the one that the cache is named after."
+    whole = sha256()
+    for part in parts:
+        whole.update(read_bytes(part))
+    if whole.hexdigest() != digest:
+        raise DataError(
+            f"{parts[0].path}: changed while it was read; start again when nothing writes to it "
+            "any more"
+        )
+
+
 class Converted(NamedTuple):
     "A split of a corpus that was converted in parts."
 
@@ -514,6 +528,8 @@ class LargeCorpus:
             split: cut_file(path, self._readers[split]["format"], PART)
             for split, path in files.files.items()
         }
+        for split, parts in self._parts.items():
+            _check_digest(parts, files.digests[split])
         self._count = count_processes(sum(map(len, self._parts.values())), processes)
 
     def survey(self) -> CorpusSummary:  # what `read_corpus` would have found, and texts

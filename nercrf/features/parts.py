@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,8 @@ from nercrf.data.formats import FORMATS, Prepared, detect_text, prepare_text
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['PART', 'LINE_FORMATS', 'Part', 'cut_file', 'find_first_line', 'resolve_format', 'is_plain', 'ParsedPart',
-           'parse_part', 'part_surfaces', 'surface_survey', 'whole_findings', 'scan_part', 'FileSummary',
+__all__ = ['PART', 'LINE_FORMATS', 'Part', 'cut_file', 'find_first_line', 'resolve_format', 'is_plain', 'read_bytes',
+           'ParsedPart', 'parse_part', 'part_surfaces', 'surface_survey', 'whole_findings', 'scan_part', 'FileSummary',
            'summarize_file']
 
 # %% ../../nbs/2_features/08_parts.ipynb #c8ec9213
@@ -44,6 +45,7 @@ class Part(NamedTuple):
     start: int  # its first byte
     end: int  # the byte after its last one
     line: int  # number of its first line in the file, from 1
+    digest: str = ""  # SHA-256 of its bytes; empty: not proved
 
 # %% ../../nbs/2_features/08_parts.ipynb #fdb1916b
 def _next_border(file, position: int, empty_line: bool) -> int:
@@ -76,9 +78,10 @@ def cut_file(
         while start < length or not parts:
             end = _next_border(file, start + size - 1, format == "columns")
             end = min(end, length) if start + size < length else length
-            parts.append(Part(str(path), start, end, line))
             file.seek(start)
-            line += _count_lines(file.read(end - start))
+            data = file.read(end - start)
+            parts.append(Part(str(path), start, end, line, sha256(data).hexdigest()))
+            line += _count_lines(data)
             start = end
     return parts
 
@@ -143,11 +146,24 @@ def is_plain(
     return layout.is_plain and find_form(tags, True) is STANDARD
 
 
-def _read_part(part: Part) -> str:
-    "The text of a part, lines ending in \\n."
+def read_bytes(
+    part: Part,  # of a file
+) -> bytes:  # DataError where they are not those that it was cut with
+    "The bytes of a part."
     with open(part.path, "rb") as file:
         file.seek(part.start)
         data = file.read(part.end - part.start)
+    if part.digest and sha256(data).hexdigest() != part.digest:
+        raise DataError(
+            f"{part.path}: changed while it was read (bytes {part.start} to {part.end}); start "
+            "again when nothing writes to it any more"
+        )
+    return data
+
+
+def _read_part(part: Part) -> str:
+    "The text of a part, lines ending in \\n."
+    data = read_bytes(part)
     try:
         text = data.decode("utf-8" if part.start else "utf-8-sig")
     except UnicodeDecodeError:

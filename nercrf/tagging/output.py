@@ -17,6 +17,7 @@ from nercrf.data.json_spans import write_cluener
 from nercrf.data.splitting import Splitter
 from nercrf.data.formats import read_examples
 from nercrf.files import write_lines
+from nercrf.tables import json_visible
 from nercrf.tagging.predict_config import PredictConfig
 from nercrf.tagging.tagger import Entity, Tagged, Tagger, text_example
 
@@ -45,7 +46,8 @@ def entity_line(
         {"label": each.label, "text": each.text, "start": each.start, "end": each.end}
         for each in entities
     ]
-    return json.dumps({"id": id, "text": text, "entities": rows}, ensure_ascii=False)
+    line = json.dumps({"id": id, "text": text, "entities": rows}, ensure_ascii=False)
+    return json_visible(line)  # it may go to a terminal
 
 # %% ../../nbs/7_tagging/02_output.ipynb #efc618f4
 OUTPUT_FORMATS = get_args(get_type_hints(PredictConfig)["output_format"])
