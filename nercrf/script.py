@@ -13,7 +13,9 @@ import json
 import logging
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,9 @@ from nercrf.model.loading import (
     load_tagger,
 )
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
-from nercrf.tagging.output import mark_up, tag_input, write_tagged
 from nercrf.tables import VisibleFormatter, one_line, say
-from nercrf.tagging.tagger import Tagged, Tagger
+from nercrf.tagging.output import input_batches, mark_up, write_tagged
+from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
 from nercrf.training.checkpoint import list_checkpoints, set_seed
@@ -293,28 +295,39 @@ def predict(
     args: ScriptConfig,  # flags, with a data folder unless `input` is set
     tagger: Tagger,  # the tagger
     corpus: CachedCorpus | None,  # the data, where they were read
-) -> list[Tagged]:  # what was written
+) -> Iterator[Tagged]:  # each sentence once it is written
     "Write the entities of a file; the main process only."
     output = args.output or str(
         Path(args.output_dir) / f"predictions.{_SUFFIX[args.output_format]}"
     )
     if args.input:
         options = reading_of(args, args.task_name).reader_options() | {"format": args.input_format}
-        options["by"] = args.by or tagger.splitter.full_name
+        options |= {"by": args.by, "on_bad": args.on_bad or "warn"}
         for name in ("split", "split_seed"):  # of a folder
             options.pop(name, None)
-        tagged = [one for path in args.input for one in tag_input(tagger, path, **options)]
+        batches = chain.from_iterable(input_batches(tagger, path, **options) for path in args.input)
     else:
-        examples = corpus.examples("test")
-        spans = tagger.tag_examples(examples)
-        tagged = [Tagged(example, found) for example, found in zip(examples, spans, strict=True)]
-    write_tagged(output, tagged, args.output_format, tagger.model.config.scheme)
+        batches = tag_batches(tagger, [[Tagged(each, []) for each in corpus.examples("test")]])
+    scheme, lost, count = tagger.model.config.scheme, [], 0
+    for sentence in write_tagged(output, batches, args.output_format, scheme):
+        count += 1
+        if sentence.error:
+            lost.append(sentence.error)
+        yield sentence
+    if lost:
+        logger.warning(
+            "%d of %d sentences could not be read and have no entities:\n%s%s",
+            len(lost),
+            count,
+            "\n".join(lost[:_SHOWN]),
+            "\n..." * (len(lost) > _SHOWN),
+        )
     if output != "-":
-        logger.info("%d sentences tagged: %s", len(tagged), output)
-    return tagged
+        logger.info("%d sentences tagged: %s", count, output)
 
 
 _SUFFIX = {"jsonl": "jsonl", "cluener": "json", "columns": "tsv"}
+_SHOWN = 5  # messages on sentences that could not be read
 
 # %% ../nbs/8_commands/02_script.ipynb #f6bc0a79
 def _load_finished(info: ProcessInfo, folder: Path, base_model: str | None) -> LoadedModel:
@@ -415,7 +428,7 @@ def run_prediction(
     corpus: CachedCorpus | None,  # the data, where they were read
     info: ProcessInfo,  # what this process is
     show: int = 0,  # how many tagged sentences to print
-) -> list[Tagged]:  # what was written
+) -> int:  # sentences that were tagged
     "Tag the test file or the given one; for the main process only."
     tagger = Tagger.from_pretrained(
         _finished_folder(args, args.predict_checkpoints),
@@ -423,10 +436,14 @@ def run_prediction(
         batch_size=args.per_gpu_eval_batch_size,
         base_model=args.base_model,
     )
-    tagged = predict(args, tagger, corpus)
-    for sentence in [each for each in tagged if each.spans][:show]:
-        say(one_line(mark_up(sentence)))
-    return tagged
+    count, shown = 0, []
+    for sentence in predict(args, tagger, corpus):
+        count += 1
+        if sentence.spans and len(shown) < show:
+            shown.append(one_line(mark_up(sentence)))
+    if shown:
+        say("\n".join(shown))
+    return count
 
 # %% ../nbs/8_commands/02_script.ipynb #e86e498e
 def run(

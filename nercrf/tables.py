@@ -66,7 +66,10 @@ def say(
 class VisibleFormatter(logging.Formatter):
     "Lines of a log in which nothing of the data acts, and no message begins but at the margin."
 
-    def format(self, record: logging.LogRecord) -> str:
+    def format(
+        self,
+        record: logging.LogRecord,  # what is said
+    ) -> str:  # a line, or several of which only the first begins at the margin
         "A record as text."
         return visible(super().format(record)).replace("\n", "\n  ")
 

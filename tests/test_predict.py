@@ -12,7 +12,6 @@ from training import CORPUS, TOKENIZER, make_model, train_in
 from nercrf.data.conll import write_columns
 from nercrf.data.examples import Example
 from nercrf.data.formats import read_examples
-from nercrf.data.splitting import split_words
 from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
@@ -63,7 +62,7 @@ def test_entities_are_pieces_of_their_text(texts):
     found = tagger(texts)
     assert len(found) == len(texts)
     for text, entities in zip(texts, found, strict=True):
-        words = split_words(text, tagger.model.config.split_by)
+        words = tagger.splitter(text)
         for entity in entities:
             assert text[entity.start : entity.end] == entity.text
             assert words[entity.word_start][1] == entity.start
@@ -147,7 +146,7 @@ def test_nothing_is_written_when_the_input_is_bad(tagger, tmp_path):
     source, target = tmp_path / "in.json", tmp_path / "out.jsonl"
     source.write_text('{"text": "fine"}\n{"txt": 1}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"in\.json:2"):
-        tag_file(tagger, source, target, format="cluener")
+        tag_file(tagger, source, target, format="cluener", on_bad="error")
     assert not target.exists()
 
 
@@ -158,6 +157,8 @@ def test_lines_of_a_text_file_keep_their_spaces(tagger, tmp_path):
     lines = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     assert [(line["id"], line["text"]) for line in lines] == [
         ("1", "  two  spaces "),
+        ("2", ""),
+        ("3", "\t"),
         ("4", "last"),
     ]
 

@@ -18,7 +18,8 @@ from nercrf.data.records import Mention, Reading
 
 # %% auto #0
 __all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'ID_KEYS', 'first_of', 'meant_keys',
-           'told_misspelt', 'read_mention', 'record_id', 'decode_json', 'load_json', 'json_records', 'each_record']
+           'told_misspelt', 'read_mention', 'record_id', 'decode_json', 'load_json', 'unwrapped', 'json_records',
+           'each_record']
 
 # %% ../../nbs/1_data/10_json_values.ipynb #adac822f
 START_KEYS = ("start", "start_offset", "begin", "start_idx")
@@ -272,14 +273,17 @@ def _is_whole(text: str) -> bool:
         return True
 
 
-def _unwrapped(where: str, value: object) -> Iterator[tuple[str, object]]:
+def unwrapped(
+    where: str,  # place of the value
+    value: object,  # of a JSON file
+) -> Iterator[tuple[str, object]]:  # place and value
     "The objects of a value: itself, or those of the one list that it wraps."
     if isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict):
         value = {"text": value[0], **value[1]}  # [text, {"entities": ...}], as spaCy 2 has it
     held = first_of(value, _WRAPPERS) if isinstance(value, dict) else None
     if isinstance(held, list) and not {"text", "tokens", "words", "sentence"} & value.keys():
         for each in held:
-            yield from _unwrapped(where, each)
+            yield from unwrapped(where, each)
         return
     yield where, value
 
@@ -287,7 +291,7 @@ def _unwrapped(where: str, value: object) -> Iterator[tuple[str, object]]:
 _WRAPPERS = ("data", "examples", "documents", "instances", "records", "items", "rows")
 _WRAPPERS += ("annotations",)  # of spaCy's annotator; a task has `data` as well
 
-
+# %% ../../nbs/1_data/10_json_values.ipynb #c92e52d3
 def json_records(
     reading: Reading,  # names the file and its first line
     text: str,  # JSON lines or a JSON array
@@ -298,7 +302,7 @@ def json_records(
         read = _json_objects if _is_whole(text) else _json_lines
     values = read(reading, text)
     if read is not _json_lines:
-        values = (pair for where, value in values for pair in _unwrapped(where, value))
+        values = (pair for where, value in values for pair in unwrapped(where, value))
     for where, value in values:
         if not isinstance(value, dict):
             found = json.dumps(value, ensure_ascii=False)[:40]
