@@ -97,7 +97,7 @@ def test_too_few_updates(tmp_path, caplog, dev):
     """With dev, and without."""
     (line,) = said(caplog, tmp_path, CORPUS.train, dev, max_steps=2, logging_steps=1)
     assert "2 updates are too few" in line
-    assert "--max_steps 500" in line
+    assert "--max_steps 400" in line
 
 
 def test_a_type_that_is_never_predicted(tmp_path, caplog):

@@ -153,7 +153,7 @@ def score_fell(
     )
 
 # %% ../../nbs/6_training/16_diagnosis.ipynb #5f2bc088
-FEW_UPDATES = 250  # with which hardly any model is done
+FEW_UPDATES = 200  # with which hardly any model is done
 STEEP = 0.85  # share of its loss that remains after the last third of a training that is not done
 
 

@@ -294,7 +294,8 @@ def start_training(
         if count:
             logger.warning("%s", describe_unannotated(name, count, len(data)))
     steps = {name: getattr(args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
-    args = replace(args, **{name: count_steps(steps[name], plan.total) for name in steps})
+    every_epoch = {name: -1 if value is None else value for name, value in steps.items()}
+    args = replace(args, **{x: count_steps(n, plan.total) for x, n in every_epoch.items()})
     model = unwrap_model(model)  # peft's wrapper would save the adapter alone
     _check_sharing(args, model, info)
     restore_model(model)  # an earlier run may have changed it
