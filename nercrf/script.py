@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from nercrf.features.cache import CachedCorpus, open_cached
@@ -61,7 +61,9 @@ from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
 from nercrf.training.checkpoint import list_checkpoints, set_seed
 from nercrf.training.training_config import TrainingConfig
-from nercrf.training.trainer import resolve_config, train
+from nercrf.training.defaults import describe_defaults, resolve_config
+from nercrf.training.resume import checkpoint_settings
+from nercrf.training.trainer import train
 
 # %% ../nbs/8_commands/02_script.ipynb #9f70207a
 logger = logging.getLogger(__name__)
@@ -181,6 +183,21 @@ def _splitter(args: TrainingConfig, summary: CorpusSummary) -> str:
     return name
 
 
+def _resolve(
+    args: TrainingConfig, config: PreTrainedConfig | None, summary: CorpusSummary
+) -> TrainingConfig:
+    "The flags with the defaults that fit encoder and data, which the log explains."
+    sentences = summary.survey.sentences.get("train")
+    width = None if config is None else getattr(config.get_text_config(), "hidden_size", None)
+    settings = checkpoint_settings(args.resume, args.output_dir)
+    resolved = resolve_config(args, config is not None, sentences, width, settings)
+    if sentences is not None and settings is None:
+        line = describe_defaults(args, resolved, config is not None, sentences)
+        if line is not None:
+            logger.info("%s", line)
+    return resolved
+
+
 def load_model(
     args: TrainingConfig,  # flags as the user gave them
     summary: CorpusSummary,  # of the data, for labels and, from scratch, the vocabulary
@@ -192,7 +209,7 @@ def load_model(
     windows = WindowSizes(args.eval_max_seq_length, args.stride, args.context)
     args = replace(args, model_name_or_path=named_model(args.model_name_or_path))
     config = find_config(args)
-    resolved = resolve_config(args, pretrained=config is not None)
+    resolved = _resolve(args, config, summary)
     if isinstance(config, NerCrfConfig):
         loaded = load_tagger(args, config, labels, windows)
     else:
