@@ -602,9 +602,9 @@ def test_raw_text_is_cut_as_the_training_file_was(tmp_path):
     (data / "train.txt").write_text(sentence * 8, encoding="utf-8")
     argv = ["--do_train", "--data_dir", str(data), "--max_steps", "2", "--no_cuda"]
     assert main([*argv, "--output_dir", str(tmp_path / "found")]) == 0
-    assert splitter_of(tmp_path / "found") == ("penn", 2)
+    assert splitter_of(tmp_path / "found") == ("penn", 3)
     assert main([*argv, "--output_dir", str(tmp_path / "asked"), "--by", "words"]) == 0
-    assert splitter_of(tmp_path / "asked") == ("words", 2)
+    assert splitter_of(tmp_path / "asked") == ("words", 3)
     words = "Kestrel Marine's Leeds-based depot."
     tagger = Tagger.from_pretrained(tmp_path / "found")
     found = " ".join(tagger.read(words).example.tokens)
@@ -626,7 +626,7 @@ def test_a_model_of_texts_reads_texts_with_its_splitter(tmp_path, capsys):
         (data / f"{split}.jsonl").write_text((json.dumps(record) + "\n") * 4, encoding="utf-8")
     argv = ["--data_dir", str(data), "--output_dir", str(tmp_path / "out"), "--no_cuda"]
     assert main([*argv, "--do_train", "--max_steps", "2", "--by", "penn"]) == 0
-    assert splitter_of(tmp_path / "out") == ("penn", 2)
+    assert splitter_of(tmp_path / "out") == ("penn", 3)
     assert main([*argv, "--do_eval"]) == 0
     caches = sorted(data.rglob("*.safetensors"))
     assert main([*argv, "--do_eval", "--by", "penn"]) == 0
