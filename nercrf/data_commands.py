@@ -28,6 +28,7 @@ from nercrf.data.splits import read_shares
 from nercrf.data.repair import fix_report
 from nercrf.data.statistics import PieceCounts
 from nercrf.fields import Positive, check_fields
+from nercrf.files import user_cache_folder
 from nercrf.flags import FlagParser, add_section
 from nercrf.run_ner_crf import guarded
 from nercrf.tables import json_visible, say, text_table
@@ -56,6 +57,8 @@ class CheckConfig:
 
     scheme: str | None = None  # scheme of the tags; none: found from them
     tokenizer: str | None = None  # name or folder of a tokenizer: count its pieces
+    download: bool = False  # fetch a tokenizer that is not here; otherwise no network is used
+    trust_remote_code: bool = False  # run Python code that comes with the tokenizer
     max_seq_length: Annotated[int, Positive] = 128  # pieces that the encoder takes at once
     fail_on: Literal["problem", "note", "never"] = "problem"  # least severity for exit code 1
     json: bool = False  # write the report as JSON
@@ -81,11 +84,12 @@ def check_parser() -> FlagParser:  # of `nercrf check`
 # %% ../nbs/8_commands/04_data_commands.ipynb #8a56f07b
 def load_piece_counter(
     name: str,  # name or folder of a tokenizer
+    download: bool = False,  # fetch one that is not here; otherwise no network is used
 ) -> Callable[[list[str]], PieceCounts]:  # for `check_paths`
     "Load a tokenizer that counts the pieces of words."
-    from transformers import AutoTokenizer
+    from nercrf.pretrained import open_tokenizer
 
-    return piece_counter(AutoTokenizer.from_pretrained(name))
+    return piece_counter(open_tokenizer(name, not download, "--tokenizer"))
 
 
 def piece_counter(
@@ -105,13 +109,23 @@ def piece_counter(
     return count
 
 # %% ../nbs/8_commands/04_data_commands.ipynb #483a2246
+def _counter_of(flags: CheckConfig) -> Callable[[list[str]], PieceCounts] | None:
+    "Who counts pieces, where a tokenizer is given."
+    if flags.tokenizer is None:
+        return None
+    from nercrf.pretrained import trust_remote_code
+
+    with trust_remote_code(flags.trust_remote_code):
+        return load_piece_counter(flags.tokenizer, flags.download)
+
+
 def _run_check(reading: dict[str, Any], paths: list[str], flags: CheckConfig) -> int:
     "Check, repair if asked for, print, and give the exit code."
     if flags.output and not flags.fix:
         raise ValueError("expected --fix with --output, got --output alone")
     if flags.scheme is not None:
         reading = reading | {"scheme": flags.scheme}
-    counter = load_piece_counter(flags.tokenizer) if flags.tokenizer else None
+    counter = _counter_of(flags)
     report = check_paths(paths, counter, flags.max_seq_length, **reading)
     repairs = fix_report(report, flags.output, **reading) if flags.fix else []
     if flags.json:
@@ -298,7 +312,7 @@ def cache_main(
 
 def _run_cache(folders: list[str], clean: CleanConfig | None) -> int:
     "List or clean folders."
-    from nercrf.features.cache_files import clean_cache, list_cache, user_cache_folder
+    from nercrf.features.cache_files import clean_cache, list_cache
 
     missing = [folder for folder in folders if not Path(folder).is_dir()]
     if missing:

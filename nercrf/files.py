@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 
 # %% auto #0
 __all__ = ['AT_REST', 'DIGESTS', 'MANIFEST', 'complete_file', 'write_bytes', 'write_lines', 'sha256_of', 'file_state',
-           'DigestMemory', 'verify_folder', 'discard_folder', 'restore_folders', 'DiskFullError', 'is_disk_full',
-           'write_folder']
+           'DigestMemory', 'user_cache_folder', 'read_object', 'verify_folder', 'discard_folder', 'restore_folders',
+           'DiskFullError', 'is_disk_full', 'write_folder']
 
 # %% ../nbs/0_ground/03_files.ipynb #4272d669
 @contextmanager
@@ -159,6 +159,30 @@ class DigestMemory:
             with suppress(OSError):
                 write_bytes(folder / DIGESTS, json.dumps(kept).encode("ascii"))
                 return
+
+# %% ../nbs/0_ground/03_files.ipynb #748fc98d
+def user_cache_folder() -> Path:  # perhaps not there yet
+    "Where this user keeps what can be made again."
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "nercrf"
+
+# %% ../nbs/0_ground/03_files.ipynb #fa8e4a7a
+def read_object(
+    path: str | Path,  # a file
+    remedy: str = "copy it again",  # what can be done
+) -> dict[str, Any]:
+    "Read an object in JSON: FileNotFoundError where there is no file, ValueError for any other."
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file, got a folder; {remedy}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected an object in JSON, got {error}; {remedy}") from error
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise ValueError(f"{path}: expected an object in JSON, got a {found}; {remedy}")
+    return content
 
 # %% ../nbs/0_ground/03_files.ipynb #58e6659f
 MANIFEST = "manifest.json"

@@ -22,6 +22,7 @@ class MergeConfig:
     "What is folded in."
 
     base_model: str | None = None  # the encoder that was adapted, where it is not in its place
+    trust_remote_code: bool = False  # run Python code that comes with a model, as your own
 
 
 def merge_parser() -> FlagParser:  # of `nercrf merge`
@@ -40,9 +41,11 @@ def _run_merge(model: str, out: str, flags: MergeConfig) -> int:
     from transformers.utils import logging as transformers_logging
 
     from nercrf.model.lora import merge_folder
+    from nercrf.pretrained import trust_remote_code
 
     transformers_logging.disable_progress_bar()
-    say(merge_folder(model, out, flags.base_model))
+    with trust_remote_code(flags.trust_remote_code):
+        say(merge_folder(model, out, flags.base_model))
     return 0
 
 

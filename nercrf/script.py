@@ -42,6 +42,7 @@ from nercrf.training.cost import estimate_training
 from nercrf.evaluation import evaluator
 from nercrf.distributed.devices import autocast_dtype
 from nercrf.evaluation.evaluator import Evaluation, describe_result, unseen_f1
+from nercrf.files import read_object
 from nercrf.labels import label_list
 from nercrf.model.encoder_config import find_model, named_model
 from nercrf.model.encoders import check_vocabulary
@@ -54,6 +55,7 @@ from nercrf.model.loading import (
     load_tagger,
 )
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.pretrained import trust_remote_code
 from nercrf.tables import VisibleFormatter, one_line, say
 from nercrf.tagging.output import input_batches, mark_up, write_tagged
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
@@ -141,7 +143,7 @@ def _splitter_of_model(args: ScriptConfig) -> str | None:
         path = find_model(folder or "") / "config.json"
     except ValueError:  # an encoder, or nothing yet
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_object(path)
     return f"{config['split_by']}@{config.get('split_version', 1)}"
 
 
@@ -475,22 +477,28 @@ def run(
     if args.loss_type is not None:
         logger.info("--loss_type ce is the CRF's likelihood, of whole tag sequences: as always")
     try:
-        corpus = None
-        if args.do_train or args.do_eval or not args.input:
-            args, corpus = prepare_data(args)
-        if args.do_train:
-            run_training(args, corpus, info)
-        if args.dry_run:
-            return
-        if args.do_eval:
-            run_evaluation(args, corpus, info)
-        if args.do_predict and _can_predict(args, corpus):
-            barrier()
-            close_distributed()  # nobody has to wait for the main process
-            if info.is_main:
-                run_prediction(args, corpus, info, show)
+        with trust_remote_code(args.trust_remote_code):
+            _run_parts(args, info, show)
     finally:
         close_distributed()
+
+
+def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
+    "Train, evaluate and predict among processes that know each other."
+    corpus = None
+    if args.do_train or args.do_eval or not args.input:
+        args, corpus = prepare_data(args)
+    if args.do_train:
+        run_training(args, corpus, info)
+    if args.dry_run:
+        return
+    if args.do_eval:
+        run_evaluation(args, corpus, info)
+    if args.do_predict and _can_predict(args, corpus):
+        barrier()
+        close_distributed()  # nobody has to wait for the main process
+        if info.is_main:
+            run_prediction(args, corpus, info, show)
 
 
 def _can_predict(args: ScriptConfig, corpus: CachedCorpus | None) -> bool:

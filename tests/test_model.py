@@ -45,6 +45,7 @@ from nercrf.model.modeling import (
 )
 from nercrf.model.small_encoder import SmallEncoder, SmallEncoderConfig, bigram_buckets
 from nercrf.model.vocabulary import build_tokenizer
+from nercrf.pretrained import ModelError
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.optim import encoder_layers
 
@@ -166,10 +167,13 @@ def test_missing_parameters_are_initialised_by_from_pretrained(name, tmp_path):
     }
     assert len(weights) - len(kept) == 5
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"got 5 missing \(classifier.bias, classifier.weight"):
+        NerCrfForTokenClassification.from_pretrained(tmp_path)
+    model.config.encoder.save_pretrained(tmp_path)  # now it is the folder of an encoder
     for _ in range(5):
         junk = [torch.full((n,), 1e38) for n in (5, 25, 80)]  # memory with something in it
         del junk
-        loaded = NerCrfForTokenClassification.from_pretrained(tmp_path)
+        loaded = NerCrfForTokenClassification.from_pretrained(tmp_path, config=model.config)
         for parameter in (*loaded.crf.parameters(), *loaded.classifier.parameters()):
             assert parameter.isfinite().all()
             assert parameter.abs().max() <= 0.1

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import time
@@ -20,21 +19,15 @@ from filelock import FileLock, Timeout
 from nercrf.data.examples import DataError, data_files, file_digest
 from nercrf.distributed.processes import main_process_first
 from nercrf.features.store import CacheError, read_header
-from nercrf.files import DIGESTS, DigestMemory, file_state
+from nercrf.files import DIGESTS, DigestMemory, file_state, user_cache_folder
 
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['logger', 'HELD', 'Loaded', 'user_cache_folder', 'cache_folders', 'remember_digest', 'DataDigests', 'write_first',
-           'build_lock', 'CacheFiles', 'CacheEntry', 'list_cache', 'clean_cache']
+__all__ = ['logger', 'HELD', 'Loaded', 'cache_folders', 'remember_digest', 'DataDigests', 'write_first', 'build_lock',
+           'CacheFiles', 'CacheEntry', 'list_cache', 'clean_cache']
 
 # %% ../../nbs/2_features/10_cache_files.ipynb #a2521b52
-def user_cache_folder() -> Path:  # perhaps not there yet
-    "Where files are kept that can't be kept beside the data."
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "nercrf"
-
-
 def cache_folders(
     data_dir: str | Path,  # the data folder
     feature_cache_dir: str | Path | None = None,  # the only one; None: as the data allow

@@ -59,6 +59,7 @@ from nercrf.features.pieces import describe_tokenizer, save_tokenizer
 from nercrf.features.store import ColumnSource, is_row_column, load_features, save_features
 from nercrf.features.summary import CorpusSummary, SummaryBuilder
 from nercrf.labels import find_ill_formed, label_list, tags_to_spans
+from nercrf.pretrained import open_saved_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def _load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     kind = importlib.import_module(module)
     for part in name.split("."):
         kind = getattr(kind, part)
-    return kind.from_pretrained(folder)
+    return open_saved_tokenizer(folder, kind)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

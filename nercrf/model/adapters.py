@@ -15,8 +15,10 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
+
+from nercrf.pretrained import ModelError, open_adapter_config, read_tensors, reading
 
 # %% auto #0
 __all__ = ['ADAPTER', 'import_peft', 'AdapterLayers', 'adapter_layers', 'has_adapter', 'Apart', 'take_apart', 'put_together',
@@ -259,21 +261,19 @@ def read_adapter(
 ) -> None:
     "Put the adapter of a folder into an encoder: its numbers can be trained, the others cannot."
     path, peft = adapter_folder(folder), import_peft()
-    config = peft.PeftConfig.from_pretrained(path)
+    config = open_adapter_config(path)
     config.inference_mode = False
     weights = {
         name.removeprefix("base_model.model."): tensor
-        for name, tensor in load_file(path / "adapter_model.safetensors").items()
+        for name, tensor in read_tensors(path / "adapter_model.safetensors").items()
     }
-    try:
+    with reading(path, "an adapter for this encoder", "give the encoder that it was trained on"):
         peft.inject_adapter_in_model(config, encoder)
         report = peft.set_peft_model_state_dict(encoder, weights)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: expected an adapter for this encoder: {error}") from error
     own = peft.get_peft_model_state_dict(encoder, save_embedding_layers=False)
     odd = sorted({*report.unexpected_keys, *(own.keys() ^ weights.keys())})
     if odd:
-        raise ValueError(
+        raise ModelError(
             f"{path}: expected an adapter for this encoder, but {len(odd)} of its matrices differ "
             f"by name: {', '.join(odd[:3])}; give the encoder that it was trained on"
         )

@@ -5,12 +5,12 @@
 # %% ../../nbs/4_model/00_encoder_config.ipynb #5a78968e
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from nercrf.fields import Positive, Share
+from nercrf.files import read_object
 from nercrf.labels import get_scheme
 
 # %% auto #0
@@ -28,6 +28,7 @@ class EncoderConfig:
     base_model: str | None = None  # encoder of a LoRA model, where it is not in its place any more
     cache_dir: str | None = None  # where downloaded models are kept
     download: bool = False  # fetch a model that is not here; otherwise no network is used
+    trust_remote_code: bool = False  # run Python code that comes with a model, as your own
     do_lower_case: bool = False  # lower-case the text; for uncased models
     scheme: str | None = None  # tag scheme of the model (bio, bioes, ...); none: that of the data
     dropout: Annotated[float | None, Share] = None  # of the head; none: 0.1, from scratch 0.3
@@ -72,7 +73,7 @@ TAGGER = "nercrf"  # type of our models
 
 def _check_is_tagger(folder: Path) -> None:
     "Refuse a folder that holds another kind of model: ValueError."
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = read_object(folder / "config.json", "copy the model again, or train it anew")
     if found.get("model_type") != TAGGER:
         raise ValueError(
             f"{folder} holds a {found.get('model_type')} model, not a "
@@ -87,7 +88,7 @@ def find_model(
     "Find the model: ValueError that says what was expected where there is none."
     folder = Path(folder)
     for candidate in (folder, folder / "model"):
-        if (candidate / "config.json").is_file():
+        if (candidate / "config.json").exists():
             _check_is_tagger(candidate)
             return candidate
     what = "is no folder" if folder.exists() else "does not exist"

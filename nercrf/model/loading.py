@@ -7,23 +7,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import logging as transformers_logging
 
 from nercrf.model.adapters import fold_adapter, has_adapter
 from nercrf.model.encoder_config import EncoderConfig
@@ -31,11 +22,18 @@ from nercrf.model.encoders import encoder_traits, take_encoder, takes_window
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification, learn_traits
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import Sentence, build_tokenizer
+from nercrf.pretrained import (
+    ModelError,
+    new_encoder,
+    open_config,
+    open_encoder,
+    open_tokenizer,
+)
 
 # %% auto #0
-__all__ = ['set_dropout', 'warn_of_other_dropout', 'read_config', 'load_encoder', 'check_model_type', 'find_config',
-           'open_tokenizer', 'load_tokenizer', 'LoadedModel', 'WindowSizes', 'check_lengths', 'check_inputs',
-           'fit_windows', 'unit_of_words', 'build_model', 'load_tagger']
+__all__ = ['set_dropout', 'warn_of_other_dropout', 'load_encoder', 'check_model_type', 'find_config', 'load_tokenizer',
+           'LoadedModel', 'WindowSizes', 'check_lengths', 'check_inputs', 'fit_windows', 'unit_of_words', 'build_model',
+           'load_tagger']
 
 # %% ../../nbs/4_model/07_loading.ipynb #41943bb6
 def set_dropout(
@@ -88,40 +86,6 @@ def warn_of_other_dropout(
             stacklevel=3,
         )
 
-# %% ../../nbs/4_model/07_loading.ipynb #5ab7b524
-@contextmanager
-def _quiet_loading(name_or_path: str | Path) -> Iterator[None]:
-    "No reports of transformers inside; where no model is, an error that says what to do."
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    except OSError as error:
-        raise FileNotFoundError(
-            "expected a folder with a model, or the name of one in the local cache, "
-            f"got {str(name_or_path)!r}; check the path, or pass local_files_only=False to fetch it"
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-
-# %% ../../nbs/4_model/07_loading.ipynb #7068c229
-def read_config(
-    name_or_path: str | Path,  # folder, or name in the local cache
-    model_type: str | None = None,  # the architecture, where the file does not name it
-    **options: bool | str | Path | None,  # cache_dir, local_files_only
-) -> PreTrainedConfig:  # ValueError where nobody names an architecture that exists
-    "The configuration of an encoder or a tagger."
-    found, _ = PreTrainedConfig.get_config_dict(name_or_path, **options)
-    if not found or "model_type" in found:
-        return AutoConfig.from_pretrained(name_or_path, **options)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"{name_or_path}: expected an architecture (model_type) in config.json, got none, as "
-            f"in folders of 2019, and {model_type or 'no'} --model_type: give --model_type bert, "
-            "or what it is"
-        )
-    return CONFIG_MAPPING[model_type].from_dict(found)
-
 # %% ../../nbs/4_model/07_loading.ipynb #7cd05f8e
 def _load_config(
     source: str | Path | PreTrainedConfig,
@@ -133,8 +97,7 @@ def _load_config(
     if isinstance(source, PreTrainedConfig):
         config = copy.deepcopy(source)
     else:
-        with _quiet_loading(source):
-            config = read_config(source, model_type, **options)
+        config = open_config(source, model_type=model_type, **options)
     if isinstance(config, NerCrfConfig):
         config.encoder = set_dropout(config.encoder, *dropouts)
         return config
@@ -147,19 +110,17 @@ def _load_weights(
     options: dict[str, bool | str | Path | None],
 ) -> PreTrainedModel:
     "The encoder of a checkpoint, in float32: ValueError if weights of it are missing."
-    kind = AutoModel
-    if isinstance(config, NerCrfConfig):
-        kind = NerCrfForTokenClassification
-    with _quiet_loading(name_or_path):
-        model, report = kind.from_pretrained(
-            name_or_path, config=config, dtype=torch.float32, output_loading_info=True, **options
-        )
-    encoder = model.encoder if kind is not AutoModel else take_encoder(model)
+    is_tagger = isinstance(config, NerCrfConfig)
+    load = NerCrfForTokenClassification.from_pretrained if is_tagger else open_encoder
+    model, report = load(
+        name_or_path, config=config, dtype=torch.float32, output_loading_info=True, **options
+    )
+    encoder = model.encoder if is_tagger else take_encoder(model)
     own = {id(tensor) for tensor in encoder.state_dict(keep_vars=True).values()}
     tensors = model.state_dict(keep_vars=True)
     missing = sorted(k for k in report["missing_keys"] if id(tensors.get(k)) in own)
     if missing:
-        raise ValueError(
+        raise ModelError(
             f"{name_or_path} lacks {len(missing)} of {len(own)} parameters of its encoder: "
             f"{', '.join(missing[:3])}, ...; expected the names of {type(model).__name__}: give "
             "the folder as the model's own save_pretrained writes it (an adapter folded in)"
@@ -186,7 +147,7 @@ def load_encoder(
         encoder = _load_weights(name_or_path, config, options)
     else:
         source = config.encoder if isinstance(config, NerCrfConfig) else config
-        encoder = take_encoder(AutoModel.from_config(source, dtype=torch.float32))
+        encoder = take_encoder(new_encoder(source, dtype=torch.float32))
     warn_of_other_dropout(encoder, *dropouts)
     return encoder
 
@@ -212,13 +173,13 @@ def find_config(
         return None
     name = encoder.config_name or encoder.model_name_or_path
     try:
-        config = read_config(
+        config = open_config(
             name,
+            not encoder.download,
             encoder.model_type,
             cache_dir=encoder.cache_dir,
-            local_files_only=not encoder.download,
         )
-    except OSError as error:
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no model at {name!r}: give a folder that holds one (config.json), or --download to "
             "fetch it by name"
@@ -228,28 +189,6 @@ def find_config(
     return config
 
 # %% ../../nbs/4_model/07_loading.ipynb #b3b4fad1
-def open_tokenizer(
-    name_or_path: str | Path,  # folder, or name in the local cache
-    **options: bool | str | Path | None,  # what `AutoTokenizer.from_pretrained` takes
-) -> PreTrainedTokenizerBase:  # with a vocabulary
-    "Load a tokenizer: ValueError where there is none, or one of special tokens alone."
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
-        found = "one of special tokens alone, which transformers makes where its files are missing"
-        if len(tokenizer) < 1000:  # of a large one, or one of characters, it is not asked
-            added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-            pieces = set(tokenizer.get_vocab()) - added - set(tokenizer.all_special_tokens)
-            tokenizer = tokenizer if len(pieces) > 1 else None
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        tokenizer, found = None, f"{type(error).__name__}: {error}".partition("\n")[0]
-    if tokenizer is None:
-        raise ValueError(
-            f"{name_or_path}: expected a tokenizer, got {found}; put its files (tokenizer.json, "
-            "or a vocabulary) into the folder, or name another folder with --tokenizer_name"
-        )
-    return tokenizer
-
-
 def load_tokenizer(
     encoder: EncoderConfig,  # flags that name a tokenizer
 ) -> PreTrainedTokenizerBase:  # the encoder's tokenizer
@@ -262,7 +201,7 @@ def load_tokenizer(
         config = find_config(encoder)  # whose files may not say which tokenizer is theirs
         if not isinstance(config, NerCrfConfig):
             options["config"] = config
-    tokenizer = open_tokenizer(name, **options)
+    tokenizer = open_tokenizer(name, flag="--tokenizer_name", **options)
     if encoder.do_lower_case and tokenizer("ABC")["input_ids"] != tokenizer("abc")["input_ids"]:
         raise ValueError(
             f"--do_lower_case has no effect on the tokenizer {name} ({type(tokenizer).__name__}): "

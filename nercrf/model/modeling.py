@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
@@ -28,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 
 from nercrf.crf.layer import CRF
 from nercrf.data.splitting import CUSTOM, find_splitter
+from nercrf.files import MANIFEST
 from nercrf.labels import entity_types, get_scheme
 from nercrf.tables import one_line
 from nercrf.model.adapters import (
@@ -41,6 +40,7 @@ from nercrf.model.adapters import (
 )
 from nercrf.model.encoders import (
     EncoderTraits,
+    PADDING,
     encoder_traits,
     read_words,
     prove_call,
@@ -52,6 +52,17 @@ from nercrf.model.encoders import (
     traits_as_before,
 )
 from nercrf.model.small_encoder import SmallEncoderConfig
+from nercrf.pretrained import (
+    ModelError,
+    check_no_code,
+    holds_tagger,
+    new_encoder,
+    open_config,
+    open_encoder,
+    read_tensors,
+    reading,
+    verify_model,
+)
 
 # %% auto #0
 __all__ = ['PASS_PIECES', 'NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights',
@@ -76,6 +87,19 @@ def _check_labels(
     if label2id not in (None, inverse):
         raise ValueError(f"label2id {label2id} contradicts id2label {id2label}; leave label2id out")
     return dict(enumerate(labels)), inverse
+
+# %% ../../nbs/4_model/06_modeling.ipynb #3c97ce3c
+def _check_window(length: int, stride: int | None, context: int) -> None:
+    "Refuse numbers with which no sentence can be cut: ValueError."
+    for name, value, least in [
+        ("max_seq_length", length, 3),
+        ("stride", stride or 0, 0),
+        ("context", context, 0),
+    ]:
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"expected {name} to be a number from {least} on, got {value!r}")
+    if stride is not None and stride >= length:
+        raise ValueError(f"expected stride to be less than max_seq_length ({length}), got {stride}")
 
 # %% ../../nbs/4_model/06_modeling.ipynb #203c0bdb
 class NerCrfConfig(PreTrainedConfig):
@@ -112,8 +136,13 @@ class NerCrfConfig(PreTrainedConfig):
         # A copy: the base class below resets how the encoder does attention.
         self.encoder = copy.deepcopy(encoder or SmallEncoderConfig())
         id2label, label2id = _check_labels(id2label or {0: "O"}, label2id)
+        if not isinstance(split_by, str):
+            raise ValueError(f"expected split_by to be the name of a splitter, got {split_by!r}")
         if not split_by.startswith(CUSTOM):
-            find_splitter(split_by)
+            find_splitter(f"{split_by}@{split_version}")
+        _check_window(max_seq_length, stride, context)
+        if padding not in (*PADDING, "unproved", None):
+            raise ValueError(f"expected padding to be of {', '.join(PADDING)}, got {padding!r}")
         if constrain_likelihood and not constrain:
             raise ValueError(
                 "constrain_likelihood=True needs constrain=True: a sum over "
@@ -160,6 +189,7 @@ class NerCrfConfig(PreTrainedConfig):
         **kwargs: Any,  # what `PreTrainedConfig.from_dict` takes
     ) -> NerCrfConfig:  # a file that says nothing of padding was written before it was proved
         "The configuration of a saved model."
+        check_no_code(config_dict.get("_name_or_path") or "config.json", config_dict)
         return super().from_dict({"padding": None, **config_dict}, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:  # what a file holds
@@ -183,6 +213,36 @@ def linear_in_full_precision(
     with torch.autocast(hidden.device.type, enabled=False):
         scores = linear(hidden.to(dtype))
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+# %% ../../nbs/4_model/06_modeling.ipynb #22b2f450
+def _begin_loading(
+    folder: str | Path | None, base_model: str | Path | None, options: dict[str, Any]
+) -> bool:
+    "Refuse a folder that is not as it was written; whether it holds an adapter."
+    if not options.get("_from_auto"):
+        options.setdefault("local_files_only", True)
+    if folder is not None:
+        verify_model(folder)
+    has_adapter = folder is not None and adapter_folder(folder) is not None
+    if base_model is not None and not has_adapter:
+        raise ValueError(
+            f"{folder} holds a whole model and needs no other one: leave base_model "
+            "(--base_model) out"
+        )
+    return has_adapter
+
+
+def _read_weights(
+    load: Callable, folder: str | Path | None, args: tuple, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    "A model and a report of what its folder lacks; ModelError where it cannot be read."
+    remedy, offline = "copy the model again, or train it anew", options.get("local_files_only")
+    any_size = {"ignore_mismatched_sizes": True}  # the report names those of other shapes
+    with reading(folder, "the weights of a tagger", remedy, bool(offline)):
+        model, report = load(folder, *args, **options | any_size)
+    if options.get("ignore_mismatched_sizes"):
+        report["mismatched_keys"] = set()
+    return model, report
 
 # %% ../../nbs/4_model/06_modeling.ipynb #2b76faeb
 class NerCrfPreTrainedModel(PreTrainedModel):
@@ -237,21 +297,14 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         "Load a model, with its adapter if it has one: ValueError where weights are missing."
         folder, asked = pretrained_model_name_or_path, options.pop("output_loading_info", False)
         options["output_loading_info"] = True
-        has_adapter = folder is not None and adapter_folder(folder) is not None
-        if base_model is not None and not has_adapter:
-            raise ValueError(
-                f"{folder} holds a whole model and needs no other one: leave base_model "
-                "(--base_model) out"
-            )
+        has_adapter = _begin_loading(folder, base_model, options)
         if has_adapter:
-            config = options.pop("config", None) or cls.config_class.from_pretrained(folder)
-            options["config"] = config
-        if has_adapter and config.base_encoder is not None:
-            del options["config"]
-            model, report = _on_base(cls, folder, config, base_model, options)
+            options["config"] = options.get("config") or open_config(folder)
+        if has_adapter and options["config"].base_encoder is not None:
+            model, report = _on_base(cls, folder, options.pop("config"), base_model, options)
         else:
-            model, report = super().from_pretrained(folder, *args, **options)
-        check_weights(folder, report)
+            model, report = _read_weights(super().from_pretrained, folder, args, options)
+        check_weights(folder, report, folder is None or not holds_tagger(folder))
         if model.config.padding == "unproved":  # its configuration came from elsewhere
             model.traits = learn_traits(model.encoder, model.config)
         if has_adapter:
@@ -266,6 +319,8 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         **options: Any,  # what `PreTrainedModel.save_pretrained` takes
     ) -> None:
         "Write configuration, weights and model card; an adapter has files of its own beside them."
+        if is_main_process:  # it would speak of the files that are replaced
+            Path(save_directory, MANIFEST).unlink(missing_ok=True)
         apart = take_apart(self, state_dict)
         if apart is None or trains_encoder(self):
             self.config.base_encoder = None
@@ -303,12 +358,12 @@ def load_base(
     "The encoder that an adapter was trained on, in float32; that of a tagger where it is one."
     places = {key: options[key] for key in ("cache_dir", "revision", "token") if key in options}
     places["local_files_only"] = options.get("local_files_only", True)
-    found = AutoConfig.from_pretrained(name, **places)
+    found = open_config(name, **places)
     encoder = copy.deepcopy(config.encoder)
     if isinstance(found, NerCrfConfig):
         found.encoder = encoder
         return kind.from_pretrained(name, config=found, dtype=torch.float32, **places).encoder
-    return AutoModel.from_pretrained(name, config=encoder, dtype=torch.float32, **places)
+    return open_encoder(name, encoder, dtype=torch.float32, **places)
 
 
 def _on_base(
@@ -331,10 +386,15 @@ def _on_base(
     if weights_digest(model.encoder) != config.base_encoder["sha256"]:
         raise ValueError(f"{folder} holds an adapter for another encoder than {name}: {remedy}")
     config.base_encoder["name_or_path"] = name
-    report = model.load_state_dict(load_file(Path(folder, "model.safetensors")), strict=False)
+    weights = read_tensors(Path(folder, "model.safetensors"))
+    with reading(folder, "linear layer and CRF of this tagger", "copy the model again"):
+        report = model.load_state_dict(weights, strict=False)
     lacking = [x for x in report.missing_keys if not x.startswith("encoder.")]
     if odd := [*lacking, *report.unexpected_keys]:
-        raise ValueError(f"{folder}: expected linear layer and CRF, but these differ: {odd}")
+        raise ModelError(
+            f"{folder}: expected linear layer and CRF, but these differ: {', '.join(odd[:3])}; "
+            "copy the model again"
+        )
     dtype = options.get("dtype", options.get("torch_dtype"))
     if dtype not in (None, "auto"):
         model.encoder.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
@@ -345,21 +405,32 @@ def _on_base(
 def check_weights(
     name: str | Path | None,  # of the folder, for the message
     report: dict[str, Any],  # `missing_keys` and `unexpected_keys`, as transformers gives them
+    only_encoder: bool = False,  # may linear layer and CRF be new?
 ) -> None:
-    "Refuse a folder whose weights are not those of the model: ValueError."
-    missing = sorted(key for key in report["missing_keys"] if key.startswith("encoder."))
+    "Refuse a folder whose weights are not those of the model: ModelError."
+    missing = sorted(report["missing_keys"], key=lambda key: (not key.startswith("encoder."), key))
+    if only_encoder and not any(key.startswith("encoder.") for key in missing):
+        missing = []
     unexpected = sorted(key for key in report["unexpected_keys"] if not _NOT_READ.search(key))
-    if not missing and not unexpected:
+    other = sorted(
+        f"{key}: {tuple(found)} in place of {tuple(wanted)}"
+        for key, found, wanted in report.get("mismatched_keys", ())
+    )
+    if not missing and not unexpected and not other:
         return
     found = [
         f"{len(keys)} {kind} ({', '.join(keys[:2])}{', ...' if len(keys) > 2 else ''})"
-        for kind, keys in [("missing", missing), ("that belong nowhere", unexpected)]
+        for kind, keys in [
+            ("missing", missing),
+            ("that belong nowhere", unexpected),
+            ("of other shapes", other),
+        ]
         if keys
     ]
-    raise ValueError(
-        f"{name}: expected the weights of this tagger, got {' and '.join(found)}; an adapter "
-        "(LoRA) must be folded in before it is saved, and a model saved with its own "
-        "save_pretrained"
+    raise ModelError(
+        f"{name}: expected the weights of this tagger, got {' and '.join(found)}; copy the model "
+        "again (an adapter must be folded in before it is saved, and a model saved with its own "
+        "save_pretrained)"
     )
 
 
@@ -453,7 +524,7 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
     ):
         super().__init__(config)
         if encoder is None:
-            encoder = AutoModel.from_config(config.encoder)
+            encoder = new_encoder(config.encoder)
         self.encoder = take_encoder(encoder)
         # from which AutoModel makes the encoder again
         self.config.encoder = getattr(self.encoder, "whole_config", self.encoder.config)

@@ -22,8 +22,8 @@ from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
-from nercrf.model.loading import open_tokenizer
 from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.pretrained import open_tokenizer
 
 # %% auto #0
 __all__ = ['Entity', 'Tagged', 'text_example', 'Tagger', 'tag_batches', 'tag_stream']
