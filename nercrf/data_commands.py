@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 from nercrf.data.check import check_paths
 from nercrf.data.convert import (
-    Conversion,
     convert,
     convert_splits,
     format_of_name,
@@ -155,7 +154,8 @@ class ConvertConfig:
     scheme: str | None = None  # tag scheme of IN; none: found from its tags
     to: str | None = None  # format of OUT (columns, jsonl, ...); none: from its name
     to_scheme: str = "BIO"  # tag scheme of OUT
-    strict: bool = False  # exit with 1 on any loss
+    strict: bool = False  # on any loss write nothing and exit with 1
+    force: bool = False  # write over what is read, and over files beside OUT
 
 
 def convert_parser() -> FlagParser:  # of `nercrf convert`
@@ -184,6 +184,7 @@ def _run_convert(reading: dict[str, Any], source: str, target: str, flags: Conve
     "Convert each file, print what was lost, and give the exit code."
     options = reading | {"from_scheme": flags.scheme, "to_scheme": flags.to_scheme}
     options["from_format"] = options.pop("format", "auto")
+    options |= {"force": flags.force, "write": False}
     seed, split = options.pop("split_seed", ReadConfig.split_seed), options.pop("split", None)
     if shares := read_shares(split):
         if target == "-":
@@ -191,30 +192,37 @@ def _run_convert(reading: dict[str, Any], source: str, target: str, flags: Conve
         paths = find_sources(source, shares)["train"]
         kind, folder = flags.to or "jsonl", Path(target)
         reports = convert_splits(paths, folder, shares, kind, seed=seed, **options)
-        say("\n".join(map(str, reports)))
     elif target == "-":
-        reports = [_print_converted(Path(source), flags, options | {"split": split})]
+        return _print_converted(Path(source), flags, options | {"split": split})
     else:
         reports = []
         for paths, place in plan_conversion(source, target, flags.to, split):
             kind = flags.to or format_of_name(place)
             reports.append(convert(paths, place, to_format=kind, split=split, **options))
-            say(reports[-1])
-    lossless = all(report.lossless for report in reports)
-    return 0 if lossless or not flags.strict else 1
+    say("\n".join(map(str, reports)))  # a loss is told before anything is written
+    refused = flags.strict and not all(report.lossless for report in reports)
+    for report in reports:
+        report.discard() if refused else report.write()
+    if refused:
+        print("nothing was written (--strict)")
+    return int(refused)
 
 
-def _print_converted(source: Path, flags: ConvertConfig, options: dict[str, Any]) -> Conversion:
-    "Convert a file to standard output; what was lost goes to standard error."
+def _print_converted(source: Path, flags: ConvertConfig, options: dict[str, Any]) -> int:
+    "Convert a file to standard output; what was lost goes to standard error before."
     kind = flags.to or "jsonl"
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, f"output{find_format(kind).extensions[0]}")
         report = convert(source, place, to_format=kind, **options)
+        say(str(report).replace(str(place), "standard output"), file=sys.stderr)
+        if flags.strict and not report.lossless:
+            report.discard()
+            return 1
+        report.write()
         written = place.read_text(encoding="utf-8")
         is_json = set(JSON_ENDINGS) & set(find_format(kind).extensions)
         sys.stdout.write(json_visible(written) if is_json else written)
-    say(str(report).replace(str(place), "standard output"), file=sys.stderr)
-    return report
+    return 0
 
 # %% ../nbs/8_commands/04_data_commands.ipynb #6847c852
 def _print_entries(entries):

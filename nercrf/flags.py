@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Collection, Sequence
@@ -28,7 +29,7 @@ from nercrf.fields import check_fields, field_bounds
 from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
 from nercrf.tables import visible
 from nercrf.tagging.predict_config import PredictConfig
-from nercrf.training.run_folder import refuse_folder
+from nercrf.training.run_folder import holder_of, in_use, refuse_folder, refuse_places
 from nercrf.training.training_config import (
     CheckpointConfig,
     DeviceConfig,
@@ -481,7 +482,7 @@ def _check_data(args: ScriptConfig) -> None:
             f"{args.data_dir}: no test file (test.*) to predict: add one, or give --input"
         )
 
-
+# %% ../nbs/8_commands/01_flags.ipynb #04a94078
 def _check_training(args: ScriptConfig) -> None:
     "What a training starts from, where it writes, and what it needs."
     name = named_model(args.model_name_or_path)
@@ -516,9 +517,20 @@ def _check_training(args: ScriptConfig) -> None:
                 f"--report_to {package} needs the package {package}, which is not installed: pip "
                 f"install {package}, or leave the flag out"
             )
-    reason = None if args.dry_run or args.resume else refuse_folder(args)
+    _check_output(args)
+
+
+def _check_output(args: ScriptConfig) -> None:
+    "What stands in the output folder, and whether another training is under way there."
+    if args.dry_run:
+        return
+    reason = refuse_places(args) if args.resume else refuse_folder(args)
     if reason:
         raise ValueError(reason)
+    is_main = os.environ.get("RANK", "0") == "0"  # it owns the folder for all
+    holder = holder_of(args.output_dir) if is_main else None
+    if holder:
+        raise ValueError(in_use(args.output_dir, holder))
 
 # %% ../nbs/8_commands/01_flags.ipynb #2540b959
 def finished_folder(

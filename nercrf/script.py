@@ -14,6 +14,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
@@ -62,11 +63,13 @@ from nercrf.tagging.output import input_batches, mark_up, write_tagged
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
+from nercrf.files import write_lines
 from nercrf.training.checkpoint import list_checkpoints, set_seed
+from nercrf.training.run_folder import RESULTS, claim_run_file, holder_of
 from nercrf.training.training_config import TrainingConfig
 from nercrf.training.defaults import describe_defaults, resolve_config
 from nercrf.training.resume import checkpoint_settings
-from nercrf.training.trainer import train
+from nercrf.training.trainer import hold_folder, train
 
 # %% ../nbs/8_commands/02_script.ipynb #9f70207a
 logger = logging.getLogger(__name__)
@@ -343,7 +346,7 @@ def predict(
 ) -> Iterator[Tagged]:  # each sentence once it is written
     "Write the entities of a file; the main process only."
     output = args.output or str(
-        Path(args.output_dir) / f"predictions.{_SUFFIX[args.output_format]}"
+        claim_run_file(args.output_dir, f"predictions.{_SUFFIX[args.output_format]}")
     )
     if args.input:
         options = reading_of(args, args.task_name).reader_options() | {"format": args.input_format}
@@ -462,10 +465,18 @@ def run_evaluation(
     if not args.do_train and not any(figures.values()):
         raise ValueError(f"{args.data_dir}: no labelled dev or test file to evaluate on: add one")
     if info.is_main:
-        path = Path(args.output_dir) / "eval_results.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        _write_results(args, figures)
     return figures
+
+
+def _write_results(args: ScriptConfig, figures: dict[str, dict]) -> None:
+    "Write the figures, whole or not at all; what a training under way will write is left to it."
+    holder = holder_of(args.output_dir)
+    if holder:
+        logger.warning("%s is not written: a training is under way there (%s)", RESULTS, holder)
+        return
+    text = json.dumps(figures, indent=1)
+    write_lines(claim_run_file(args.output_dir, RESULTS), [text])
 
 # %% ../nbs/8_commands/02_script.ipynb #ce5ee8aa
 def run_prediction(
@@ -503,7 +514,9 @@ def run(
     if args.loss_type is not None:
         logger.info("--loss_type ce is the CRF's likelihood, of whole tag sequences: as always")
     try:
-        with trust_remote_code(args.trust_remote_code):
+        owns = args.do_train and not args.dry_run
+        held = hold_folder(args.output_dir, info.is_main) if owns else nullcontext()
+        with held, trust_remote_code(args.trust_remote_code):
             _run_parts(args, info, show)
     finally:
         close_distributed()

@@ -463,11 +463,19 @@ def test_a_file_changed_just_now_is_not_remembered(old_file, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"a": 1}'])
-def test_a_broken_memory_is_no_obstacle(content, old_file, tmp_path):
-    path, read = old_file
+def test_a_memory_of_somebody_else_is_no_obstacle_and_stays(content, old_file, tmp_path):
+    """What is no memory of ours is a file of others that has the same name."""
+    path, _ = old_file
     (tmp_path / "digests.json").write_bytes(content)
     for _ in range(2):
         assert remember_digest(path, [tmp_path]) == file_digest(path)
+    assert (tmp_path / "digests.json").read_bytes() == content
+    clean_cache([tmp_path], everything=True)
+    assert (tmp_path / "digests.json").read_bytes() == content
+    _, read = old_file
+    read.clear()
+    for _ in range(2):  # the next folder remembers
+        assert remember_digest(path, [tmp_path, tmp_path / "next"]) == file_digest(path)
     assert len(read) == 1
 
 
@@ -1048,6 +1056,7 @@ def cached(args, tokenizer):
     (folder / ".train-0123456789abcdef.safetensors.77.tmp").write_bytes(b"half")
     parts = folder / ".dev-0123456789abcdef.safetensors.77.parts"
     parts.mkdir()
+    (parts / "manifest.json").write_text(json.dumps({"format": nercrf.files._UNFINISHED}))
     (parts / "000000.safetensors").write_bytes(b"x" * 100)
     for name in (
         "train.safetensors",
@@ -1129,6 +1138,39 @@ def test_clean_removes_what_was_asked_for_and_nothing_else(flags, left, cached, 
     assert capsys.readouterr().out.splitlines()[-1].endswith(verb)
     if "--broken" in flags:
         assert {entry.state for entry in list_cache([args.data_dir])} == {"good"}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link to a file", "link to a folder", "pipe"])
+def test_names_of_a_cache_that_others_have_taken_stay(kind, cached, args, tokenizer, tmp_path):
+    """Whatever clean is asked for, and when a file is built that needs the name."""
+    thesis = tmp_path / "theirs" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    (good,) = set(cached.glob("dev-*.safetensors"))
+    good.unlink()
+    names = ["train-00000000deadbeef.safetensors", ".train-00000000deadbeef.safetensors.7.parts"]
+    planted = [cached / name for name in names] + [good] * (kind != "file")
+    for place in planted:
+        if kind == "file":
+            place.write_text("mine")
+        elif kind == "pipe":
+            os.mkfifo(place)
+        elif kind == "folder":
+            place.mkdir()
+            (place / "thesis.tex").write_text("mine")
+        else:
+            place.symlink_to(thesis if kind == "link to a file" else thesis.parent)
+    before = [os.lstat(place) for place in planted]
+    for flags in ({"broken": True}, {"everything": True}, {"older_than": -1.0}):
+        clean_cache([args.data_dir, cached], **flags)
+    load_and_cache_examples(args, "ner", tokenizer, "dev")
+    after = [os.lstat(place) for place in planted]
+    assert [(x.st_ino, x.st_mode) for x in after] == [(x.st_ino, x.st_mode) for x in before]
+    assert thesis.read_text() == "mine"
+    if kind in ("file", "folder"):
+        for place in planted:
+            found = place if kind == "file" else place / "thesis.tex"
+            assert found.read_text() == "mine"
 
 
 def test_clean_by_age(cached, args):

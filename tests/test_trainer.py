@@ -657,12 +657,14 @@ def test_resuming_behind_the_end_changes_nothing(tmp_path):
 
 
 def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path):
-    """A folder named model that no run wrote stays; a model that is needed is not removed."""
+    """A folder named model that no run wrote stays, and the training does not begin, since it needs
+    the name; a model that is needed is not removed.
+    """
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "checkpoint-notes").mkdir()
     args = make_args(tmp_path, max_steps=2, overwrite_output_dir=True)
-    assert trainer._clear_output(args) is None
+    assert "model holds no manifest.json of this program" in trainer._clear_output(args)
     assert (tmp_path / "model" / "config.json").exists()
     assert (tmp_path / "checkpoint-notes").exists()
     train_in(tmp_path / "run", max_steps=2)

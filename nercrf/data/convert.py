@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,13 +25,14 @@ from nercrf.data.examples import (
     file_stem,
     report_findings,
 )
-from nercrf.data.formats import FORMATS, examine, find_format, write_examples
+from nercrf.data.formats import FORMATS, detect_path, examine, find_format, write_examples
 from nercrf.data.records import Examined
 from nercrf.data.splits import divide_examples, document_keys
+from nercrf.files import complete_file, is_stream, move_file
 
 # %% auto #0
-__all__ = ['LOSSES', 'Loss', 'compare_examples', 'Conversion', 'read_sources', 'write_checked', 'convert', 'convert_splits',
-           'format_of_name', 'plan_conversion']
+__all__ = ['LOSSES', 'Loss', 'compare_examples', 'Conversion', 'read_sources', 'write_checked', 'examine_companions', 'convert',
+           'convert_splits', 'format_of_name', 'plan_conversion']
 
 # %% ../../nbs/1_data/23_convert.ipynb #4b432a2f
 LOSSES = {
@@ -105,15 +108,35 @@ def compare_examples(
 # %% ../../nbs/1_data/23_convert.ipynb #0a3a1b19
 @dataclass
 class Conversion:
-    "What a conversion has written and what it has lost."
+    "What a conversion writes, or has written, and what it has lost."
 
-    path: Path  # the file written
+    path: Path  # the file
     from_format: str  # a key of `FORMATS`
     to_format: str  # a key of `FORMATS`
-    examples: int  # number written
+    examples: int  # number that it holds
     spans: int  # number read
     findings: list[Finding]  # of reading, what it ignored included
     losses: list[Loss]  # of writing, found by reading back
+    staged: tempfile.TemporaryDirectory | None = None  # holds the files until `write`
+
+    def write(self) -> None:
+        "Give the files their names, once."
+        if self.staged is None:
+            return
+        for path in sorted(Path(self.staged.name).iterdir()):
+            target = self.path.parent / path.name
+            if path.is_dir():
+                move_file(path, target)
+                continue
+            with open(path, "rb") as source, complete_file(target) as file:
+                shutil.copyfileobj(source, file)
+        self.discard()
+
+    def discard(self) -> None:
+        "Give up what was not written."
+        if self.staged is not None:
+            self.staged.cleanup()
+            self.staged = None
 
     @property
     def lossless(self) -> bool:  # nothing ignored, corrected or changed
@@ -154,18 +177,27 @@ def write_checked(
     to_format: str = "jsonl",  # a key of `FORMATS`
     to_scheme: str = "BIO",  # of tags, where the format has them
     on_bad: str = "error",  # "warn" writes the outermost of overlapping spans
-) -> Conversion:  # what was written and lost
-    "Write examples, read them back and say what was lost."
+    force: bool = False,  # also over what is read, and over a neighbour
+    sources: Sequence[Path] = (),  # the files that were read
+    write: bool = True,  # False: `Conversion.write` is left to the caller
+) -> Conversion:  # what is written and lost
+    """Write examples, read them back and say what was lost.
+
+    The files get their names at the end, so that a loss can be told before. Without `force` a
+    `DataError` keeps what was read, and what stands where a file beside `out_path` goes.
+    """
     kind = find_format(to_format)
-    if to_format == "datasets" and out_path.exists():
+    if to_format == "datasets" and os.path.lexists(out_path):
         raise DataError(
             f"{out_path}: expected a new folder, got one; remove it or choose another name"
         )
-    out_path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out_path.parent) as folder:
-        written = Path(folder, out_path.name)
+    through = is_stream(out_path)
+    if not through:
+        out_path.parent.mkdir(parents=True, exist_ok=True)
+    staged = tempfile.TemporaryDirectory(dir=None if through else out_path.parent)
+    try:
+        written, losses = Path(staged.name, out_path.name), []
         dropped = write_examples(read.examples, written, to_format, to_scheme, on_bad)
-        losses = []
         if dropped:
             losses.append(Loss("overlapping", len(dropped), dropped[0]))
         if not kind.readable:
@@ -173,12 +205,47 @@ def write_checked(
         else:
             back = examine(written, to_format, scheme=to_scheme).examples
             losses += compare_examples(read.examples, back)
-        for path in sorted(Path(folder).iterdir()):
-            os.replace(path, out_path.parent / path.name)
+        if not force:
+            _check_targets(staged.name, out_path, sources)
+    except BaseException:
+        staged.cleanup()
+        raise
     count = sum(len(example.spans or []) for example in read.examples)
-    return Conversion(
-        out_path, read.format.name, to_format, len(read.examples), count, read.findings, losses
-    )
+    found = read.format.name, to_format, len(read.examples), count, read.findings, losses
+    conversion = Conversion(out_path, *found, staged)
+    if write:
+        conversion.write()
+    return conversion
+
+
+def _check_targets(folder: str, out_path: Path, sources: Sequence[Path]) -> None:
+    "Refuse to write over what was read, by whatever name, and over a neighbour."
+    read = []
+    for path in sources:
+        with suppress(OSError, ValueError):
+            target, others = examine_companions(path)
+            read += [target, *others]
+    for name in sorted(os.listdir(folder)):
+        target = out_path.parent / name
+        same = [path for path in read if os.path.exists(target) and os.path.samefile(path, target)]
+        if same:
+            raise DataError(
+                f"{target} is a file that is read ({same[0]}): choose another name, or give --force"
+            )
+        if name != out_path.name and os.path.lexists(target):
+            raise DataError(
+                f"{target} stands there and would be written with {out_path.name}: choose another "
+                "name, or give --force"
+            )
+
+
+def examine_companions(
+    path: Path,  # a file that is read
+) -> tuple[Path, list[Path]]:  # the file, and those that are read with it
+    "The files that belong to one, such as the text of brat's annotations."
+    name = detect_path(path)
+    kind = find_format(name) if name else None
+    return kind.companions(path) if kind and path.is_file() else (path, [])
 
 # %% ../../nbs/1_data/23_convert.ipynb #6ab7140f
 def convert(
@@ -190,12 +257,16 @@ def convert(
     to_scheme: str = "BIO",  # of tags, where the format has them
     encoding: str = "utf-8",  # of the file to read; UTF-8 is written
     on_bad: str = "error",  # "error", or "warn" to go on without bad spans
+    force: bool = False,  # also over what is read, and over a neighbour
+    write: bool = True,  # False: `Conversion.write` is left to the caller
     **options,  # further fields of `Reading`
-) -> Conversion:  # what was written and lost
+) -> Conversion:  # what is written and lost
     "Convert a file, read the result back and say what was lost."
+    sources = [Path(path) for path in ([in_path] if isinstance(in_path, (str, Path)) else in_path)]
     read = read_sources(in_path, from_format, encoding, scheme=from_scheme, **options)
     report_findings(read.findings, on_bad)
-    return write_checked(read, Path(out_path), to_format, to_scheme, on_bad)
+    places = {"force": force, "sources": sources, "write": write}
+    return write_checked(read, Path(out_path), to_format, to_scheme, on_bad, **places)
 
 # %% ../../nbs/1_data/23_convert.ipynb #23739eac
 def convert_splits(
@@ -209,6 +280,8 @@ def convert_splits(
     encoding: str = "utf-8",  # of the files to read
     on_bad: str = "error",  # "error", or "warn" to go on without bad spans
     seed: int = 42,  # of the order in which documents are dealt out
+    force: bool = False,  # also over what is read, and over a neighbour
+    write: bool = True,  # False: `Conversion.write` is left to the caller
     **options,  # further fields of `Reading`
 ) -> list[Conversion]:  # one a split
     "Cut files into splits and write a file for each."
@@ -226,7 +299,9 @@ def convert_splits(
     found = []
     for split, held in splits.items():
         part = replace(read, examples=held, findings=[] if found else findings)
-        found.append(write_checked(part, folder / f"{split}{ending}", to_format, to_scheme, on_bad))
+        places = {"force": force, "sources": paths, "write": write}
+        target = folder / f"{split}{ending}"
+        found.append(write_checked(part, target, to_format, to_scheme, on_bad, **places))
     return found
 
 # %% ../../nbs/1_data/23_convert.ipynb #b5bf9166

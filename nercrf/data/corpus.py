@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -33,9 +35,12 @@ from nercrf.data.read_config import ReadConfig
 from nercrf.data.splits import divide_examples, document_keys, read_shares
 from nercrf.labels import Span, get_scheme, label_list, parse_tag, spans_to_tags
 
+logger = logging.getLogger(__name__)
+
 # %% auto #0
-__all__ = ['SPLIT_NAMES', 'SUFFIXES', 'split_of', 'find_split_files', 'find_sources', 'Corpus', 'first_tags', 'unseen_tags',
-           'split_formats', 'check_entities', 'CorpusSurvey', 'CorpusFiles', 'open_corpus', 'read_corpus']
+__all__ = ['logger', 'SPLIT_NAMES', 'SUFFIXES', 'split_of', 'find_split_files', 'find_sources', 'Corpus', 'first_tags',
+           'unseen_tags', 'split_formats', 'check_entities', 'CorpusSurvey', 'CorpusFiles', 'open_corpus',
+           'read_corpus']
 
 # %% ../../nbs/1_data/18_corpus.ipynb #d2502e5e
 SPLIT_NAMES = {
@@ -91,13 +96,18 @@ def split_of(
     return None
 
 # %% ../../nbs/1_data/18_corpus.ipynb #68afc64c
+def _is_saved(path: Path) -> bool:
+    "Is this a folder that `datasets` saved? One that may not be read is passed over with a line."
+    try:
+        return (path / "dataset_info.json").is_file()
+    except PermissionError as error:
+        logger.warning("%s may not be read and is passed over (%s)", path, error.strerror)
+        return False
+
+
 def _candidates(folder: Path) -> list[str]:
     "Names in a folder that may hold a split."
-    names = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file() or (path / "dataset_info.json").is_file()
-    )
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() or _is_saved(path))
     return [
         name
         for name in names
@@ -176,8 +186,9 @@ def find_sources(
     inner = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         named = split_of(f"{path.name}.txt") if path.is_dir() else None
-        saved = (path / "dataset_info.json").is_file()
-        if named and not saved and (files := _documents(path)):
+        if not named or not os.access(path, os.R_OK | os.X_OK) or _is_saved(path):
+            continue
+        if files := _documents(path):
             inner.setdefault(named[0], files)
     parts = {split: _parts(folder, split) for split in SPLIT_NAMES} if folder.is_dir() else {}
     merged = {split: files for split, files in {**parts, **inner}.items() if files}

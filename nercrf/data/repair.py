@@ -5,6 +5,7 @@
 # %% ../../nbs/1_data/22_repair.ipynb #1442cdb6
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from nercrf.data.check_report import CheckReport, finding_order
 from nercrf.data.examples import DataError, Finding
 from nercrf.data.reading import read_bytes, read_text
 from nercrf.data.records import Change, Examined
-from nercrf.files import write_bytes
+from nercrf.files import discard, write_bytes
 from nercrf.tables import text_table
 
 # %% auto #0
@@ -91,7 +92,7 @@ def _fixed_path(path: Path, folder: Path | None) -> Path:
         packed = ".gz" if path.suffix == ".gz" else ""
         plain = path.with_name(path.name.removesuffix(packed))
         output = plain.with_name(f"{plain.stem}.fixed{plain.suffix}{packed}")
-    if output.exists():
+    if os.path.lexists(output):
         raise DataError(
             f"{output}: expected a new file, got one; remove it or choose another folder (--output)"
         )
@@ -122,7 +123,7 @@ def fix_file(
         try:
             file = read_for_check(written, scheme=file.scheme, **options)
         except DataError as error:
-            written.unlink()
+            discard(written)
             raise DataError(
                 f"{path}: expected a sentence with a word, got none; nothing was written"
             ) from error

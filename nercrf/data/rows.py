@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from nercrf.data.json_tokens import (
     token_records,
 )
 from nercrf.data.records import Format, Reading, Record, RecordFormat, Survey
-from nercrf.files import write_bytes
+from nercrf.files import move_file, write_bytes
 from nercrf.labels import label_list
 
 # %% auto #0
@@ -136,7 +135,7 @@ class Datasets(RowFormat):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             dataset.save_to_disk(str(Path(folder, "new")))
-            os.replace(Path(folder, "new"), path)
+            move_file(Path(folder, "new"), path)
 
 # %% ../../nbs/1_data/15_rows.ipynb #5cce7f90
 def _arrow_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:

@@ -5,14 +5,17 @@
 # %% ../../nbs/1_data/24_sample.ipynb #bea8777b
 from __future__ import annotations
 
+import filecmp
 import random
 import re
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nercrf.data.corpus import SPLIT_NAMES, Corpus
 from nercrf.data.conll import write_columns
 from nercrf.data.examples import Example
+from nercrf.files import move_file, unfinished_folder, write_folder
 from nercrf.labels import Span
 
 # %% auto #0
@@ -322,8 +325,17 @@ def write_sample(
     folder: str | Path,  # made if it does not exist
     seed: int = 0,  # as for `sample_corpus`
 ) -> Path:  # the folder with train.txt, dev.txt and test.txt
-    "Write the built-in sample as column files."
+    """Write the built-in sample as column files; nothing where it is there already.
+
+    TakenError where the folder holds something else than a sample.
+    """
     folder, corpus = Path(folder), sample_corpus(seed)
-    for split, examples in corpus.splits.items():
-        write_columns(folder / f"{split}.txt", examples, corpus.scheme)
+    with unfinished_folder(folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")) as new:
+        for split, examples in corpus.splits.items():
+            write_columns(new / f"{split}.txt", examples, corpus.scheme)
+        names = [f"{split}.txt" for split in corpus.splits]
+        if filecmp.cmpfiles(folder, new, names, shallow=False)[0] != names:
+            with write_folder(folder) as written:
+                for name in names:
+                    move_file(new / name, written / name)
     return folder

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import unicodedata
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from nercrf.features.parts import LINE_FORMATS, resolve_format
 from nercrf.features.pieces import cache_key, describe_tokenizer
 from nercrf.features.store import RESIDENT, load_features, save_features, write_column_file
 from nercrf.features.summary import CorpusSummary, load_summary, summarize_corpus
+from nercrf.files import unfinished_folder
 from nercrf.labels import get_scheme, label_list
 
 logger = logging.getLogger(__name__)
@@ -239,9 +240,8 @@ def _convert_parts(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     "Read, convert and write a corpus part by part."
-    folder = path.with_name(f".{path.name}.{os.getpid()}.parts")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    name = f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.parts"
+    with unfinished_folder(path.with_name(name)) as folder:
         converted = corpus.large.convert(
             description["data_type"],
             tokenizer,
@@ -253,8 +253,6 @@ def _convert_parts(
         metadata = _metadata(corpus, description, converted.labels, converted.scheme)
         corpus.check()
         write_column_file(path, converted.columns, {**metadata, "options": converted.options})
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/2_features/11_cache.ipynb #61350a60
 def _build_features(

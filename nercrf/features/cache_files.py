@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,15 @@ from filelock import FileLock, Timeout
 from nercrf.data.examples import DataError, data_files, file_digest
 from nercrf.distributed.processes import main_process_first
 from nercrf.features.store import CacheError, read_header
-from nercrf.files import DIGESTS, DigestMemory, file_state, user_cache_folder
+from nercrf.files import (
+    DIGESTS,
+    DigestMemory,
+    discard,
+    discard_unfinished,
+    file_state,
+    is_memory,
+    user_cache_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +108,11 @@ def _read_first(
 ) -> tuple[Loaded, dict[str, Any]] | None:
     "Content and metadata of the first good file, or None."
     for path in paths:
-        if not path.is_file():
+        try:
+            if not path.is_file():
+                continue
+        except PermissionError as error:  # the cache of another user
+            logger.log(level, "passed over: %s may not be read (%s)", path.parent, error.strerror)
             continue
         try:
             content, metadata = load(path)
@@ -159,7 +170,7 @@ def _take_lock(path: Path) -> FileLock:
 def _leftovers(path: Path) -> list[Path]:
     "What a killed builder of a file may have left, and a broken file."
     names = f"{re.escape(path.name)}|{re.escape(DIGESTS)}"
-    pattern = re.compile(rf"\.({names})\.\d+\.(tmp|parts)")
+    pattern = re.compile(rf"\.({names}){_WRITER}\.(tmp|parts)")
     return [
         item
         for item in path.parent.iterdir()
@@ -167,12 +178,25 @@ def _leftovers(path: Path) -> list[Path]:
     ]
 
 
+_WRITER = r"\.\d+(\.[0-9a-f]{8})?"  # in the name of a file that is being written
+
+
+def _is_ours(path: Path) -> bool:
+    "Is this a regular file that begins as a cache file does? One that is being written need not."
+    if path.is_symlink() or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(1000)
+    marks = (b'"__metadata__":{"digest":', b'"nercrf":')
+    return path.name.endswith(".tmp") or not head or any(mark in head for mark in marks)
+
+
 def _remove(path: Path) -> None:
-    "Remove a file or a folder."
+    "Remove a cache file or an unfinished folder of parts; what is not ours stays."
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        discard_unfinished(path)
+    elif _is_ours(path):
+        discard(path)
 
 # %% ../../nbs/2_features/10_cache_files.ipynb #be908635
 @contextmanager
@@ -231,7 +255,7 @@ _FILE = r"(?P<name>(?P<split>train|dev|test|corpus)-[0-9a-f]{16}\.safetensors)"
 _KINDS = {
     "file": re.compile(_FILE),
     "moved aside": re.compile(_FILE + r"\.broken"),
-    "unfinished": re.compile(r"\." + _FILE + r"\.\d+\.(?:tmp|parts)"),
+    "unfinished": re.compile(r"\." + _FILE + _WRITER + r"\.(?:tmp|parts)"),
 }
 
 
@@ -271,7 +295,7 @@ def _describe_entry(path: Path) -> CacheEntry | None:
     "An entry, or None for a file that isn't ours."
     found = {kind: pattern.fullmatch(path.name) for kind, pattern in _KINDS.items()}
     state, match = next(((kind, match) for kind, match in found.items() if match), (None, None))
-    if match is None:
+    if match is None or not (_is_ours(path) or (state == "unfinished" and path.is_dir())):
         return None
     sentences, source = None, ""
     if state == "file":
@@ -334,5 +358,6 @@ def clean_cache(
     if everything and not dry_run:
         for folder in map(Path, folders):
             for place in (folder, folder / ".nercrf_cache"):
-                (place / DIGESTS).unlink(missing_ok=True)
+                if is_memory(place / DIGESTS):
+                    discard(place / DIGESTS)
     return chosen

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from nercrf.files import complete_file
+from nercrf.files import complete_file, move_file
 from nercrf.features.conversion import Features
 
 # %% auto #0
@@ -120,7 +120,7 @@ def write_column_file(
         for name, column in columns.items()
     }
     size, sums = len(_header(table, blank, metadata)), {}
-    with complete_file(path) as file:
+    with complete_file(path, through=False) as file:
         file.seek(size)
         for name, entry in table.items():
             sums[name] = _copy_blocks(file, columns[name].parts())
@@ -219,7 +219,7 @@ def _move_aside(path: Path, identity: tuple) -> str:
     aside = path.with_name(f"{path.name}.broken")
     try:
         if os.stat(path)[:3] == identity:
-            os.replace(path, aside)
+            move_file(path, aside, replace=True)
             return f"it was moved to {aside.name}, so start again"
     except OSError as error:
         return f"remove it ({error.strerror}) and start again"

@@ -30,7 +30,10 @@ from nercrf.files import (
     DiskFullError,
     MANIFEST,
     DigestMemory,
+    TakenError,
     discard_folder,
+    foreign_files,
+    listed_files,
     sha256_of,
     verify_folder,
     write_folder,
@@ -231,7 +234,7 @@ def set_random_state(
         torch.cuda.set_rng_state(torch.tensor(saved, dtype=torch.uint8), device)
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #b619b1eb
-_NAME = re.compile(r"checkpoint-([0-9]+)")
+_NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
 def _step_of(path: Path) -> int:
@@ -247,7 +250,12 @@ def list_checkpoints(
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: (_step_of(path), path.name), reverse=True)
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _own(output_dir: str | os.PathLike) -> list[Path]:
+    "Those that carry our manifest, whole or not."
+    return [path for path in list_checkpoints(output_dir) if listed_files(path) is not None]
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #3dbbc0ff
 _memory = DigestMemory()  # of files of checkpoints that this process has read
@@ -343,7 +351,7 @@ def prune_checkpoints(
     keep_every: int = 0,  # those of multiples of this step stay
 ) -> list[Path]:  # those that were removed
     "Remove the checkpoints that `choose_removals` chooses."
-    paths = {_step_of(path): path for path in list_checkpoints(output_dir)}
+    paths = {_step_of(path): path for path in _own(output_dir)}
     scores = read_scores(output_dir, metric) if keep_best else {}
     known: dict[int, bool] = {}
 
@@ -356,9 +364,14 @@ def prune_checkpoints(
         paths, is_whole, keep_last, keep_best, scores, higher_is_better, keep_every
     )
     protected = {Path(path).resolve() for path in keep}
-    removed = [paths[step] for step in chosen if paths[step].resolve() not in protected]
-    for path in removed:
-        discard_folder(path)
+    candidates = [paths[step] for step in chosen if paths[step].resolve() not in protected]
+    removed = []
+    for path in candidates:
+        others = discard_folder(path)
+        if others:
+            logger.warning("checkpoint %s stays: %s is not of this program", path, others[0])
+        else:
+            removed.append(path)
     return removed
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #35d816a8
@@ -366,8 +379,14 @@ def discard_later_checkpoints(
     output_dir: str | os.PathLike,  # the folder that holds the checkpoints
     step: int,  # checkpoints of later steps go
 ) -> list[Path]:  # those that were removed
-    "Remove the checkpoints of a branch that is given up by resuming earlier."
-    later = [path for path in list_checkpoints(output_dir) if _step_of(path) > step]
+    """Remove the checkpoints of a branch that is given up by resuming earlier.
+
+    TakenError, and nothing is removed, where one of them holds something of others.
+    """
+    later = [path for path in _own(output_dir) if _step_of(path) > step]
+    for path in later:
+        for each in foreign_files(path):
+            raise TakenError(each)
     for path in later:
         discard_folder(path)
     return later

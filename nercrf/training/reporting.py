@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import math
@@ -32,12 +33,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nercrf import __version__
 from nercrf.training.callbacks import TrainingCallback
-from nercrf.files import is_disk_full
+from nercrf.files import is_disk_full, write_bytes, write_lines
+from nercrf.training.run_folder import CURVE, HISTORY, RUN_RECORD, claim_run_file
 
 # %% auto #0
-__all__ = ['logger', 'HISTORY', 'RUN_RECORD', 'REPORTERS', 'append_text', 'History', 'read_history', 'plot_history',
-           'greater_is_better', 'LearningCurve', 'data_fingerprint', 'package_versions', 'git_state', 'RunRecord',
-           'progress_line', 'ProgressBar', 'TensorBoard', 'WeightsAndBiases', 'report_callbacks']
+__all__ = ['logger', 'REPORTERS', 'append_text', 'History', 'read_history', 'plot_history', 'greater_is_better', 'LearningCurve',
+           'data_fingerprint', 'package_versions', 'git_state', 'RunRecord', 'progress_line', 'ProgressBar',
+           'TensorBoard', 'WeightsAndBiases', 'report_callbacks']
 
 # %% ../../nbs/6_training/05_reporting.ipynb #6b39ee28
 logger = logging.getLogger(__name__)
@@ -59,14 +61,16 @@ def append_text(
             raise
 
 # %% ../../nbs/6_training/05_reporting.ipynb #6b39ee29
-HISTORY = "history.jsonl"  # the log's name in the output folder
-
-
 class History(TrainingCallback):
     "Appends each log line and each evaluation to `history.jsonl`."
 
     def __init__(self):
         self.waiting = ""  # lines that a full disk has not taken
+
+    def on_train_begin(self, run):
+        "The log is ours, or there is none."
+        if run.info.is_main:
+            claim_run_file(run.args.output_dir, HISTORY)
 
     def on_log(self, run, record):
         "Append a line, behind those that wait."
@@ -172,7 +176,9 @@ class LearningCurve(TrainingCallback):
         if run.info.is_main and (folder / HISTORY).exists():
             metric = run.args.metric_for_best_model
             figure = plot_history(read_history(folder), metric)
-            figure.savefig(folder / "learning_curve.png", dpi=100)
+            drawing = io.BytesIO()
+            figure.savefig(drawing, dpi=100)
+            write_bytes(claim_run_file(folder, CURVE), drawing.getvalue())
 
 # %% ../../nbs/6_training/05_reporting.ipynb #bb8e3f72
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pytorch-crf", "numpy", "numba")
@@ -221,9 +227,6 @@ def git_state(
     return {"commit": answers[0], "changed": bool(answers[1])}
 
 
-RUN_RECORD = "run.json"  # its name in the output folder
-
-
 class RunRecord(TrainingCallback):
     "Writes `run.json`: flags, versions, data, code."
 
@@ -234,8 +237,11 @@ class RunRecord(TrainingCallback):
         "What the run has gone on from, now and before."
         path = Path(run.args.output_dir) / RUN_RECORD
         if path.exists():
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-            self.resumed_from = earlier["resumed_from"]
+            try:
+                earlier = json.loads(path.read_text(encoding="utf-8"))
+                self.resumed_from = [str(each) for each in earlier["resumed_from"]]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                logger.warning("%s is broken and is written anew: %s", path, error)
         self.resumed_from.append(Path(checkpoint).name)
 
     def on_train_begin(self, run):
@@ -259,9 +265,8 @@ class RunRecord(TrainingCallback):
             "device": str(run.info.device),
             "resumed_from": self.resumed_from,
         }
-        text = json.dumps(record, indent=1, ensure_ascii=False, default=str)
-        path = Path(run.args.output_dir) / RUN_RECORD
-        path.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=1, default=str)
+        write_lines(claim_run_file(run.args.output_dir, RUN_RECORD), [text])
 
 # %% ../../nbs/6_training/05_reporting.ipynb #b675e33b
 class _PieceBar(tqdm):

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['logger', 'check_config', 'BestModel', 'EarlyStopping', 'TrainingInterrupted', 'catch_signals', 'fit', 'train',
-           'own_callbacks']
+           'own_callbacks', 'hold_folder']
 
 # %% ../../nbs/6_training/14_trainer.ipynb #ec211a77
 import logging
-import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ from nercrf.distributed.processes import (
 from nercrf.evaluation.evaluator import EvaluationInterrupted
 from nercrf.features.batches import FeatureDataset
 from nercrf.fields import check_fields
+from nercrf.files import discard, discard_folder, restore_folders
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.defaults import resolve_config
 from nercrf.training.diagnosis import Diagnosis
@@ -42,7 +42,13 @@ from nercrf.training.reporting import (
 )
 from nercrf.training.resume import find_resume, load_checkpoint, save_best_model, save_checkpoint
 from nercrf.training.run import Training, restore_model, start_training
-from nercrf.training.run_folder import earlier_run, refuse_folder
+from nercrf.training.run_folder import (
+    adopt_run_files,
+    earlier_run,
+    own_folder,
+    refuse_folder,
+    refuse_places,
+)
 from nercrf.training.training_config import TrainingConfig, check_metric
 
 # %% ../../nbs/6_training/14_trainer.ipynb #ec9deb92
@@ -120,7 +126,7 @@ class TrainingInterrupted(RuntimeError):
 def catch_signals(
     stop: threading.Event,  # set when a signal arrives
 ) -> Iterator[None]:
-    """Take note of SIGINT, SIGTERM and SIGUSR1 inside the block; a second one has its usual
+    """Take note of SIGINT, SIGTERM, SIGUSR1 and SIGHUP inside the block; a second one has its usual
     effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -132,10 +138,12 @@ def catch_signals(
         signal.signal(number, previous[number])
 
     try:
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
             number = getattr(signal, name, None)
-            if number is None:  # Windows has no SIGUSR1
+            if number is None:  # Windows has neither SIGUSR1 nor SIGHUP
                 continue
+            if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started by nohup
             previous[number] = signal.signal(number, note)
         yield
     finally:
@@ -221,29 +229,35 @@ def train(
         check_metric(args)
     everybody = [*callbacks, *own_callbacks(args)]
     run = start_training(args, train_dataset, model, tokenizer, dev_dataset, info, everybody)
+    with hold_folder(args.output_dir, run.info.is_main):
+        _begin(run)
+        logger.info(
+            "training on %d sentences, %d an update, %d updates, %d process(es)",
+            len(train_dataset),
+            run.plan.update_size,
+            run.plan.total,
+            get_world_size(),
+        )
+        with catch_signals(run.stop):
+            try:
+                with run.checkpoints.in_background(args.background_save):
+                    run.callbacks.call("on_train_begin", run)
+                    fit(run)
+                    run.callbacks.call("on_train_end", run)
+            finally:
+                run.callbacks.call("on_close", run)
+                restore_model(model)
+    return run.progress.step, run.progress.average_loss
+
+
+def _begin(run: Training) -> None:
+    "Make the output folder, or go on from a checkpoint."
+    args = run.args
     checkpoint = find_resume(args.resume, args.output_dir)
     elsewhere = checkpoint is not None and checkpoint.parent != Path(args.output_dir)
-    if checkpoint is None or elsewhere:
-        _prepare_output(run)
+    _prepare_output(run, anew=checkpoint is None or elsewhere)
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
-    logger.info(
-        "training on %d sentences, %d an update, %d updates, %d process(es)",
-        len(train_dataset),
-        run.plan.update_size,
-        run.plan.total,
-        get_world_size(),
-    )
-    with catch_signals(run.stop):
-        try:
-            with run.checkpoints.in_background(args.background_save):
-                run.callbacks.call("on_train_begin", run)
-                fit(run)
-                run.callbacks.call("on_train_end", run)
-        finally:
-            run.callbacks.call("on_close", run)
-            restore_model(model)
-    return run.progress.step, run.progress.average_loss
 
 # %% ../../nbs/6_training/14_trainer.ipynb #0faed382
 def own_callbacks(
@@ -262,20 +276,41 @@ def _clear_output(args: TrainingConfig) -> str | None:
     reason = refuse_folder(args)
     if reason:
         return reason
+    restore_folders(args.output_dir, remove_unfinished=True)
     for path in earlier_run(args.output_dir):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        discard_folder(path) if path.is_dir() else discard(path)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     return None
 
 
-def _prepare_output(run: Training) -> None:
-    "Make the output folder, or refuse one that holds an earlier run."
+def _prepare_output(run: Training, anew: bool = True) -> None:
+    "Make the output folder, or refuse one that holds an earlier run, or something of others."
     problem = None
     if run.info.is_main:
         try:
-            problem = _clear_output(run.args)
+            problem = _clear_output(run.args) if anew else refuse_places(run.args)
+            adopt_run_files(run.args.output_dir)
         except OSError as error:
             problem = f"--output_dir {run.args.output_dir}: {error}"
     problem = broadcast_json(problem)
     if problem:
         raise ValueError(problem)
+
+
+@contextmanager
+def hold_folder(
+    folder: str | Path,  # of a run
+    is_main: bool = True,  # is this the process that writes files?
+) -> Iterator[None]:
+    "Own a folder inside the block, in the name of all processes; every one must call it."
+    problem = None
+    with ExitStack() as stack:
+        if is_main:
+            try:
+                stack.enter_context(own_folder(folder))
+            except (ValueError, OSError) as error:
+                problem = str(error)
+        problem = broadcast_json(problem)
+        if problem:
+            raise ValueError(f"--output_dir: {problem}")
+        yield

@@ -1,0 +1,323 @@
+"""The folder of a run: nothing of others is touched in it, and one training owns it at a time."""
+
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from test_files import plant, snapshot
+from training import ROOT, last_step, read_history, train_in
+
+from nercrf.cli import main
+from nercrf.files import TakenError, claimed_files, verify_folder
+from nercrf.training import run_folder
+from nercrf.training.callbacks import TrainingCallback
+from nercrf.training.run_folder import holder_of, own_folder
+
+FLAGS = {"plain": [], "overwrite": ["--overwrite_output_dir"], "resume": ["--resume", "auto"]}
+
+
+# --- nothing of others
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder elsewhere that links lead to; it must stay as it is."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("mine")
+    (folder / "ours").mkdir()
+    (folder / "ours" / "thesis.tex").write_text("mine")
+    before = snapshot(folder)
+    yield folder
+    assert snapshot(folder) == before
+
+
+def refused(capsys, *argv):
+    """What a command says that ends with exit code 2."""
+    try:
+        code = main(list(map(str, argv)))
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    return capsys.readouterr().err
+
+
+KINDS = ["file", "read-only file", "folder", "other manifest", "link to a file"]
+KINDS += ["link to a folder of ours", "dangling link", "pipe"]
+PLACES = ["model", "checkpoint-500", "history.jsonl", "run.json", "learning_curve.png"]
+PLACES += ["eval_results.json", ".nercrf"]
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_place_that_is_taken_is_told_and_left(kind, place, flags, tmp_path, outside, capsys):
+    out = tmp_path / "out"
+    plant(out / place, kind, outside)
+    before = snapshot(out)
+    text = refused(capsys, "train", "--output_dir", out, *FLAGS[flags])
+    assert f"{out / place} " in text
+    assert "move it away or choose another folder" in text
+    assert snapshot(out) == before
+
+
+def test_a_checkpoint_of_another_program_is_told_by_the_trainer_too(tmp_path):
+    theirs = tmp_path / "checkpoint-500"
+    theirs.mkdir()
+    (theirs / "trainer_state.json").write_text("{}")
+    (theirs / "model.safetensors").write_bytes(b"x")
+    before = snapshot(tmp_path)
+    for changes in ({}, {"overwrite_output_dir": True}, {"resume": "auto"}):
+        with pytest.raises(ValueError, match=r"checkpoint-500 holds no manifest\.json of this"):
+            train_in(tmp_path, max_steps=2, **changes)
+        assert snapshot(tmp_path) == before
+
+
+def test_names_that_no_training_needs_are_left_alone(tmp_path, outside):
+    plant(tmp_path / "run" / "checkpoint-8-backup", "folder", outside)
+    plant(tmp_path / "run" / "checkpoint-8.zip", "read-only file", outside)
+    plant(tmp_path / "run" / "checkpoint-best", "link to a folder of ours", outside)
+    plant(tmp_path / "run" / "checkpoint-08", "link to a file", outside)
+    plant(tmp_path / "run" / ".model.0123abcd.old", "folder", outside)
+    plant(tmp_path / "run" / ".checkpoint-3.0123abcd.tmp", "folder", outside)
+    before = snapshot(tmp_path / "run")
+    del before["checkpoint-08"]
+    (tmp_path / "run" / "checkpoint-08").unlink()
+    train_in(tmp_path / "run", max_steps=3, save_steps=1)
+    train_in(tmp_path / "run", max_steps=3, save_steps=1, resume="auto")
+    train_in(tmp_path / "run", max_steps=2, overwrite_output_dir=True)
+    found = snapshot(tmp_path / "run")
+    assert {name: found[name] for name in before} == before
+
+
+class Planter(TrainingCallback):
+    """Puts a thesis into every folder of the run while it is trained."""
+
+    def on_update_end(self, run, update):
+        for folder in Path(run.args.output_dir).glob("[mc]*"):
+            if folder.is_dir() and not (folder / "thesis.tex").exists():
+                (folder / "thesis.tex").write_text("mine")
+
+
+def test_a_thesis_put_into_the_folders_of_a_run_stays(tmp_path, caplog):
+    """Best models are replaced, checkpoints pruned, a training resumed: the thesis stays in its
+    place, and with it the checkpoint that holds it.
+    """
+    often = {"save_steps": 1, "eval_steps": 1, "save_total_limit": 1, "background_save": False}
+    often |= {"metric_for_best_model": "loss"}
+    with caplog.at_level(logging.WARNING):
+        train_in(tmp_path, max_steps=6, callbacks=[Planter()], **often)
+    assert json.loads((tmp_path / "model" / "best.json").read_text())["step"] > 1
+    assert "thesis.tex is not of this program" in caplog.text
+    for folder in (tmp_path / "model", *tmp_path.glob("checkpoint-[1-5]")):
+        assert (folder / "thesis.tex").read_text() == "mine"
+        assert verify_folder(folder) == []
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 6
+    train_in(tmp_path, max_steps=6, resume="auto", callbacks=[Planter()], **often)
+    with pytest.raises(TakenError, match=r"thesis\.tex was not written by this program"):
+        train_in(tmp_path, max_steps=6, resume=str(tmp_path / "checkpoint-2"), **often)
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=r"thesis\.tex was not written by this program"):
+        train_in(tmp_path, max_steps=6, overwrite_output_dir=True, **often)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_folder_of_a_version_without_lists_goes_on(tmp_path):
+    """And is overwritten where that is asked for; a poem named history.jsonl is not."""
+    train_in(tmp_path, max_steps=4, save_steps=2, learning_curve=True)
+    names = {"history.jsonl", "run.json", "learning_curve.png"}
+    assert claimed_files(tmp_path) == names
+    (tmp_path / ".nercrf").unlink()
+    train_in(tmp_path, max_steps=4, save_steps=2, resume="auto", learning_curve=True)
+    assert claimed_files(tmp_path) == names
+    (tmp_path / ".nercrf").unlink()
+    train_in(tmp_path, max_steps=2, overwrite_output_dir=True)
+    assert last_step(tmp_path) == 2
+    (tmp_path / ".nercrf").unlink()
+    (tmp_path / "history.jsonl").write_text("a poem\n")
+    with pytest.raises(ValueError, match=r"history\.jsonl was not written by this program"):
+        train_in(tmp_path, max_steps=2, overwrite_output_dir=True)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"resumed_from": 3}', "\x00\x00"])
+def test_a_broken_record_is_passed_over_with_a_line(content, tmp_path, caplog):
+    train_in(tmp_path, max_steps=1)
+    (tmp_path / "run.json").write_text(content)
+    with caplog.at_level(logging.WARNING):
+        train_in(tmp_path, max_steps=1, resume="auto")
+    assert "run.json is broken and is written anew" in caplog.text
+    assert json.loads((tmp_path / "run.json").read_text())["resumed_from"] == ["checkpoint-1"]
+
+
+def test_no_module_writes_a_file_in_place():
+    """What is opened for writing stands in `nercrf.files`, or in a folder that appears when it is
+    complete, or is a log that is appended to.
+    """
+    allowed = {"files.py": 3, "modeling.py": 1, "checkpoint.py": 4, "resume.py": 1}
+    allowed |= {"reporting.py": 1, "large_corpus.py": 1}
+    found = {}
+    for path in sorted((ROOT / "nercrf").rglob("*.py")):
+        text = path.read_text()
+        count = text.count(".write_text(") + text.count(".write_bytes(")
+        count += sum(text.count(f'"{mode}") as ') for mode in ("w", "wb", "xb", "a"))
+        count += text.count('"ab", buffering')
+        if count:
+            found[path.name] = count
+    assert {name: found[name] for name in found if found[name] > allowed.get(name, 0)} == {}
+
+
+# --- one owner
+# --------------------------------------------------------------------------------------------------
+
+HOLD = """
+import os, subprocess, sys, time
+from nercrf.training.run_folder import own_folder
+with own_folder(sys.argv[1]):
+    if "fork" in sys.argv and os.fork() == 0:
+        time.sleep(60)
+    if "program" in sys.argv:
+        subprocess.Popen(["sleep", "60"], close_fds=False)
+    print("owned", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(folder, *children):
+    """A process that owns a folder."""
+    command = [sys.executable, "-c", HOLD, str(folder), *children]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    assert process.stdout.readline() == "owned\n"
+    return process
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A folder that another process owns, and the process."""
+    process = hold(tmp_path / "run")
+    yield tmp_path / "run", process
+    process.kill()
+    process.wait()
+
+
+def test_the_second_training_is_told_who_was_first_and_writes_nothing(held, capsys):
+    folder, process = held
+    before = snapshot(folder)
+    text = refused(capsys, "train", "--output_dir", folder)
+    assert f"{folder} belongs to a training under way (process {process.pid} on " in text
+    assert f"on {socket.gethostname()}, since 20" in text
+    with pytest.raises(ValueError, match=f"belongs to a training under way .process {process.pid}"):
+        train_in(folder, max_steps=1)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("children", [(), ("fork",), ("program",)])
+def test_a_killed_training_lets_go_at_once(tmp_path, children):
+    """Also where a process that it started lives on."""
+    process = hold(tmp_path, *children)
+    assert holder_of(tmp_path).startswith(f"process {process.pid} on ")
+    process.kill()
+    process.wait()
+    began = time.monotonic()
+    with own_folder(tmp_path):
+        assert time.monotonic() - began < 1
+    assert holder_of(tmp_path) is None
+
+
+def test_a_thread_of_the_same_process_is_another_training(tmp_path):
+    answers = []
+
+    def ask():
+        try:
+            with own_folder(tmp_path):
+                answers.append("owned")
+        except ValueError as error:
+            answers.append(str(error))
+
+    with own_folder(tmp_path), own_folder(tmp_path):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert f"process {os.getpid()} on" in answers[0]
+    ask()
+    assert answers[1:] == ["owned"]
+
+
+def own_in_turn(folder, count):
+    """Own a folder again and again; note each time that nobody else does."""
+    for _ in range(count):
+        while True:
+            try:
+                with own_folder(folder):
+                    mark = Path(folder, "mark")
+                    mark.touch(exist_ok=False)
+                    time.sleep(0.002)
+                    mark.unlink()
+                break
+            except ValueError:
+                continue
+
+
+def test_never_two_at_once(tmp_path):
+    """Each comes and goes; the list is begun and removed again each time."""
+    context = multiprocessing.get_context("fork")
+    folder = tmp_path / "run"
+    children = [context.Process(target=own_in_turn, args=(folder, 20)) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+        assert child.exitcode == 0
+
+
+def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(handle, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
+    with caplog.at_level(logging.WARNING), own_folder(tmp_path):
+        assert "no lock" in caplog.text
+    assert holder_of(tmp_path) is None
+
+
+def test_two_trainings_at_the_same_time(tmp_path):
+    """One trains; the other ends with 2 before it writes; the first can be killed and resumed."""
+    flags = ["--do_train", "--no_cuda", "--output_dir", tmp_path / "run", "--seed", "1"]
+    flags += ["--max_steps", "400", "--save_steps", "1", "--logging_steps", "1"]
+    command = [sys.executable, "-m", "nercrf.run_ner_crf", *map(str, flags)]
+    options = {"env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
+    options |= {"stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options) as first:
+        try:
+            deadline = time.monotonic() + 100
+            while not list(tmp_path.glob("run/checkpoint-*")) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            second = subprocess.run(command, **options, timeout=100)
+            assert second.returncode == 2
+            assert f"belongs to a training under way (process {first.pid} on" in second.stderr
+        finally:
+            first.send_signal(signal.SIGKILL)
+            first.communicate()
+    step = last_step(tmp_path / "run")
+    flags[flags.index("400")] = "400"
+    third = [*command, "--resume", "auto"]
+    with subprocess.Popen(third, **options) as resumed:
+        deadline = time.monotonic() + 100
+        while last_step(tmp_path / "run") < step + 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        resumed.send_signal(signal.SIGTERM)
+        _, text = resumed.communicate()
+    assert resumed.returncode == 75, text
+    steps = [line["step"] for line in read_history(tmp_path / "run") if "loss" in line]
+    assert steps == sorted(set(steps))
