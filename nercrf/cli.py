@@ -16,6 +16,7 @@ from nercrf.data_commands import cache_main, check_main, convert_main
 from nercrf.flags import VERBS, parse_verb
 from nercrf.model_commands import average_main, merge_main
 from nercrf.run_ner_crf import guarded, work
+from nercrf.tables import visible
 
 # %% auto #0
 __all__ = ['TOOLS', 'HELP', 'SHOWN', 'build_parser', 'main']
@@ -42,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
     "One that says in two lines what is wrong."
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n{self.prog} --help lists the verbs\n")
+        self.exit(2, visible(f"error: {message}\n{self.prog} --help lists the verbs\n"))
 
 
 def build_parser() -> argparse.ArgumentParser:  # understands the verb; what follows is left to it

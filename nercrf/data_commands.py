@@ -21,7 +21,7 @@ from nercrf.data.convert import (
     plan_conversion,
 )
 from nercrf.data.corpus import find_sources
-from nercrf.data.formats import find_format
+from nercrf.data.formats import JSON_ENDINGS, find_format
 from nercrf.data.read_config import ReadConfig
 from nercrf.data.splits import read_shares
 from nercrf.data.repair import fix_report
@@ -30,7 +30,7 @@ from nercrf.fields import Positive, check_fields
 from nercrf.files import user_cache_folder
 from nercrf.flags import FlagParser, add_section
 from nercrf.run_ner_crf import guarded
-from nercrf.tables import text_table
+from nercrf.tables import json_visible, say, text_table
 
 # %% auto #0
 __all__ = ['CheckConfig', 'check_parser', 'load_piece_counter', 'piece_counter', 'check_main', 'ConvertConfig', 'convert_parser',
@@ -132,9 +132,9 @@ def _run_check(reading: dict[str, Any], paths: list[str], flags: CheckConfig) ->
         content = report.to_dict()
         if flags.fix:
             content["repairs"] = [repair.to_dict() for repair in repairs]
-        print(json.dumps(content, ensure_ascii=False, indent=1))
+        print(json_visible(json.dumps(content, ensure_ascii=False, indent=1)))
     else:
-        print("\n".join([report.render(flags.all), *map(str, repairs)]))
+        say("\n".join([report.render(flags.all), *map(str, repairs)]))
     return report.exit_code(flags.fail_on)
 
 
@@ -199,7 +199,7 @@ def _run_convert(reading: dict[str, Any], source: str, target: str, flags: Conve
         for paths, place in plan_conversion(source, target, flags.to, split):
             kind = flags.to or format_of_name(place)
             reports.append(convert(paths, place, to_format=kind, split=split, **options))
-    print("\n".join(map(str, reports)), flush=True)  # a loss is told before anything is written
+    say("\n".join(map(str, reports)))  # a loss is told before anything is written
     refused = flags.strict and not all(report.lossless for report in reports)
     for report in reports:
         report.discard() if refused else report.write()
@@ -214,12 +214,14 @@ def _print_converted(source: Path, flags: ConvertConfig, options: dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, f"output{find_format(kind).extensions[0]}")
         report = convert(source, place, to_format=kind, **options)
-        print(str(report).replace(str(place), "standard output"), file=sys.stderr)
+        say(str(report).replace(str(place), "standard output"), file=sys.stderr)
         if flags.strict and not report.lossless:
             report.discard()
             return 1
         report.write()
-        sys.stdout.write(place.read_text(encoding="utf-8"))
+        written = place.read_text(encoding="utf-8")
+        is_json = set(JSON_ENDINGS) & set(find_format(kind).extensions)
+        sys.stdout.write(json_visible(written) if is_json else written)
     return 0
 
 # %% ../nbs/8_commands/04_data_commands.ipynb #6847c852
@@ -238,7 +240,7 @@ def _print_entries(entries):
         )
         for entry in entries
     ]
-    print("\n".join(text_table(rows, "l")))
+    say("\n".join(text_table(rows, "l")))
 
 
 def _print_file(path):
@@ -248,7 +250,7 @@ def _print_file(path):
     try:
         header = verify_file(path)
     except CacheError as error:
-        print(error)
+        say(error)
         return 1
     columns = {
         name: f"{entry['dtype']} {entry['shape'][0]}" for name, entry in header.table.items()
@@ -261,7 +263,7 @@ def _print_file(path):
         "columns": columns,
         **header.metadata,
     }
-    print(json.dumps(shown, indent=2, ensure_ascii=False))
+    print(json_visible(json.dumps(shown, indent=2, ensure_ascii=False)))
     return 0
 
 # %% ../nbs/8_commands/04_data_commands.ipynb #77ebcb36
@@ -323,7 +325,7 @@ def _run_cache(folders: list[str], clean: CleanConfig | None) -> int:
 
     missing = [folder for folder in folders if not Path(folder).is_dir()]
     if missing:
-        print(f"{missing[0]}: expected a folder, found none")
+        say(f"{missing[0]}: expected a folder, found none")
         return 1
     places = folders or [user_cache_folder()]
     if clean is None:

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, get_args, get_type_hints
 
 from fastcore.docments import docments
 
@@ -27,6 +27,7 @@ from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.features.feature_config import CacheConfig, WindowConfig
 from nercrf.fields import NotNegative, check_fields, field_bounds
 from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
+from nercrf.tables import visible
 from nercrf.tagging.predict_config import PredictConfig
 from nercrf.training.run_folder import holder_of, in_use, refuse_folder, refuse_places
 from nercrf.training.training_config import (
@@ -141,6 +142,9 @@ class FlagParser(argparse.ArgumentParser):
         self.elsewhere = elsewhere or {}
         self.old_names = OLD_NAMES if old_names is None else old_names
         self.switches: dict[str, bool] = {"--help": False}  # of each flag: is it a switch?
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        super()._print_message(visible(message), file)
 
     def parse_known_args(
         self,

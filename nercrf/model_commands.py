@@ -12,6 +12,7 @@ from pathlib import Path
 from nercrf.fields import check_fields
 from nercrf.flags import FlagParser, add_section
 from nercrf.run_ner_crf import guarded
+from nercrf.tables import say
 
 # %% auto #0
 __all__ = ['MergeConfig', 'merge_parser', 'merge_main', 'AverageConfig', 'average_parser', 'average_main']
@@ -45,7 +46,7 @@ def _run_merge(model: str, out: str, flags: MergeConfig) -> int:
 
     transformers_logging.disable_progress_bar()
     with trust_remote_code(flags.trust_remote_code):
-        print(merge_folder(model, out, flags.base_model))
+        say(merge_folder(model, out, flags.base_model))
     return 0
 
 

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 from nercrf import lazy_names
 from nercrf.flags import ScriptConfig, check_files, parse_args
+from nercrf.tables import one_line, say
 
 # %% ../nbs/8_commands/03_run_ner_crf.ipynb #a3b4481f
 __getattr__, _names = lazy_names(
@@ -45,7 +46,7 @@ CONTROL_C = 130
 def _say(message: object) -> None:
     "One line on standard error, of the main process."
     if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)
+        say(message, file=sys.stderr)
 
 
 def guarded(
@@ -106,7 +107,7 @@ def _in_sentences(work: Callable[[], int | None]) -> int:
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         if os.environ.get("NERCRF_TRACEBACK"):
             raise
-        print(f"error: {_in_words(error)}", file=sys.stderr)
+        say(f"error: {_in_words(error)}", file=sys.stderr)
         return 2
     return code or 0
 
@@ -114,7 +115,7 @@ def _in_sentences(work: Callable[[], int | None]) -> int:
 def _in_words(error: Exception) -> str:
     "What went wrong, and the remedy where the message does not say it."
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}; check the path"
+        return f"{one_line(str(error.filename))}: {error.strerror}; check the path"
     missing = (getattr(error, "name", None) or "").partition(".")[0]
     if not isinstance(error, ImportError) or not missing or "pip install" in str(error):
         return str(error)

@@ -67,6 +67,7 @@ from nercrf.model.loading import (
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.relabel import joint_labels
 from nercrf.pretrained import trust_remote_code
+from nercrf.tables import VisibleFormatter, say
 from nercrf.tagging.errors import choose_shown, has_error, mark_errors
 from nercrf.tagging.output import input_batches, write_tagged
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
@@ -336,7 +337,7 @@ def evaluate_splits(
             # over nothing there is no ratio
             figures[split] |= unseen if unseen["unseen_gold"] else {"unseen_gold": 0}
         if info.is_main:
-            print("", *lines, sep="\n")
+            say("\n".join(["", *lines]))
             _tell_unknown_types(dataset, result)
             _show_errors(args, corpus, split, result)
     return figures
@@ -371,7 +372,7 @@ def _show_errors(args: Any, corpus: CachedCorpus, split: str, result: Evaluation
     pairs = zip(examples, result.predicted, strict=True)
     wrong = [each for each in map(Tagged, *zip(*pairs, strict=True)) if has_error(each)]
     for sentence in wrong[:count]:
-        print(f"\n{mark_errors(sentence)}")
+        say(f"\n{mark_errors(sentence)}")
     print(f"\n{min(count, len(wrong))} of {len(wrong)} sentences with an error in {split}")
 
 # %% ../nbs/8_commands/02_script.ipynb #9e7ae380
@@ -526,7 +527,7 @@ def run_training(
     if args.dry_run:
         found = estimate_training(args, datasets["train"], loaded.model, loaded.tokenizer, info)
         if info.is_main:
-            print(f"dry run: {found}")
+            say(f"dry run: {found}")
         return 0, math.nan
     step, loss = train(
         args, datasets["train"], loaded.model, loaded.tokenizer, datasets.get("dev"), info
@@ -546,7 +547,7 @@ def run_evaluation(
         kept = {path.name: path for path in reversed(list_checkpoints(args.output_dir))}
         folders |= kept
         if info.is_main:
-            print(
+            say(
                 f"\nthe best model and the {len(kept)} checkpoints that were kept "
                 f"({', '.join(kept) or 'none'}); a training keeps --save_total_limit, --keep_best "
                 "and --keep_every of them"
@@ -554,7 +555,7 @@ def run_evaluation(
     figures = {}
     for name, folder in folders.items():
         if info.is_main and len(folders) > 1:
-            print(f"\n{name}")
+            say(f"\n{name}")
         loaded = _load_finished(info, folder, args.base_model)
         figures[name] = evaluate_splits(args, loaded, corpus, info)
     if not args.do_train and not any(figures.values()):
@@ -616,8 +617,8 @@ def run_prediction(
     for sentence in predict(args, tagger, corpus):
         count += 1
         shown = choose_shown([*shown, sentence], show)
-    for sentence in shown:
-        print(mark_errors(sentence))
+    if shown:
+        say("\n".join(mark_errors(sentence) for sentence in shown))
     return count
 
 # %% ../nbs/8_commands/02_script.ipynb #e86e498e
@@ -692,11 +693,11 @@ def _can_predict(args: ScriptConfig, corpus: CachedCorpus | None) -> bool:
 
 def _set_up_logging(info: ProcessInfo) -> None:
     "One log: the main process speaks, the others only in trouble."
-    logging.basicConfig(
-        level=logging.INFO if info.is_main else logging.ERROR,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    level = logging.INFO if info.is_main else logging.ERROR
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(True)
     for noisy in ("httpx", "filelock", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()

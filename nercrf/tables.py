@@ -5,12 +5,73 @@
 # %% ../nbs/0_ground/04_tables.ipynb #af15282b
 from __future__ import annotations
 
+import logging
+import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import TextIO
 
 # %% auto #0
-__all__ = ['text_width', 'text_table']
+__all__ = ['visible', 'one_line', 'json_visible', 'say', 'VisibleFormatter', 'text_width', 'text_table']
+
+# %% ../nbs/0_ground/04_tables.ipynb #8046bd32
+_ACTING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def _escape(match: re.Match) -> str:
+    "A character by its number, as Python writes it."
+    return match[0].encode("unicode_escape").decode("ascii")
+
+
+def visible(
+    text: str,  # of any origin
+) -> str:  # the same where nothing in it acts on a terminal
+    "Text for people: characters that act are shown by their numbers; line ends and TABs stay."
+    return _ACTING.sub(_escape, text)
+
+
+def one_line(
+    text: str,  # a name, a token, a path: anything that stands within a line
+) -> str:  # without line ends
+    "Text for people that begins no line of its own."
+    return re.sub("[\t\n]", _escape, visible(text))
+
+
+def json_visible(
+    text: str,  # JSON, in which other characters than ASCII stand as they are
+) -> str:  # JSON that says the same
+    "JSON for a terminal: characters that act are escaped."
+
+    def escape(match: re.Match) -> str:
+        units = match[0].encode("utf-16-be", "surrogatepass")
+        return "".join(
+            f"\\u{int.from_bytes(units[i : i + 2], 'big'):04x}" for i in range(0, len(units), 2)
+        )
+
+    return _ACTING.sub(escape, text)
+
+# %% ../nbs/0_ground/04_tables.ipynb #534f382e
+def say(
+    *texts: object,  # what is printed, with blanks between
+    file: TextIO | None = None,  # None: standard output
+) -> None:
+    "Print for people."
+    print(visible(" ".join(map(str, texts))), file=sys.stdout if file is None else file)
+
+
+class VisibleFormatter(logging.Formatter):
+    "Lines of a log in which nothing of the data acts, and no message begins but at the margin."
+
+    def format(
+        self,
+        record: logging.LogRecord,  # what is said
+    ) -> str:  # a line, or several of which only the first begins at the margin
+        "A record as text."
+        return visible(super().format(record)).replace("\n", "\n  ")
 
 # %% ../nbs/0_ground/04_tables.ipynb #a7d6073f
 def text_width(
@@ -30,9 +91,10 @@ def text_table(
     align: str = "lr",  # l or r for each column, the last one for all that follow
     gap: str = "  ",  # what stands between two columns
 ) -> list[str]:  # a line for each row
-    "Pad cells so that columns stand below each other."
+    "Pad cells so that columns stand below each other; what would act in a cell is shown."
     if not align or set(align) - {"l", "r"}:
         raise ValueError(f"align: expected the letters l and r, got {align!r}; give one a column")
+    rows = [list(map(one_line, row)) for row in rows]
     columns = list(zip_longest(*rows, fillvalue=""))
     widths = [max(map(text_width, column)) for column in columns]
     sides = align + align[-1] * len(columns)

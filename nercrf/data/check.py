@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,15 @@ from pathlib import Path
 
 from nercrf.data.check_report import CheckReport, finding_order
 from nercrf.data.corpus import SPLIT_NAMES, find_sources, split_of
-from nercrf.data.examples import DataError, Example, Finding, no_entity, split_place
+from nercrf.data.examples import (
+    DataError,
+    Example,
+    Finding,
+    no_entity,
+    shorten,
+    span_name,
+    split_place,
+)
 from nercrf.data.formats import examine
 from nercrf.data.read_config import ReadConfig
 from nercrf.data.reading import BLANK, is_visible
@@ -27,7 +36,7 @@ from nercrf.data.statistics import DataSet, PieceCounts, Split, count_split, fin
 from nercrf.labels import SCHEMES, Span, spans_to_tags
 
 # %% auto #0
-__all__ = ['read_for_check', 'check_file', 'check_paths']
+__all__ = ['LONGEST_NAME', 'read_for_check', 'check_file', 'check_paths']
 
 # %% ../../nbs/1_data/21_check.ipynb #14fabab0
 def read_for_check(
@@ -45,18 +54,47 @@ def read_for_check(
     return replace(file, findings=findings, scheme=file.scheme if labelled else None)
 
 # %% ../../nbs/1_data/21_check.ipynb #8b503310
+class _LatestIn:
+    "The latest of the numbers in a range of places, in the logarithm of the places: a heap's tree."
+
+    def __init__(self, places: int):
+        self.places, self.tree = places, [-1] * (2 * places)
+
+    def add(self, place: int, number: int) -> None:
+        "Put a number, later than all before, in its place."
+        place += self.places
+        while place:
+            self.tree[place], place = number, place >> 1
+
+    def find(self, start: int, stop: int) -> int:
+        "The latest number in the places from `start` to before `stop`; -1 if there is none."
+        latest, start, stop = -1, start + self.places, stop + self.places
+        while start < stop:
+            if start & 1:
+                latest, start = max(latest, self.tree[start]), start + 1
+            if stop & 1:
+                stop -= 1
+                latest = max(latest, self.tree[stop])
+            start, stop = start >> 1, stop >> 1
+        return latest
+
+
 def _overlaps(spans: Sequence[Span]) -> Iterator[tuple[str, Span, Span]]:
     "Pairs of spans that share a word: the kind, the later and the earlier."
-    opened = []
-    for span in sorted(spans, key=lambda item: (item.start, -item.end)):
-        opened = [other for other in opened if other.end > span.start]
-        crossed = [other for other in opened if other.end < span.end]
-        if span in opened:
+    ordered, seen = sorted(spans, key=lambda item: (item.start, -item.end)), set()
+    ends = sorted({span.end for span in ordered})
+    latest = _LatestIn(len(ends))  # number of the last span with each end, by its place in `ends`
+    for number, span in enumerate(ordered):
+        behind, own = bisect_right(ends, span.start), bisect_left(ends, span.end)
+        crossed = latest.find(behind, own)  # those that end within the span
+        opened = crossed if crossed >= 0 else latest.find(own, len(ends))
+        if span in seen:
             yield "duplicate-span", span, span
-        elif opened:
-            kind = "crossing-span" if crossed else "nested-span"
-            yield kind, span, (crossed or opened)[-1]
-        opened.append(span)
+        elif opened >= 0:
+            kind = "crossing-span" if crossed >= 0 else "nested-span"
+            yield kind, span, ordered[opened]
+        seen.add(span)
+        latest.add(own, number)
 
 # %% ../../nbs/1_data/21_check.ipynb #f24b864a
 def _cuts(example: Example, index: int) -> bool:
@@ -74,8 +112,7 @@ def _cuts(example: Example, index: int) -> bool:
 # %% ../../nbs/1_data/21_check.ipynb #06379823
 def _check_span(file: Examined, example: Example, span: Span) -> Iterator[Finding]:
     "Blanks at the ends of a span, and borders within a word."
-    name = f"{span.label} {example.surface(span)!r}"
-    tokens = example.tokens
+    name, tokens = span_name(example, span), example.tokens
     ends = tokens[span.start], tokens[span.end - 1]
     if not file.format.token_lines and any(map(BLANK.fullmatch, ends)):
         yield Finding(
@@ -83,7 +120,7 @@ def _check_span(file: Examined, example: Example, span: Span) -> Iterator[Findin
         )
     if _cuts(example, span.start) or _cuts(example, span.end):
         start, end = max(span.start - 3, 0), span.end + 3
-        around = example.sep.join(tokens[start:end])
+        around = shorten(example.sep.join(tokens[start : min(end, start + 99)]), 99)
         yield Finding(
             "cuts-token",
             file.place(example, span.start),
@@ -101,15 +138,15 @@ def _check_spans(file: Examined, example: Example) -> Iterator[Finding]:
         yield from _check_span(file, example, span)
     for kind, span, other in _overlaps(example.spans or ()):
         place = file.place(example, span.start)
-        name = f"{span.label} {example.surface(span)!r}"
+        name = span_name(example, span)
         if kind == "duplicate-span":
             yield Finding(kind, place, f"{name} is there twice", "problem")
         else:
             yield Finding(
                 kind,
                 place,
-                f"{name} {_OVERLAPS[kind]} {other.label} "
-                f"{example.surface(other)!r}; one tag a word cannot hold both",
+                f"{name} {_OVERLAPS[kind]} {span_name(example, other)}; one tag a word cannot "
+                "hold both",
                 "note",
             )
 
@@ -128,13 +165,11 @@ def _check_text(file: Examined, example: Example) -> Iterator[Finding]:
         if found:
             names = " ".join(f"U+{ord(char):04X}" for char in found)
             yield Finding(
-                "dirty-token", example.source, f"{_shorten(example.text)!a} holds {names}", "note"
+                "dirty-token",
+                example.source,
+                f"{shorten(example.text, 40)!a} holds {names}",
+                "note",
             )
-
-
-def _shorten(text: str, width: int = 40) -> str:
-    "A text of at most so many characters."
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _beside(place: str, other: str) -> str:
@@ -202,7 +237,7 @@ def _check_repetitions(splits: Sequence[Split]) -> list[Finding]:
                     Finding(
                         f"{kind}-sentence",
                         example.source,
-                        f"{_shorten(key.replace(chr(9), example.sep))!r} is in "
+                        f"{shorten(key.replace(chr(9), example.sep), 40)!r} is in "
                         f"{_beside(place, example.source)} too"
                         + (", labelled otherwise" if differs else ""),
                         "note",
@@ -299,11 +334,16 @@ def _free_matches(example: Example, trie: dict) -> Iterator[tuple[int, int]]:
         position = max(position, end)
 
 # %% ../../nbs/1_data/21_check.ipynb #e2b54a7c
+LONGEST_NAME = 100  # tokens; longer ones are passages, which nobody compares
+
+
 def _name_uses(splits: Sequence[Split]) -> dict[tuple, dict]:
     "For each name, by type or None: how often, and the first place."
     uses = {}
 
     def add(file: Examined, example: Example, label: str | None, start: int, end: int) -> None:
+        if end - start > LONGEST_NAME:
+            return
         use = uses.setdefault(tuple(example.tokens[start:end]), {})
         if label not in use:
             use[label] = [0, file.place(example, start), example.sep]

@@ -53,6 +53,18 @@ class LineNote(NamedTuple):
 _TAG = re.compile(r"O|[A-Z][-_]\S+")
 _PART = re.compile(r"\d+[-.]\d+")
 
+
+def _read_border(line: str) -> LineNote | bool:
+    "False for a border, but a note where the start of a document has the tag of an entity."
+    cells = line.split()
+    if len(cells) < 2 or cells[-1] == "O" or not _TAG.fullmatch(cells[-1]):
+        return False
+    message = (
+        f"expected O as the tag of the line {cells[0]!r}, with which a document starts, got "
+        f"{cells[-1]!r}; correct the tag, or the token"
+    )
+    return LineNote("bad", message)
+
 # %% ../../nbs/1_data/07_column_layout.ipynb #20fb851c
 @dataclass
 class ColumnLayout:
@@ -112,7 +124,7 @@ class ColumnLayout:
     ) -> tuple[str, ...] | LineNote | bool:  # token and tags; False for a border
         "What a line says."
         if not line[:1].isalnum() and is_border(line):
-            return False
+            return _read_border(line)
         cells = self.split(line)
         if len(cells) == self.columns and self.counter is None and line[0] != self.mark[0]:
             if len(self.tags) == 1:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,11 +16,13 @@ from typing import NamedTuple
 
 from nercrf.files import sha256_of
 from nercrf.labels import Span
+from nercrf.tables import one_line
 
 # %% auto #0
 __all__ = ['KINDS', 'SEVERITIES', 'COUNTED', 'MOST_UNREADABLE', 'POLICIES', 'DataError', 'Example', 'character_spans',
-           'example_name', 'Kind', 'split_place', 'Finding', 'no_entity', 'merge_findings', 'report_findings',
-           'span_order', 'flatten_spans', 'check_overlaps', 'file_stem', 'all_labelled', 'data_files', 'file_digest']
+           'example_name', 'shorten', 'span_name', 'Kind', 'split_place', 'Finding', 'no_entity', 'odd_types',
+           'merge_findings', 'report_findings', 'span_order', 'flatten_spans', 'check_overlaps', 'file_stem',
+           'all_labelled', 'data_files', 'file_digest']
 
 # %% ../../nbs/1_data/01_examples.ipynb #2f397106
 class DataError(ValueError):
@@ -82,7 +86,24 @@ def example_name(
     example: Example,  # any example
 ) -> str:  # its id and its place
     "How a message calls an example."
-    return f"example {example.id} ({example.source or 'no source'})"
+    return one_line(f"example {example.id} ({example.source or 'no source'})")
+
+# %% ../../nbs/1_data/01_examples.ipynb #16bf9850
+def shorten(
+    text: str,  # of any length
+    width: int = 60,  # characters of what is shown
+) -> str:  # the text, or its beginning and an ellipsis
+    "A text of at most so many characters."
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def span_name(
+    example: Example,  # any example
+    span: Span,  # of its tokens
+) -> str:  # its type and its text, which may be the beginning of it
+    "How a message calls a span."
+    most = span.start + 60
+    return f"{span.label} {shorten(example.surface(span._replace(end=min(span.end, most))))!r}"
 
 # %% ../../nbs/1_data/01_examples.ipynb #4456cd2e
 class Kind(NamedTuple):
@@ -123,6 +144,8 @@ KINDS = {
     "missed-entity": Kind("names that are unlabelled in places"),
     "ends-unknown": Kind("files that do not show what ends mean"),
     "unannotated": Kind("sentences that nobody annotated"),
+    "unknown-key": Kind("fields whose names may be misspelt"),
+    "odd-type": Kind("types that nobody can read"),
     "no-annotations": Kind("files of annotations that are missing"),
     "understood": Kind("how files were read"),
     "ignored": Kind("left aside when reading"),
@@ -157,7 +180,7 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         many = f" ({self.count})" if self.count > 1 or self.kind == "ignored" else ""
-        return f"{self.where}: {self.message}{many}"
+        return one_line(f"{self.where}: {self.message}{many}")
 
     @property
     def line(self) -> int:  # 0 where the place has none
@@ -175,6 +198,31 @@ def no_entity(
     if has_columns:
         remedy = "is the tag in another column (--tag_column)?"
     return Finding("no-entity", str(path), f"its labelled sentences hold no entity; {remedy}")
+
+# %% ../../nbs/1_data/01_examples.ipynb #a5f8475a
+_UNSEEN = {"Cc": "a control character", "Cs": "half of a surrogate pair", "Zl": "a line separator"}
+_UNSEEN |= {"Zp": _UNSEEN["Zl"]}
+
+
+def odd_types(
+    examples: Iterable[Example],  # labelled or not
+) -> list[Finding]:  # a problem for each such type, at the first place
+    "Types that are empty, or hold a character that nobody can see or write down."
+    places = {}
+    for example in examples:
+        for span in example.spans or ():
+            if span.label not in places:
+                places[span.label] = example.source
+    found = []
+    for label, where in places.items():
+        odd = {char: _UNSEEN.get(unicodedata.category(char)) for char in label}
+        says = [f"holds U+{ord(char):04X}, {what}" for char, what in odd.items() if what]
+        if not label.strip():
+            says = ["is blank"]
+        if says:
+            message = f"the type {label!a} {' and '.join(says)}; rename it in the file"
+            found.append(Finding("odd-type", where, message))
+    return found
 
 # %% ../../nbs/1_data/01_examples.ipynb #b62b8edd
 def merge_findings(
@@ -209,7 +257,8 @@ def report_findings(
     problems = [str(finding) for finding in findings if finding.severity == "problem"]
     if problems and on_bad == "error":
         unreadable = [str(each) for each in findings if each.kind == "unreadable"]
-        others = [problem for problem in problems if problem not in set(unreadable)]
+        told = set(unreadable)
+        others = [problem for problem in problems if problem not in told]
         listed = unreadable[:MOST_UNREADABLE] + others[:5]
         shown = "\n".join(listed)
         if len(problems) > len(listed):
@@ -241,13 +290,16 @@ def flatten_spans(
     if policy not in POLICIES:
         raise ValueError(f"expected policy to be one of {', '.join(POLICIES)}, got {policy!r}")
     sign = -1 if policy == "outermost" else 1
-    chosen: list[Span] = []
+    chosen: list[Span] = []  # in the order of the text
+    starts: list[int] = []  # of the chosen
     for span in sorted(
         spans, key=lambda span: (sign * (span.end - span.start), span.start, span.label)
     ):
-        if all(span.end <= other.start or other.end <= span.start for other in chosen):
-            chosen.append(span)
-    return sorted(chosen, key=span_order)
+        place = bisect_left(starts, span.end)  # those behind begin where it has ended
+        if not place or chosen[place - 1].end <= span.start:
+            chosen.insert(place, span)
+            starts.insert(place, span.start)
+    return chosen
 
 # %% ../../nbs/1_data/01_examples.ipynb #f433701f
 def check_overlaps(
@@ -265,10 +317,8 @@ def check_overlaps(
                     Finding(
                         "overlap",
                         example.source,
-                        f"{span.label} "
-                        f"{example.surface(span)!r} overlaps {outer.label} "
-                        f"{example.surface(outer)!r}; only one of them can be "
-                        "learned",
+                        f"{span_name(example, span)} overlaps {span_name(example, outer)}; only "
+                        "one of them can be learned",
                         "note",
                     )
                 )

@@ -19,6 +19,7 @@ from nercrf.data.examples import (
     check_overlaps,
     example_name,
     flatten_spans,
+    odd_types,
     report_findings,
 )
 from nercrf.data.json_spans import Cluener, Doccano, JsonLines
@@ -187,6 +188,7 @@ class Prepared:
         layers = self.reading.layout is not None and len(self.reading.layout.tags) > 1
         if layers or not self.format.token_lines:
             self.reading.findings += check_overlaps(examples)
+        self.reading.findings += odd_types(examples)
         return examples, self.reading.all_findings()
 
     def _choose_types(self, examples: list[Example]) -> None:
@@ -331,10 +333,11 @@ def write_examples(
             raise DataError(f"{name}: expected tokens of at least one character, got ''; remove it")
         if on_bad == "warn" and example.spans and kind.outermost_only:
             chosen = flatten_spans(example.spans)
+            kept = set(chosen)
             losses += [
                 f"{name}: {span} overlaps another span and was left out"
                 for span in example.spans
-                if span not in chosen
+                if span not in kept
             ]
             if len(chosen) < len(example.spans):
                 examples[index] = replace(example, spans=chosen)

@@ -28,9 +28,12 @@ from nercrf.data.json_values import (
     SURFACE_KEYS,
     each_record,
     first_of,
+    load_json,
+    meant_keys,
     read_mention,
     record_document,
     record_id,
+    told_misspelt,
 )
 from nercrf.data.reading import BLANK
 from nercrf.data.splitting import split_words
@@ -88,13 +91,22 @@ def _repair_lines(file: Examined, lines: list[str], mend) -> list[Change]:
 def _cluener_mentions(record: dict, where: str) -> list[tuple[str, str, int, int]]:
     "Type, surface, start and last character of each mention."
     try:
-        return [
-            (label, surface, int(start), int(last))
+        found = [
+            (label, surface, start, last)
             for label, surfaces in record["label"].items()
             for surface, positions in surfaces.items()
             for start, last in positions
         ]
+        for label, surface, *place in found:
+            if any(type(each) is not int for each in place):
+                raise DataError(
+                    f"{where}: expected integers as the place of {label} {surface!r}, got "
+                    f"{str(place)[:60]}; correct them"
+                )
+        return found
     except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         found = json.dumps(record["label"], ensure_ascii=False)[:60]
         raise DataError(
             f"{where}: expected 'label' as {{type: {{surface: [[start, end]]}}}}, got {found}"
@@ -133,16 +145,19 @@ def _cluener_spans(record: dict, where: str) -> tuple[list[Span], list[Finding]]
 def _cluener_record(line: str, where: str) -> dict:
     "The object of one line, with a string `text`."
     try:
-        record = json.loads(line)
+        record = load_json(line)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: expected a JSON object a line, got {line[:40]!r} "
             f"({error.msg} at column {error.colno}); write one object a line"
         ) from error
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        meant = meant_keys(record, ("text",)) if isinstance(record, dict) else ""
         raise DataError(
             f"{where}: expected an object with a string 'text', "
-            f"got {line[:40]!r}; write one object a line"
+            f"got {line[:40]!r}; {meant or 'write one object a line'}"
         )
     if re.search("[\ud800-\udfff]", record["text"]):
         raise DataError(
@@ -174,6 +189,9 @@ def parse_cluener(
             findings.append(Finding("unreadable", where, message))
             continue
         findings += found
+        if "label" not in record and (meant := meant_keys(record, SPAN_KEYS)):
+            message = f"it reads as not annotated: {meant} rename it"
+            findings.append(Finding("unknown-key", where, message))
         name = record.get("id")
         if name is None:
             name = f"{stem}-{first_number + len(examples)}"
@@ -270,11 +288,11 @@ def _token_offsets(record: dict, text: str, where: str) -> list[tuple[int, int]]
         return None
     try:
         offsets = [
-            (int(token["start"]), int(token["end"]))
-            if isinstance(token, dict)
-            else (int(token[0]), int(token[1]))
+            (token["start"], token["end"]) if isinstance(token, dict) else (token[0], token[1])
             for token in tokens
         ]
+        if any(type(each) is not int for place in offsets for each in place):
+            raise ValueError("no integer")
     except (TypeError, ValueError, LookupError) as error:
         raise DataError(
             f"{where}: expected 'tokens' as [[start, end], ...], "
@@ -304,6 +322,7 @@ def span_record(
     if not isinstance(text, str):
         raise DataError(
             f"{where}: expected a string 'text', got the fields {', '.join(record) or 'none'}"
+            + "; ".join(filter(None, ["", meant_keys(record, ("text", "data"))]))
         )
     keys = [key for key in SPAN_KEYS if record.get(key) is not None]
     filled = [key for key in keys if record[key]]
@@ -320,6 +339,8 @@ def span_record(
                 f"{str(entries)[:40]}; is the format 'cluener'?"
             )
         mentions = [read_mention(entry, where) for entry in entries]
+    else:
+        told_misspelt(reading, where, record, SPAN_KEYS)
     for key in record:
         if key not in _KNOWN and record[key] not in (None, [], {}, ""):
             reading.ignore(f"the field {key!r}", where)

@@ -20,6 +20,7 @@ from nercrf.data.json_values import (
     read_mention,
     record_document,
     record_id,
+    told_misspelt,
 )
 from nercrf.data.reading import separators_of
 from nercrf.data.records import READINGS, Format, Mention, Reading, Survey
@@ -51,6 +52,9 @@ TAG_KEYS = ("ner_tags", "tags", "labels", "ner", "label", "ner_labels", "iob_tag
 MENTION_KEYS = ("entity_mentions", "entities", "ner", "mentions", "spans", "annotations")
 
 
+_TAGS_ONLY = tuple(key for key in TAG_KEYS if key != "label")  # that may be of the sentence
+
+
 def is_token_record(
     record: Mapping,  # a JSON object, or a row
 ) -> bool:  # False for text with spans of characters
@@ -80,7 +84,7 @@ def named_tags(
             "(--tag_names O B-PER I-PER ...)"
         )
     for tag in tags:
-        if isinstance(tag, (str, bool)) or tag is None or not 0 <= tag < len(names):
+        if type(tag) is not int or not 0 <= tag < len(names):
             raise DataError(
                 f"{where}: expected tags 0 to {len(names) - 1}, "
                 f"got {tag!r}; leave out words without a tag"
@@ -92,6 +96,10 @@ def _mention(entry: object, where: str) -> Mention:
     "A mention that counts tokens, from a triple or an object."
     if isinstance(entry, Mapping) and isinstance(entry.get("index"), list) and entry["index"]:
         index, label = entry["index"], first_of(entry, LABEL_KEYS)
+        if not all(type(each) is int for each in index) or not isinstance(label, str):
+            raise DataError(
+                f"{where}: expected the integers of words and a type, got {str(entry)[:60]}"
+            )
         if index != list(range(index[0], index[-1] + 1)):
             raise DataError(f"{where}: the {label} at {index} is in several pieces; annotate one")
         return Mention(label, index[0], index[-1])
@@ -157,7 +165,7 @@ def token_records(
             continue
         if held and key in TAG_KEYS and all(each is None or each == -100 for each in held):
             used.add(key)  # -100 is what the hub's sets have where nothing is to be learned
-        elif held and all(isinstance(each, (str, int)) for each in held):
+        elif held and all(isinstance(each, (str, int, float, type(None))) for each in held):
             if key in TAG_KEYS:
                 found.tags = named_tags(held, names or reading.tag_names, where)
                 used.add(key)
@@ -170,6 +178,13 @@ def token_records(
             f"{where}: expected a tag for each token, got {len(tokens)} tokens and "
             f"{len(found.tags)} tags; correct the record"
         )
+    if found.tags is None and found.mentions is None:
+        for key in (name for name in _TAGS_ONLY if isinstance(record.get(name), str)):
+            raise DataError(
+                f"{where}: expected {key!r} as a list with a tag for each token, got "
+                f"{record[key][:40]!r}; correct it"
+            )
+        told_misspelt(reading, where, record, (*TAG_KEYS, *MENTION_KEYS))
     for key, held in record.items():
         passed = key in used or held is tokens or held in (None, [], {}, "") or str(held) == name
         if not passed:
@@ -195,7 +210,8 @@ def join_questions(
             continue
         places, label = zip(starts, ends or [], strict=False), question["entity_label"]
         records[-1].mentions = records[-1].mentions or []
-        records[-1].mentions += [Mention(label, int(start), int(end)) for start, end in places]
+        entries = [(start, end, label) for start, end in places]
+        records[-1].mentions += [read_mention(entry, where) for entry in entries]
     return records
 
 # %% ../../nbs/1_data/13_json_tokens.ipynb #d55aa8f0
@@ -229,7 +245,7 @@ def _tag_spans(reading: Reading, record: TokenRecord, tags: list[str], scheme: s
 
 def _mention_spans(reading: Reading, record: TokenRecord, shift: int, sep: str) -> list[Span]:
     "The spans of mentions; those that do not fit are problems."
-    spans = []
+    spans = {}  # each once
     for mention in record.mentions:
         span = Span(mention.label, mention.start, mention.end + shift)
         name = f"{span.label} at tokens [{span.start}, {span.end})"
@@ -241,14 +257,14 @@ def _mention_spans(reading: Reading, record: TokenRecord, shift: int, sep: str) 
                 "inclusive? say end='inclusive', --end inclusive)",
             )
             continue
-        found = sep.join(record.tokens[span.start : span.end])
+        found = sep.join(record.tokens[span.start : span.end]) if mention.surface else ""
         if mention.surface and "".join(mention.surface.split()) != "".join(found.split()):
             message = f"{name} is {found!r}, not {mention.surface!r}; correct the one or the other"
             reading.add("surface-mismatch", record.where, message)
         if span in spans:
             reading.add("duplicate-span", record.where, f"{name} is there twice; kept once")
         else:
-            spans.append(span)
+            spans[span] = None
     return sorted(spans, key=span_order)
 
 # %% ../../nbs/1_data/13_json_tokens.ipynb #1661c105

@@ -6,14 +6,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+
 from nercrf.data.examples import DataError, file_stem
 from nercrf.data.records import Mention, Reading
 
 # %% auto #0
 __all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'DOCUMENT_KEYS', 'ID_KEYS',
-           'first_of', 'read_mention', 'record_id', 'record_document', 'unwrapped', 'json_records', 'each_record']
+           'first_of', 'meant_keys', 'told_misspelt', 'read_mention', 'record_id', 'decode_json', 'load_json',
+           'record_document', 'unwrapped', 'json_records', 'each_record']
 
 # %% ../../nbs/1_data/10_json_values.ipynb #adac822f
 START_KEYS = ("start", "start_offset", "begin", "start_idx")
@@ -35,6 +41,33 @@ def first_of(
         if record.get(name) is not None:
             return record[name]
     return None
+
+
+@lru_cache(maxsize=10_000)
+def _nearest(key: str, known: tuple[str, ...]) -> str:
+    "The known key that a key may have been meant for; empty where there is none."
+    found = get_close_matches(key.casefold(), known, 1, 0.8)
+    return "" if key in known or not found else found[0]
+
+
+def meant_keys(
+    record: Mapping,  # a JSON object that lacks something
+    known: tuple[str, ...],  # the keys that it could stand under
+) -> str:  # a sentence for a message; empty where no key comes near
+    "Which key may be misspelt."
+    pairs = ((key, _nearest(key, known)) for key in record if isinstance(key, str))
+    return "; ".join(f"is the field {key!r} meant to be {near!r}?" for key, near in pairs if near)
+
+
+def told_misspelt(
+    reading: Reading,  # takes the problem
+    where: str,  # "file:line" of the object
+    record: Mapping,  # without what the keys hold
+    known: tuple[str, ...],  # the keys that it could stand under
+) -> None:
+    "A problem where a key of an object without annotations comes near to one that holds them."
+    if meant := meant_keys(record, known):
+        reading.add("unknown-key", where, f"it reads as not annotated: {meant} rename it")
 
 
 def read_mention(
@@ -63,9 +96,11 @@ def read_mention(
         or not isinstance(surface, (str, type(None)))
     ):
         found = json.dumps(entry, ensure_ascii=False, default=str)[:60]
+        known = (*START_KEYS, *END_KEYS, *PLACE_KEYS, *LABEL_KEYS, *SURFACE_KEYS)
+        meant = meant_keys(entry, known) if isinstance(entry, Mapping) else ""
         raise DataError(
             f'{where}: expected a span like [0, 4, "PER"] or {{"start": 0,'
-            f' "end": 4, "label": "PER"}}, got {found}; correct it'
+            f' "end": 4, "label": "PER"}}, got {found}; {meant or "correct it"}'
         )
     return Mention(label, start, end, surface)
 
@@ -81,6 +116,64 @@ def record_id(
         return f"{file_stem(reading.path)}-{reading.first_number + number}"
     return str(name)
 
+# %% ../../nbs/1_data/10_json_values.ipynb #d83cbc7b
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    "An object, each of whose keys stands once."
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (key, count), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(
+            f"expected each key of an object once, got {key!r} {count} times; remove all but one"
+        )
+    return found
+
+
+def _constant(name: str) -> float:
+    "No number of JSON."
+    raise ValueError(f"expected a number, null or a string, got {name}; write null")
+
+
+def _number(text: str) -> float:
+    "A number that is finite."
+    if math.isinf(value := float(text)):
+        raise ValueError(f"expected a number that fits, got {text[:20]}; correct it")
+    return value
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_constant, parse_float=_number
+)
+
+
+def decode_json(
+    text: str,  # of a file, or a line of it
+    position: int = 0,  # where the value begins
+) -> tuple[object, int]:  # and where it has ended
+    "The value at a place, where nothing else may follow; ValueError for what JSON does not allow."
+    try:
+        return _DECODER.raw_decode(text, position)
+    except RecursionError as error:
+        raise ValueError("expected JSON, got one nested too deeply; is it data?") from error
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError("expected a number that fits, got one of thousands of digits") from error
+
+
+def load_json(
+    line: str,  # blanks may stand around it
+) -> object:  # the value
+    "The one value of a text; ValueError like `decode_json`."
+    value, end = decode_json(line, len(line) - len(line.lstrip(_BLANKS)))
+    if line[end:].strip(_BLANKS):
+        raise json.JSONDecodeError("Extra data", line, end)
+    return value
+
+
+_BLANKS = " \t\n\r"
+
 # %% ../../nbs/1_data/10_json_values.ipynb #cdc55447
 def record_document(
     reading: Reading,  # names the file
@@ -94,7 +187,7 @@ def record_document(
 # %% ../../nbs/1_data/10_json_values.ipynb #14c9eca7
 def _json_array(reading: Reading, text: str) -> Iterator[tuple[str, object]]:
     "The elements of a JSON array, each with file and line."
-    decoder, blank = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
+    blank = re.compile(r"[ \t\n\r]*")
     path, line, number = reading.path, reading.first_line, 0
     on_one_line = "\n" not in text.strip()
     position, counted = text.index("[") + 1, 0
@@ -114,13 +207,15 @@ def _json_array(reading: Reading, text: str) -> Iterator[tuple[str, object]]:
             )
         line, counted = line + text.count("\n", counted, position), position
         try:
-            element, position = decoder.raw_decode(text, position)
+            element, position = decode_json(text, position)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{path}:{error.lineno}: expected JSON, got "
                 f"{text[error.pos : error.pos + 20]!r} ({error.msg}); is the "
                 "file cut off?"
             ) from error
+        except ValueError as error:
+            raise DataError(f"{path}:{line}: {error}") from error
         first, number = False, number + 1
         place = f"record {number}" if on_one_line else line
         if on_one_line and isinstance(element, dict) and first_of(element, ID_KEYS) is not None:
@@ -138,7 +233,7 @@ def _json_lines(reading: Reading, text: str) -> Iterator[tuple[str, object]]:
     "The values of JSON lines, each with file and line."
     for _, where, line in reading.lines(text):
         try:
-            value = json.loads(line)
+            value = load_json(line)
         except json.JSONDecodeError as error:
             message = (
                 f"expected a JSON object a line, got {line[:40]!r} "
@@ -146,16 +241,24 @@ def _json_lines(reading: Reading, text: str) -> Iterator[tuple[str, object]]:
             )
             reading.add("unreadable", where, message)
             continue
+        except ValueError as error:
+            reading.add("unreadable", where, str(error))
+            continue
         yield where, value
 
 
 def _json_objects(reading: Reading, text: str) -> Iterator[tuple[str, object]]:
     "The values of a text with a value over several lines, or one after the other."
-    decoder, position = json.JSONDecoder(), 0
+    position, counted, line = 0, 0, reading.first_line
     blank = re.compile(r"\s*")
     while (position := blank.match(text, position).end()) < len(text):
-        line = reading.first_line + text.count("\n", 0, position)
-        value, position = decoder.raw_decode(text, position)
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            value, position = decode_json(text, position)
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{reading.path}:{line}: {error}") from error
         yield f"{reading.path}:{line}", value
 
 
@@ -163,9 +266,11 @@ def _is_spread(text: str) -> bool:
     "Whether JSON values of a text go over several lines."
     first = text.lstrip().partition("\n")[0]
     try:
-        json.loads(first)
+        load_json(first)
     except json.JSONDecodeError as error:
         return error.pos >= len(first.rstrip())
+    except ValueError:
+        return False
     return False
 
 
@@ -175,6 +280,8 @@ def _is_whole(text: str) -> bool:
         return bool(list(_json_objects(Reading("a"), text)))
     except json.JSONDecodeError:
         return False
+    except DataError:  # for who reads it to say
+        return True
 
 
 def unwrapped(
@@ -195,7 +302,7 @@ def unwrapped(
 _WRAPPERS = ("data", "examples", "documents", "instances", "records", "items", "rows")
 _WRAPPERS += ("annotations",)  # of spaCy's annotator; a task has `data` as well
 
-
+# %% ../../nbs/1_data/10_json_values.ipynb #c92e52d3
 def json_records(
     reading: Reading,  # names the file and its first line
     text: str,  # JSON lines or a JSON array

@@ -17,6 +17,7 @@ from nercrf.data.json_values import (
     read_mention,
     record_document,
     record_id,
+    told_misspelt,
 )
 from nercrf.data.records import Mention, Reading, Record, RecordFormat
 from nercrf.files import write_lines
@@ -84,6 +85,11 @@ def _studio_regions(reading: Reading, task: dict, where: str) -> list | None:
     if "data" not in task and not {"annotations", "completions"} & task.keys():
         return task_regions(task)
     annotations = task.get("annotations", task.get("completions")) or []
+    if not {"annotations", "completions"} & task.keys():
+        told_misspelt(reading, where, task, ("annotations", "completions"))
+    for annotation in annotations:
+        if "result" not in annotation:
+            told_misspelt(reading, where, annotation, ("result",))
     valid = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
     ignored = {
         "cancelled annotations": len(annotations) - len(valid),
@@ -101,6 +107,10 @@ def _studio_mentions(reading: Reading, region: dict, where: str) -> list[Mention
     value = region.get("value", region)
     kind = region.get("type", "labels")
     labels = first_of(value, (kind, "labels", "hypertextlabels"))
+    if labels and not isinstance(labels, list):
+        raise DataError(
+            f'{where}: expected labels as a list like ["PER"], got {str(labels)[:40]!r}; correct it'
+        )
     if not isinstance(value, dict) or "start" not in value or not labels:
         reading.ignore(f"results of the type {kind!r}", where)
         return []

@@ -122,11 +122,13 @@ def join_lines(
     crossing = [
         each for each in mentions if each.surface and each.end - each.start == len(each.surface)
     ]
-    crossing.sort(key=lambda each: each.start)
+    crossing.sort(key=lambda each: each.start, reverse=True)  # the next one is the last
     for start, end in borders:
-        while crossing and crossing[0].end <= (joined[-1][1] if joined else 0):
-            crossing.pop(0)
-        if joined and any(each.start < joined[-1][1] and each.end > start for each in crossing[:1]):
+        while crossing and crossing[-1].end <= (joined[-1][1] if joined else 0):
+            crossing.pop()
+        if joined and any(
+            each.start < joined[-1][1] and each.end > start for each in crossing[-1:]
+        ):
             joined[-1] = joined[-1][0], end
         else:
             joined.append((start, end))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import unicodedata
 import zlib
@@ -15,14 +16,33 @@ from pathlib import Path
 
 import regex
 
-from nercrf.data.examples import DataError, Finding, span_order
+from nercrf.data.examples import DataError, Finding, shorten, span_order
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['LINE_END', 'DIRT', 'BLANK', 'read_bytes', 'clean_lines', 'read_text', 'is_visible', 'separators_of',
-           'only_characters', 'align_spans']
+__all__ = ['UNPACKED', 'RATIO', 'LINE_END', 'DIRT', 'BLANK', 'read_bytes', 'refuse_binary', 'clean_lines', 'read_text',
+           'is_visible', 'separators_of', 'only_characters', 'align_spans']
 
 # %% ../../nbs/1_data/02_reading.ipynb #ca2a0051
+UNPACKED = 32 << 20  # bytes that any gzip file may hold
+RATIO = 100  # a larger one may hold so many times its own size: text is packed to a tenth
+
+
+def _unpack(path: str | Path, data: bytes) -> bytes:
+    "What a gzip file holds; `DataError` where that is a flood."
+    limit, size, blocks = max(UNPACKED, RATIO * len(data)), 0, []
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        while block := file.read(1 << 20):
+            blocks.append(block)
+            size += len(block)
+            if size > limit:
+                raise DataError(
+                    f"{path}: expected text, got a gzip file of {len(data):,} bytes that holds "
+                    f"more than {limit:,}; unpack it (gunzip) if that is meant"
+                )
+    return b"".join(blocks)
+
+
 def read_bytes(
     path: str | Path,  # any file, gzipped or not
     data: bytes | None = None,  # its bytes where somebody has read them; None: to be read
@@ -30,11 +50,48 @@ def read_bytes(
     "The bytes of a file; `DataError` for a gzip file that is cut off."
     try:
         data = Path(path).read_bytes() if data is None else data
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        return _unpack(path, data) if data[:2] == b"\x1f\x8b" else data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: expected a whole gzip file, got a broken one ({error}); copy it again"
         ) from error
+
+# %% ../../nbs/1_data/02_reading.ipynb #7dd9ae56
+_UNPACK = "unpack it first"
+_EXPORT = "save it as text, CSV or JSON"
+_SIGNATURES = {  # beginnings of files that are no text: what they are, and what to do
+    b"\x1f\x8b": ("a gzip file within a gzip file", _UNPACK),
+    b"PK\x03\x04": (
+        "a zip archive or an office document (docx, xlsx, odt)",
+        f"{_UNPACK}, or {_EXPORT}",
+    ),
+    b"PK\x05\x06": ("an empty zip archive", _UNPACK),
+    b"BZh": ("a bzip2 file", _UNPACK),
+    b"\xfd7zXZ\x00": ("an xz file", _UNPACK),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
+    b"Rar!\x1a\x07": ("a rar archive", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("a zstd file", _UNPACK),
+    b"%PDF-": ("a PDF", _EXPORT),
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("an old office document (doc, xls)", _EXPORT),
+    b"PAR1": ("a parquet file", "name it NAME.parquet"),
+    b"ARROW1\x00\x00": ("an arrow file", "name it NAME.arrow"),
+    b"SQLite format 3\x00": ("a database", _EXPORT),
+    b"\x89PNG\r\n": ("a picture", _EXPORT),
+}
+
+
+def refuse_binary(
+    path: str | Path,  # named in the message
+    data: bytes,  # of the file, or of its beginning
+) -> None:
+    "`DataError` for an archive or a document that is no text."
+    found = next((what for mark, what in _SIGNATURES.items() if data.startswith(mark)), None)
+    if data.startswith(b"BZh") and data[4:10] != b"1AY&SY":
+        found = None  # a word
+    if data[257:262] == b"ustar":
+        found = "a tar archive", _UNPACK
+    if found:
+        raise DataError(f"{path}: expected text, got {found[0]}; {found[1]}")
 
 # %% ../../nbs/1_data/02_reading.ipynb #774d16f8
 LINE_END = r"\r*\n|\r"  # of any system, also translated twice
@@ -57,6 +114,7 @@ def read_text(
 ) -> str:  # without byte order mark
     "The text of a file; `DataError` names the byte that does not fit."
     data = read_bytes(path, data)
+    refuse_binary(path, data)
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8"
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -130,7 +188,7 @@ def align_spans(
 ) -> tuple[list[Span], list[Finding]]:  # spans of tokens, and the problems
     "Spans of characters as spans of tokens, grown to whole tokens."
     starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
-    spans, findings = [], []
+    spans, findings = {}, []  # each span once, in the order of the mentions
 
     def add(kind: str, message: str) -> None:
         findings.append(Finding(kind, where, message))
@@ -146,23 +204,24 @@ def align_spans(
             )
             continue
         first, last = bisect_right(ends, start), bisect_left(starts, end)
-        name = f"{label} {text[start:end]!r} at [{start}, {end})"
+        name = f"{label} {shorten(text[start : min(end, start + 99)])!r} at [{start}, {end})"
         if first >= last:
             add("span-outside", f"{name} covers no token; left out")
             continue
         span, borders = Span(label, first, last), (starts[first], ends[last - 1])
         if borders != (start, end):
             surface = text[slice(*borders)]
+            shown = shorten(surface[:99])
             kind, what = "cuts-token", "cuts a token"
             if surface == text[start:end].strip():
                 kind, what = "blank-border", "has blanks at its border"
             add(
                 kind,
-                f"{name} {what}; read as {surface!r} (correct the "
+                f"{name} {what}; read as {shown!r} (correct the "
                 "offsets, or cut text finer with --by punctuation or --by characters)",
             )
         if span in spans:
             add("duplicate-span", f"{name} is there twice; kept once")
         else:
-            spans.append(span)
+            spans[span] = None
     return sorted(spans, key=span_order), findings

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -69,7 +70,7 @@ class Reading(ReadingOptions):
     has_answers: bool = False  # an annotator has said yes or no to each record
 
     def __post_init__(self):
-        self.path = Path(self.path)
+        self.path, self._ordered = Path(self.path), []
         self.types = TypeChoice(read_type_map(self.type_map), self.keep_types, self.drop_types)
         find_splitter(self.by)
         for name, allowed in _CHOICES.items():
@@ -126,10 +127,11 @@ class Reading(ReadingOptions):
         index: int,  # of a word in it
     ) -> int:  # its line
         "The line of a word in a file with a word a line."
-        line = first
-        while index or line in self.skipped:
-            index -= line not in self.skipped
-            line += 1
+        if len(self._ordered) != len(self.skipped):
+            self._ordered = sorted(self.skipped)
+        line, place = first + index, bisect_left(self._ordered, first)
+        while place < len(self._ordered) and self._ordered[place] <= line:
+            line, place = line + 1, place + 1
         return line
 
     def all_findings(self) -> list[Finding]:  # in the order of the file
@@ -451,13 +453,13 @@ def _character_spans(
             in_characters(table, mention.start),
             in_characters(table, mention.end + shift),
         )
-        found = text[max(span.start, 0) : span.end]
-        if mention.surface is not None and mention.surface != found:
+        surface = mention.surface
+        if surface is not None and surface != (found := text[max(span.start, 0) : span.end]):
             reading.add(
                 "surface-mismatch",
                 record.where,
                 f"{span.label} "
-                f"{mention.surface!r} at [{mention.start}, "
+                f"{surface!r} at [{mention.start}, "
                 f"{mention.end}] is {found!r} in the text; correct "
                 "the offsets or the surface",
             )
@@ -617,5 +619,5 @@ class MentionRepair:
     ) -> tuple[int, int]:  # as the file counts
         "A place in characters as it is written."
         if self.table is not None:
-            start, end = (self.table.index(place) for place in (start, end))
+            start, end = (bisect_left(self.table, place) for place in (start, end))
         return start, end - self.shift

@@ -5,6 +5,7 @@
 # %% ../../nbs/2_features/04_conversion.ipynb #ca6d3f53
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -172,12 +173,11 @@ def _learnable_spans(spans: GoldSpans, nested: str) -> np.ndarray:
     farthest = np.maximum.accumulate(ends[order])
     shared = order[1:][starts[order][1:] < farthest[:-1]]
     for owner in np.unique(spans.owners[shared]):
-        kept = flatten_spans(spans.examples[owner].spans, nested)
+        kept = Counter(flatten_spans(spans.examples[owner].spans, nested))
         first = spans.offsets[owner]
         for row, span in enumerate(spans.examples[owner].spans, start=first):
-            learnable[row] = span in kept
-            if learnable[row]:
-                kept.remove(span)  # the same span again is not held twice
+            learnable[row] = kept[span] > 0
+            kept[span] -= 1  # the same span again is not held twice
     return learnable
 
 # %% ../../nbs/2_features/04_conversion.ipynb #1146ac8a

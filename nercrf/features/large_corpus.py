@@ -33,6 +33,7 @@ from nercrf.data.examples import (
     Finding,
     merge_findings,
     no_entity,
+    odd_types,
     report_findings,
 )
 from nercrf.data.records import Survey as TextSurvey
@@ -389,6 +390,14 @@ def survey_corpus(
         findings = parsed.findings + _tag_problems(
             workers, summary, parts[split], readers[split], scheme
         )
+        found = parsed.examples + [
+            Example(
+                "", sentence.tokens, tags_to_spans(sentence.tags, scheme, mode="lenient"), source
+            )
+            for sentence, source in zip(parsed.sentences, summary.sources, strict=True)
+        ]
+        examples[split] = found
+        findings += odd_types(found) if parsed.labelled else []
         findings.sort(key=lambda finding: finding.line)
         findings[:0] = whole_findings(parsed.path, readers[split], parsed.ends)
         is_empty = not parsed.sentences and not parsed.examples
@@ -396,12 +405,6 @@ def survey_corpus(
             columns = find_format(readers[split]["format"]).token_lines
             findings.append(no_entity(parsed.path, columns))
         report_findings(merge_findings(findings), on_bad, warnings)
-        examples[split] = parsed.examples + [
-            Example(
-                "", sentence.tokens, tags_to_spans(sentence.tags, scheme, mode="lenient"), source
-            )
-            for sentence, source in zip(parsed.sentences, summary.sources, strict=True)
-        ]
     types = {
         span.label for items in examples.values() for example in items for span in example.spans
     }

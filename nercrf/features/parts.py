@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from nercrf.data.column_layout import find_layout, split_columns
 from nercrf.data.conll import ColumnSentence
 from nercrf.data.examples import DataError, Example, Finding
-from nercrf.data.reading import LINE_END, clean_lines, read_text
+from nercrf.data.reading import LINE_END, clean_lines, read_text, refuse_binary
 from nercrf.data.splitting import SAMPLE
 from nercrf.data.records import Reading
 from nercrf.data.records import Survey as TextSurvey
@@ -119,6 +119,7 @@ def resolve_format(
         data = file.read(1 << 16)
     if data.startswith(b"\x1f\x8b"):  # gzipped: no part stands by itself
         return "auto"
+    refuse_binary(path, data)
     text = data.decode("utf-8-sig", errors="replace")
     if format != "auto":  # of a JSON array no line stands by itself
         is_array = text.lstrip().startswith("[") and format not in _OF_TEXT

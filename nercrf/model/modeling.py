@@ -28,6 +28,7 @@ from nercrf.crf.layer import CRF
 from nercrf.data.splitting import CUSTOM, find_splitter
 from nercrf.files import MANIFEST
 from nercrf.labels import entity_types, get_scheme
+from nercrf.tables import one_line
 from nercrf.model.adapters import (
     Apart,
     adapter_folder,
@@ -620,11 +621,16 @@ def _fit_window(model: NerCrfForTokenClassification) -> NerCrfForTokenClassifica
     return model
 
 # %% ../../nbs/4_model/06_modeling.ipynb #a47c08b1
+def _in_markdown(text: str) -> str:
+    "Text that is nothing but text in Markdown."
+    return re.sub(r"([\\`*_\[\]<>#|~!&])", r"\\\1", one_line(text))
+
+
 def model_card(
     config: NerCrfConfig,  # configuration of the model
 ) -> str:  # Markdown
     "Describe a model folder: labels, scheme and how to cut text into words."
-    types = entity_types(config.labels)
+    types = [_in_markdown(name) for name in entity_types(config.labels)]
     return (
         "---\nlibrary_name: nercrf\npipeline_tag: token-classification\n---\n\n"
         "# Named entity recogniser\n\n"

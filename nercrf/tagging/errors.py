@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nercrf.data.examples import flatten_spans
+from nercrf.tables import one_line
 from nercrf.tagging.output import mark_up
 from nercrf.tagging.tagger import Tagged
 
@@ -28,11 +29,11 @@ def mark_errors(
     sentence: Tagged,  # its example holds the annotation, if there is one
 ) -> str:  # one line, or two where the annotation differs
     "A tagged sentence for people to read, the annotation under it where that is another."
-    found = mark_up(sentence)
+    found = one_line(mark_up(sentence))
     if not has_error(sentence):
         return found
     gold = sorted(flatten_spans(sentence.example.spans), key=lambda span: span.start)
-    return f"found: {found}\n gold: {mark_up(replace(sentence, spans=gold))}"
+    return f"found: {found}\n gold: {one_line(mark_up(replace(sentence, spans=gold)))}"
 
 # %% ../../nbs/7_tagging/04_errors.ipynb #f24052d0
 def choose_shown(

@@ -20,6 +20,7 @@ from nercrf.data.examples import DataError
 from nercrf.data.json_spans import cluener_line, json_id
 from nercrf.data.splitting import find_splitter
 from nercrf.files import complete_file
+from nercrf.tables import json_visible
 from nercrf.tagging.inputs import Source, read_batches
 from nercrf.tagging.predict_config import PredictConfig
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
@@ -106,7 +107,7 @@ def _open_output(path: str | Path) -> Iterator[Callable[[list[str]], None]]:
     if str(path) == "-":
 
         def write(lines: list[str]) -> None:
-            sys.stdout.writelines(f"{line}\n" for line in lines)
+            sys.stdout.writelines(f"{json_visible(line)}\n" for line in lines)
             sys.stdout.flush()
 
         yield write
