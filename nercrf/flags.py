@@ -442,10 +442,10 @@ def _check_inputs(args: ScriptConfig) -> None:
     for path in args.input:
         if path != "-" and not Path(path).exists():
             raise ValueError(f"--input {path}: there is no such file; check the path")
-    if "-" in args.input and args.input_format not in ("text", "auto"):
+    if "-" in args.input and args.input_format in ("brat", "parquet", "datasets"):
         raise ValueError(
-            "standard input is read as plain text, a sentence a line: write other formats to a "
-            "file first"
+            f"--input_format {args.input_format}: standard input is text of one file; give the "
+            "path of the data"
         )
     if args.output == "-" and args.output_format != "jsonl":
         raise ValueError(

@@ -13,12 +13,14 @@ import json
 import logging
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from nercrf.features.cache import CachedCorpus, open_cached
@@ -54,13 +56,15 @@ from nercrf.model.loading import (
 )
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.pretrained import trust_remote_code
-from nercrf.tagging.output import mark_up, tag_input, write_tagged
-from nercrf.tagging.tagger import Tagged, Tagger
+from nercrf.tagging.output import input_batches, mark_up, write_tagged
+from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
 from nercrf.training.checkpoint import list_checkpoints, set_seed
 from nercrf.training.training_config import TrainingConfig
-from nercrf.training.trainer import resolve_config, train
+from nercrf.training.defaults import describe_defaults, resolve_config
+from nercrf.training.resume import checkpoint_settings
+from nercrf.training.trainer import train
 
 # %% ../nbs/8_commands/02_script.ipynb #9f70207a
 logger = logging.getLogger(__name__)
@@ -180,6 +184,21 @@ def _splitter(args: TrainingConfig, summary: CorpusSummary) -> str:
     return name
 
 
+def _resolve(
+    args: TrainingConfig, config: PreTrainedConfig | None, summary: CorpusSummary
+) -> TrainingConfig:
+    "The flags with the defaults that fit encoder and data, which the log explains."
+    sentences = summary.survey.sentences.get("train")
+    width = None if config is None else getattr(config.get_text_config(), "hidden_size", None)
+    settings = checkpoint_settings(args.resume, args.output_dir)
+    resolved = resolve_config(args, config is not None, sentences, width, settings)
+    if sentences is not None and settings is None:
+        line = describe_defaults(args, resolved, config is not None, sentences)
+        if line is not None:
+            logger.info("%s", line)
+    return resolved
+
+
 def load_model(
     args: TrainingConfig,  # flags as the user gave them
     summary: CorpusSummary,  # of the data, for labels and, from scratch, the vocabulary
@@ -191,7 +210,7 @@ def load_model(
     windows = WindowSizes(args.eval_max_seq_length, args.stride, args.context)
     args = replace(args, model_name_or_path=named_model(args.model_name_or_path))
     config = find_config(args)
-    resolved = resolve_config(args, pretrained=config is not None)
+    resolved = _resolve(args, config, summary)
     if isinstance(config, NerCrfConfig):
         loaded = load_tagger(args, config, labels, windows)
     else:
@@ -294,28 +313,39 @@ def predict(
     args: ScriptConfig,  # flags, with a data folder unless `input` is set
     tagger: Tagger,  # the tagger
     corpus: CachedCorpus | None,  # the data, where they were read
-) -> list[Tagged]:  # what was written
+) -> Iterator[Tagged]:  # each sentence once it is written
     "Write the entities of a file; the main process only."
     output = args.output or str(
         Path(args.output_dir) / f"predictions.{_SUFFIX[args.output_format]}"
     )
     if args.input:
         options = reading_of(args, args.task_name).reader_options() | {"format": args.input_format}
-        options["by"] = args.by or tagger.splitter.full_name
+        options |= {"by": args.by, "on_bad": args.on_bad or "warn"}
         for name in ("split", "split_seed"):  # of a folder
             options.pop(name, None)
-        tagged = [one for path in args.input for one in tag_input(tagger, path, **options)]
+        batches = chain.from_iterable(input_batches(tagger, path, **options) for path in args.input)
     else:
-        examples = corpus.examples("test")
-        spans = tagger.tag_examples(examples)
-        tagged = [Tagged(example, found) for example, found in zip(examples, spans, strict=True)]
-    write_tagged(output, tagged, args.output_format, tagger.model.config.scheme)
+        batches = tag_batches(tagger, [[Tagged(each, []) for each in corpus.examples("test")]])
+    scheme, lost, count = tagger.model.config.scheme, [], 0
+    for sentence in write_tagged(output, batches, args.output_format, scheme):
+        count += 1
+        if sentence.error:
+            lost.append(sentence.error)
+        yield sentence
+    if lost:
+        logger.warning(
+            "%d of %d sentences could not be read and have no entities:\n%s%s",
+            len(lost),
+            count,
+            "\n".join(lost[:_SHOWN]),
+            "\n..." * (len(lost) > _SHOWN),
+        )
     if output != "-":
-        logger.info("%d sentences tagged: %s", len(tagged), output)
-    return tagged
+        logger.info("%d sentences tagged: %s", count, output)
 
 
 _SUFFIX = {"jsonl": "jsonl", "cluener": "json", "columns": "tsv"}
+_SHOWN = 5  # messages on sentences that could not be read
 
 # %% ../nbs/8_commands/02_script.ipynb #f6bc0a79
 def _load_finished(info: ProcessInfo, folder: Path, base_model: str | None) -> LoadedModel:
@@ -416,7 +446,7 @@ def run_prediction(
     corpus: CachedCorpus | None,  # the data, where they were read
     info: ProcessInfo,  # what this process is
     show: int = 0,  # how many tagged sentences to print
-) -> list[Tagged]:  # what was written
+) -> int:  # sentences that were tagged
     "Tag the test file or the given one; for the main process only."
     tagger = Tagger.from_pretrained(
         _finished_folder(args, args.predict_checkpoints),
@@ -424,10 +454,13 @@ def run_prediction(
         batch_size=args.per_gpu_eval_batch_size,
         base_model=args.base_model,
     )
-    tagged = predict(args, tagger, corpus)
-    for sentence in [each for each in tagged if each.spans][:show]:
-        print(mark_up(sentence))
-    return tagged
+    count, shown = 0, []
+    for sentence in predict(args, tagger, corpus):
+        count += 1
+        if sentence.spans and len(shown) < show:
+            shown.append(mark_up(sentence))
+    print(*shown, sep="\n", end="\n" * bool(shown))
+    return count
 
 # %% ../nbs/8_commands/02_script.ipynb #e86e498e
 def run(

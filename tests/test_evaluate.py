@@ -110,7 +110,7 @@ COUNTED = {
     },
 }
 COUNTED = {
-    way: figures | {"unlearnable": 3, "sentences": 5, "loss": 0.0}
+    way: figures | {"unlearnable": 3, "sentences": 5, "unannotated": 0, "loss": 0.0}
     for way, figures in COUNTED.items()
 }
 

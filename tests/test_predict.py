@@ -146,7 +146,7 @@ def test_nothing_is_written_when_the_input_is_bad(tagger, tmp_path):
     source, target = tmp_path / "in.json", tmp_path / "out.jsonl"
     source.write_text('{"text": "fine"}\n{"txt": 1}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"in\.json:2"):
-        tag_file(tagger, source, target, format="cluener")
+        tag_file(tagger, source, target, format="cluener", on_bad="error")
     assert not target.exists()
 
 
@@ -157,6 +157,8 @@ def test_lines_of_a_text_file_keep_their_spaces(tagger, tmp_path):
     lines = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     assert [(line["id"], line["text"]) for line in lines] == [
         ("1", "  two  spaces "),
+        ("2", ""),
+        ("3", "\t"),
         ("4", "last"),
     ]
 

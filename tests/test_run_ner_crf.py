@@ -276,6 +276,7 @@ def test_a_text_from_standard_input(trained):
     )
     assert [json.loads(line)["text"] for line in finished.stdout.splitlines()] == [
         "Hello world .",
+        "",
         "  你好，世界。",
     ]
 
@@ -533,12 +534,10 @@ def test_columns_of_the_input_are_chosen_by_flags(trained, tmp_path, capsys):
     assert "cannot go to standard output" in capsys.readouterr().err
     assert not Path("-").exists()
     assert (
-        cli.main(
-            ["predict", "--output_dir", str(output), "--input", "-", "--input_format", "columns"]
-        )
+        cli.main(["predict", "--output_dir", str(output), "--input", "-", "--input_format", "brat"])
         == 2
     )
-    assert "standard input is read as plain text" in capsys.readouterr().err
+    assert "standard input is text of one file" in capsys.readouterr().err
 
 
 def test_without_data_only_the_sample_that_was_trained_on_is_evaluated(trained, capsys):
@@ -603,12 +602,12 @@ def test_raw_text_is_cut_as_the_training_file_was(tmp_path):
     (data / "train.txt").write_text(sentence * 8, encoding="utf-8")
     argv = ["--do_train", "--data_dir", str(data), "--max_steps", "2", "--no_cuda"]
     assert main([*argv, "--output_dir", str(tmp_path / "found")]) == 0
-    assert splitter_of(tmp_path / "found") == ("penn", 2)
+    assert splitter_of(tmp_path / "found") == ("penn", 3)
     assert main([*argv, "--output_dir", str(tmp_path / "asked"), "--by", "words"]) == 0
-    assert splitter_of(tmp_path / "asked") == ("words", 2)
+    assert splitter_of(tmp_path / "asked") == ("words", 3)
     words = "Kestrel Marine's Leeds-based depot."
     tagger = Tagger.from_pretrained(tmp_path / "found")
-    found = " ".join(tagger._read(words, 0).example.tokens)
+    found = " ".join(tagger.read(words).example.tokens)
     assert found == "Kestrel Marine 's Leeds-based depot ."
     config = tmp_path / "asked" / "model" / "config.json"
     before = json.loads(config.read_text(encoding="utf-8"))
@@ -616,7 +615,7 @@ def test_raw_text_is_cut_as_the_training_file_was(tmp_path):
     config.write_text(json.dumps(before), encoding="utf-8")
     (config.parent / "manifest.json").unlink()  # it tells that somebody changed the file
     tagger = Tagger.from_pretrained(tmp_path / "asked")
-    found = " ".join(tagger._read(words, 0).example.tokens)
+    found = " ".join(tagger.read(words).example.tokens)
     assert found == "Kestrel Marine's Leeds-based depot ."
 
 
@@ -628,7 +627,7 @@ def test_a_model_of_texts_reads_texts_with_its_splitter(tmp_path, capsys):
         (data / f"{split}.jsonl").write_text((json.dumps(record) + "\n") * 4, encoding="utf-8")
     argv = ["--data_dir", str(data), "--output_dir", str(tmp_path / "out"), "--no_cuda"]
     assert main([*argv, "--do_train", "--max_steps", "2", "--by", "penn"]) == 0
-    assert splitter_of(tmp_path / "out") == ("penn", 2)
+    assert splitter_of(tmp_path / "out") == ("penn", 3)
     assert main([*argv, "--do_eval"]) == 0
     caches = sorted(data.rglob("*.safetensors"))
     assert main([*argv, "--do_eval", "--by", "penn"]) == 0

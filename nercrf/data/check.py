@@ -518,6 +518,22 @@ def _check_types(splits: Sequence[Split]) -> Iterator[Finding]:
         )
 
 
+def _check_unannotated(splits: Sequence[Split]) -> Iterator[Finding]:
+    "Splits of which only a part is annotated, with the share of the other."
+    for split in splits:
+        examples = [example for _, example in split.examples()]
+        bare = [example for example in examples if example.spans is None]
+        if 0 < len(bare) < len(examples):
+            yield Finding(
+                "unannotated",
+                bare[0].source,
+                f"{len(bare):,} of {len(examples):,} sentences of {split.name} "
+                f"({len(bare) / len(examples):.1%}) are not annotated, this one first; training "
+                "and evaluation leave them out",
+                "note",
+            )
+
+
 def _check_entities(splits: Sequence[Split]) -> Iterator[Finding]:
     "Labelled files of a split to learn from without a single entity."
     for split in splits:
@@ -535,6 +551,7 @@ def _check_dataset(splits: Sequence[Split]) -> Iterator[Finding]:
         yield from _check_ids(split)
     yield from _check_types(splits)
     yield from _check_entities(splits)
+    yield from _check_unannotated(splits)
     schemes = [file.scheme for split in splits for file in split.files if file.scheme]
     yield from _check_labels(splits, schemes[0] if schemes else "BIO")
     yield from _check_repetitions(splits)

@@ -92,14 +92,18 @@ def _statistics_rows(splits: Sequence[SplitStatistics], every: bool) -> Iterator
     yield ["", *(split.name for split in splits)]
     counts = {
         "sentences": "sentences",
-        "unlabelled": "  unlabelled",
+        "unlabelled": "  not annotated",
         "repeated": "  repeated",
         "tokens": "tokens",
     }
     for name, title in counts.items():
         numbers = [getattr(split, name) for split in splits]
+        cells = [f"{number:,}" for number in numbers]
+        if name == "unlabelled":
+            pairs = zip(cells, splits, strict=True)
+            cells = [f"{cell} ({_share(x.unlabelled, x.sentences)})" for cell, x in pairs]
         if any(numbers) or name in ("sentences", "tokens"):
-            yield [title, *(f"{number:,}" for number in numbers)]
+            yield [title, *cells]
     labels = Counter()
     for split in splits:
         labels.update(split.entities)

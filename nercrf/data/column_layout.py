@@ -47,6 +47,7 @@ class LineNote(NamedTuple):
 
     kind: str  # "comments", "ranges and empty nodes", "header", or "bad"
     message: str = ""  # of a bad line
+    token: str = ""  # of a line without a tag, which is bad beside lines that have one
 
 
 _TAG = re.compile(r"O|[A-Z][-_]\S+")
@@ -150,6 +151,7 @@ class ColumnLayout:
             "bad",
             f"expected {self.columns or 'at least 2'} columns as in {begin}, got {len(cells)} "
             f"in {line!r}; {advice}",
+            cells[0] if self.tags and len(cells) == 1 else "",
         )
 
 # %% ../../nbs/1_data/07_column_layout.ipynb #97a369c1
@@ -442,9 +444,26 @@ def find_layout(
     layout.columns = sizes.most_common(1)[0][0]
     shown = (row for rows in head for row in rows if len(row.cells) == layout.columns)
     layout.line = next(shown).number
+    if layout.columns == 1 and not asked:
+        head = _tagged_rows(reading, layout, lines) or head
     _find_places(reading, layout, head)
     _settle_tags(reading, layout, head, lines)
     return layout
+
+
+def _tagged_rows(reading: Reading, layout: ColumnLayout, lines: Sequence[str]) -> list[list[Row]]:
+    "The lines with a tag where most have none; the layout becomes theirs."
+    longer = [
+        Row(number, cells, line)
+        for number, line in enumerate(lines, reading.first_line)
+        if not line.startswith(layout.mark)
+        and not is_border(line)
+        and len(cells := split_columns(line, layout.blank)) > 1
+    ]
+    if len({len(row.cells) for row in longer}) != 1 or not _reads_last([longer]):
+        return []
+    layout.columns, layout.line = len(longer[0].cells), longer[0].number
+    return [longer]
 
 
 def _settle_tags(

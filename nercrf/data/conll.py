@@ -25,7 +25,7 @@ from nercrf.data.examples import (
 )
 from nercrf.data.reading import DIRT, is_visible, only_characters, separators_of
 from nercrf.data.records import Change, Examined, Format, Reading, Survey
-from nercrf.data.tag_forms import STANDARD, odd_tags, rename_tags
+from nercrf.data.tag_forms import MISSING, STANDARD, odd_tags, rename_tags
 from nercrf.data.type_names import is_one_off, type_key
 from nercrf.files import write_lines
 from nercrf.labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans
@@ -60,6 +60,7 @@ class ColumnSentence:
     tokens: list[str]  # one a line
     tags: list[str]  # not yet read; the tokens where there is one column
     layers: list[list[str]] = field(default_factory=list)  # further tags, of names within names
+    annotated: bool = True  # False: the file has tags, but this sentence has none
 
     @cached_property
     def runs(self) -> list[tuple[int, tuple[str, ...]]]:  # see `tag_runs`
@@ -102,6 +103,7 @@ def _parse_rows(
 ) -> list[ColumnSentence]:
     "The sentences of numbered lines, some of which are no words."
     sentences, known, inside = [], {}, False
+    bare: list[tuple[int, LineNote]] = []  # lines without a tag that may be a sentence
     for number, line in rows:
         row = known.get(line)
         if row is None:
@@ -110,18 +112,36 @@ def _parse_rows(
                 known[line] = row
         if row is False:
             inside = False
+            sentences += _bare_sentence(reading, bare)
             if _is_start(line):
                 reading.documents.append(number)
+        elif row.__class__ is LineNote and row.token and not inside:
+            bare.append((number, row))
         elif row.__class__ is LineNote:
             _note_line(reading, number, row, inside)
         else:
+            while bare:
+                _note_line(reading, *bare.pop(0), inside)
             if not inside:
                 layers = [[] for _ in row]
                 sentences.append(ColumnSentence(number, layers[0], layers[1], layers[2:]))
                 inside = True
             for layer, cell in zip(layers, row, strict=True):
                 layer.append(cell)
-    return sentences
+    return sentences + _bare_sentence(reading, bare)
+
+
+def _bare_sentence(reading: Reading, bare: list[tuple[int, LineNote]]) -> list[ColumnSentence]:
+    "The sentence of lines that all lack a tag: nobody annotated it; a line alone is a bad one."
+    lines = dict(bare)
+    bare.clear()
+    first = next(iter(lines), 0)
+    if len(lines) > 1 and list(lines) == list(range(first, first + len(lines))):
+        tokens = [note.token for note in lines.values()]
+        return [ColumnSentence(first, tokens, ["O"] * len(tokens), annotated=False)]
+    for number, note in lines.items():
+        _note_line(reading, number, note, False)
+    return []
 
 
 def _note_line(reading: Reading, number: int, note: LineNote, inside: bool) -> None:
@@ -137,6 +157,16 @@ def _note_line(reading: Reading, number: int, note: LineNote, inside: bool) -> N
 def _place(reading: Reading, sentence: ColumnSentence, index: int) -> str:
     "File and line of a token."
     return f"{reading.path}:{reading.line_of(sentence.line, index)}"
+
+# %% ../../nbs/1_data/08_conll.ipynb #fc3d7e3d
+def _find_missing(sentences: Sequence[ColumnSentence]) -> None:
+    "Sentences whose tags are all missing, in a file that has O, are not annotated."
+    missing = [each for each in sentences if each.tags[0] in MISSING]
+    missing = [each for each in missing if not each.layers and MISSING.issuperset(each.tags)]
+    if missing and any("O" in sentence.tags for sentence in sentences):
+        for sentence in missing:
+            sentence.tags, sentence.annotated = ["O"] * len(sentence.tags), False
+            vars(sentence).pop("runs", None)
 
 # %% ../../nbs/1_data/08_conll.ipynb #e8352852
 def check_tokens(
@@ -272,7 +302,7 @@ def label_sentences(
     separators = separators_of([sentence.tokens for sentence in sentences], characters)
     for number, (sentence, sep) in enumerate(zip(sentences, separators, strict=True), first_number):
         spans = None
-        if scheme is not None:
+        if scheme is not None and sentence.annotated:
             spans = _read_spans(sentence, scheme, known)
         examples.append(
             Example(f"{stem}-{number}", sentence.tokens, spans, f"{path}:{sentence.line}", sep)
@@ -418,8 +448,10 @@ class Columns(Format):
         sentences: list[ColumnSentence],  # of the file
         layout: ColumnLayout,  # of its lines
     ) -> list[ColumnSentence]:  # the same; DataError where most lines cannot be read
-        "Say what of the columns has not been read."
+        "Say what of the columns has not been read, and which sentences have no tags."
         reading.layout = layout
+        if layout.tags:
+            _find_missing(sentences)
         bad = [finding for finding in reading.findings if finding.kind == "unreadable"]
         is_part = reading.columns > 0  # then other parts may be right
         if not is_part and len(bad) > sum(len(sentence.tokens) for sentence in sentences):

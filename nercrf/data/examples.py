@@ -120,6 +120,7 @@ KINDS = {
     "conflicting-type": Kind("names with several types"),
     "missed-entity": Kind("names that are unlabelled in places"),
     "ends-unknown": Kind("files that do not show what ends mean"),
+    "unannotated": Kind("sentences that nobody annotated"),
     "no-annotations": Kind("files of annotations that are missing"),
     "understood": Kind("how files were read"),
     "ignored": Kind("left aside when reading"),

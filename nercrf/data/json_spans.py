@@ -360,7 +360,10 @@ def _answered_record(reading: Reading, where: str, record: dict, number: int) ->
     if answer in ("reject", "ignore"):
         reading.ignore(f"records with the answer {answer!r}", where)
         return None
-    return span_record(reading, where, record, number)
+    made = span_record(reading, where, record, number)
+    if answer is None and (reading.has_answers or "_task_hash" in record):
+        made.mentions = None  # a task that waits for its answer; its spans are proposals
+    return made
 
 # %% ../../nbs/1_data/11_json_spans.ipynb #cfc4d1da
 class JsonLines(RecordFormat):
@@ -372,6 +375,7 @@ class JsonLines(RecordFormat):
 
     def prepare(self, reading: Reading, text: str) -> list[Record]:
         "Records of JSON lines, or of a JSON array."
+        reading.has_answers = re.search('"answer" *: *"', text) is not None
         made = each_record(reading, text, partial(_answered_record, reading))
         return [record for record in made if record is not None]
 

@@ -15,7 +15,7 @@ from nercrf.data.json_values import LABEL_KEYS, each_record, first_of, json_reco
 from nercrf.data.json_values import record_id
 from nercrf.data.reading import separators_of
 from nercrf.data.records import READINGS, Format, Mention, Reading, Survey
-from nercrf.data.tag_forms import STANDARD, odd_tags
+from nercrf.data.tag_forms import MISSING, STANDARD, odd_tags
 from nercrf.files import write_lines
 from nercrf.labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans
 
@@ -101,12 +101,13 @@ def _document(reading: Reading, where: str, record: Mapping, name: str) -> list[
     for number, tokens in enumerate(record["sentences"]):
         mentions = None
         if key is not None:
-            entries = record[key][number] if number < len(record[key]) else []
-            mentions = [_mention(entry, where) for entry in entries]
-            mentions = [
-                Mention(each.label, each.start - begin, each.end - begin, each.surface)
-                for each in mentions
-            ]
+            entries = record[key][number] if number < len(record[key]) else None
+            if entries is not None:
+                mentions = [_mention(entry, where) for entry in entries]
+                mentions = [
+                    Mention(each.label, each.start - begin, each.end - begin, each.surface)
+                    for each in mentions
+                ]
         begin += len(tokens)
         if tokens:
             records.append(TokenRecord(where, f"{name}-{number}", tokens, None, mentions, 1))
@@ -136,7 +137,9 @@ def token_records(
         held = record.get(key)
         if not isinstance(held, (list, tuple)) or found.tags is not None:
             continue
-        if all(isinstance(each, (str, int)) for each in held) and (held or key in TAG_KEYS[:3]):
+        if held and key in TAG_KEYS and all(each is None or each == -100 for each in held):
+            used.add(key)  # -100 is what the hub's sets have where nothing is to be learned
+        elif held and all(isinstance(each, (str, int)) for each in held):
             if key in TAG_KEYS:
                 found.tags = named_tags(held, names or reading.tag_names, where)
                 used.add(key)
@@ -167,12 +170,13 @@ def join_questions(
         context = question["context"]
         if context != before:
             name = f"{reading.path.name.partition('.')[0]}-{len(records)}"
-            records.append(TokenRecord(where, name, context.split(), None, [], 1))
+            records.append(TokenRecord(where, name, context.split(), None, None, 1))
         before = context
-        places = zip(
-            question.get("start_position") or [], question.get("end_position") or [], strict=False
-        )
-        label = question["entity_label"]
+        starts, ends = question.get("start_position"), question.get("end_position")
+        if starts is None:  # not annotated
+            continue
+        places, label = zip(starts, ends or [], strict=False), question["entity_label"]
+        records[-1].mentions = records[-1].mentions or []
         records[-1].mentions += [Mention(label, int(start), int(end)) for start, end in places]
     return records
 
@@ -294,7 +298,12 @@ class JsonTokens(TokenFormat):
         if "entity_label" in first:
             return join_questions(reading, list(json_records(reading, text)))
         made = each_record(reading, text, lambda *record: token_records(reading, *record))
-        return [record for records in made for record in records]
+        records = [record for records in made for record in records]
+        if any("O" in (record.tags or ()) for record in records):
+            for record in records:
+                if record.tags and MISSING.issuperset(record.tags):
+                    record.tags = None  # not annotated
+        return records
 
     def lines(
         self,

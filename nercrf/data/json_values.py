@@ -13,7 +13,7 @@ from nercrf.data.records import Mention, Reading
 
 # %% auto #0
 __all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'ID_KEYS', 'first_of',
-           'read_mention', 'record_id', 'json_records', 'each_record']
+           'read_mention', 'record_id', 'unwrapped', 'json_records', 'each_record']
 
 # %% ../../nbs/1_data/10_json_values.ipynb #adac822f
 START_KEYS = ("start", "start_offset", "begin", "start_idx")
@@ -166,14 +166,17 @@ def _is_whole(text: str) -> bool:
         return False
 
 
-def _unwrapped(where: str, value: object) -> Iterator[tuple[str, object]]:
+def unwrapped(
+    where: str,  # place of the value
+    value: object,  # of a JSON file
+) -> Iterator[tuple[str, object]]:  # place and value
     "The objects of a value: itself, or those of the one list that it wraps."
     if isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict):
         value = {"text": value[0], **value[1]}  # [text, {"entities": ...}], as spaCy 2 has it
     held = first_of(value, _WRAPPERS) if isinstance(value, dict) else None
     if isinstance(held, list) and not {"text", "tokens", "words", "sentence"} & value.keys():
         for each in held:
-            yield from _unwrapped(where, each)
+            yield from unwrapped(where, each)
         return
     yield where, value
 
@@ -192,7 +195,7 @@ def json_records(
         read = _json_objects if _is_whole(text) else _json_lines
     values = read(reading, text)
     if read is not _json_lines:
-        values = (pair for where, value in values for pair in _unwrapped(where, value))
+        values = (pair for where, value in values for pair in unwrapped(where, value))
     for where, value in values:
         if not isinstance(value, dict):
             found = json.dumps(value, ensure_ascii=False)[:40]

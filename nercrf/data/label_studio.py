@@ -31,7 +31,11 @@ def task_regions(
     for value in task.values():
         if isinstance(value, list) and value and all(map(_is_region, value)):
             return value
-    return task.get("label")
+    annotated = any(task.get(key) is not None for key in _ANNOTATED)
+    return [] if annotated and task.get("label") is None else task.get("label")
+
+
+_ANNOTATED = ("annotation_id", "annotator", "completed_by")  # which only an annotation has
 
 
 def _covered(text: str, regions: Sequence[dict]) -> int:

@@ -65,6 +65,7 @@ class Reading(ReadingOptions):
     findings: list[Finding] = field(default_factory=list)  # but the counted
     counted: dict[str, Finding] = field(default_factory=dict)  # by message
     ends: tuple[int, int] = (0, 0)  # mentions that end one letter before a word; all of them
+    has_answers: bool = False  # an annotator has said yes or no to each record
 
     def __post_init__(self):
         self.path = Path(self.path)

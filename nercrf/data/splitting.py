@@ -51,7 +51,6 @@ _WORD = rf"{_LETTER}+?(?={_NOT})|{_LETTER}+(?:(?!{_CLITIC}){_APOSTROPHE}{_LETTER
 _ADDRESS = (
     rf"(?:https?://|www\.)[^{_SPACE}<>\"]*[^{_SPACE}<>\".,;:!?)\]}}'’]",  # of a page
     r"(?<![\w.+\-])[\w.+\-]++@[\w\-]+(?:\.[\w\-]+)+",  # of a mailbox
-    rf"[@#]{_LETTER}+",  # user, topic
     r"&(?:amp|lt|gt|quot|apos|nbsp|\#\p{N}+);",  # a character as markup writes it
 )
 _SHORT = (
@@ -99,7 +98,7 @@ class Splitter:
     places: Callable[[str], Iterable[tuple[int, int]]]  # start and end of each word of a text
 
     @property
-    def full_name(self) -> str:  # such as "words@2"
+    def full_name(self) -> str:  # such as "words@3"
         "Name and version."
         return f"{self.name}@{self.version}"
 
@@ -119,8 +118,10 @@ def _by_pattern(name: str, version: int, compiled: Callable[[], regex.Pattern]) 
     )
 
 
+_VERSIONS = {"words": 3, "penn": 3}  # the others are still at their second
 _BY_RULES = {
-    name: _by_pattern(name, 2, partial(_pattern, *rules)) for name, rules in _RULES.items()
+    name: _by_pattern(name, _VERSIONS.get(name, 2), partial(_pattern, *rules))
+    for name, rules in _RULES.items()
 }
 _JOINED = regex.compile(r"[\p{M}\p{Cf}\p{RI}]|\p{Emoji_Modifier}")
 
@@ -145,8 +146,13 @@ _FIRST_VERSIONS = {
     "words": rf"{_LAST_LETTER}+(?:['’.\-]{_LAST_LETTER}+)*|[^\s\u200b\ufeff]",
     "characters": r"[^\s\u200b\ufeff]",
 }
-_FIRST = {  # `re` and `regex` do not count the same characters as letters
-    name: _by_pattern(name, 1, partial(re.compile, rule)) for name, rule in _FIRST_VERSIONS.items()
+_WITH_SIGN = rf"[@#]{_LETTER}+"  # names of users and topics, one word in version 2
+_OLDER = {  # `re` and `regex` do not count the same characters as letters
+    f"{name}@1": _by_pattern(name, 1, partial(re.compile, rule))
+    for name, rule in _FIRST_VERSIONS.items()
+} | {
+    f"{name}@2": _by_pattern(name, 2, partial(_pattern, _WITH_SIGN, *_RULES[name]))
+    for name in _VERSIONS
 }
 
 
@@ -214,7 +220,7 @@ def find_splitter(
                 f"{plain} is of version {found.version} here, the model was trained with {version}"
             )
         return found
-    found = (_FIRST if version == "1" else _NEWEST).get(plain)
+    found = _OLDER.get(name) or _NEWEST.get(plain)
     if found is None or version not in ("", str(found.version)):
         raise ValueError(
             f"expected a splitter of {', '.join(SPLITTERS)}, spacy:LANGUAGE or tokenizers:NAME, "

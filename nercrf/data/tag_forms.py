@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from nercrf.labels import parse_tag
 
 # %% auto #0
-__all__ = ['STANDARD', 'OUTSIDE', 'BARE', 'MOST_TYPES', 'join_tags', 'open_brackets', 'TagForm', 'find_form', 'rename_tags',
-           'odd_tags']
+__all__ = ['STANDARD', 'OUTSIDE', 'MISSING', 'BARE', 'MOST_TYPES', 'join_tags', 'open_brackets', 'TagForm', 'find_form',
+           'rename_tags', 'odd_tags']
 
 # %% ../../nbs/1_data/05_tag_forms.ipynb #88820acb
 def join_tags(
@@ -73,6 +73,7 @@ STANDARD = TagForm("standard")
 
 # %% ../../nbs/1_data/05_tag_forms.ipynb #cefbeaee
 OUTSIDE = ("O", "o", "-", "_")
+MISSING = frozenset("-_")  # outside where a file has no O; else they stand where no tag is
 BARE = "ENTITY"  # the type where tags are bare letters
 MOST_TYPES = 100  # that a file without letters may have
 _LETTERS = "BIESMLUW"

@@ -35,7 +35,8 @@ from nercrf.labels import Span, ids_to_spans
 
 # %% auto #0
 __all__ = ['UNLEARNABLE', 'evaluation_batches', 'move_batch', 'SentenceResult', 'predict_batches', 'Evaluation',
-           'unlearnable_spans', 'EvaluationInterrupted', 'evaluate', 'describe_result', 'unseen_f1']
+           'unlearnable_spans', 'EvaluationInterrupted', 'evaluate', 'describe_unannotated', 'describe_result',
+           'unseen_f1']
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #46e83c94
 def evaluation_batches(
@@ -43,17 +44,20 @@ def evaluation_batches(
     batch_size: int,  # sentences a batch
     rank: int = 0,  # this process
     world_size: int = 1,  # how many processes there are
+    sentences: np.ndarray | None = None,  # that are read; None: all
 ) -> list[np.ndarray]:  # the indices of each batch of this process
     "This process's batches, longest sentences first."
+    rows = np.arange(len(dataset)) if sentences is None else sentences
+    lengths = dataset.lengths[rows]
     plan = plan_batches(
-        dataset.lengths,
+        lengths,
         batch_size,
         shuffle=False,
         # a sentence of many windows is worth as many sentences
-        max_pieces=batch_size * max(1, int(dataset.lengths.max(initial=1))),
-        windows=dataset.features.window_counts,
+        max_pieces=batch_size * max(1, int(lengths.max(initial=1))),
+        windows=dataset.features.window_counts[rows],
     )
-    return plan[rank::world_size]
+    return [rows[batch] for batch in plan[rank::world_size]]
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #ffbb23fd
 def move_batch(
@@ -133,12 +137,13 @@ class Evaluation:
     "What a model made of a data set."
 
     scores: EntityScores  # gold, predicted and correct entities, per type
-    predicted: list[list[Span]]  # the spans of each sentence, in the data set's order
-    loss: float  # mean negative log likelihood a sentence, nats; nan without labels
+    predicted: list[list[Span]]  # the spans of each sentence; none where it is not annotated
+    loss: float  # mean negative log likelihood a sentence, nats
     sentences: int  # how many sentences were evaluated
     name: str = "dev"  # what was evaluated, for titles and files
     unlearnable: int = 0  # gold entities in no label, since they share a word with another
     left_out: list[list[Span]] = field(default_factory=list)  # of each sentence; empty: none
+    unannotated: int = 0  # sentences that were not evaluated, since nobody annotated them
 
     @property
     def ignored_gold(self) -> int:  # 0 unless they were left out
@@ -165,6 +170,7 @@ class Evaluation:
             "predicted": micro.predicted,
             "correct": micro.correct,
             "sentences": self.sentences,
+            "unannotated": self.unannotated,
             "unlearnable": self.unlearnable,
             "ignored_gold": self.ignored_gold,
             "ignored_predicted": self.ignored_predicted,
@@ -204,11 +210,11 @@ def _leave_if_stopped(should_stop: Callable[[], bool] | None, name: str) -> None
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #34e70f18
 def _gather_results(
     own: Iterator[SentenceResult],
-    sentences: int,
+    sentences: Sequence[int],
     name: str,
     should_stop: Callable[[], bool] | None,
 ) -> list[SentenceResult]:
-    "The results of all processes in the order of the data set."
+    "The results of all processes, one for each of the sentences, in the order of the data set."
     seen = []
     with closing(own):
         for result in own:
@@ -217,9 +223,9 @@ def _gather_results(
                 break
     _leave_if_stopped(should_stop, name)
     results = sorted(SentenceResult(*row) for rows in gather_json(seen) for row in rows)
-    if [result.index for result in results] != list(range(sentences)):
+    if [result.index for result in results] != list(sentences):
         raise RuntimeError(
-            f"expected a result for each of {sentences} sentences, got {len(results)}: "
+            f"expected a result for each of {len(sentences)} sentences, got {len(results)}: "
             "the processes do not hold the same data set"
         )
     return results
@@ -234,7 +240,8 @@ def evaluate(
     unlearnable: str = EvaluationConfig.unlearnable,  # gold that no tag can hold
     should_stop: Callable[[], bool] | None = None,  # asked after a batch; on each process or none
 ) -> Evaluation:  # the same on every process
-    """Evaluate a model on a data set; every process of the group must call it.
+    """Evaluate a model on the annotated sentences of a data set; every process of the group must
+    call it.
 
     EvaluationInterrupted on every process when any was asked to stop.
     """
@@ -242,13 +249,16 @@ def evaluate(
         raise ValueError(f"unlearnable: expected {' or '.join(UNLEARNABLE)}, got {unlearnable!r}")
     if not len(dataset):
         raise ValueError(f"nothing to evaluate: the data set {name!r} has no sentence")
-    batches = evaluation_batches(dataset, batch_size, get_rank(), get_world_size())
+    sentences = np.flatnonzero(dataset.features.annotated)
+    if not len(sentences):
+        raise ValueError(f"nothing to evaluate: no sentence of {name!r} is annotated")
+    batches = evaluation_batches(dataset, batch_size, get_rank(), get_world_size(), sentences)
     own = predict_batches(model, dataset, batches, precision)
-    results = _gather_results(own, len(dataset), name, should_stop)
+    results = _gather_results(own, sentences.tolist(), name, should_stop)
     config = unwrap_model(model).config
-    predicted = [
-        ids_to_spans(result.tags, config.labels, config.scheme, "lenient") for result in results
-    ]
+    predicted = [[] for _ in range(len(dataset))]
+    for result in results:
+        predicted[result.index] = ids_to_spans(result.tags, config.labels, config.scheme, "lenient")
     losses = [result.loss for result in results if result.loss is not None]
     lost = unlearnable_spans(dataset)
     left_out = lost if unlearnable == "ignored" else []
@@ -258,11 +268,22 @@ def evaluate(
         scores=score_spans(*counted),
         predicted=predicted,
         loss=math.fsum(losses) / len(losses) if losses else math.nan,
-        sentences=len(dataset),
+        sentences=len(sentences),
+        unannotated=len(dataset) - len(sentences),
         name=name,
         unlearnable=sum(map(len, lost)),
         left_out=left_out,
     )
+
+# %% ../../nbs/5_evaluation/02_evaluator.ipynb #79554c61
+def describe_unannotated(
+    name: str,  # of the data
+    count: int,  # sentences that nobody annotated
+    total: int,  # all sentences
+) -> str:  # one line
+    "What becomes of sentences that nobody annotated, with their share."
+    share = f"{count:,} of {total:,} sentences ({count / total:.1%})"
+    return f"{name}: {share} are not annotated: left out"
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #adf696b9
 def describe_result(
@@ -271,6 +292,9 @@ def describe_result(
     "An evaluation in words and figures."
     heading = f"{result.name}: {result.sentences} sentences, loss {result.loss:.4f}"
     lines = [heading, report(result.scores)]
+    if result.unannotated:
+        total = result.sentences + result.unannotated
+        lines.insert(1, describe_unannotated(result.name, result.unannotated, total))
     if result.unlearnable and result.left_out:
         lines.append(
             f"{result.unlearnable} gold entities overlap others: one tag a word cannot hold them, "

@@ -67,6 +67,16 @@ class Features:
             return lengths
         return np.maximum.reduceat(lengths, self.sentence_windows[:-1])
 
+    @cached_property
+    def annotated(
+        self,
+    ) -> np.ndarray:  # (sentences,) bool; an annotated sentence may hold no entity
+        "Which sentences somebody annotated."
+        found = np.zeros(len(self), bool)
+        rows = np.flatnonzero(self.word_lengths)
+        found[rows] = self.labels[self.word_offsets[:-1][rows]] != -100
+        return found
+
     @property
     def has_segments(self) -> bool:  # False where the encoder doesn't tell segments apart
         "Whether batches hold segment ids."

@@ -20,7 +20,7 @@ class PredictConfig:
     "What is tagged, and where the result goes."
 
     input: list[str] = field(default_factory=list)  # files to tag, - for standard input
-    input_format: ReadFormat = "text"  # of the input; text: a sentence a line
+    input_format: ReadFormat = "auto"  # of the input: found, or named; text: a sentence a line
     output: str | None = None  # file or - (standard output); none: - for FILE, else in the run
     output_format: Literal["jsonl", "cluener", "columns"] = "jsonl"  # of the result
     predict_checkpoints: Annotated[int, NotNegative] = 0  # step of the checkpoint; 0: best model

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -25,7 +26,7 @@ from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
 
 # %% auto #0
-__all__ = ['Entity', 'Tagged', 'text_example', 'Tagger', 'tag_stream']
+__all__ = ['Entity', 'Tagged', 'text_example', 'Tagger', 'tag_batches', 'tag_stream']
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #bf158b78
 @dataclass(frozen=True)
@@ -44,16 +45,15 @@ class Entity:
 class Tagged:
     "A sentence with what was found in it."
 
-    example: Example  # the words
+    example: Example  # the text, its words and their places
     spans: list[Span]  # the entities, in words
-    text: str | None = None  # the text as it was read; None: the words joined
-    offsets: list[tuple[int, int]] | None = None  # of the words in `text`
+    fields: dict[str, Any] = field(default_factory=dict)  # what else its record said
+    error: str | None = None  # why it could not be read; it has no words then
 
     @property
     def entities(self) -> list[Entity]:  # with character offsets
         "The entities in characters."
-        text = self.example.text if self.text is None else self.text
-        offsets = self.example.offsets if self.offsets is None else self.offsets
+        text, offsets = self.example.text, self.example.offsets
         entities = []
         for label, first, behind in self.spans:
             start, end = offsets[first][0], offsets[behind - 1][1]
@@ -65,11 +65,12 @@ def text_example(
     text: str,  # any text; may be empty
     splitter: Splitter,  # of the model
     id: str = "",  # name of the example
-) -> tuple[Example, list[tuple[int, int]]]:  # tokens, their places in `text`
+    source: str = "",  # "file:line"
+) -> Example:  # the text, its words and their places
     "Split a text into the words that a model tags."
     words = splitter(text)
-    example = Example(id, [token for token, _, _ in words], source=id)
-    return example, [(start, end) for _, start, end in words]
+    tokens, places = [word for word, _, _ in words], [place for _, *place in words]
+    return Example(id, tokens, None, source, " ", text, list(map(tuple, places)))
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #6f22a7c2
 class Tagger:
@@ -149,7 +150,7 @@ class Tagger:
         "Tag a text, a list of texts, or a list of sentences of words."
         if isinstance(inputs, str):
             return self([inputs])[0]
-        sentences = [self._read(item, place) for place, item in enumerate(inputs)]
+        sentences = [self.read(item, place) for place, item in enumerate(inputs)]
         examples = [sentence.example for sentence in sentences]
         if connected:  # of one document, so from one place
             examples = [replace(example, source="") for example in examples]
@@ -159,19 +160,46 @@ class Tagger:
             for sentence, found in zip(sentences, spans, strict=True)
         ]
 
-    def _read(self, item: str | Sequence[str], place: int) -> Tagged:
-        "One element of the input, in which nothing is found yet."
+    def read(
+        self,
+        item: str | Sequence[str],  # a text, or a sentence of words
+        place: int = 0,  # among others, for its id and a message
+    ) -> Tagged:  # nothing found yet; TypeError where it is neither
+        "One element of an input."
         if isinstance(item, str):
-            example, offsets = text_example(item, self.splitter, str(place))
-            return Tagged(example, [], item, offsets)
+            return Tagged(text_example(item, self.splitter, str(place), f"input {place}"), [])
         if isinstance(item, Sequence) and all(isinstance(token, str) for token in item):
             return Tagged(Example(str(place), list(item), source=f"input {place}"), [])
-        raise TypeError(
-            f"element {place} of the input: expected a string or a list of strings, got "
-            f"{type(item).__name__}: give texts, or sentences as lists of words"
-        )
+        kind = f"expected a string or a list of strings, got {type(item).__name__}"
+        raise TypeError(f"element {place} of the input: {kind}; give texts, or lists of words")
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #be3905ca
+def tag_batches(
+    tagger: Tagger,  # the tagger
+    batches: Iterable[Sequence[Tagged]],  # sentences in order, nothing found yet
+    connected: bool = True,  # of one document where they are of one file: `context` crosses them
+) -> Iterator[list[Tagged]]:  # the same sentences, in batches of other sizes
+    "Tag sentences as they come, without holding them all."
+    reach = tagger.model.config.context if connected else 0
+    before: list[Example] = []
+    held: list[Tagged] = []
+    for batch in chain(batches, [None]):  # None: that was all
+        held += batch or []
+        worded = [place for place, each in enumerate(held) if each.example.tokens]
+        ready = len(held)
+        if reach and batch is not None:
+            ready = worded[-reach] if len(worded) > reach else 0
+        if not ready:
+            continue
+        examples = [held[place].example for place in worded]
+        found = tagger.tag_examples([*before, *examples], connected)[len(before) :]
+        spans = dict(zip(worded, found, strict=True))
+        yield [replace(each, spans=spans.get(row, [])) for row, each in enumerate(held[:ready])]
+        if reach:
+            before = [*before, *(held[row].example for row in worded if row < ready)][-reach:]
+        held = held[ready:]
+
+
 def tag_stream(
     tagger: Tagger,  # the tagger
     texts: Iterable[str],  # any number of texts
@@ -181,11 +209,8 @@ def tag_stream(
     "Tag texts as they come, without holding them all."
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
-    iterator, before, held = iter(texts), [], []
-    reach = tagger.model.config.context if connected else 0
-    while held := [*held, *islice(iterator, chunk + reach - len(held))]:
-        batch, first = held[:chunk], len(before)
-        found = tagger([*before, *held], connected)
-        yield from zip(batch, found[first : first + len(batch)], strict=True)
-        before = [*before, *batch][-reach:] if reach else []
-        held = held[chunk:]
+    read = (tagger.read(text, place) for place, text in enumerate(texts))
+    batches = iter(lambda: list(islice(read, chunk)), [])
+    for sentences in tag_batches(tagger, batches, connected):
+        for sentence in sentences:
+            yield sentence.example.text, sentence.entities

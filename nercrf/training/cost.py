@@ -20,7 +20,8 @@ from nercrf.training.callbacks import TrainingCallback
 from nercrf.distributed.processes import ProcessInfo
 from nercrf.features.batches import FeatureDataset
 from nercrf.training.run import Training, start_training
-from nercrf.training.trainer import check_config, resolve_config
+from nercrf.training.defaults import resolve_config
+from nercrf.training.trainer import check_config
 from nercrf.training.training_config import TrainingConfig
 
 # %% auto #0
@@ -91,7 +92,7 @@ def estimate_training(
     callbacks: Sequence[TrainingCallback] = (),  # that `train` would get
 ) -> Estimate:  # of this process
     "Make two updates and estimate the whole; nothing is written."
-    args = resolve_config(args, pretrained=True)
+    args = resolve_config(args, pretrained=True, sentences=len(train_dataset))
     check_config(args)
     run = start_training(args, train_dataset, model, tokenizer, None, info, callbacks)
     updates = run.plan.epoch(0)

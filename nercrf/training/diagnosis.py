@@ -16,7 +16,7 @@ import numpy as np
 
 from nercrf.evaluation.metrics import EntityScores
 from nercrf.features.batches import FeatureDataset
-from nercrf.training.callbacks import TrainingCallback
+from nercrf.training.callbacks import TrainingCallback, TrainingView
 from nercrf.training.reporting import HISTORY, read_history
 
 # %% auto #0
@@ -153,7 +153,7 @@ def score_fell(
     )
 
 # %% ../../nbs/6_training/16_diagnosis.ipynb #5f2bc088
-FEW_UPDATES = 250  # with which hardly any model is done
+FEW_UPDATES = 200  # with which hardly any model is done
 STEEP = 0.85  # share of its loss that remains after the last third of a training that is not done
 
 
@@ -234,14 +234,26 @@ class Diagnosis(TrainingCallback):
         if self.best is None or run.progress.best_step == run.progress.step:
             self.best = result.scores
 
+    def on_train_begin(self, run):
+        "A single sentence is said at once: it costs time, and nothing comes of it."
+        reason = one_sentence(self.course(run))
+        if reason is not None and run.info.is_main:
+            logger.warning("%s", reason)
+
     def on_train_end(self, run):
         "Look for the reason; the main process has the log."
-        path = Path(run.args.output_dir)
-        if not run.info.is_main or not (path / HISTORY).exists():
-            return
-        best = self.best or EntityScores()
+        reason = diagnose(self.course(run)) if run.info.is_main else None
+        if reason is not None:
+            logger.warning("%s", reason)
+
+    def course(
+        self,
+        run: TrainingView,  # a training that begins or ends
+    ) -> Course:  # with the log, as far as there is one
+        "What is known so far."
+        path, best = Path(run.args.output_dir), self.best or EntityScores()
         words = np.asarray(run.dataset.features.word_lengths)
-        course = Course(
+        return Course(
             sentences=len(run.dataset),
             words=int(words.sum()),
             longest=int(words.max()),
@@ -249,8 +261,5 @@ class Diagnosis(TrainingCallback):
             dev=best.gold,
             predicted=best.predicted,
             updates=run.progress.step,
-            records=read_history(path),
+            records=read_history(path) if (path / HISTORY).exists() else [],
         )
-        reason = diagnose(course)
-        if reason is not None:
-            logger.warning("%s", reason)

@@ -66,6 +66,7 @@ class UpdatePlan:
     groups: int = 1  # of lengths; an update takes an equal part of each
     devices: int = 1  # that share each forward pass
     pass_pieces: int = 0  # word pieces of a forward pass on each device; 0: any number
+    chosen: np.ndarray | None = None  # the sentences that are seen; None: all
     _counted: list[int] = field(default_factory=list, init=False)  # of the first epochs
 
     def updates_in(
@@ -74,7 +75,7 @@ class UpdatePlan:
     ) -> int:  # at least 1
         "The number of updates in an epoch: by pieces, each one has its own."
         if self.update_pieces is None:
-            return math.ceil(len(self.lengths) / self.update_size)
+            return math.ceil(len(_seen(self)) / self.update_size)
         while len(self._counted) <= epoch:
             self._counted.append(len(self.epoch(len(self._counted))))
         return self._counted[epoch]
@@ -90,16 +91,19 @@ class UpdatePlan:
 
     def epoch(self, number: int) -> list[np.ndarray]:
         "The sentences of each update of the epoch `number`, each sentence in exactly one."
-        return plan_batches(
-            self.lengths if self.by_length else np.ones_like(self.lengths),
+        seen = _seen(self)
+        lengths = self.lengths[seen]
+        updates = plan_batches(
+            lengths if self.by_length else np.ones_like(lengths),
             self.update_size if self.update_pieces is None else None,
             seed=self.seed,
             epoch=number,
             pool_batches=_POOL,
             max_pieces=self.update_pieces,
-            windows=self.windows,
+            windows=None if self.windows is None else self.windows[seen],
             groups=self.groups,
         )
+        return [seen[update] for update in updates]
 
     def updates(
         self,
@@ -142,13 +146,16 @@ class UpdatePlan:
         devices: int,  # how many share it
     ) -> list[np.ndarray]:  # for each device, possibly none
         "Deal the sentences of a pass to devices that get equally many pieces."
-        pieces = self.lengths[part]
-        return deal_batch(
-            part, devices, pieces if self.windows is None else pieces * self.windows[part]
-        )
+        windows = 1 if self.windows is None else self.windows[part]
+        return deal_batch(part, devices, self.lengths[part] * windows)
 
 # %% ../../nbs/6_training/03_plan.ipynb #d3575868
 _SLACK = 1.1  # what an uneven deal may add to a device's budget
+
+
+def _seen(plan: UpdatePlan) -> np.ndarray:
+    "The sentences of an epoch."
+    return np.arange(len(plan.lengths)) if plan.chosen is None else plan.chosen
 
 
 def _rows(plan: UpdatePlan, sentences: np.ndarray) -> int:
@@ -214,10 +221,14 @@ def build_plan(
     by_length: bool = True,  # sentences of similar length share a pass
     groups: int = 1,  # of lengths; an update takes an equal part of each
     pass_pieces: int = 0,  # word pieces of a forward pass on each device; 0: any number
+    annotated: np.ndarray | None = None,  # of each sentence, bool: others are left out; None: all
 ) -> UpdatePlan:  # the same on every process
     "The plan of a training from the sizes of its batches: ValueError where nothing is to be seen."
     if not len(lengths):
         raise ValueError("nothing to train on: the data set has no sentence")
+    chosen = None if annotated is None or np.all(annotated) else np.flatnonzero(annotated)
+    if chosen is not None and not len(chosen):
+        raise ValueError("nothing to train on: no sentence of the data set is annotated")
     micro_size = batch_size * devices
     micro_pieces = max_pieces and max_pieces * devices
     by_pieces = micro_pieces and not update_size
@@ -241,4 +252,5 @@ def build_plan(
         groups=groups,
         devices=devices,
         pass_pieces=pass_pieces,
+        chosen=chosen,
     )

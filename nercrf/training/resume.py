@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ from nercrf.training.reporting import HISTORY
 from nercrf.training.run import Training
 
 # %% auto #0
-__all__ = ['logger', 'save_best_model', 'save_checkpoint', 'load_checkpoint', 'find_resume']
+__all__ = ['logger', 'save_best_model', 'save_checkpoint', 'load_checkpoint', 'find_resume', 'checkpoint_settings']
 
 # %% ../../nbs/6_training/13_resume.ipynb #221c625f
 logger = logging.getLogger(__name__)
@@ -250,3 +251,21 @@ def find_resume(
             f"--resume {found}: there is no such folder; give a checkpoint-N folder or auto"
         )
     return Path(found)
+
+# %% ../../nbs/6_training/13_resume.ipynb #1b3600ff
+def checkpoint_settings(
+    resume: str | None,  # auto, a checkpoint's folder, or None
+    output_dir: str | Path,  # the folder of the run
+) -> dict[str, Any] | None:  # its `training_config.json`; None where there is none
+    "The settings of the checkpoint that `--resume` means; every process must call it."
+    if resume is None:
+        return None
+    settings = None
+    if is_main_process():
+        restore_folders(output_dir, remove_unfinished=True)
+        folder = latest_checkpoint(output_dir) if resume == "auto" else Path(resume)
+        path = None if folder is None else Path(folder) / "training_config.json"
+        if path is not None and path.is_file():
+            with suppress(ValueError):  # a broken checkpoint is refused when it is loaded
+                settings = json.loads(path.read_text(encoding="utf-8"))
+    return broadcast_json(settings)

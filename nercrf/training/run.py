@@ -20,7 +20,12 @@ from transformers import PreTrainedTokenizerBase
 
 from nercrf.distributed.devices import autocast_dtype, unwrap_model, wrap_model
 from nercrf.distributed.processes import ProcessInfo, init_distributed
-from nercrf.evaluation.evaluator import Evaluation, evaluate, move_batch
+from nercrf.evaluation.evaluator import (
+    Evaluation,
+    describe_unannotated,
+    evaluate,
+    move_batch,
+)
 from nercrf.features.batches import FeatureDataset
 from nercrf.model.lora import add_lora
 from nercrf.training.callbacks import Callbacks, TrainingCallback
@@ -141,6 +146,7 @@ def plan_training(
         by_length=args.group_by_length,
         groups=args.length_groups,
         pass_pieces=args.pass_pieces or 0,
+        annotated=dataset.features.annotated,
     )
 
 # %% ../../nbs/6_training/12_run.ipynb #5c52240f
@@ -209,7 +215,7 @@ def ready_model(
     dataset: FeatureDataset,  # the sentences to train on
 ) -> tuple[nn.Module, SeenEmbedding | None]:  # wrapped; its embedding where it is parted
     "The model as the run needs it."
-    first = dataset.collate(np.arange(min(2, len(dataset))))
+    first = dataset.collate(np.flatnonzero(dataset.features.annotated)[:2])
     batch = move_batch(first, info.device)
     if args.lora is not None:
         _add_lora(model, args)
@@ -283,8 +289,13 @@ def start_training(
         no_cuda=args.no_cuda, local_rank=args.local_rank, timeout_seconds=args.ddp_timeout
     )
     plan = plan_training(args, dataset, info)
+    for name, data in {"train": dataset, "dev": dev_dataset}.items() if info.is_main else ():
+        count = 0 if data is None else int(np.count_nonzero(~data.features.annotated))
+        if count:
+            logger.warning("%s", describe_unannotated(name, count, len(data)))
     steps = {name: getattr(args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
-    args = replace(args, **{name: count_steps(steps[name], plan.total) for name in steps})
+    every_epoch = {name: -1 if value is None else value for name, value in steps.items()}
+    args = replace(args, **{x: count_steps(n, plan.total) for x, n in every_epoch.items()})
     model = unwrap_model(model)  # peft's wrapper would save the adapter alone
     _check_sharing(args, model, info)
     restore_model(model)  # an earlier run may have changed it

@@ -23,9 +23,9 @@ __all__ = ['FIGURES', 'BatchConfig', 'OptimizerConfig', 'PrecisionConfig', 'Devi
 class BatchConfig:
     "What an update is made from."
 
-    per_gpu_train_batch_size: Annotated[int | None, Positive] = None  # sentences; none: 8 or 32
+    per_gpu_train_batch_size: Annotated[int | None, Positive] = None  # sentences; none: 8 to 32
     gradient_accumulation_steps: Annotated[int, Positive] = 1  # passes that make up one update
-    train_batch_size: Annotated[int | None, Positive] = None  # sentences an update, on all devices
+    train_batch_size: Annotated[int | None, Positive] = None  # sentences an update, in all
     max_pieces: Annotated[int | None, Positive] = None  # pieces of a batch in place of sentences
     group_by_length: bool = True  # similar lengths share a batch; off: batches of any lengths
     length_groups: Annotated[int, AtLeastOne] = 1  # groups of lengths; an update has equal shares
@@ -55,12 +55,12 @@ class BatchConfig:
 class OptimizerConfig:
     "How the weights are learned."
 
-    learning_rate: Annotated[float | None, Positive] = None  # peak; none: 5e-5, from scratch 2e-3
-    crf_learning_rate: Annotated[float | None, Positive] = None  # of CRF; none: 1e-3, scratch 1e-2
+    learning_rate: Annotated[float | None, Positive] = None  # peak; none: 5e-5, scratch 2e-3
+    crf_learning_rate: Annotated[float | None, Positive] = None  # of CRF; none: 5e-3, scratch 1e-2
     weight_decay: Annotated[float, NotNegative] = 0.01  # of matrices; not of biases, norms, CRF
     adam_epsilon: Annotated[float, Positive] = 1e-8  # AdamW's epsilon
     max_grad_norm: Annotated[float, NotNegative] = 1.0  # gradients are cut to this norm; 0: not
-    num_train_epochs: Annotated[float | None, Positive] = None  # passes; none: 3, from scratch 8
+    num_train_epochs: Annotated[float | None, Positive] = None  # passes; none: by the sentences
     max_steps: Annotated[float, Steps] = -1  # end after so many updates, or a share of the epochs
     warmup_proportion: Annotated[float, Share] = 0.1  # share of the updates in which rates grow
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # of the rates after warm-up
@@ -152,7 +152,7 @@ class CheckpointConfig:
     output_dir: str = "outputs/nercrf"  # folder of everything that the run writes
     overwrite_output_dir: bool = False  # start anew where the folder holds an earlier run
     resume: str | None = None  # auto, or a checkpoint folder, to go on from
-    save_steps: Annotated[float, Steps] = -1  # updates, or a share; -1: every epoch; 0: at the end
+    save_steps: Annotated[float | None, Steps] = None  # updates, a share; -1: every epoch; 0: end
     save_total_limit: Annotated[int, Positive] = 2  # checkpoints that stay, beside the best model
     keep_best: Annotated[int, NotNegative] = 0  # best checkpoints that stay beside them
     keep_every: Annotated[int, NotNegative] = 0  # multiples of so many updates stay, too; 0: none
@@ -165,7 +165,7 @@ class ReportConfig:
     "When a training is looked at, and who is told."
 
     logging_steps: Annotated[float, Steps] = 50  # updates, or a share of them; -1: every epoch
-    eval_steps: Annotated[float, Steps] = -1  # updates, or a share; -1: every epoch; 0: never
+    eval_steps: Annotated[float | None, Steps] = None  # updates, a share; -1: each epoch; 0: never
     evaluate_during_training: bool = False  # evaluate at every logging step, not by eval_steps
     metric_for_best_model: str = "f1"  # on dev: f1, precision, recall, loss (eval_f1 is f1)
     patience: Annotated[int, NotNegative] = 0  # end after so many evaluations without gain; 0: no
