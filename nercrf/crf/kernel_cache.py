@@ -119,7 +119,11 @@ class KernelCache(FunctionCache):
         self._cache_file = _KernelFiles(self._cache_path, base, _sources_digest())
         self.enable()
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
+    def load_overload(
+        self,
+        sig: Any,  # types of the arguments
+        target_context: Any,  # of numba, for this processor
+    ) -> Any:
         "A compiled kernel; None where it has to be compiled."
         try:
             return super().load_overload(sig, target_context)
