@@ -78,7 +78,7 @@ def check_parser() -> FlagParser:  # of `nercrf check`
     text = "a file, or a folder with files like train.txt and dev.txt"
     parser.add_argument("paths", metavar="PATH", nargs="+", help=text)
     add_section(parser, CheckConfig)
-    add_section(parser, ReadConfig, _COLUMNS)
+    add_section(parser, ReadConfig, (*_COLUMNS, "split", "split_seed"))
     return parser
 
 # %% ../nbs/8_commands/04_data_commands.ipynb #8a56f07b
@@ -127,7 +127,8 @@ def _run_check(reading: dict[str, Any], paths: list[str], flags: CheckConfig) ->
         reading = reading | {"scheme": flags.scheme}
     counter = _counter_of(flags)
     report = check_paths(paths, counter, flags.max_seq_length, **reading)
-    repairs = fix_report(report, flags.output, **reading) if flags.fix else []
+    whole = {name: value for name, value in reading.items() if "split" not in name}
+    repairs = fix_report(report, flags.output, **whole) if flags.fix else []
     if flags.json:
         content = report.to_dict()
         if flags.fix:

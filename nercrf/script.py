@@ -31,6 +31,7 @@ from nercrf.features.summary import CorpusSummary
 from nercrf.features.batches import FeatureDataset
 from nercrf.data.read_config import DEFAULTS as READ_DEFAULTS
 from nercrf.data.read_config import ReadConfig
+from nercrf.data.type_names import chosen_types
 from nercrf.distributed.processes import (
     ProcessInfo,
     barrier,
@@ -43,7 +44,7 @@ from nercrf.evaluation import evaluator
 from nercrf.distributed.devices import autocast_dtype
 from nercrf.evaluation.evaluator import Evaluation, describe_result, unseen_f1
 from nercrf.files import read_object
-from nercrf.labels import label_list
+from nercrf.labels import entity_types, label_list
 from nercrf.model.encoder_config import find_model, named_model
 from nercrf.model.encoders import check_vocabulary
 from nercrf.model.loading import (
@@ -164,8 +165,9 @@ def prepare_data(
     if args.by is None:
         args = replace(args, by=_splitter_of_model(args))
     corpus = open_data(args, args.task_name)
-    for warning in corpus.summary.survey.warnings:
+    for warning in dict.fromkeys(corpus.summary.survey.warnings):
         logger.warning("%s", warning)
+    corpus.told = True
     return args, corpus
 
 # %% ../nbs/8_commands/02_script.ipynb #329f160c
@@ -262,6 +264,7 @@ def evaluate(
         batch_size=args.per_gpu_eval_batch_size,
         precision=autocast_dtype(args.fp16, args.bf16),
         unlearnable=args.unlearnable,
+        types=chosen_types(args),
     )
 
 # %% ../nbs/8_commands/02_script.ipynb #d636332c
@@ -277,7 +280,7 @@ def evaluate_splits(
     for split in ("dev", "test"):
         if split not in summary.labelled:
             continue
-        dataset = _dataset(args, loaded, corpus, split)
+        dataset = _renamed_dataset(args, loaded, corpus, split)
         result = evaluate(args, loaded.model, dataset, split)
         gold = [dataset.gold_spans(index) for index in range(len(dataset))]
         unseen = unseen_f1(result, gold, summary.words(split), surfaces)
@@ -291,8 +294,30 @@ def evaluate_splits(
     return figures
 
 # %% ../nbs/8_commands/02_script.ipynb #9e7ae380
-def _dataset(
+def _renamed_dataset(
     args: TrainingConfig, loaded: LoadedModel, corpus: CachedCorpus, split: str
+) -> FeatureDataset:
+    "A split to evaluate on; its labels are hidden where the model calls types by their old names."
+    config = loaded.model.config
+    known = entity_types(config.labels)
+    types = chosen_types(args).for_model(known)
+    if not types.renamed:
+        return _dataset(args, loaded, corpus, split)
+    names = {types.name(label) for label in known} - {None}
+    labels = label_list(names | set(corpus.summary.survey.types), config.scheme)
+    dataset = _dataset(args, loaded, corpus, split, labels)
+    held = dataset.features.labels
+    hidden = np.where(held < 0, held, -1).astype(held.dtype)  # no loss: they are not the model's
+    dataset.features = replace(dataset.features, labels=hidden)
+    return dataset
+
+
+def _dataset(
+    args: TrainingConfig,
+    loaded: LoadedModel,
+    corpus: CachedCorpus,
+    split: str,
+    labels: list[str] | None = None,
 ) -> FeatureDataset:
     "The features of a split, with labels, scheme and windows of the model."
     config = loaded.model.config
@@ -302,7 +327,8 @@ def _dataset(
         "joined_by": config.joined_by,
         "subtoken_pooling": config.subtoken_pooling,
     }
-    dataset = corpus.dataset(split, loaded.tokenizer, conversion, config.labels, config.scheme)
+    labels = labels or config.labels
+    dataset = corpus.dataset(split, loaded.tokenizer, conversion, labels, config.scheme)
     traits = loaded.model.traits
     if len(dataset) and len(loaded.tokenizer) > (traits.vocabulary or len(loaded.tokenizer)):
         check_vocabulary(traits, int(np.max(dataset.features.input_ids)))

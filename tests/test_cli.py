@@ -175,7 +175,7 @@ def test_control_c_is_one_line(tmp_path):
         text=True,
     )
     writing = open_for_writing(pipe, process)
-    time.sleep(0.5)  # from opening to reading: a signal in between may go unseen
+    time.sleep(2)  # from opening to reading: a signal in between may go unseen
     process.send_signal(signal.SIGINT)
     os.close(writing)  # a read that began just after the signal ends, too
     output = process.communicate(timeout=60)[1]

@@ -2,14 +2,24 @@
 
 import contextlib
 import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nercrf.data.convert import write_checked
 from nercrf.data.corpus import read_corpus
-from nercrf.data.examples import DataError, Example
+from nercrf.data.examples import DataError, Example, span_order
 from nercrf.data.formats import FORMATS, examine, read_examples, write_examples
+from nercrf.data.reading import is_visible
+from nercrf.data.records import Examined, Format, Reading, Survey
+from nercrf.data.repair import fix_file
+from nercrf.data.rows import from_dataset
 from nercrf.data_commands import check_main
 from nercrf.labels import Span
 
@@ -278,6 +288,109 @@ def test_all_lines_that_cannot_be_read_are_told_at_once(tmp_path):
     assert sum("expected" in warning for warning in warnings) == 3
 
 
+BAD = {  # a good line, bad ones, and what stands around them
+    "columns": ("Mara B-PER\n", ["Mara\n", "a b c d O\n"], ("left O\n" * 5, "")),
+    "csv": ("Mara,B-PER\n", ["Mara\n", "a,b,c,d,O\n"], ("left,O\n" * 9, "")),
+    "cluener": (
+        '{"text": "Mara", "label": {"PER": {"Mara": [[0, 3]]}}}\n',
+        ['{"text": \n', '{"text": 7}\n', '{"text": "Mara", "label": [1]}\n', "[]\n"],
+        ("", ""),
+    ),
+    "jsonl": (
+        '{"text": "Mara", "spans": [{"start": 0, "end": 4, "label": "PER", "text": "Mara"}]}\n',
+        ['{"text": \n', '{"text": 7}\n', '{"text": "Mara", "spans": [[1]]}\n', "7\n"],
+        ("", ""),
+    ),
+    "doccano": (
+        '{"text": "Mara", "label": [[0, 4, "PER"]]}\n',
+        ['{"text": \n', '{"text": 7}\n', '{"text": "Mara", "label": [[1]]}\n'],
+        ("", ""),
+    ),
+    "tokens": (
+        '{"tokens": ["Mara"], "ner_tags": ["B-PER"]}\n',
+        ['{"tokens": \n', '{"tokens": 7}\n', '{"tokens": ["a"], "ner_tags": ["O", "O"]}\n'],
+        ("", ""),
+    ),
+    "label_studio": (
+        '{"data": {"text": "Mara"}, "annotations": [{"result": [{"type": "labels", '
+        '"value": {"start": 0, "end": 4, "labels": ["PER"]}}]}]}\n',
+        ['{"data": {"text": 7}}\n', '{"data": {"text": "a"}, "annotations": [{"result": [7]}]}\n'],
+        ("", ""),
+    ),
+    "inline": ("{{PER:Mara}} left\n", ["{{PER:Mara\n", "left}} {{PER:\n"], ("", "")),
+    "brat": ("T1\tPER 0 4\tMara\n", ["T2\tPER\n", "? what\n", "T3 PER 0 4\n"], ("", "")),
+}
+
+
+def test_every_format_of_text_is_among_those_with_bad_lines():
+    read_by_place = {"text", "parquet", "datasets"}  # any line is text; rows are tested below
+    assert {name for name, kind in FORMATS.items() if kind.readable} == {*BAD, *read_by_place}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_all_bad_lines_are_told_at_once_and_passed_if_asked(tmp_path, name):
+    good, bad, (before, behind) = BAD[name]
+    lines = before + good + "".join(bad) + good.replace("T1", "T9").replace("0 4", "5 9") + behind
+    path = save(tmp_path, f"train{FORMATS[name].extensions[0]}", lines)
+    if name == "brat":
+        save(tmp_path, "train.txt", "Mara Mara\n")
+    first = before.count("\n") + 2
+    numbers = [f"{path}:{first + index}: " for index in range(len(bad))]
+    with pytest.raises(DataError) as caught:
+        read_examples(path, name)
+    assert [number in str(caught.value) for number in numbers] == [True] * len(bad)
+    warnings = []
+    examples = read_examples(path, name, on_bad="warn", warnings=warnings)
+    assert sum(len(example.spans) for example in examples) == 2
+    for number in numbers:
+        assert sum(warning.startswith(number) for warning in warnings) == 1
+    assert warnings[-1] == f"{path}: {len(bad)} places could not be read"
+
+
+def test_all_bad_rows_are_told_at_once():
+    rows = [{"tokens": ["a"], "ner_tags": tags} for tags in (["O"], ["O"] * 2, ["O"] * 3, ["O"])]
+
+    class Rows(list):
+        column_names = ("tokens", "ner_tags")
+
+    with pytest.raises(DataError) as caught:
+        from_dataset(Rows(rows))
+    assert "row 1: " in str(caught.value)
+    assert "row 2: " in str(caught.value)
+    assert len(from_dataset(Rows(rows), on_bad="warn")) == 2
+
+
+def test_a_repair_leaves_lines_alone_that_cannot_be_read(tmp_path):
+    bad = '{"text": \n'
+    good = '{"text": "Mara left", "label": {"PER": {"Mara ": [[0, 4]]}}}\n'
+    path = save(tmp_path, "a.json", good + bad + good)
+    fixed = fix_file(path, tmp_path / "fixed", format="cluener").output
+    lines = fixed.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert lines[1] == bad
+    assert '"Mara": [[0, 3]]' in lines[0]
+
+
+def test_a_whole_run_says_each_warning_once(tmp_path):
+    "Reading, training, two evaluations and a prediction: no line of the log stands twice."
+    words = [
+        "Mara B-PER\nleft O\n\n",
+        "Mara\n",
+        "in O\nAsh I-LOC\n\n",
+        "a b c d\n",
+        "x\u200by O\n\n",
+    ]
+    for split in ("train", "dev", "test"):
+        save(tmp_path, f"{split}.txt", "Mara B-PER\nleft O\nAsh B-LOC\n\n" * 4 + "".join(words))
+    command = [sys.executable, "-c", "from nercrf.cli import main; main()", "train"]
+    command += ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "run")]
+    command += ["--on_bad", "warn", "--max_steps", "2"]
+    command += ["--no_cuda", "--eval_steps", "1", "--save_steps", "1", "--eval_all_checkpoints"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = re.findall(r"^[-0-9]+ [0-9:,]+ (?:WARNING|ERROR) (.*)$", done.stderr, re.MULTILINE)
+    assert len(told) > 9
+    assert [line for line, many in Counter(told).items() if many > 1] == []
+
+
 def test_what_an_annotator_turned_down_is_no_gold(tmp_path):
     lines = [
         {
@@ -398,7 +511,13 @@ def test_labelled_training_data_without_an_entity_are_a_problem(tmp_path):
 # Conservation: what goes in comes out, or it is said.
 
 NASTY = st.text(
-    st.sampled_from("ab林é,;\"'#-_O\u00a0\u3000\u200b\ufeff\u200d\u0301😀{}:\\\u00ad\u2028 "),
+    st.sampled_from(
+        "ab1林é,;\"'#-_O{}:\\.| "  # what formats use
+        "\u00a0\u3000\u2028\x85\x1c\t\r\x0b"  # blanks and ends of lines
+        "\u200b\ufeff\u00ad\u200d\u200e\u202e"  # what nobody sees
+        "\u0301\u0e31\u064b\u05b8\U0001e8d0"  # marks
+        "אب\u1112\u1161\u11ab😀🏽\U00020000ß\u0130"  # right to left, jamo, beyond UTF-16, case
+    ),
     min_size=1,
     max_size=5,
 )
@@ -407,49 +526,89 @@ TYPES = st.sampled_from(["PER", "creative-work", "x.y", "B", "per"])
 
 @st.composite
 def sentences(draw):
-    "A labelled sentence of any tokens."
+    "A labelled sentence of any tokens, with spans that may lie within each other."
     tokens = draw(st.lists(NASTY, min_size=1, max_size=6))
-    spans, position = [], 0
-    while position < len(tokens):
-        length = draw(st.integers(0, 2))
-        if 0 < length <= len(tokens) - position:
-            spans.append(Span(draw(TYPES), position, position + length))
-        position += max(length, 1)
-    return Example("x", tokens, spans)
+    places = st.tuples(st.integers(0, len(tokens)), st.integers(0, len(tokens)))
+    spans = {
+        Span(draw(TYPES), *sorted(place))
+        for place in draw(st.lists(places, max_size=3))
+        if place[0] != place[1]
+    }
+    return Example(draw(st.sampled_from(["x", "7", "a b"])), tokens, sorted(spans, key=span_order))
 
 
 WRITTEN = [
-    name
-    for name, kind in FORMATS.items()
-    if kind.readable and name not in ("text", "parquet", "datasets")
+    name for name, kind in FORMATS.items() if kind.readable and type(kind).write is not Format.write
 ]
-
-
-@pytest.mark.parametrize("name", WRITTEN)
-@settings(
+WRITTEN += [
+    name for name, kind in FORMATS.items() if kind.readable and type(kind).line is not Format.line
+]
+NEEDS = {"parquet": "pyarrow", "datasets": "datasets"}  # what a format is read with
+HARD = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+def test_every_format_that_can_be_read_is_written_here():
+    assert sorted(WRITTEN) == sorted(name for name, kind in FORMATS.items() if kind.readable)
+
+
+def entities(examples):
+    "Type and text of each entity without what nobody sees, and how often each is there."
+    return Counter(
+        (span.label, "".join(filter(is_visible, example.surface(span))))
+        for example in examples
+        for span in example.spans or ()
+    )
+
+
+def place_for(folder, name):
+    "An empty place for a file of a format."
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    for old in folder.iterdir():
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return folder / f"a{FORMATS[name].extensions[0]}"
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name != "text"])
+@HARD
 @given(examples=st.lists(sentences(), min_size=1, max_size=3))
 def test_entities_come_out_or_are_reported(tmp_path, name, examples):
-    path = tmp_path / f"a{FORMATS[name].extensions[0]}"
-    for old in tmp_path.iterdir():
-        old.unlink()
-    entities = sum(len(example.spans) for example in examples)
+    path, before = place_for(tmp_path, name), entities(examples)
     try:
         losses = write_examples(examples, path, name, on_bad="warn")
         back = examine(path, name)
     except (DataError, ValueError):
         return  # refused, with the reason
-    read = sum(len(example.spans or ()) for example in back.examples)
+    after = entities(back.examples)
     told = sum(finding.count for finding in back.findings if finding.severity == "problem")
-    assert read <= entities
-    assert entities - read <= len(losses) + told, (back.findings, path.read_text())
+    assert after - before == Counter()
+    assert (before - after).total() <= len(losses) + told, (back.findings, path)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@HARD
+@given(examples=st.lists(sentences(), min_size=1, max_size=3))
+def test_a_conversion_that_says_nothing_has_lost_nothing(tmp_path, name, examples):
+    path = place_for(tmp_path, name)
+    read = Examined(FORMATS["jsonl"], Reading("a.jsonl"), Survey(), examples, [])
+    try:
+        report = write_checked(read, path, name, on_bad="warn")
+    except (DataError, ValueError):
+        return
+    back = examine(path, name).examples
+    kinds = {loss.kind for loss in report.losses}
+    if not kinds & {"examples", "spans", "overlapping"}:
+        assert entities(back) == entities(examples)
+    if not kinds & {"examples", "texts"}:
+        assert [each.text for each in back] == [each.text for each in examples]
+    if not kinds & {"examples", "tokens"}:
+        assert [list(each.tokens) for each in back] == [each.tokens for each in examples]
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name not in NEEDS])
+@HARD
 @given(lines=st.lists(st.text(max_size=12), max_size=6))
 def test_any_text_is_read_or_refused_with_a_sentence(tmp_path, name, lines):
     text = "\n".join(lines).encode("utf-8", "replace")

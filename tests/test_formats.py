@@ -537,6 +537,92 @@ def test_real_datasets(tmp_path):
         read_examples(tmp_path / "both")
 
 
+TABLE = {
+    "id": ["a", "b"],
+    "tokens": [["Mara", "left"], ["x"]],
+    "ner_tags": [["B-PER", "O"], ["O"]],
+}
+
+
+def write_table(path, arrow, table):
+    "A table in the form that the name says."
+    from pyarrow import feather, parquet
+
+    form, _, ending = path.name.partition(".")
+    if ending == "parquet":
+        parquet.write_table(table, path)
+    elif ending == "feather":
+        feather.write_feather(table, str(path), compression=form)
+    else:
+        new = arrow.ipc.new_file if form == "file" else arrow.ipc.new_stream
+        with arrow.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+            writer.write_table(table)
+
+
+ARROW_FILES = ["a.parquet", "file.arrow", "stream.arrow"]
+ARROW_FILES += [f"{compression}.feather" for compression in ("uncompressed", "lz4", "zstd")]
+
+
+@pytest.mark.parametrize("name", ARROW_FILES)
+def test_real_parquet_and_arrow(tmp_path, name):
+    arrow = pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    write_table(path, arrow, arrow.table(TABLE))
+    back = read_examples(path)
+    assert [(each.id, each.tokens, each.spans) for each in back] == [
+        ("a", ["Mara", "left"], PER),
+        ("b", ["x"], []),
+    ]
+    names = ["O", "B-PER", "I-PER"]
+    numbers = TABLE | {"ner_tags": [[1, 0], [0]]}
+    write_table(path, arrow, arrow.table(numbers))
+    with pytest.raises(DataError, match="row 0: expected integer tags with a ClassLabel"):
+        read_examples(path)
+    assert read_examples(path, tag_names=names)[0].spans == PER
+    feature = {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "Sequence"}
+    held = json.dumps({"info": {"features": {"ner_tags": feature}}})
+    table = arrow.table(numbers).replace_schema_metadata({"huggingface": held})
+    write_table(path, arrow, table)
+    assert read_examples(path)[0].spans == PER
+    large = arrow.large_list(arrow.large_string())
+    columns = {key: arrow.array(TABLE[key], large) for key in ("tokens", "ner_tags")}
+    write_table(path, arrow, arrow.table(columns))
+    assert read_examples(path)[0].spans == PER
+    spans = {"text": ["Mara left"], "spans": [[{"start": 0, "end": 4, "label": "PER"}]]}
+    write_table(path, arrow, arrow.table(spans))
+    assert read_examples(path)[0].spans == PER
+
+
+@pytest.mark.parametrize("name", ARROW_FILES)
+def test_parquet_that_cannot_be_read_is_named(tmp_path, name):
+    arrow = pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    write_table(path, arrow, arrow.table(TABLE))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=f"{name}: expected a (parquet|arrow) file, got"):
+        read_examples(path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError, match="or an LFS pointer"):
+        read_examples(path)
+    bad = {"tokens": [["a", None], ["b"], None], "ner_tags": [["O", "O"], ["O"], ["O"]]}
+    write_table(path, arrow, arrow.table(bad))
+    warnings = []
+    assert len(read_examples(path, on_bad="warn", warnings=warnings)) == 1
+    assert [warning.rpartition("row ")[2][:23] for warning in warnings[:2]] == [
+        "0: expected tokens as s",
+        "2: expected a list of t",
+    ]
+
+
+def test_shards_of_parquet_are_a_split(tmp_path):
+    pytest.importorskip("pyarrow")
+    example = Example("a", ["Mara", "left"], PER)
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"):
+        write_examples([example], tmp_path / f"{name}.parquet", "parquet")
+    splits = read_corpus(tmp_path).splits
+    assert {name: len(held) for name, held in splits.items()} == {"train": 2, "dev": 1}
+
+
 def test_real_spacy(tmp_path):
     spacy = pytest.importorskip("spacy")
     nested = [Span("ORG", 0, 3), Span("LOC", 1, 2)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -18,8 +18,10 @@ from nercrf.data.check_report import CheckReport, finding_order
 from nercrf.data.corpus import SPLIT_NAMES, find_sources, split_of
 from nercrf.data.examples import DataError, Example, Finding, no_entity, split_place
 from nercrf.data.formats import examine
+from nercrf.data.read_config import ReadConfig
 from nercrf.data.reading import BLANK, is_visible
 from nercrf.data.records import Examined
+from nercrf.data.splits import divide_examples, document_keys, read_shares
 from nercrf.data.type_names import similar_types
 from nercrf.data.statistics import DataSet, PieceCounts, Split, count_split, find_train
 from nercrf.labels import SCHEMES, Span, spans_to_tags
@@ -557,12 +559,45 @@ def _check_dataset(splits: Sequence[Split]) -> Iterator[Finding]:
     yield from _check_repetitions(splits)
     yield from _check_names(splits)
 
+# %% ../../nbs/1_data/21_check.ipynb #32a0d251
+def _whole_files(
+    paths: Sequence[Path], shares: Mapping[str, float]
+) -> dict[str, list[tuple[str, Path]]]:
+    "By data set, the path of each file that is to be cut."
+    return {
+        str(path): [("data", file) for file in find_sources(path, shares)["train"]]
+        for path in paths
+    }
+
+
+def _cut_files(files: Sequence[Examined], shares: Mapping[str, float], seed: int) -> list[Split]:
+    "The splits that the files are cut into; what was found in a file stands with its first part."
+    keys, owners = [], {}
+    for file in files:
+        is_document = len(files) > 1 and file.format.name == "brat"
+        keys += document_keys(file.reading, file.examples, is_document)
+        owners |= {id(example): file.path for example in file.examples}
+    examples = [example for file in files for example in file.examples]
+    splits, told = [], set()
+    for name, held in divide_examples(examples, keys, shares, seed).items():
+        parts = []
+        for file in files:
+            own = [each for each in held if owners[id(each)] == file.path]
+            if own:
+                findings = [] if file.path in told else file.findings
+                parts.append(replace(file, examples=own, findings=findings))
+                told.add(file.path)
+        splits.append(Split(name, parts))
+    return splits
+
 # %% ../../nbs/1_data/21_check.ipynb #33680873
 def check_paths(
     paths: str | Path | Sequence[str | Path],  # files, or folders of splits
     count_pieces: Callable[[list[str]], PieceCounts] | None = None,  # of words
     max_seq_length: int = 128,  # pieces in a window, special tokens included
     scheme: str | None = None,  # of tags; None: found from the tags
+    split: str | None = None,  # 0.8,0.1,0.1 cuts a file; or a name in a folder of `datasets`
+    split_seed: int = ReadConfig.split_seed,  # of the order in which documents are dealt out
     **options,  # as for `examine`: format, encoding, by, tag_column, ...
 ) -> CheckReport:  # statistics and findings
     """Check labelled files by themselves and against each other.
@@ -574,12 +609,18 @@ def check_paths(
     if isinstance(paths, (str, Path)):
         paths = [paths]
 
-    def read(path: Path, **changes) -> Examined:
-        return read_for_check(path, **{"scheme": scheme, **options, **changes})
+    shares = read_shares(split)
+    options |= {"scheme": scheme} | ({} if shares else {"split": split})
 
-    report = CheckReport([])
-    for name, entries in _find_files([Path(path) for path in paths]).items():
+    def read(path: Path, **changes) -> Examined:
+        return read_for_check(path, **{**options, **changes})
+
+    report, places = CheckReport([]), [Path(path) for path in paths]
+    found = _find_files(places) if shares is None else _whole_files(places, shares)
+    for name, entries in found.items():
         splits, findings = _read_files(entries, read)
+        if shares is not None and splits:
+            splits = _cut_files(splits[0].files, shares, split_seed)
         findings += _check_dataset(splits)
         counts = PieceCounts()
         if count_pieces is not None:

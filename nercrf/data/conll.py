@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -98,6 +99,9 @@ def _is_start(line: str) -> bool:
     return line.startswith("-DOCSTART-")
 
 
+_NEW_DOCUMENT = re.compile(r"#\s*(newdoc|begin document)\b")  # of CoNLL-U and CoNLL-2012
+
+
 def _parse_rows(
     reading: Reading, rows: Iterable[tuple[int, str]], layout: ColumnLayout
 ) -> list[ColumnSentence]:
@@ -119,6 +123,8 @@ def _parse_rows(
             bare.append((number, row))
         elif row.__class__ is LineNote:
             _note_line(reading, number, row, inside)
+            if row.kind == "comments" and _NEW_DOCUMENT.match(line):
+                reading.documents.append(number)
         else:
             while bare:
                 _note_line(reading, *bare.pop(0), inside)
@@ -296,6 +302,7 @@ def label_sentences(
     scheme: str | None,  # of the tags; None: unlabelled
     first_number: int = 0,  # of the first sentence, for its id
     characters: bool | None = None,  # as for `separators_of`
+    documents: Sequence[int] = (),  # lines where documents start
 ) -> list[Example]:  # in the order of the file
     "Examples of parsed sentences, their tags read leniently."
     examples, stem, known = [], file_stem(path), {}
@@ -307,6 +314,8 @@ def label_sentences(
         examples.append(
             Example(f"{stem}-{number}", sentence.tokens, spans, f"{path}:{sentence.line}", sep)
         )
+        if begun := bisect_right(documents, sentence.line) if documents else 0:
+            examples[-1].document = f"{path}:{documents[begun - 1]}"
     return examples
 
 # %% ../../nbs/1_data/08_conll.ipynb #78bd2b3a
@@ -374,7 +383,7 @@ def read_tags(
     survey: Survey,  # of the whole file
 ) -> None:
     "Tags in another form become standard ones, tags that are none become O."
-    form, renamed = survey.form(), reading.types.renamed
+    form, renamed, reading.renamed = survey.form(), reading.types.renamed, True
     if form is STANDARD:
         pass_wrong_tags(reading, content, {tag for run in survey.runs for tag in run})
     else:
@@ -498,7 +507,8 @@ class Columns(Format):
                 for layer in sentence.layers:
                     inner = ColumnSentence(sentence.line, sentence.tokens, layer)
                     reading.findings += check_tags(path, [inner], scheme, reading)
-        return label_sentences(path, content, scheme, reading.first_number, survey.characters)
+        number, documents = reading.first_number, reading.documents
+        return label_sentences(path, content, scheme, number, survey.characters, documents)
 
     def write(self, examples: Sequence[Example], path: Path, scheme: str) -> None:
         "Write a column file; unlabelled examples as one column."

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Example:
     sep: str = " "  # what stands between tokens in the text
     original: str | None = None  # the text as written; None: tokens and `sep`
     token_offsets: list[tuple[int, int]] | None = None  # (start, end) of each in `original`
+    document: str = ""  # within its file, that it is of; "": of the file itself
 
     @property
     def text(self) -> str:  # as it was written, or the tokens joined by `sep`
@@ -217,6 +219,8 @@ def report_findings(
         )
     if warnings is not None:
         warnings += map(str, findings)
+        bad = Counter(split_place(each.where)[0] for each in findings if each.kind == "unreadable")
+        warnings += [f"{file}: {many:,} places could not be read" for file, many in bad.items()]
 
 # %% ../../nbs/1_data/01_examples.ipynb #e37d47c1
 def span_order(

@@ -192,7 +192,7 @@ class Prepared:
     def _choose_types(self, examples: list[Example]) -> None:
         "Rename and select types, and count the spans that are left out."
         types = self.reading.types
-        if types and self.format.token_lines:  # their tags were renamed before spans were read
+        if types and self.reading.renamed:
             types = TypeChoice({}, types.keep, types.drop)
         if types:
             for label, count in sorted(types.apply(examples).items()):

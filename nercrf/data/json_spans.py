@@ -29,6 +29,7 @@ from nercrf.data.json_values import (
     each_record,
     first_of,
     read_mention,
+    record_document,
     record_id,
 )
 from nercrf.data.reading import BLANK
@@ -65,9 +66,9 @@ def _dump_like(line: str, before: object, after: object) -> str:
 def _repair_lines(file: Examined, lines: list[str], mend) -> list[Change]:
     "Mend JSON lines in place; `mend` changes the mentions of one object."
     units, shift = file.survey.offsets(file.reading.end, file.reading.units)
-    changes = []
+    changes, unreadable = [], file.unreadable
     for index, line in enumerate(lines):
-        if not line.strip():
+        if not line.strip() or index + 1 in unreadable:
             continue
         where, record = f"{file.path}:{index + 1}", json.loads(line)
         mended = json.loads(line)
@@ -163,18 +164,23 @@ def parse_cluener(
     for number, line in enumerate(text.split("\n"), first_line):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
-        record = _cluener_record(line, where)
+        where, spans, found = f"{path}:{number}", None, []
+        try:
+            record = _cluener_record(line, where)
+            if "label" in record:
+                spans, found = _cluener_spans(record, where)
+        except DataError as error:
+            message = str(error).removeprefix(f"{where}: ")
+            findings.append(Finding("unreadable", where, message))
+            continue
+        findings += found
         name = record.get("id")
         if name is None:
             name = f"{stem}-{first_number + len(examples)}"
-        spans = None
-        if "label" in record:
-            spans, found = _cluener_spans(record, where)
-            findings += found
         if not record["text"]:
             findings.append(Finding("blank-text", where, "the text is empty; remove the line"))
-        examples.append(Example(str(name), list(record["text"]), spans, where, ""))
+        words = list(record["text"])
+        examples.append(Example(str(name), words, spans, where, "", document=where))
     return examples, findings
 
 # %% ../../nbs/1_data/11_json_spans.ipynb #a6ce96d5
@@ -317,8 +323,8 @@ def span_record(
     for key in record:
         if key not in _KNOWN and record[key] not in (None, [], {}, ""):
             reading.ignore(f"the field {key!r}", where)
-    name = record_id(reading, record, number)
-    return Record(where, name, text, mentions, _token_offsets(record, text, where))
+    name, document = record_id(reading, record, number), record_document(reading, record, where)
+    return Record(where, name, text, mentions, _token_offsets(record, text, where), document)
 
 # %% ../../nbs/1_data/11_json_spans.ipynb #d2d0caae
 def _mend_entries(record: dict, mentions: MentionRepair) -> None:

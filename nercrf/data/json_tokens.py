@@ -11,11 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nercrf.data.examples import DataError, Example, all_labelled, example_name, span_order
-from nercrf.data.json_values import LABEL_KEYS, each_record, first_of, json_records, read_mention
-from nercrf.data.json_values import record_id
+from nercrf.data.json_values import (
+    DOCUMENT_KEYS,
+    LABEL_KEYS,
+    each_record,
+    first_of,
+    json_records,
+    read_mention,
+    record_document,
+    record_id,
+)
 from nercrf.data.reading import separators_of
 from nercrf.data.records import READINGS, Format, Mention, Reading, Survey
-from nercrf.data.tag_forms import MISSING, STANDARD, odd_tags
+from nercrf.data.tag_forms import MISSING, STANDARD, odd_tags, rename_tags
+from nercrf.data.type_names import TypeChoice
 from nercrf.files import write_lines
 from nercrf.labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans
 
@@ -34,6 +43,7 @@ class TokenRecord:
     tags: list[str] | None = None  # one a token, in any form
     mentions: list[Mention] | None = None  # counted in tokens
     shift: int = 0  # from the ends of the mentions to exclusive ones, where no text tells
+    document: str = ""  # as of an `Example`
 
 
 TOKEN_KEYS = ("tokens", "words", "tokenized_text", "token", "sentence")
@@ -50,7 +60,9 @@ def is_token_record(
     if isinstance(record.get("sentences"), list):
         return all(isinstance(each, list) for each in record["sentences"])
     tokens = first_of(record, TOKEN_KEYS)
-    return isinstance(tokens, (list, tuple)) and all(isinstance(each, str) for each in tokens)
+    return isinstance(tokens, (list, tuple)) and all(
+        each is None or isinstance(each, str) for each in tokens
+    )
 
 # %% ../../nbs/1_data/13_json_tokens.ipynb #d4689077
 def named_tags(
@@ -96,7 +108,7 @@ def _is_inclusive(key: str, entries: Sequence) -> bool:
 
 def _document(reading: Reading, where: str, record: Mapping, name: str) -> list[TokenRecord]:
     "The sentences of a document whose spans count its tokens."
-    records, begin = [], 0
+    records, begin, document = [], 0, record_document(reading, record, where)
     key = next((key for key in MENTION_KEYS if record.get(key) is not None), None)
     for number, tokens in enumerate(record["sentences"]):
         mentions = None
@@ -110,7 +122,8 @@ def _document(reading: Reading, where: str, record: Mapping, name: str) -> list[
                 ]
         begin += len(tokens)
         if tokens:
-            records.append(TokenRecord(where, f"{name}-{number}", tokens, None, mentions, 1))
+            own = TokenRecord(where, f"{name}-{number}", tokens, None, mentions, 1, document)
+            records.append(own)
     return records
 
 
@@ -126,13 +139,18 @@ def token_records(
     if isinstance(record.get("sentences"), list):
         return _document(reading, where, record, name)
     tokens = first_of(record, TOKEN_KEYS)
-    if not isinstance(tokens, (list, tuple)) or not all(isinstance(each, str) for each in tokens):
+    if not isinstance(tokens, (list, tuple)):
+        fields = ", ".join(record) or "none"
+        raise DataError(f"{where}: expected a list of tokens, got the fields {fields}; add tokens")
+    wrong = [each for each in tokens if not isinstance(each, str)]
+    if wrong:
         raise DataError(
-            f"{where}: expected a list of tokens, got the fields {', '.join(record) or 'none'}"
+            f"{where}: expected tokens as strings, got {wrong[0]!r}; correct the record"
         )
     if not tokens:
         raise DataError(f"{where}: expected at least one token, got none; remove the record")
-    found, used = TokenRecord(where, name, list(tokens)), set()
+    found, used = TokenRecord(where, name, list(tokens)), set(DOCUMENT_KEYS)
+    found.document = record_document(reading, record, where)
     for key in (*TAG_KEYS, *MENTION_KEYS):
         held = record.get(key)
         if not isinstance(held, (list, tuple)) or found.tags is not None:
@@ -170,7 +188,7 @@ def join_questions(
         context = question["context"]
         if context != before:
             name = f"{reading.path.name.partition('.')[0]}-{len(records)}"
-            records.append(TokenRecord(where, name, context.split(), None, None, 1))
+            records.append(TokenRecord(where, name, context.split(), None, None, 1, where))
         before = context
         starts, ends = question.get("start_position"), question.get("end_position")
         if starts is None:  # not annotated
@@ -272,16 +290,19 @@ class TokenFormat(Format):
         shift = survey.offsets(reading.end, "characters")[1] if survey.fits else None
         if reading.end != "auto":
             shift = int(reading.end == "inclusive")
-        examples = []
+        examples, names, reading.renamed = [], reading.types.renamed, True
         for record, sep in zip(content, separators, strict=True):
             spans = None
             if record.tags is not None:
                 tags = ["O" if tag in wrong else tag for tag in form.read(record.tags)]
-                spans = _tag_spans(reading, record, tags, scheme)
+                spans = _tag_spans(reading, record, rename_tags(tags, names), scheme)
             elif record.mentions is not None:
                 ends = record.shift if shift is None else shift
                 spans = _mention_spans(reading, record, ends, sep)
-            examples.append(Example(record.id, record.tokens, spans, record.where, sep))
+                spans = TypeChoice(names).choose(spans) if names else spans
+            example = Example(record.id, record.tokens, spans, record.where, sep)
+            example.document = record.document
+            examples.append(example)
         return examples
 
 # %% ../../nbs/1_data/13_json_tokens.ipynb #8fc9750e

@@ -12,8 +12,8 @@ from nercrf.data.examples import DataError, file_stem
 from nercrf.data.records import Mention, Reading
 
 # %% auto #0
-__all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'ID_KEYS', 'first_of',
-           'read_mention', 'record_id', 'unwrapped', 'json_records', 'each_record']
+__all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'DOCUMENT_KEYS', 'ID_KEYS',
+           'first_of', 'read_mention', 'record_id', 'record_document', 'unwrapped', 'json_records', 'each_record']
 
 # %% ../../nbs/1_data/10_json_values.ipynb #adac822f
 START_KEYS = ("start", "start_offset", "begin", "start_idx")
@@ -22,7 +22,8 @@ PLACE_KEYS = ("span", "offset", "offsets", "position")  # which hold [start, end
 LABEL_KEYS = ("label", "type", "tag", "entity_group", "entity", "entity_type")
 SPAN_KEYS = ("spans", "entities", "labels", "label")  # which hold a list of them
 SURFACE_KEYS = ("text", "surface", "word", "mention", "name", "entity")
-ID_KEYS = ("id", "orig_id", "curid", "doc_key", "doc_id", "sent_id", "sentence_id", "guid")
+DOCUMENT_KEYS = ("doc_key", "doc_id", "document_id")  # which records of a document share
+ID_KEYS = ("id", "orig_id", "curid", "sent_id", "sentence_id", "guid", *DOCUMENT_KEYS)
 
 
 def first_of(
@@ -79,6 +80,16 @@ def record_id(
     if name is None or isinstance(name, (list, dict)):
         return f"{file_stem(reading.path)}-{reading.first_number + number}"
     return str(name)
+
+# %% ../../nbs/1_data/10_json_values.ipynb #cdc55447
+def record_document(
+    reading: Reading,  # names the file
+    record: Mapping,  # a JSON object
+    where: str,  # its place
+) -> str:  # equal for records of one document
+    "The document of an object: the one that it names, or else itself."
+    name = first_of(record, DOCUMENT_KEYS)
+    return f"{reading.path}#{name}" if isinstance(name, (str, int)) else where
 
 # %% ../../nbs/1_data/10_json_values.ipynb #14c9eca7
 def _json_array(reading: Reading, text: str) -> Iterator[tuple[str, object]]:

@@ -11,7 +11,13 @@ from pathlib import Path
 
 from nercrf.data.examples import DataError, Example, character_spans
 from nercrf.data.json_spans import json_id
-from nercrf.data.json_values import each_record, first_of, read_mention, record_id
+from nercrf.data.json_values import (
+    each_record,
+    first_of,
+    read_mention,
+    record_document,
+    record_id,
+)
 from nercrf.data.records import Mention, Reading, Record, RecordFormat
 from nercrf.files import write_lines
 
@@ -143,7 +149,8 @@ def _studio_record(reading: Reading, where: str, task: dict, number: int) -> Rec
             f"{where}: expected regions with a 'value', got {str(regions)[:60]}; export as JSON"
         ) from error
     text = task_text(task, regions or [], where)
-    return Record(where, record_id(reading, task, number), text, mentions)
+    document = record_document(reading, task, where)
+    return Record(where, record_id(reading, task, number), text, mentions, document=document)
 
 # %% ../../nbs/1_data/12_label_studio.ipynb #c3b53487
 class LabelStudio(RecordFormat):

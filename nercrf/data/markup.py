@@ -159,18 +159,15 @@ def _brat_mentions(reading: Reading, path: Path, document: str) -> list[tuple[st
     for number, line in enumerate(text.split("\n"), 1):
         where, match = f"{path}:{number}", _BRAT_SPAN.fullmatch(line)
         if match is None and line.startswith("T"):
-            raise DataError(
-                f"{where}: expected 'T1<TAB>TYPE START END<TAB>"
-                f"text', got {line[:40]!r}; correct the line"
-            )
-        if match is None and line.strip():
-            if line[0] not in _BRAT_KINDS:
-                raise DataError(
-                    f"{where}: expected a line that begins with "
-                    f"T or one of {' '.join(_BRAT_KINDS)}, got "
-                    f"{line[:40]!r}"
-                )
-            reading.ignore(_BRAT_KINDS[line[0]], where)
+            message = "expected 'T1<TAB>TYPE START END<TAB>text', got "
+            reading.add("unreadable", where, f"{message}{line[:40]!r}; correct the line")
+        elif match is None and line.strip():
+            if line[0] in _BRAT_KINDS:
+                reading.ignore(_BRAT_KINDS[line[0]], where)
+                continue
+            kinds = " ".join(_BRAT_KINDS)
+            message = f"expected a line that begins with T or one of {kinds}, got {line[:40]!r}"
+            reading.add("unreadable", where, message)
         elif match is not None and match[4] and not _is_one_piece(match, document):
             reading.add(
                 "discontinuous",
@@ -408,7 +405,8 @@ class Inline(RecordFormat):
             try:
                 plain, spans = parse_inline(line)
             except ValueError as error:
-                raise DataError(f"{where}: {error}") from error
+                reading.add("unreadable", where, str(error))
+                continue
             number = reading.first_number + len(records)
             records.append(
                 Record(where, f"{stem}-{number}", plain, [Mention(*span) for span in spans])
@@ -436,7 +434,7 @@ class Inline(RecordFormat):
         "Mend lines with entities in braces in place."
         changes = []
         for index, line in enumerate(lines):
-            if not line.strip():
+            if not line.strip() or index + 1 in file.unreadable:
                 continue
             body = line.rstrip("\r\n")
             text, spans = parse_inline(body)

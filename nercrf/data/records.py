@@ -62,6 +62,7 @@ class Reading(ReadingOptions):
     skipped: set[int] = field(default_factory=set)  # lines within sentences that are no words
     layout: Any = None  # of a column file, once it is known
     documents: list[int] = field(default_factory=list)  # lines where documents start
+    renamed: bool = False  # types were, when the tags were read
     findings: list[Finding] = field(default_factory=list)  # but the counted
     counted: dict[str, Finding] = field(default_factory=dict)  # by message
     ends: tuple[int, int] = (0, 0)  # mentions that end one letter before a word; all of them
@@ -167,6 +168,7 @@ class Record:
     text: str  # as it was written
     mentions: list[Mention] | None  # None where nobody has labelled it
     tokens: list[tuple[int, int]] | None = None  # (start, end) of each; None: the text is cut
+    document: str = ""  # as of an `Example`
 
 # %% ../../nbs/1_data/06_records.ipynb #c13ac817
 READINGS = (("characters", 0), ("characters", 1), ("utf16", 0), ("utf16", 1))
@@ -313,6 +315,11 @@ class Examined:
     def path(self) -> Path:  # as it was given
         "The file."
         return self.reading.path
+
+    @property
+    def unreadable(self) -> set[int]:  # a repair leaves them alone
+        "The lines that cannot be read."
+        return {each.line for each in self.findings if each.kind == "unreadable"}
 
     def place(
         self,
@@ -513,6 +520,9 @@ class RecordFormat(Format):
                 offsets = [(start, end) for _, start, end in split_words(text, reading.by)]
             if not offsets:
                 reading.add("blank-text", record.where, f"the text {text!r} has no token; left out")
+                for mention in record.mentions or ():
+                    name = f"{mention.label} at [{mention.start}, {mention.end}]"
+                    reading.add("no-token", record.where, f"{name} covers no word; left out")
                 continue
             if record.mentions is not None:
                 spans = _character_spans(reading, record, counted)
@@ -531,6 +541,7 @@ class RecordFormat(Format):
                     "" if close else " ",
                     text,
                     offsets,
+                    record.document,
                 )
             )
         return examples

@@ -145,7 +145,7 @@ def fix_report(
     **options,  # as for `fix_file`
 ) -> list[Repair]:  # one a file
     "Repair every file of a report that could be read."
-    folder, planned = None if output is None else Path(output), []
+    folder, planned = None if output is None else Path(output), {}
     for dataset in report.datasets:
         for split in dataset.splits:
             chosen = dict(options)
@@ -153,7 +153,7 @@ def fix_report(
                 chosen["scheme"] = split.scheme
             if len(split.formats) == 1:
                 chosen["format"] = split.formats[0]
-            planned += [(Path(path), chosen) for path in split.files]
-    for path, _ in planned:
+            planned |= {Path(path): chosen for path in split.files}
+    for path in planned:
         _fixed_path(path, folder)
-    return [fix_file(path, folder, **chosen) for path, chosen in planned]
+    return [fix_file(path, folder, **chosen) for path, chosen in planned.items()]

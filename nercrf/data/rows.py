@@ -64,17 +64,19 @@ def _prepare_rows(
     place = f"{reading.path}:row "
     tag_column = next((name for name in TAG_KEYS if name in columns), None)
     first = next(iter(rows), {})
-    if not is_token_record(first) or ("text" in columns and not {*TAG_KEYS} & {*columns}):
-        return [
-            span_record(reading, f"{place}{number}", dict(row), number)
-            for number, row in enumerate(rows)
-        ]
-    names = _class_names(features, tag_column) if tag_column else None
-    return [
-        record
-        for number, row in enumerate(rows)
-        for record in token_records(reading, f"{place}{number}", dict(row), number, names)
-    ]
+    is_text = not is_token_record(first) or ("text" in columns and not {*TAG_KEYS} & {*columns})
+    names = _class_names(features, tag_column) if tag_column and not is_text else None
+    records = []
+    for number, row in enumerate(rows):
+        where = f"{place}{number}"
+        try:
+            if is_text:
+                records.append(span_record(reading, where, dict(row), number))
+            else:
+                records += token_records(reading, where, dict(row), number, names)
+        except DataError as error:
+            reading.add("unreadable", where, str(error).removeprefix(f"{where}: "))
+    return records
 
 # %% ../../nbs/1_data/15_rows.ipynb #fd0f9238
 def _dataset_rows(reading: Reading, dataset) -> list[TokenRecord] | list[Record]:
@@ -168,13 +170,20 @@ class Parquet(RowFormat):
 
     def _table(self, path: Path):
         "The rows of a file, be it parquet, or arrow as a file or a stream."
-        if path.suffix == ".parquet":
-            return _optional("pyarrow.parquet").read_table(path)
         arrow = _optional("pyarrow")
+        with open(path, "rb") as file:
+            begin = file.read(6)
         try:
-            return arrow.ipc.open_file(str(path)).read_all()
-        except arrow.ArrowInvalid:
+            if path.suffix == ".parquet":
+                return _optional("pyarrow.parquet").read_table(path)
+            if begin == b"ARROW1":
+                return arrow.ipc.open_file(str(path)).read_all()
             return arrow.ipc.open_stream(path.read_bytes()).read_all()
+        except (arrow.ArrowInvalid, OSError) as error:
+            kind = "parquet" if path.suffix == ".parquet" else "arrow"
+            raise DataError(
+                f"{path}: expected a {kind} file, got {error}; is it cut off, or an LFS pointer?"
+            ) from error
 
     def write(self, examples: Sequence[Example], path: Path, scheme: str) -> None:
         "Write a parquet file of tokens and tags by name."

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 import random
 import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from nercrf.data.examples import DataError, Example, split_place
+from nercrf.data.examples import DataError, Example
 from nercrf.data.records import Reading
 
 # %% auto #0
@@ -48,10 +47,8 @@ def document_keys(
     "Which sentences belong together."
     if is_document:
         return [str(reading.path)] * len(examples)
-    if not reading.documents:
-        return [example.source or example.id for example in examples]
-    places = (split_place(example.source)[1] for example in examples)
-    return [f"{reading.path}#{bisect_right(reading.documents, line)}" for line in places]
+    alone = str(reading.path) if reading.documents else ""  # before the first one starts
+    return [each.document or alone or each.source or each.id for each in examples]
 
 # %% ../../nbs/1_data/17_splits.ipynb #36f44858
 def divide(

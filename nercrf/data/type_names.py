@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from nercrf.data.examples import Example
+from nercrf.data.read_config import ReadConfig
+from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['read_type_map', 'TypeChoice', 'type_key', 'is_one_off', 'SimilarType', 'similar_types']
+__all__ = ['read_type_map', 'TypeChoice', 'chosen_types', 'type_key', 'is_one_off', 'SimilarType', 'similar_types']
 
 # %% ../../nbs/1_data/04_type_names.ipynb #354086d0
 def read_type_map(
@@ -51,6 +53,22 @@ class TypeChoice:
         label = self.renamed.get(label, label)
         return None if label in self.drop or (self.keep and label not in self.keep) else label
 
+    def choose(
+        self,
+        spans: Iterable[Span],  # of one sentence
+    ) -> list[Span]:  # renamed, each once
+        "The spans that count."
+        named = ((span, self.name(span.label)) for span in spans)
+        return list(dict.fromkeys(span._replace(label=new) for span, new in named if new))
+
+    def for_model(
+        self,
+        types: Collection[str],  # that it predicts
+    ) -> TypeChoice:  # renames nothing where the model has learned the new names
+        "The choice for what a model predicts, from that for the files."
+        old = self.renamed.keys() - set(self.renamed.values())
+        return self if old & set(types) else replace(self, renamed={})
+
     def apply(
         self,
         examples: Iterable[Example],  # their spans are changed in place
@@ -60,15 +78,18 @@ class TypeChoice:
         for example in examples:
             if not example.spans:
                 continue
-            kept = []
-            for span in example.spans:
-                label = self.name(span.label)
-                if label is None:
-                    left_out[self.renamed.get(span.label, span.label)] += 1
-                else:
-                    kept.append(span._replace(label=label))
-            example.spans = list(dict.fromkeys(kept))
+            for label, *_ in example.spans:
+                if self.name(label) is None:
+                    left_out[self.renamed.get(label, label)] += 1
+            example.spans = self.choose(example.spans)
         return left_out
+
+
+def chosen_types(
+    flags: ReadConfig,  # `type_map`, `keep_types` and `drop_types`
+) -> TypeChoice:  # of the types of files
+    "The choice that flags make."
+    return TypeChoice(read_type_map(flags.type_map), flags.keep_types, flags.drop_types)
 
 # %% ../../nbs/1_data/04_type_names.ipynb #5c7a53b6
 def type_key(

@@ -30,8 +30,9 @@ from nercrf.evaluation.metrics import (
     score_spans,
     score_unseen,
 )
+from nercrf.data.type_names import TypeChoice
 from nercrf.features.batches import FeatureDataset, plan_batches
-from nercrf.labels import Span, ids_to_spans
+from nercrf.labels import Span, entity_types, ids_to_spans
 
 # %% auto #0
 __all__ = ['UNLEARNABLE', 'evaluation_batches', 'move_batch', 'SentenceResult', 'predict_batches', 'Evaluation',
@@ -239,6 +240,7 @@ def evaluate(
     precision: torch.dtype | None = None,  # half precision of the encoder; None: full
     unlearnable: str = EvaluationConfig.unlearnable,  # gold that no tag can hold
     should_stop: Callable[[], bool] | None = None,  # asked after a batch; on each process or none
+    types: TypeChoice | None = None,  # by which the gold was read; predictions are chosen alike
 ) -> Evaluation:  # the same on every process
     """Evaluate a model on the annotated sentences of a data set; every process of the group must
     call it.
@@ -259,6 +261,8 @@ def evaluate(
     predicted = [[] for _ in range(len(dataset))]
     for result in results:
         predicted[result.index] = ids_to_spans(result.tags, config.labels, config.scheme, "lenient")
+    if types:
+        predicted = list(map(types.for_model(entity_types(config.labels)).choose, predicted))
     losses = [result.loss for result in results if result.loss is not None]
     lost = unlearnable_spans(dataset)
     left_out = lost if unlearnable == "ignored" else []

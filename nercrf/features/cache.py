@@ -80,6 +80,11 @@ def _survey_parts(corpus: CachedCorpus) -> CorpusSummary | None:
         return None
 
 
+def _context_key(conversion: Mapping[str, Any]) -> dict[str, str]:
+    "What tells features with context from those of before, when it went beyond a document."
+    return {"context_within": "document"} if conversion.get("context") else {}
+
+
 def _uncut_format(files: CorpusFiles) -> str | None:
     "The first format of which no part stands by itself; None if all can be cut."
     chosen = {"comment", "type_map", "keep_types", "drop_types"}
@@ -105,6 +110,7 @@ class CachedCorpus:
         self.files, self.cache, self.processes = files, cache, processes
         self.check = check or (lambda: None)
         self._examples: dict[str, list[Example]] = {}
+        self.told = False  # is what is odd in the data known to the user?
 
     def keep(
         self,
@@ -173,6 +179,7 @@ class CachedCorpus:
             "scheme": get_scheme(scheme).name if scheme else None,
             "tokenizer": describe_tokenizer(tokenizer),
             "conversion": dict(conversion),
+            **_context_key(conversion),
         }
 
     def dataset(
@@ -186,10 +193,8 @@ class CachedCorpus:
         "The features of a split; every process of a group has to call it."
         description = self.describe(split, tokenizer, conversion, labels, scheme)
         build = partial(_build_features, self, description, tokenizer)
-        found = self.cache.find(split, cache_key(description), load_features, build)
-        features, metadata = found
-        if get_rank() == 0:
-            _note_warnings(metadata)
+        features, metadata = self.cache.find(split, cache_key(description), load_features, build)
+        _note_warnings(self, metadata)
         return FeatureDataset(features, metadata["labels"], metadata["scheme"])
 
 # %% ../../nbs/2_features/11_cache.ipynb #3c319add
@@ -294,9 +299,10 @@ def _build_summary(
     return load_summary(path)
 
 
-def _note_warnings(metadata: dict[str, Any]) -> None:
+def _note_warnings(corpus: CachedCorpus, metadata: dict[str, Any]) -> None:
     "One line on what the reader found odd in the data."
-    if metadata.get("warning_count"):
+    told, corpus.told = corpus.told, True
+    if get_rank() == 0 and not told and metadata.get("warning_count"):
         logger.warning(
             "%s: %d oddities in the data, the first: %s",
             metadata["source"],

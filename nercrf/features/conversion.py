@@ -290,7 +290,7 @@ def convert_examples_to_features(
     sequence_a_segment_id: int | None = None,  # segment of words and separator
     mask_padding_with_zero: bool = True,  # padding 0, pieces 1; or reversed
     stride: int | None = None,  # pieces windows share; None: a quarter window
-    context: int = 0,  # sentences of the same file on either side
+    context: int = 0,  # sentences of the same document on either side
     nested: str = "outermost",  # or "innermost": spans that the labels hold
     neighbours: tuple = ((), ()),  # examples before and behind, for `context`
     joined_by: str | None = " ",  # between two words: " ", "" for characters; None: as before

@@ -183,6 +183,7 @@ class ParsedPart:
     read: int = 0  # sentences, also those that were left out
     error: DataError | None = None  # met in reading offsets
     ends: tuple[int, int] = (0, 0)  # of mentions, see `Reading`
+    documents: list[int] = field(default_factory=list)  # lines where documents start
 
 
 def _prepare_part(part: Part, reader: Mapping[str, Any]) -> Prepared:
@@ -215,7 +216,8 @@ def parse_part(
         read = len(prepared.content)
         return ParsedPart(path, [], examples, False, findings, read, ends=prepared.reading.ends)
     labelled, sentences = prepared.reading.columns > 1, prepared.content
-    return ParsedPart(path, sentences, [], labelled, findings, len(sentences))
+    starts = prepared.reading.documents
+    return ParsedPart(path, sentences, [], labelled, findings, len(sentences), documents=starts)
 
 # %% ../../nbs/2_features/08_parts.ipynb #8ec820e7
 def part_surfaces(

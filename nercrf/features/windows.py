@@ -76,11 +76,11 @@ def cut_windows(
 # %% ../../nbs/2_features/03_windows.ipynb #a6811c4b
 def _nearby_sentences(examples: Sequence[Example], context: int) -> tuple[np.ndarray, np.ndarray]:
     "First and behind the last sentence that may surround each sentence."
-    files = [example.source.rpartition(":")[0] for example in examples]
-    change = [one != other for one, other in pairwise(files)]
+    documents = [(each.source.rpartition(":")[0], each.document) for each in examples]
+    change = [one != other for one, other in pairwise(documents)]
     begins = np.concatenate([[0], np.flatnonzero(change) + 1])
-    ends = np.concatenate([begins[1:], [len(files)]])
-    place = np.arange(len(files))
+    ends = np.concatenate([begins[1:], [len(documents)]])
+    place = np.arange(len(documents))
     group = np.searchsorted(begins, place, "right") - 1
     return (
         np.maximum(place - context, begins[group]),
@@ -224,14 +224,14 @@ class WindowShape(NamedTuple):
     layout: Layout  # the special tokens around them
     capacity: int  # pieces that fit beside the special tokens
     stride: int  # pieces by which neighbouring windows overlap, at most
-    context: int  # sentences of the same file that are shown on either side
+    context: int  # sentences of the same document that are shown on either side
 
 
 def shape_windows(
     layout: Layout,  # the special tokens around the words
     max_seq_length: int,  # pieces in a window, special tokens included
     stride: int | None = None,  # pieces windows share; None: a quarter window
-    context: int = 0,  # sentences of the same file on either side
+    context: int = 0,  # sentences of the same document on either side
 ) -> WindowShape:  # checked
     "The shape of windows; raises ValueError for one that holds no word."
     special = len(layout.prefix) + len(layout.suffix)

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nercrf.distributed.devices import autocast_dtype, unwrap_model, wrap_model
 from nercrf.distributed.processes import ProcessInfo, init_distributed
+from nercrf.data.type_names import chosen_types
 from nercrf.evaluation.evaluator import (
     Evaluation,
     describe_unannotated,
@@ -118,6 +119,7 @@ class Training(Learner):
                 precision=self.precision,
                 unlearnable=self.args.unlearnable,
                 should_stop=self.stop.is_set,
+                types=chosen_types(self.args),
             )
         figures = {f"dev_{name}": value for name, value in result.to_dict().items()}
         self.figures = {"step": self.progress.step, **figures}
