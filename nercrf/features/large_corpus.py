@@ -118,23 +118,27 @@ class PartReader:
         self.tokenizer = _load_tokenizer(folder)
         return describe_tokenizer(self.tokenizer)
 
-    def _examples(self, parts: list, reader: dict, scheme: str) -> list:
-        examples = []
+    def _examples(self, parts: list, reader: dict, scheme: str) -> list[list]:
+        "The sentences of parts in a row; a document goes on in the next one."
+        examples, starts = [], []
         for part in parts:
             parsed = parse_part(Part(*part), reader)
-            examples += parsed.examples or label_sentences(
-                parsed.path, parsed.sentences, scheme if parsed.labelled else None
+            starts = [*starts[-1:], *parsed.documents]
+            tags = scheme if parsed.labelled else None
+            examples.append(
+                parsed.examples
+                or label_sentences(parsed.path, parsed.sentences, tags, documents=starts)
             )
         return examples
 
     def _convert(self, part: list, around: list, plan: list, target: str) -> int:
-        plan = ConversionPlan(*plan)
-        examples, *neighbours = (
-            self._examples(parts, plan.reader, plan.tag_scheme) for parts in ([part], *around)
-        )
-        options = dict(plan.conversion)
+        plan, (before, behind) = ConversionPlan(*plan), around
+        parts = self._examples([*before, part, *behind], plan.reader, plan.tag_scheme)
+        examples, options = parts[len(before)], dict(plan.conversion)
         if context := options.get("context"):
-            options["neighbours"] = (neighbours[0][-context:], neighbours[1][:context])
+            sides = parts[: len(before)], parts[len(before) + 1 :]
+            left, right = ([each for held in side for each in held] for side in sides)
+            options["neighbours"] = (left[-context:], right[:context])
         features = convert_examples_to_features(
             examples, plan.labels, tokenizer=self.tokenizer, scheme=plan.scheme, **options
         )
