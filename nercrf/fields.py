@@ -45,6 +45,9 @@ def field_bounds(
     return own + [each for part in get_args(hint) for each in field_bounds(part)]
 
 # %% ../nbs/0_ground/02_fields.ipynb #1217c0ee
+_LARGEST = 1e15  # what is larger, infinite or not a number is a slip of the keyboard
+
+
 def check_fields(
     config: object,  # a dataclass
 ) -> None:
@@ -52,8 +55,12 @@ def check_fields(
     its bases refuses: ValueError with flag, value and remedy."""
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
+        values = value if isinstance(value, list) else [value]
+        for each in values:
+            if isinstance(each, (int, float)) and not abs(each) < _LARGEST:
+                raise ValueError(f"--{name} must be a number below 1e15, got {each!r}")
         for bounds in field_bounds(hint):
-            for each in value if isinstance(value, list) else [value]:
+            for each in values:
                 if each is not None and not bounds.holds(each):
                     raise ValueError(f"--{name} {bounds.says}, got {each!r}")
     for section in reversed(type(config).__mro__):

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['helper', 'summing', 'kernel', 'LANES', 'sum_products', 'add_products', 'largest_sums', 'sum_block_products',
-           'largest_block_sums', 'multiply_rows', 'take_row', 'exponential', 'exponentials', 'fill', 'scale',
+__all__ = ['helper', 'summing', 'LANES', 'sum_products', 'add_products', 'largest_sums', 'sum_block_products',
+           'largest_block_sums', 'kernel', 'multiply_rows', 'take_row', 'exponential', 'exponentials', 'fill', 'scale',
            'total_of', 'widened']
 
 # %% ../../nbs/3_crf/06_vectors.ipynb #34997949
@@ -22,10 +22,18 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from nercrf.crf.kernel_cache import keep_on_disk
+
 # %% ../../nbs/3_crf/06_vectors.ipynb #c625ce14
 helper = njit(nogil=True, error_model="numpy", fastmath={"contract"})
 summing = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
-kernel = njit(nogil=True, error_model="numpy", fastmath={"contract"}, cache=True)
+
+
+def kernel(
+    function: Callable,  # to be compiled
+) -> Callable:  # compiled at its first call, or read from the disk
+    "A compiled function that is called from Python."
+    return keep_on_disk(helper(function)) if "nercrf" in function.__module__ else helper(function)
 
 # %% ../../nbs/3_crf/06_vectors.ipynb #6b579854
 LANES = 4

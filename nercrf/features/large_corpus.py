@@ -185,14 +185,12 @@ def _start_worker() -> subprocess.Popen:
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join(item or os.getcwd() for item in sys.path),
     }
+    # `python -c` alone would look for modules in the current folder first
+    program = f"import sys; sys.path[:] = {sys.path!r}; "
+    program += "from nercrf.features.large_corpus import serve_parts; serve_parts()"
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from nercrf.features.large_corpus import serve_parts; serve_parts()",
-        ],
+        [sys.executable, "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,

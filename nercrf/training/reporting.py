@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import platform
-import subprocess
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -208,24 +208,45 @@ def package_versions(
     return found
 
 # %% ../../nbs/6_training/05_reporting.ipynb #89a5f15b
+def _git_folder(folder: Path) -> Path | None:
+    "The folder .git of a checkout, or the one that a work tree names."
+    for place in (folder, *folder.parents):
+        git = place / ".git"
+        if git.is_file():
+            git = place / git.read_text(encoding="utf-8").partition("gitdir:")[2].strip()
+        if (git / "HEAD").is_file():
+            return git
+    return None
+
+
+def _read_ref(git: Path, name: str) -> str | None:
+    "The commit that a branch stands for."
+    common = git / "commondir"
+    shared = git / common.read_text(encoding="utf-8").strip() if common.is_file() else git
+    for place in (git, shared):
+        if (place / name).is_file():
+            return (place / name).read_text(encoding="utf-8").strip()
+    packed = shared / "packed-refs"
+    lines = packed.read_text(encoding="utf-8").splitlines() if packed.is_file() else []
+    return next((x.split()[0] for x in lines if x.split()[1:] == [name]), None)
+
+
 def git_state(
     folder: str | Path = ".",  # a folder of a checkout
-) -> dict[str, Any] | None:  # commit, changed; None where there is no git
-    "Which commit is checked out, and is anything changed?"
-    answers = []
-    for words in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
-        try:
-            finished = subprocess.run(
-                ["git", "-C", str(folder), *words],
-                timeout=10,
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-        except (OSError, subprocess.SubprocessError):
+) -> dict[str, Any] | None:  # commit and branch; None where there is no git
+    "Which commit is checked out? Read from git's files: git itself runs what its settings name."
+    try:
+        git = _git_folder(Path(folder).resolve())
+        if git is None:
             return None
-        answers.append(finished.stdout.strip())
-    return {"commit": answers[0], "changed": bool(answers[1])}
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        branch = head.partition("ref: ")[2]
+        commit = _read_ref(git, branch) if branch else head
+    except (OSError, ValueError):
+        return None
+    if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", commit or "") is None:
+        return None
+    return {"commit": commit, "branch": branch.removeprefix("refs/heads/") or None}
 
 
 class RunRecord(TrainingCallback):
