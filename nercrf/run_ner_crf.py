@@ -51,6 +51,32 @@ def _say(message: object) -> None:
         say(message, file=sys.stderr)
 
 
+_OUT_OF_MEMORY = (
+    "memory is short; try in this order: a smaller --per_gpu_train_batch_size with more "
+    "--gradient_accumulation_steps (a smaller --per_gpu_eval_batch_size when evaluating or "
+    "tagging), a shorter --train_max_seq_length or --eval_max_seq_length, --bf16, "
+    "--gradient_checkpointing, --lora, a smaller encoder"
+)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    "Of the processor, or of a device?"
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in said for words in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+def _in_words(error: Exception) -> str:
+    "What went wrong, and the remedy where the message does not say it."
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{one_line(str(error.filename))}: {error.strerror}; check the path"
+    missing = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ImportError) or not missing or "pip install" in str(error):
+        return str(error)
+    return f"{error}: pip install {missing}"
+
+# %% ../nbs/8_commands/03_run_ner_crf.ipynb #e822a0d8
 def guarded(
     work: Callable[[], int | None],  # what to do; its exit code, None is 0
 ) -> int:  # exit code
@@ -117,7 +143,7 @@ def _in_sentences(work: Callable[[], int | None]) -> int:
         if _is_out_of_memory(error):
             print(f"error: {_OUT_OF_MEMORY}", file=sys.stderr)
             return 2
-        traceback.print_exc()
+        say(traceback.format_exc(), file=sys.stderr)
         print(
             "error: this is a fault of nercrf and not of yours: please report it with the lines "
             "above and the command",
@@ -125,32 +151,6 @@ def _in_sentences(work: Callable[[], int | None]) -> int:
         )
         return OWN_FAULT
     return code or 0
-
-
-_OUT_OF_MEMORY = (
-    "memory is short; try in this order: a smaller --per_gpu_train_batch_size with more "
-    "--gradient_accumulation_steps (a smaller --per_gpu_eval_batch_size when evaluating or "
-    "tagging), a shorter --train_max_seq_length or --eval_max_seq_length, --bf16, "
-    "--gradient_checkpointing, --lora, a smaller encoder"
-)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    "Of the processor, or of a device?"
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        words in said for words in ("out of memory", "not enough memory", "can't allocate memory")
-    )
-
-
-def _in_words(error: Exception) -> str:
-    "What went wrong, and the remedy where the message does not say it."
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{one_line(str(error.filename))}: {error.strerror}; check the path"
-    missing = (getattr(error, "name", None) or "").partition(".")[0]
-    if not isinstance(error, ImportError) or not missing or "pip install" in str(error):
-        return str(error)
-    return f"{error}: pip install {missing}"
 
 # %% ../nbs/8_commands/03_run_ner_crf.ipynb #c6a3ef26
 def work(
