@@ -17,6 +17,7 @@ from nercrf.data.formats import read_examples
 from nercrf.data.splitting import find_splitter
 from nercrf.files import write_lines
 from nercrf.labels import Span
+from nercrf.tagging import inputs
 from nercrf.tagging.inputs import Source, read_batches
 from nercrf.tagging.output import OUTPUT_FORMATS, tag_file, tag_input
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches, text_example
@@ -406,9 +407,15 @@ def test_batches_of_any_size_give_what_one_gives(tagger):
         (b"Malfr\xedd", r"in\.json:1: expected utf-8, got byte 0xed"),
         ("Ada".encode("utf-16"), r"--encoding utf-16"),
         (gzip.compress(b"Ada" * 999, mtime=0)[:-4], "expected a whole gzip file"),
+        (b"PK\x03\x04" + bytes(99), r"in\.json: expected text, got a zip archive"),
+        (b"%PDF-1.7\n", r"in\.json: expected text, got a PDF"),
+        (b"A" * 300_000, "expected lines of text, got one of more than 200,000 bytes"),
+        (gzip.compress(b"A" * 300_000, mtime=0), "got one of more than 200,000 bytes"),
     ],
+    ids=("cut", "latin", "utf16", "gzip", "zip", "pdf", "line", "bomb"),
 )
-def test_a_file_that_nobody_can_read_is_an_error(content, message, tmp_path):
+def test_a_file_that_nobody_can_read_is_an_error(content, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "LONGEST", 200_000)
     source, target = tmp_path / "in.json", tmp_path / "out.jsonl"
     source.write_bytes(content)
     with pytest.raises(ValueError, match=message):

@@ -28,7 +28,7 @@ from nercrf.data.json_tokens import MENTION_KEYS, TAG_KEYS, TOKEN_KEYS, TokenRec
 from nercrf.data.json_values import SPAN_KEYS, record_id, unwrapped
 from nercrf.data.label_studio import task_text
 from nercrf.data.markup import brat_paths, parse_inline
-from nercrf.data.reading import clean_lines, read_text, separators_of
+from nercrf.data.reading import clean_lines, read_text, refuse_binary, separators_of
 from nercrf.data.records import Reading, check_unicode
 from nercrf.data.separated import SEPARATORS, find_separator
 from nercrf.data.splitting import Splitter
@@ -36,11 +36,12 @@ from nercrf.data.tag_forms import STANDARD, find_form
 from nercrf.tagging.tagger import Tagged, text_example
 
 # %% auto #0
-__all__ = ['BLOCK', 'TEXT_NAMES', 'logger', 'open_bytes', 'line_blocks', 'encoded_blocks', 'Line', 'decode_lines',
+__all__ = ['BLOCK', 'LONGEST', 'TEXT_NAMES', 'logger', 'open_bytes', 'line_blocks', 'encoded_blocks', 'Line', 'decode_lines',
            'find_input_format', 'text_column', 'Source', 'record_sentences', 'is_json_lines', 'read_batches']
 
 # %% ../../nbs/7_tagging/02_inputs.ipynb #66974689
 BLOCK = 1 << 17  # bytes that are read at once: about a thousand sentences
+LONGEST = 256 << 20  # bytes of a line: more is no text, but what a small gzip file can hold
 
 
 @contextmanager
@@ -49,8 +50,11 @@ def open_bytes(
 ) -> Iterator[BinaryIO]:  # to be read once, from its beginning
     "The bytes of a file or of standard input, unpacked."
     with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
-        packed = hasattr(file, "peek") and file.peek(2)[:2] == b"\x1f\x8b"
-        yield gzip.GzipFile(fileobj=file) if packed else file
+        head = file.peek(512) if hasattr(file, "peek") else b""
+        is_packed = head[:2] == b"\x1f\x8b"
+        if not is_packed:
+            refuse_binary("standard input" if path == "-" else path, head)
+        yield gzip.GzipFile(fileobj=file) if is_packed else file
 
 
 def line_blocks(
@@ -67,6 +71,11 @@ def line_blocks(
                 yield b"".join([*rest, lines]).split(b"\n")
                 rest = []
             rest.append(tail)
+            if sum(map(len, rest)) > LONGEST:
+                raise DataError(
+                    f"{name}: expected lines of text, got one of more than {LONGEST:,} bytes; cut "
+                    "it into documents, one a line"
+                )
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{name}: expected a whole gzip file, got a broken one ({error}); copy it again"
