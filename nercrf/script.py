@@ -368,9 +368,8 @@ def _show_errors(args: Any, corpus: CachedCorpus, split: str, result: Evaluation
     count = getattr(args, "errors", 0)
     if not count:
         return
-    examples = [each for each in corpus.examples(split) if each.spans is not None]
-    pairs = zip(examples, result.predicted, strict=True)
-    wrong = [each for each in map(Tagged, *zip(*pairs, strict=True)) if has_error(each)]
+    tagged = map(Tagged, corpus.examples(split), result.predicted)
+    wrong = [each for each in tagged if has_error(each)]
     for sentence in wrong[:count]:
         say(f"\n{mark_errors(sentence)}")
     print(f"\n{min(count, len(wrong))} of {len(wrong)} sentences with an error in {split}")

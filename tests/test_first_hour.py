@@ -221,3 +221,25 @@ def test_a_readme_of_somebody_else_stays(tmp_path, caplog):
     (out / "README.md").write_text("mine")
     assert cli.main(["train", "--data_dir", str(data), "--output_dir", str(out), *TINY]) == 0
     assert (out / "README.md").read_text() == "mine"
+
+
+def test_errors_of_a_split_that_is_annotated_in_part(tmp_path, capsys):
+    """What nobody annotated has no error, and does not shift the others."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    rows = [{"text": f"Ada met x{i}.", "entities": [[0, 3, "PER"]]} for i in range(12)]
+    for split in ("train", "dev"):
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows[0] = {"text": "Nobody annotated this."}
+    rows[5] = {"text": "Nor this."}
+    (data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["train", "--data_dir", str(data), "--output_dir", str(out), *TINY]) == 0
+    capsys.readouterr()
+    command = ["evaluate", str(out), str(data), "--no_cuda", "--errors", "20"]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "annotated this" not in printed
+    assert "Nor this" not in printed
+    gold = re.findall(r"gold: \[Ada\]\(PER\) met (x\d+)", printed)
+    assert set(gold) <= {f"x{i}" for i in range(12) if i not in (0, 5)}
+    assert re.search(r"\d+ of \d+ sentences with an error in test", printed)

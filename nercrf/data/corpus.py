@@ -141,7 +141,8 @@ def find_split_files(
     if not files:
         raise DataError(
             f"{folder}: expected files like train.txt, dev.txt, test.txt, "
-            f"got {', '.join(names[:8]) or 'no file'}; rename them"
+            f"got {', '.join(names[:8]) or 'no file'}; rename them, or name one file itself and "
+            "cut it: --split 0.8,0.1,0.1"
         )
     return files
 

@@ -339,13 +339,15 @@ def all_labelled(
     path: str | Path,  # named in the message
 ) -> bool:  # False: none of them is
     "Whether all are labelled; a DataError if some are and some are not."
-    found = {example.spans is not None for example in examples}
-    if len(found) > 1:
+    first = {}
+    for example in examples:
+        first.setdefault(example.spans is not None, example.source or example.id)
+    if len(first) > 1:
         raise DataError(
-            f"{path}: expected examples that are all labelled or "
-            "all unlabelled, got both; write two files"
+            f"{first[False]}: not annotated, while others are, and {Path(path).name} holds either "
+            "kind alone; leave it out, or write JSON lines (--to jsonl)"
         )
-    return True in found
+    return True in first
 
 # %% ../../nbs/1_data/01_examples.ipynb #e35ce4df
 def data_files(

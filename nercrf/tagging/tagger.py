@@ -167,6 +167,8 @@ class Tagger:
         "Tag a text, a list of texts (strings), or a list of sentences, each a list of words."
         if isinstance(inputs, str):
             return self([inputs])[0]
+        if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
+            raise TypeError(f"expected a text or texts, got {type(inputs).__name__}")
         sentences = [self.read(item, place) for place, item in enumerate(inputs)]
         _warn_of_words(sentences)
         examples = [sentence.example for sentence in sentences]

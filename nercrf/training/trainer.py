@@ -232,7 +232,8 @@ def train(
     callbacks: Sequence[TrainingCallback] = (),  # your own parts, see the chapter on callbacks
 ) -> tuple[int, float]:  # updates made, and mean loss a sentence in nats
     "Train a model; every process of the group must call it."
-    args = resolve_config(args, pretrained=True, sentences=len(train_dataset))
+    sentences = int(train_dataset.features.annotated.sum())
+    args = resolve_config(args, pretrained=True, sentences=sentences)
     check_config(args)
     if not callbacks:
         check_metric(args)
@@ -242,7 +243,7 @@ def train(
         _begin(run)
         logger.info(
             "training on %d sentences, %d an update, %d updates, %d process(es)",
-            len(train_dataset),
+            sentences,
             run.plan.update_size,
             run.plan.total,
             get_world_size(),
