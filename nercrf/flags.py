@@ -526,13 +526,13 @@ def _check_output(args: ScriptConfig) -> None:
     "What stands in the output folder, and whether another training is under way there."
     if args.dry_run:
         return
-    reason = refuse_places(args) if args.resume else refuse_folder(args)
-    if reason:
-        raise ValueError(reason)
     is_main = os.environ.get("RANK", "0") == "0"  # it owns the folder for all
     holder = holder_of(args.output_dir) if is_main else None
     if holder:
         raise ValueError(in_use(args.output_dir, holder))
+    reason = refuse_places(args) if args.resume else refuse_folder(args)
+    if reason:
+        raise ValueError(reason)
 
 # %% ../nbs/8_commands/01_flags.ipynb #2540b959
 def finished_folder(

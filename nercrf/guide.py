@@ -114,6 +114,7 @@ KINDS = {
     "checkpoint-*": "the training as it stood at an update; `--resume` goes on from there",
     "tensorboard": "the same figures for TensorBoard",
     "sample": "the built-in sample, in column files",
+    ".nercrf": "which files here are nercrf's own, and the lock of a training under way",
 }
 
 

@@ -123,11 +123,14 @@ def test_folders_that_look_like_checkpoints_are_left_alone(corpus, tmp_path, cap
     assert main(train_words(corpus, run)) == 0
     (run / "checkpoint-8-backup").mkdir()
     (run / "checkpoint-8.zip").write_text("")
-    (run / "checkpoint-9").write_text("")
+    (run / "checkpoint-9").write_text("")  # a name that a training could need
     capsys.readouterr()
     assert main(["evaluate", str(run), str(corpus), "--eval_all_checkpoints", "--no_cuda"]) == 0
     said = capsys.readouterr().out
     assert "the 2 checkpoints that were kept (checkpoint-2, checkpoint-3)" in said
+    assert main(train_words(corpus, run, "--resume", "auto")) == 2
+    assert "checkpoint-9 was not written by this program" in capsys.readouterr().err
+    (run / "checkpoint-9").unlink()
     assert main(train_words(corpus, run, "--resume", "auto")) == 0
     assert (run / "checkpoint-8-backup").is_dir()
     assert (run / "checkpoint-8.zip").is_file()

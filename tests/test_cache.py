@@ -248,6 +248,7 @@ OPTIONS = {
     "nested": "innermost",
     "joined_by": "",
     "subtoken_pooling": "mean",
+    "other_types": ["GPE"],
 }
 
 
@@ -1042,11 +1043,14 @@ def test_a_planted_pickle_is_passed_over(args, tokenizer, tmp_path, caplog):
 
 
 @pytest.fixture
-def cached(args, tokenizer):
+def cached(args, tokenizer, tmp_path, monkeypatch):
     """A data folder with a cache beside it: two good files, and one of each other kind; and what
     isn't ours.
     """
     args.feature_cache_dir = None
+    monkeypatch.setenv(
+        "XDG_CACHE_HOME", str(tmp_path / "user")
+    )  # the second place that is looked at
     for data_type in ("train", "dev"):
         load_and_cache_examples(args, "ner", tokenizer, data_type)
     folder = Path(args.data_dir) / ".nercrf_cache"

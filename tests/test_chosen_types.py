@@ -91,7 +91,8 @@ def trained(tmp_path_factory):
 
 def figures(model, data, output, *flags):
     run("evaluate", model, data, "--output_dir", output, "--no_cuda", *flags)
-    return json.loads(Path(output, "eval_results.json").read_text(encoding="utf-8"))["model"]
+    (path,) = Path(output, "evaluations").iterdir()
+    return json.loads(path.read_text(encoding="utf-8"))["results"]["model"]
 
 
 @pytest.mark.parametrize("choice", CHOICES[:2], ids=["keep", "drop"])

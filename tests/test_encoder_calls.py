@@ -467,6 +467,7 @@ def test_a_configuration_that_asks_for_tuples_trains_evaluates_and_tags(tmp_path
     words += " --do_eval --output_dir"
     main([*words.format(folder).split(), str(tmp_path / "run")])
     say_tuples(tmp_path / "run" / "model")
+    (tmp_path / "run" / "model" / "manifest.json").unlink()  # it speaks of the file of before
     tagger = Tagger.from_pretrained(tmp_path / "run")
     assert isinstance(tagger.model(torch.tensor([[5, 6]])), tuple)
     assert len(tagger(["Anna went to Oslo"])) == 1

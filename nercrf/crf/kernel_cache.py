@@ -17,7 +17,7 @@ from typing import Any
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 
-from nercrf.files import read_object, sha256_of, user_cache_folder, write_bytes
+from nercrf.files import discard, read_object, sha256_of, user_cache_folder, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class _KernelFiles(IndexDataCacheFile):
         "Keep what was compiled; a warning where there is no room."
         try:
             if not self._whole():
-                Path(self._index_path).unlink(missing_ok=True)
+                discard(self._index_path)
             super().save(key, data)
             names = {self._index_name, *self._load_index().values()}
             known = {name: sha256_of(Path(self._cache_path, name)) for name in sorted(names)}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nercrf.evaluation.metrics import EntityScores
-from nercrf.files import write_bytes
+from nercrf.files import discard, move_file, write_bytes
 
 # %% auto #0
 __all__ = ['FEW', 'type_figures', 'describe_unseen', 'result_text', 'write_result']
@@ -77,7 +77,7 @@ def write_result(
             except OSError:
                 if os.path.lexists(path):
                     continue
-                os.replace(temporary, path)  # a file system without links
+                move_file(temporary, path)  # a file system without links
             return path
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)

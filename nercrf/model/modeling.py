@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 
 from nercrf.crf.layer import CRF
 from nercrf.data.splitting import CUSTOM, find_splitter
-from nercrf.files import MANIFEST
+from nercrf.files import MANIFEST, discard, listed_files
 from nercrf.labels import entity_types, get_scheme
 from nercrf.tables import one_line
 from nercrf.model.adapters import (
@@ -319,8 +319,9 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         **options: Any,  # what `PreTrainedModel.save_pretrained` takes
     ) -> None:
         "Write configuration, weights and model card; an adapter has files of its own beside them."
-        if is_main_process:  # it would speak of the files that are replaced
-            Path(save_directory, MANIFEST).unlink(missing_ok=True)
+        if is_main_process and len(listed_files(save_directory) or ()) > 1:
+            # it would speak of the files that are replaced; the mark of an unfinished folder stays
+            discard(Path(save_directory, MANIFEST))
         apart = take_apart(self, state_dict)
         if apart is None or trains_encoder(self):
             self.config.base_encoder = None

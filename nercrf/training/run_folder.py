@@ -129,7 +129,7 @@ def taken_places(
     single = [folder / name for name in RUN_FILES]
     found += [str(TakenError(x)) for x in single if os.path.lexists(x) and not is_of_run(x)]
     mark = folder / OWN_FILES
-    if os.path.lexists(mark) and mark.stat().st_size and not read_list(folder):
+    if os.path.lexists(mark) and os.lstat(mark).st_size and not read_list(folder):
         found.append(str(TakenError(mark)))
     return found
 
