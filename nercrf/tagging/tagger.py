@@ -171,9 +171,8 @@ class Tagger:
             raise TypeError(f"expected a text or texts, got {type(inputs).__name__}")
         sentences = [self.read(item, place) for place, item in enumerate(inputs)]
         _warn_of_words(sentences)
-        examples = [sentence.example for sentence in sentences]
-        if connected:  # of one document, so from one place
-            examples = [replace(example, source="") for example in examples]
+        source = {"source": ""} if connected else {}  # of one document, so from one place
+        examples = [replace(sentence.example, **source) for sentence in sentences]
         spans = self.tag_examples(examples, with_context=connected)
         pairs = zip(sentences, spans, strict=True)
         return [replace(sentence, spans=found).entities for sentence, found in pairs]
