@@ -43,6 +43,16 @@ def left(folder):
     return found
 
 
+@pytest.fixture
+def usual_signals():
+    """Signals with their usual effect, which tests under nohup do not have."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_signals")
 def test_a_signal_while_loading_is_one_line_and_leaves_nothing_half(tmp_path, monkeypatch, capsys):
     """At each moment once, before and behind it; the same command then goes through."""
     out = tmp_path / "out"
