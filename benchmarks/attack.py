@@ -13,7 +13,7 @@ characters. Whatever then comes, four things must hold.
 
 It prints how many files were tried, read and refused, and every file that breaks a rule with the seed
 that makes it again; the exit code is 1 if there is one. The other attacks are tests: `pytest -m slow`
-kills and signals trainings and cache builders, `pytest tests/test_doors.py tests/test_ownership.py`
+kills and signals trainings and cache builders, `pytest tests/test_doors.py tests/test_odd_folders.py tests/test_run_folder.py`
 plants code, damages model folders and puts foreign files in the way.
 """
 
