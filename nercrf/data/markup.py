@@ -268,6 +268,8 @@ class Brat(RecordFormat):
         text_path, ann_path = brat_paths(path)
         labelled = all_labelled(examples, path)
         texts, annotations = [_one_line(example) for example in examples], _annotations(examples)
+        if texts[0].startswith("\ufeff"):  # a byte order mark when read
+            raise DataError(f"{path}: expected a text that begins with no U+FEFF; remove it")
         if labelled:
             write_lines(ann_path, annotations)
         elif ann_path.exists():
