@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -64,8 +65,15 @@ class Steps(TrainingCallback):
             file.write(f"{run.progress.step}\n")
 
 
+# PyTorch refuses to compute gradients in the fork of a process that has autograd threads, as one that
+# runs tests may have. The fork of a server that has imported this file and done nothing yet is as quick.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["test_never_lost"])
+
+
 def train_on(folder, steps):
-    """Train or go on, in a forked child: everything is imported and converted already."""
+    """Train or go on, in a child that has everything imported and converted already."""
+    torch.set_num_threads(1)
     logging.disable()
     for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):
         bar.set_lock(
@@ -76,10 +84,18 @@ def train_on(folder, steps):
     os._exit(0)
 
 
+@pytest.fixture(scope="module")
+def server():
+    """The server, ready: what it needs to begin is in no training's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # this file is found
+        first = SERVER.Process(target=os.getpid)
+        first.start()
+        first.join()
+
+
 def start(folder, steps):
-    process = multiprocessing.get_context("fork").Process(
-        target=train_on, args=(folder, steps), daemon=True
-    )
+    process = SERVER.Process(target=train_on, args=(folder, steps), daemon=True)
     process.start()
     return process
 
@@ -141,12 +157,14 @@ def kill_again_and_again(folder, trials, seed):
     return finished
 
 
+@pytest.mark.usefixtures("server")
 def test_killed_at_random_moments(tmp_path):
     """The next start goes on from a complete checkpoint, and the end is that of an undisturbed training."""
     assert kill_again_and_again(tmp_path, trials=6, seed=0) >= 1
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("server")
 def test_killed_at_200_random_moments(tmp_path):
     kill_again_and_again(tmp_path, trials=200, seed=1)
 
