@@ -58,7 +58,7 @@ def check_fields(
         values = value if isinstance(value, list) else [value]
         for each in values:
             if isinstance(each, (int, float)) and not abs(each) < _LARGEST:
-                raise ValueError(f"--{name} must be a number below 1e15, got {each!r}")
+                raise ValueError(f"--{name} must be a number below 1e15 in size, got {each!r}")
         for bounds in field_bounds(hint):
             for each in values:
                 if each is not None and not bounds.holds(each):

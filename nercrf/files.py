@@ -19,12 +19,13 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 # %% auto #0
 __all__ = ['AT_REST', 'DIGESTS', 'MANIFEST', 'OWN_FILES', 'discard', 'is_stream', 'complete_file', 'write_bytes', 'write_lines',
-           'sha256_of', 'file_state', 'is_memory', 'DigestMemory', 'user_cache_folder', 'read_object', 'verify_folder',
+           'read_object', 'sha256_of', 'file_state', 'is_memory', 'DigestMemory', 'user_cache_folder', 'verify_folder',
            'TakenError', 'read_list', 'open_list', 'add_note', 'claimed_files', 'is_claimed', 'claim_file',
            'listed_files', 'foreign_files', 'discard_folder', 'discard_unfinished', 'unfinished_folder', 'move_file',
            'check_replaceable', 'restore_folders', 'DiskFullError', 'is_disk_full', 'write_folder']
@@ -143,6 +144,24 @@ def write_lines(
         ) from error
     return path
 
+# %% ../nbs/0_ground/03_files.ipynb #fa8e4a7a
+def read_object(
+    path: str | Path,  # a file
+    remedy: str = "copy it again",  # what can be done
+) -> dict[str, Any]:
+    "Read an object in JSON: FileNotFoundError where there is no file, ValueError for any other."
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file, got a folder; {remedy}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected an object in JSON, got {error}; {remedy}") from error
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise ValueError(f"{path}: expected an object in JSON, got a {found}; {remedy}")
+    return content
+
 # %% ../nbs/0_ground/03_files.ipynb #f531adc7
 def sha256_of(
     *paths: str | Path,  # one file, or several whose content belongs together
@@ -174,10 +193,9 @@ DIGESTS = "digests.json"
 def _read_digests(folder: Path) -> dict[str, Any]:
     "What is remembered in a folder; nothing if that cannot be read."
     try:
-        found = json.loads((folder / DIGESTS).read_text(encoding="ascii"))
+        return read_object(folder / DIGESTS)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def is_memory(
@@ -223,7 +241,7 @@ class DigestMemory:
 
     def _recall(self, state: str) -> str | None:
         "The digest of a file in this state, if it is known."
-        for known in (self.known, *map(_read_digests, self.folders)):
+        for known in chain([self.known], map(_read_digests, self.folders)):
             found = known.get(state)
             if isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found):
                 return found
@@ -246,24 +264,6 @@ def user_cache_folder() -> Path:  # perhaps not there yet
     "Where this user keeps what can be made again."
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "nercrf"
-
-# %% ../nbs/0_ground/03_files.ipynb #fa8e4a7a
-def read_object(
-    path: str | Path,  # a file
-    remedy: str = "copy it again",  # what can be done
-) -> dict[str, Any]:
-    "Read an object in JSON: FileNotFoundError where there is no file, ValueError for any other."
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path}: expected a file, got a folder; {remedy}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected an object in JSON, got {error}; {remedy}") from error
-    if not isinstance(content, dict):
-        found = type(content).__name__
-        raise ValueError(f"{path}: expected an object in JSON, got a {found}; {remedy}")
-    return content
 
 # %% ../nbs/0_ground/03_files.ipynb #58e6659f
 MANIFEST = "manifest.json"
@@ -631,10 +631,11 @@ def restore_folders(
         with suppress(OSError):  # another process was faster
             aside.rename(path)
             restored.append(path)
+    claimed = claimed_files(parent) if remove_unfinished else set()
     for rubbish in hidden if remove_unfinished else []:
         if rubbish.suffix == ".tmp" and rubbish.is_dir():
             discard_unfinished(rubbish)
-        elif _HIDDEN_FILE.fullmatch(rubbish.name)[1] in claimed_files(parent):
+        elif _HIDDEN_FILE.fullmatch(rubbish.name)[1] in claimed:
             discard(rubbish)
     return restored
 

@@ -5,7 +5,6 @@
 # %% ../nbs/8_commands/02_guide.ipynb #e990575f
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shlex
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nercrf.data.read_config import ReadConfig
-from nercrf.files import write_bytes
+from nercrf.files import read_object, write_bytes
 from nercrf.flags import ScriptConfig, config_words
+from nercrf.labels import entity_types
 
 # %% auto #0
 __all__ = ['logger', 'KINDS', 'GUIDE', 'own_command', 'reading_words', 'is_toy', 'NextStep', 'next_steps', 'plain_markdown',
@@ -156,8 +156,7 @@ def write_guide(
     if path.is_symlink() or (path.exists() and not _is_ours(path)):
         logger.warning("%s is not of nercrf and stays as it is", path)
         return None
-    config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
-    types = sorted({name.partition("-")[2] for name in config["id2label"].values()} - {""})
+    labels = read_object(folder / "model" / "config.json")["id2label"].values()
     used = ", ".join(f"{name} {versions[name]}" for name in ("nercrf", "transformers", "torch"))
     lines = [
         _OURS,
@@ -167,7 +166,7 @@ def write_guide(
         "",
         f"- data: {plain_markdown(args.data_dir)}",
         f"- encoder: {plain_markdown(args.model_name_or_path or 'a small one, from scratch')}",
-        f"- types: {plain_markdown(', '.join(types))}",
+        f"- types: {plain_markdown(', '.join(sorted(entity_types(labels))))}",
         *[f"- F1 on {split}: {row['f1']:.4f}" for split, row in figures.items()],
         *(
             ["- a toy: its sample is made up, it knows nothing of real text"]

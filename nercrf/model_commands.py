@@ -85,7 +85,7 @@ def _run_average(checkpoints: Sequence[str], out: str | None) -> int:
         raise ValueError("--output_dir is missing: give the folder of the new model")
     if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
         raise ValueError(f"{out} holds something already: give another --output_dir")
-    print(average_checkpoints(checkpoints, out))
+    say(average_checkpoints(checkpoints, out))
     return 0
 
 

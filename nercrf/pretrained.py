@@ -202,13 +202,14 @@ def open_config(
     name: str | Path,  # folder, or name in the local cache
     local_files_only: bool = True,  # False: may be fetched from the hub
     model_type: str | None = None,  # the architecture, where the file does not name it
+    flag: str = "--model_name_or_path",  # with which another one is named
     **options: Any,  # cache_dir, revision, ...
 ) -> PreTrainedConfig:  # of an encoder or of a tagger
     "Load a configuration: FileNotFoundError where there is none, ModelError where it is broken."
     if Path(name).exists() and not Path(name, "config.json").exists():
         raise missing_model(name)
     _check_config_file(name)
-    remedy = "copy the model again, or name another one with --model_name_or_path"
+    remedy = f"copy the model again, or name another one with {flag}"
     with reading(name, "a configuration that transformers knows", remedy, local_files_only):
         try:
             options["local_files_only"] = local_files_only
@@ -275,10 +276,11 @@ def open_encoder(
     name: str | Path,  # folder, or name in the local cache
     config: PreTrainedConfig,  # of the encoder
     local_files_only: bool = True,  # False: may be fetched from the hub
+    flag: str = "--model_name_or_path",  # with which another one is named
     **options: Any,  # dtype, cache_dir, output_loading_info, ...
 ) -> Any:  # the encoder; with `output_loading_info` a report as well
     "Load an encoder with its weights: FileNotFoundError or ModelError."
-    remedy = "copy the model again, or name another one with --model_name_or_path"
+    remedy = f"copy the model again, or name another one with {flag}"
     with reading(name, "the weights of an encoder", remedy, local_files_only):
         try:
             return AutoModel.from_pretrained(

@@ -33,7 +33,7 @@ from nercrf.features.summary import CorpusSummary
 from nercrf.features.batches import FeatureDataset
 from nercrf.data.read_config import DEFAULTS as READ_DEFAULTS
 from nercrf.data.read_config import ReadConfig
-from nercrf.data.type_names import TypeChoice, chosen_types, read_type_map
+from nercrf.data.type_names import chosen_types
 from nercrf.distributed.processes import (
     ProcessInfo,
     barrier,
@@ -199,7 +199,7 @@ def _go_on_with(
     args: TrainingConfig, config: NerCrfConfig, types: Sequence[str], windows: WindowSizes
 ) -> LoadedModel:
     "A tagger with the labels that it has and those of the data, by the names that the flags give."
-    choice = TypeChoice(read_type_map(args.type_map), args.keep_types, args.drop_types)
+    choice = chosen_types(args)
     had = entity_types(config.labels)
     renamed = {name: choice.name(name) for name in had}
     labels = joint_labels(config, types, renamed, args.scheme)
@@ -424,7 +424,7 @@ def _tell_unknown_types(dataset: FeatureDataset, result: Evaluation) -> None:
     other = sorted(set(dataset.types) - set(entity_types(dataset.labels)))
     counts = {name: result.scores.gold[name] for name in other if result.scores.gold[name]}
     if counts:
-        print(
+        say(
             f"{sum(counts.values())} gold entities are of types that the model does not know "
             f"({', '.join(counts)}): they count as missed (--type_map renames types, --drop_types "
             "leaves them out)"
@@ -448,19 +448,20 @@ def predict(
         batches = chain.from_iterable(input_batches(tagger, path, **options) for path in args.input)
     else:
         batches = tag_batches(tagger, [[Tagged(each, []) for each in corpus.examples("test")]])
-    scheme, lost, count = tagger.model.config.scheme, [], 0
+    scheme, shown, lost, count = tagger.model.config.scheme, [], 0, 0
     for sentence in write_tagged(output, batches, args.output_format, scheme):
         count += 1
         if sentence.error:
-            lost.append(sentence.error)
+            lost += 1
+            shown += [sentence.error] * (len(shown) < _SHOWN)
         yield sentence
     if lost:
         logger.warning(
             "%d of %d sentences could not be read and have no entities:\n%s%s",
-            len(lost),
+            lost,
             count,
-            "\n".join(lost[:_SHOWN]),
-            "\n..." * (len(lost) > _SHOWN),
+            "\n".join(shown),
+            "\n..." * (lost > _SHOWN),
         )
     if output != "-":
         logger.info("%d sentences tagged: %s", count, output)

@@ -18,7 +18,7 @@ from torch import distributed as dist
 
 # %% auto #0
 __all__ = ['JsonValue', 'ProcessInfo', 'init_distributed', 'close_distributed', 'get_rank', 'get_world_size', 'is_main_process',
-           'barrier', 'gather_json', 'broadcast_json', 'all_reduce_sum', 'main_process_first']
+           'barrier', 'gather_json', 'broadcast_json', 'refuse_everywhere', 'all_reduce_sum', 'main_process_first']
 
 # %% ../../nbs/0_ground/05_processes.ipynb #4cd4b09f
 @dataclass(frozen=True)
@@ -209,6 +209,16 @@ def broadcast_json(
         message = message.new_empty(int(length))
     dist.broadcast(message, src=0)
     return _from_bytes(message)
+
+# %% ../../nbs/0_ground/05_processes.ipynb #eb6d80fb
+def refuse_everywhere(
+    problem: Exception | str | None,  # of the main process; ignored in the others
+) -> None:
+    "Raise the main process's problem in every process: its own error there, ValueError elsewhere."
+    told = broadcast_json(None if problem is None else str(problem))
+    if told is not None:
+        own = is_main_process() and isinstance(problem, Exception)
+        raise problem if own else ValueError(told)
 
 # %% ../../nbs/0_ground/05_processes.ipynb #c2c4c306
 def all_reduce_sum(

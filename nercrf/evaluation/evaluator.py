@@ -189,6 +189,9 @@ def unlearnable_spans(
     for index in range(len(dataset)):
         rows = slice(*columns.span_offsets[index : index + 2])
         held = columns.span_learnable[rows]
+        if np.all(held):  # nearly always
+            spans.append([])
+            continue
         gold = list(zip(dataset.gold_spans(index), held, strict=True))
         known = {span for span, is_held in gold if is_held}
         lost = [span for span, is_held in gold if not is_held and span.label in learned]

@@ -19,7 +19,7 @@ from nercrf.evaluation.metrics import EntityScores
 from nercrf.files import discard, move_file, write_bytes
 
 # %% auto #0
-__all__ = ['FEW', 'type_figures', 'describe_unseen', 'result_text', 'write_result']
+__all__ = ['FEW', 'type_figures', 'describe_unseen', 'result_text', 'finite', 'write_result']
 
 # %% ../../nbs/5_evaluation/03_result_files.ipynb #a6aea904
 def type_figures(
@@ -48,15 +48,17 @@ def result_text(
     record: Any,  # numbers, strings, None in lists and dictionaries
 ) -> str:  # JSON
     "Results as text that every reader of JSON understands."
-    return json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
-    "The same with null for what is no number."
+def finite(
+    value: Any,  # of JSON
+) -> Any:  # the same with None for NaN and infinity, which JSON does not have
+    "A value that every reader of JSON takes."
     if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 # %% ../../nbs/5_evaluation/03_result_files.ipynb #592094ac

@@ -359,10 +359,12 @@ def load_base(
     "The encoder that an adapter was trained on, in float32; that of a tagger where it is one."
     places = {key: options[key] for key in ("cache_dir", "revision", "token") if key in options}
     places["local_files_only"] = options.get("local_files_only", True)
+    places["flag"] = "--base_model"
     found = open_config(name, **places)
     encoder = copy.deepcopy(config.encoder)
     if isinstance(found, NerCrfConfig):
         found.encoder = encoder
+        del places["flag"]
         return kind.from_pretrained(name, config=found, dtype=torch.float32, **places).encoder
     return open_encoder(name, encoder, dtype=torch.float32, **places)
 

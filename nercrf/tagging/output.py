@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from nercrf.data.conll import column_lines
 from nercrf.data.examples import DataError
 from nercrf.data.json_spans import cluener_line, json_id
 from nercrf.data.splitting import find_splitter
+from nercrf.evaluation.result_files import finite
 from nercrf.files import complete_file
 from nercrf.tables import json_visible
 from nercrf.tagging.inputs import Source, read_batches
@@ -40,15 +40,6 @@ def mark_up(
     return "".join(parts) + text[done:]
 
 # %% ../../nbs/7_tagging/03_output.ipynb #6f35aa44
-def _plain(value: Any) -> Any:
-    "A value without NaN and infinity."
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): _plain(held) for key, held in value.items()}
-    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
-
-
 def json_line(
     record: dict[str, Any],  # to be written
 ) -> str:  # one JSON object, without a line end
@@ -56,7 +47,7 @@ def json_line(
     try:
         line = json.dumps(record, ensure_ascii=False, allow_nan=False, default=str)
     except ValueError:
-        line = json.dumps(_plain(record), ensure_ascii=False, default=str)
+        line = json.dumps(finite(record), ensure_ascii=False, default=str)
     try:
         line.encode()
     except UnicodeEncodeError:

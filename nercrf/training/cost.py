@@ -92,7 +92,8 @@ def estimate_training(
     callbacks: Sequence[TrainingCallback] = (),  # that `train` would get
 ) -> Estimate:  # of this process
     "Make two updates and estimate the whole; nothing is written."
-    args = resolve_config(args, pretrained=True, sentences=len(train_dataset))
+    sentences = int(train_dataset.features.annotated.sum())
+    args = resolve_config(args, pretrained=True, sentences=sentences)
     check_config(args)
     run = start_training(args, train_dataset, model, tokenizer, None, info, callbacks)
     updates = run.plan.epoch(0)

@@ -236,8 +236,8 @@ class Diagnosis(TrainingCallback):
 
     def on_train_begin(self, run):
         "A single sentence is said at once: it costs time, and nothing comes of it."
-        reason = one_sentence(self.course(run))
-        if reason is not None and run.info.is_main:
+        reason = one_sentence(self.course(run)) if run.info.is_main else None
+        if reason is not None:
             logger.warning("%s", reason)
 
     def on_train_end(self, run):

@@ -51,7 +51,7 @@ _ROWS = {
 EFFECTS = {name: effect for effect, names in _ROWS.items() for name in names.split()}
 
 # %% ../../nbs/6_training/09_identity.ipynb #c99e9a20
-_LATER = ("lora", "lora_alpha", "lora_dropout", "lora_targets", "bidirectional")
+_ADDED = ("lora", "lora_alpha", "lora_dropout", "lora_targets", "bidirectional")
 _GOLD = ("input_ids", "labels", "span_offsets", "span_labels", "span_starts", "span_ends")
 
 
@@ -73,7 +73,7 @@ def training_identity(
         "data_seed": plan.seed,
         "updates": plan.total,
         # an empty list, or off, is no wish, as in checkpoints from before there were these flags
-        **{name: getattr(args, name) or None for name in _LATER},
+        **{name: getattr(args, name) or None for name in _ADDED},
     }
 
 # %% ../../nbs/6_training/09_identity.ipynb #59c725fd
@@ -110,7 +110,7 @@ def compare_identity(
         if name == "dev" and name not in before:
             continue
         old = before.get(name, flags.get(name, _default(name)))
-        old = (old or None) if name in _LATER else old
+        old = (old or None) if name in _ADDED else old
         if old != value:
             changes.append(Change(name, old, value))
     return changes

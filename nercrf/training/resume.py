@@ -29,9 +29,10 @@ from nercrf.distributed.processes import (
     broadcast_json,
     gather_json,
     is_main_process,
+    refuse_everywhere,
 )
 from nercrf.features.pieces import save_tokenizer
-from nercrf.files import restore_folders, verify_folder, write_lines
+from nercrf.files import read_object, restore_folders, verify_folder, write_lines
 from nercrf.model.adapters import put_together, take_apart
 from nercrf.training.callbacks import Progress
 from nercrf.training.checkpoint import (
@@ -220,12 +221,16 @@ def _restore_process(run: Training, processes: list[dict[str, Any]]) -> None:
 
 def _give_up_later(run: Training) -> None:
     "Drop what an earlier attempt left from after the checkpoint; it will be made again."
-    kept_best, step = True, run.progress.step
+    kept_best, problem, step = True, None, run.progress.step
     if run.info.is_main:
-        discard_later_checkpoints(run.checkpoints.folder, step)
-        run.checkpoints.prune()  # it may have been killed between writing and pruning
-        _cut_history(run.checkpoints.folder / HISTORY, step)
-        kept_best = run.checkpoints.best_step() == run.progress.best_step
+        try:
+            discard_later_checkpoints(run.checkpoints.folder, step)
+            run.checkpoints.prune()  # it may have been killed between writing and pruning
+            _cut_history(run.checkpoints.folder / HISTORY, step)
+            kept_best = run.checkpoints.best_step() == run.progress.best_step
+        except OSError as error:
+            problem = error
+    refuse_everywhere(problem)
     if not broadcast_json(kept_best):
         run.progress.best_score, run.progress.without_gain = None, 0
 
@@ -302,10 +307,9 @@ def checkpoint_settings(
         return None
     settings = None
     if is_main_process():
-        restore_folders(output_dir, remove_unfinished=True)
         folder = latest_checkpoint(output_dir) if resume == "auto" else Path(resume)
         path = None if folder is None else Path(folder) / "training_config.json"
         if path is not None and path.is_file():
             with suppress(ValueError):  # a broken checkpoint is refused when it is loaded
-                settings = json.loads(path.read_text(encoding="utf-8"))
+                settings = read_object(path)
     return broadcast_json(settings)

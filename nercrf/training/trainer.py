@@ -23,8 +23,8 @@ from nercrf.crf.likelihood import choose_algorithm
 from nercrf.distributed.processes import (
     ProcessInfo,
     all_reduce_sum,
-    broadcast_json,
     get_world_size,
+    refuse_everywhere,
 )
 from nercrf.evaluation.evaluator import EvaluationInterrupted
 from nercrf.features.batches import FeatureDataset
@@ -286,7 +286,6 @@ def _clear_output(args: TrainingConfig) -> str | None:
     reason = refuse_folder(args)
     if reason:
         return reason
-    restore_folders(args.output_dir, remove_unfinished=True)
     for path in earlier_run(args.output_dir):
         discard_folder(path) if path.is_dir() else discard(path)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
@@ -302,9 +301,7 @@ def _prepare_output(run: Training, anew: bool = True) -> None:
             adopt_run_files(run.args.output_dir)
         except OSError as error:
             problem = f"--output_dir {run.args.output_dir}: {error}"
-    problem = broadcast_json(problem)
-    if problem:
-        raise ValueError(problem)
+    refuse_everywhere(problem)
 
 
 @contextmanager
@@ -318,9 +315,8 @@ def hold_folder(
         if is_main:
             try:
                 stack.enter_context(own_folder(folder))
+                restore_folders(folder, remove_unfinished=True)  # nobody else is writing there
             except (ValueError, OSError) as error:
-                problem = str(error)
-        problem = broadcast_json(problem)
-        if problem:
-            raise ValueError(f"--output_dir: {problem}")
+                problem = f"--output_dir: {error}"
+        refuse_everywhere(problem)
         yield
