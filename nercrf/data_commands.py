@@ -217,6 +217,7 @@ def _print_converted(source: Path, flags: ConvertConfig, options: dict[str, Any]
         say(str(report).replace(str(place), "standard output"), file=sys.stderr)
         if flags.strict and not report.lossless:
             report.discard()
+            print("nothing was written (--strict)", file=sys.stderr)
             return 1
         report.write()
         written = place.read_text(encoding="utf-8")

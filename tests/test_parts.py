@@ -525,3 +525,32 @@ def test_a_file_that_is_replaced_between_digest_and_reading(
     other = lines.replace("met O", "met B-X").encode()
     replaced_during(monkeypatch, owner, name, tmp_path / "train.txt", other)
     assert "train.txt: changed" in build(tmp_path, in_parts, part=40)
+
+
+# What a whole file says of a sentence that stands in one part of it.
+
+
+def test_tasks_that_wait_for_an_answer_are_not_annotated_in_any_part(tmp_path):
+    """Prodigy: where somebody has answered, a record without an answer is a proposal."""
+    rows = [
+        {"text": "Ada met Bobby", "spans": [{"start": 0, "end": 3, "label": "X", "text": "Ada"}]}
+        | ({"answer": "accept"} if number < 20 else {})
+        for number in range(40)
+    ]
+    write(tmp_path, "".join(f"{json.dumps(row)}\n" for row in rows), suffix="jsonl")
+    whole = build(tmp_path, False)
+    assert isinstance(whole, bytes)
+    for part in (300, 1000):
+        assert build(tmp_path, True, part) == whole
+
+
+def test_missing_tags_are_missing_in_any_part(tmp_path, monkeypatch):
+    """`-` beside O means that nobody looked, however many such sentences follow each other."""
+    lines = "Ada B-X\nmet O\n\n" * 8000 + "Bobby -\nmet -\n\n" * 300
+    write(tmp_path, lines, "Ada B-X\n")
+    monkeypatch.setattr(nercrf.features.large_corpus, "PART", 1000)
+    large = LargeCorpus(open_corpus(tmp_path, ReadConfig()), processes=1)
+    (tmp_path / "parts").mkdir()
+    converted = large.convert("train", TOKENIZER, {"max_seq_length": 8}, tmp_path / "parts")
+    labels = np.concatenate(list(converted.columns["labels"].parts()))
+    assert (len(labels), np.count_nonzero(labels == -100)) == (2 * 8300, 2 * 300)

@@ -620,12 +620,13 @@ def _cut_files(files: Sequence[Examined], shares: Mapping[str, float], seed: int
     examples = [example for file in files for example in file.examples]
     splits, told = [], set()
     for name, held in divide_examples(examples, keys, shares, seed).items():
-        parts = []
+        parts, own = [], {}
+        for each in held:
+            own.setdefault(owners[id(each)], []).append(each)
         for file in files:
-            own = [each for each in held if owners[id(each)] == file.path]
-            if own:
+            if file.path in own:
                 findings = [] if file.path in told else file.findings
-                parts.append(replace(file, examples=own, findings=findings))
+                parts.append(replace(file, examples=own[file.path], findings=findings))
                 told.add(file.path)
         splits.append(Split(name, parts))
     return splits

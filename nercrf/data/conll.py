@@ -126,8 +126,9 @@ def _parse_rows(
             if row.kind == "comments" and _NEW_DOCUMENT.match(line):
                 reading.documents.append(number)
         else:
-            while bare:
-                _note_line(reading, *bare.pop(0), inside)
+            for each in bare:
+                _note_line(reading, *each, inside)
+            bare.clear()
             if not inside:
                 layers = [[] for _ in row]
                 sentences.append(ColumnSentence(number, layers[0], layers[1], layers[2:]))
@@ -165,11 +166,11 @@ def _place(reading: Reading, sentence: ColumnSentence, index: int) -> str:
     return f"{reading.path}:{reading.line_of(sentence.line, index)}"
 
 # %% ../../nbs/1_data/08_conll.ipynb #fc3d7e3d
-def _find_missing(sentences: Sequence[ColumnSentence]) -> None:
+def _find_missing(sentences: Sequence[ColumnSentence], has_outside: bool) -> None:
     "Sentences whose tags are all missing, in a file that has O, are not annotated."
     missing = [each for each in sentences if each.tags[0] in MISSING]
     missing = [each for each in missing if not each.layers and MISSING.issuperset(each.tags)]
-    if missing and any("O" in sentence.tags for sentence in sentences):
+    if missing and (has_outside or any("O" in sentence.tags for sentence in sentences)):
         for sentence in missing:
             sentence.tags, sentence.annotated = ["O"] * len(sentence.tags), False
             vars(sentence).pop("runs", None)
@@ -459,10 +460,10 @@ class Columns(Format):
     ) -> list[ColumnSentence]:  # the same; DataError where most lines cannot be read
         "Say what of the columns has not been read, and which sentences have no tags."
         reading.layout = layout
+        is_part = reading.columns > 0  # of a file with O; other parts may be right where it is not
         if layout.tags:
-            _find_missing(sentences)
+            _find_missing(sentences, is_part)
         bad = [finding for finding in reading.findings if finding.kind == "unreadable"]
-        is_part = reading.columns > 0  # then other parts may be right
         if not is_part and len(bad) > sum(len(sentence.tokens) for sentence in sentences):
             raise DataError(f"{bad[0]} ({len(bad):,} such lines)")
         reading.columns = layout.columns or 2

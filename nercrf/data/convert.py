@@ -230,12 +230,13 @@ def _check_targets(folder: str, out_path: Path, sources: Sequence[Path]) -> None
         same = [path for path in read if os.path.exists(target) and os.path.samefile(path, target)]
         if same:
             raise DataError(
-                f"{target} is a file that is read ({same[0]}): choose another name, or give --force"
+                f"{target} is a file that is read ({same[0]}): choose another name, or give "
+                "force=True (--force)"
             )
         if name != out_path.name and os.path.lexists(target):
             raise DataError(
                 f"{target} stands there and would be written with {out_path.name}: choose another "
-                "name, or give --force"
+                "name, or give force=True (--force)"
             )
 
 
@@ -290,7 +291,8 @@ def convert_splits(
         read = examine(path, from_format, encoding, scheme=from_scheme, **options)
         is_document = len(paths) > 1 and read.format.name == "brat"
         keys += document_keys(read.reading, read.examples, is_document)
-        examples, findings = examples + read.examples, findings + read.findings
+        examples += read.examples
+        findings += read.findings
     report_findings(findings, on_bad)
     splits, ending = (
         divide_examples(examples, keys, shares, seed),

@@ -269,7 +269,10 @@ def report_findings(
     if warnings is not None:
         warnings += map(str, findings)
         bad = Counter(split_place(each.where)[0] for each in findings if each.kind == "unreadable")
-        warnings += [f"{file}: {many:,} places could not be read" for file, many in bad.items()]
+        warnings += [
+            f"{file}: {many:,} {'place' if many == 1 else 'places'} could not be read"
+            for file, many in bad.items()
+        ]
 
 # %% ../../nbs/1_data/01_examples.ipynb #e37d47c1
 def span_order(

@@ -50,7 +50,8 @@ from nercrf.files import write_lines
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['parse_cluener', 'json_id', 'cluener_line', 'Cluener', 'write_cluener', 'span_record', 'JsonLines', 'Doccano']
+__all__ = ['ANSWER', 'parse_cluener', 'json_id', 'cluener_line', 'Cluener', 'write_cluener', 'span_record', 'JsonLines',
+           'Doccano']
 
 # %% ../../nbs/1_data/11_json_spans.ipynb #4cc44fc9
 def _dump_like(line: str, before: object, after: object) -> str:
@@ -97,20 +98,18 @@ def _cluener_mentions(record: dict, where: str) -> list[tuple[str, str, int, int
             for surface, positions in surfaces.items()
             for start, last in positions
         ]
-        for label, surface, *place in found:
-            if any(type(each) is not int for each in place):
-                raise DataError(
-                    f"{where}: expected integers as the place of {label} {surface!r}, got "
-                    f"{str(place)[:60]}; correct them"
-                )
-        return found
     except (AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
         found = json.dumps(record["label"], ensure_ascii=False)[:60]
         raise DataError(
             f"{where}: expected 'label' as {{type: {{surface: [[start, end]]}}}}, got {found}"
         ) from error
+    for label, surface, *place in found:
+        if any(type(each) is not int for each in place):
+            raise DataError(
+                f"{where}: expected integers as the place of {label} {surface!r}, got "
+                f"{str(place)[:60]}; correct them"
+            )
+    return found
 
 # %% ../../nbs/1_data/11_json_spans.ipynb #96ae09d0
 def _cluener_spans(record: dict, where: str) -> tuple[list[Span], list[Finding]]:
@@ -381,6 +380,9 @@ def _moved_entry(
     return entry
 
 # %% ../../nbs/1_data/11_json_spans.ipynb #52d5ea87
+ANSWER = re.compile('"answer" *: *"')  # of an annotator, in some record of a file
+
+
 def _answered_record(reading: Reading, where: str, record: dict, number: int) -> Record | None:
     "The record of an object; None where its annotator has turned it down."
     answer = record.get("answer")
@@ -402,7 +404,7 @@ class JsonLines(RecordFormat):
 
     def prepare(self, reading: Reading, text: str) -> list[Record]:
         "Records of JSON lines, or of a JSON array."
-        reading.has_answers = re.search('"answer" *: *"', text) is not None
+        reading.has_answers = reading.has_answers or ANSWER.search(text) is not None
         made = each_record(reading, text, partial(_answered_record, reading))
         return [record for record in made if record is not None]
 

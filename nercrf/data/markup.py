@@ -436,9 +436,9 @@ class Inline(RecordFormat):
 
     def repair(self, file: Examined, lines: list[str]) -> list[Change]:
         "Mend lines with entities in braces in place."
-        changes = []
+        changes, unreadable = [], file.unreadable
         for index, line in enumerate(lines):
-            if not line.strip() or index + 1 in file.unreadable:
+            if not line.strip() or index + 1 in unreadable:
                 continue
             body = line.rstrip("\r\n")
             text, spans = parse_inline(body)

@@ -111,7 +111,7 @@ class CachedCorpus:
         self.files, self.cache, self.processes = files, cache, processes
         self.check = check or (lambda: None)
         self._examples: dict[str, list[Example]] = {}
-        self.told = False  # is what is odd in the data known to the user?
+        self.told, self.cuts_text = False, True  # oddities were said; words depend on `--by`
 
     def keep(
         self,
@@ -157,7 +157,7 @@ class CachedCorpus:
         key = cache_key(describe_data(self.files))
         build = partial(_build_summary, self, key)
         summary, metadata = self.cache.find("corpus", key, load_summary, build)
-        self.cuts_text = metadata.get("cuts_text", True)  # may words depend on the splitter?
+        self.cuts_text = metadata.get("cuts_text", True)
         self.files.know(summary.survey)
         return summary
 

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,10 +44,10 @@ from nercrf.features.parts import (
     Part,
     ParsedPart,
     cut_file,
+    find_answer,
     find_first_line,
     parse_part,
     part_surfaces,
-    read_bytes,
     resolve_format,
     scan_part,
     summarize_file,
@@ -489,19 +488,8 @@ def _part_reader(path: Path, format: str, options: Mapping[str, Any]) -> dict[st
     "How the parts of a file are read."
     format = resolve_format(path, format, options["encoding"])
     first = find_first_line(path) if format == "columns" else ("", 0)
-    return {**options, "format": format, "first_line": first}
-
-
-def _check_digest(parts: Sequence[Part], digest: str) -> None:
-    "Refuse parts of another file than the one that the cache is named after."
-    whole = sha256()
-    for part in parts:
-        whole.update(read_bytes(part))
-    if whole.hexdigest() != digest:
-        raise DataError(
-            f"{parts[0].path}: changed while it was read; start again when nothing writes to it "
-            "any more"
-        )
+    answers = format in ("jsonl", "doccano") and find_answer(path)
+    return {**options, "format": format, "first_line": first, "has_answers": answers}
 
 
 class Converted(NamedTuple):
@@ -528,11 +516,9 @@ class LargeCorpus:
             for split, path in files.files.items()
         }
         self._parts = {
-            split: cut_file(path, self._readers[split]["format"], PART)
+            split: cut_file(path, self._readers[split]["format"], PART, files.digests[split])
             for split, path in files.files.items()
         }
-        for split, parts in self._parts.items():
-            _check_digest(parts, files.digests[split])
         self._count = count_processes(sum(map(len, self._parts.values())), processes)
 
     def survey(self) -> CorpusSummary:  # what `read_corpus` would have found, and texts

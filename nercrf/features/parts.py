@@ -24,12 +24,13 @@ from nercrf.data.records import Reading
 from nercrf.data.records import Survey as TextSurvey
 from nercrf.data.tag_forms import STANDARD, find_form
 from nercrf.data.formats import FORMATS, Prepared, detect_text, prepare_text
+from nercrf.data.json_spans import ANSWER
 from nercrf.labels import Span
 
 # %% auto #0
-__all__ = ['PART', 'LINE_FORMATS', 'Part', 'cut_file', 'find_first_line', 'resolve_format', 'is_plain', 'read_bytes',
-           'ParsedPart', 'parse_part', 'part_surfaces', 'surface_survey', 'whole_findings', 'scan_part', 'FileSummary',
-           'summarize_file']
+__all__ = ['PART', 'LINE_FORMATS', 'Part', 'cut_file', 'find_first_line', 'find_answer', 'resolve_format', 'is_plain',
+           'part_bytes', 'ParsedPart', 'parse_part', 'part_surfaces', 'surface_survey', 'whole_findings', 'scan_part',
+           'FileSummary', 'summarize_file']
 
 # %% ../../nbs/2_features/08_parts.ipynb #c8ec9213
 PART = 4 << 20  # bytes of text that are converted at a time
@@ -70,9 +71,10 @@ def cut_file(
     path: str | Path,  # a file of lines
     format: str,  # one of `LINE_FORMATS`
     size: int = PART,  # bytes that a part has at least
+    digest: str = "",  # SHA-256 of the file as it was before; empty: not compared
 ) -> list[Part]:  # in the order of the file
-    "Cut a file between sentences."
-    parts, start, line = [], 0, 1
+    "Cut a file between sentences; DataError where it has changed."
+    parts, start, line, whole = [], 0, 1, sha256()
     with open(path, "rb") as file:
         length = os.fstat(file.fileno()).st_size
         while start < length or not parts:
@@ -82,7 +84,12 @@ def cut_file(
             data = file.read(end - start)
             parts.append(Part(str(path), start, end, line, sha256(data).hexdigest()))
             line += _count_lines(data)
+            whole.update(data)
             start = end
+    if digest and whole.hexdigest() != digest:
+        raise DataError(
+            f"{path}: changed while it was read; start again when nothing writes to it any more"
+        )
     return parts
 
 # %% ../../nbs/2_features/08_parts.ipynb #b3912971
@@ -100,6 +107,14 @@ def find_first_line(
                 return (line, number) if "\t" in line else (comment or (line, number))
             comment = comment or (line, number)
     return comment or ("", 0)
+
+
+def find_answer(
+    path: str | Path,  # a file of JSON lines
+) -> bool:  # then a record without an answer still waits for one
+    "Whether an annotator has said yes or no to some record of a file."
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return any('"answer"' in line and ANSWER.search(line) for line in file)
 
 
 _OF_TEXT = ("columns", "inline", "text")  # formats where [ is a token
@@ -146,7 +161,7 @@ def is_plain(
     return layout.is_plain and find_form(tags, True) is STANDARD
 
 
-def read_bytes(
+def part_bytes(
     part: Part,  # of a file
 ) -> bytes:  # DataError where they are not those that it was cut with
     "The bytes of a part."
@@ -163,7 +178,7 @@ def read_bytes(
 
 def _read_part(part: Part) -> str:
     "The text of a part, lines ending in \\n."
-    data = read_bytes(part)
+    data = part_bytes(part)
     try:
         text = data.decode("utf-8" if part.start else "utf-8-sig")
     except UnicodeDecodeError:
@@ -191,7 +206,8 @@ def _prepare_part(part: Part, reader: Mapping[str, Any]) -> Prepared:
     "Take a part apart like a whole file, only that it may be empty."
     (line, number), path = reader["first_line"], Path(part.path)
     columns = {name: reader[name] for name in ("token_column", "tag_column")}
-    others = {name: reader[name] for name in ("by", "end", "units") if name in reader}
+    names = ("by", "end", "units", "has_answers")
+    others = {name: reader[name] for name in names if name in reader}
     count = len(split_columns(line)) if number else 0
     return prepare_text(
         _read_part(part),
