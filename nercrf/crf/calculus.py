@@ -24,9 +24,7 @@ class ChainSteps(NamedTuple):
     "A distribution over tag sequences, told step by step."
 
     first: Tensor  # (batch, labels) log probability of the first word's label
-    onward: (
-        Tensor  # (batch, words, from, to) log probability of the next word's label, given this one
-    )
+    onward: Tensor  # (batch, words, from, to) log probability of the next label, given this one
     before: Tensor  # (batch, words, labels) probability of a label that another word follows
 
 
