@@ -129,6 +129,24 @@ class ChainBatch:
         value = _allowed_likelihood(self, tags)
         return (value if weight is None else value.sum() * weight).to(self.dtype)
 
+    def entropy(self) -> Tensor:  # (batch,) in nats; differentiable
+        "How much is left open: minus the expected log probability."
+        return entropy(_steps(self)).to(self.dtype)
+
+    def cross_entropy(
+        self,
+        other: ChainBatch,  # a chain over the same words and labels
+    ) -> Tensor:  # (batch,) in nats; differentiable; infinite where it forbids what this one allows
+        "How unlikely sequences of this chain are in another one: the expected -log of theirs."
+        return cross_entropy(_steps(self), _steps(other)).to(self.dtype)
+
+    def kl_divergence(
+        self,
+        other: ChainBatch,  # a chain over the same words and labels
+    ) -> Tensor:  # (batch,) in nats, at least 0; differentiable; infinite as `cross_entropy`
+        "How far another chain is from this one: Kullback and Leibler's divergence."
+        return kl_divergence(_steps(self), _steps(other)).to(self.dtype)
+
 # %% ../../nbs/3_crf/13_distribution.ipynb #bf08085a
 def _log_likelihood(
     chain: ChainBatch,  # emissions, scores and algorithm
@@ -183,24 +201,6 @@ class TagChain(ChainBatch):
     def pair_marginals(self) -> Tensor:  # (batch, words, from, to), zeros at first words
         "Probability of each pair of labels at a word and the word before it."
         return pair_marginals(*_possible(self)[0], forward_states).to(self.dtype)
-
-    def entropy(self) -> Tensor:  # (batch,) in nats; differentiable
-        "How much is left open: minus the expected log probability."
-        return entropy(_steps(self)).to(self.dtype)
-
-    def cross_entropy(
-        self,
-        other: ChainBatch,  # a chain over the same words and labels
-    ) -> Tensor:  # (batch,) in nats; differentiable; infinite where it forbids what this one allows
-        "How unlikely sequences of this chain are in another one: the expected -log of theirs."
-        return cross_entropy(_steps(self), _steps(other)).to(self.dtype)
-
-    def kl_divergence(
-        self,
-        other: ChainBatch,  # a chain over the same words and labels
-    ) -> Tensor:  # (batch,) in nats, at least 0; differentiable; infinite as `cross_entropy`
-        "How far another chain is from this one: Kullback and Leibler's divergence."
-        return kl_divergence(_steps(self), _steps(other)).to(self.dtype)
 
     def best(self) -> tuple[Tensor, Tensor]:  # (batch, words) tags, -100: masked; (batch,) scores
         "The best tag sequence and its score. ValueError if none is possible."
