@@ -25,7 +25,8 @@ from nercrf.tagging.engine import Engine
 from nercrf.tagging.tagger import Tagged, Tagger
 
 # %% auto #0
-__all__ = ['CHUNK', 'entity_rows', 'token_rows', 'PipelineOptions', 'TaggerPipeline', 'TokenClassification', 'register_pipelines']
+__all__ = ['CHUNK', 'entity_rows', 'token_rows', 'PipelineOptions', 'answer_batch', 'TaggerPipeline', 'TokenClassification',
+           'register_pipelines']
 
 # %% ../../nbs/7_tagging/06_pipeline.ipynb #c78e3c78
 def entity_rows(
@@ -89,6 +90,30 @@ class PipelineOptions:
         chosen = AggregationStrategy(self.aggregation_strategy.lower())
         object.__setattr__(self, "aggregation_strategy", chosen)
 
+# %% ../../nbs/7_tagging/06_pipeline.ipynb #8daf8151
+def answer_batch(
+    sentences: Sequence[Tagged],  # of a batch, nothing found yet
+    chain: TagChain,  # theirs
+    asked: PipelineOptions,  # by the call
+    config: NerCrfConfig,  # labels and scheme
+) -> list[list[dict[str, Any]]]:  # the rows of each
+    "The rows of the sentences of a batch."
+    single = asked.aggregation_strategy is AggregationStrategy.NONE
+    lengths = [len(sentence.example.tokens) for sentence in sentences]
+    tags = [row[:length] for row, length in zip(chain.best()[0].tolist(), lengths, strict=True)]
+    spans = [ids_to_spans(row, config.labels, config.scheme, "lenient") for row in tags]
+    scores = chain.marginals().tolist() if single else chain.entity_probabilities(spans)
+    found = []
+    for row, sentence in enumerate(sentences):
+        sentence = replace(sentence, spans=spans[row])
+        if single:
+            rows = token_rows(sentence, scores[row][: lengths[row]], config)
+        else:
+            rows = entity_rows(sentence, scores[row])
+        name = "entity" if single else "entity_group"
+        found.append([each for each in rows if each[name] not in asked.ignore_labels])
+    return found
+
 # %% ../../nbs/7_tagging/06_pipeline.ipynb #b7b5f18f
 CHUNK = 1024  # elements that are read before they are answered
 
@@ -149,8 +174,9 @@ class TaggerPipeline(TokenClassificationPipeline):
             sentences = [self._read(item, place + row, asked) for row, item in enumerate(chunk)]
             rows, examples = [[] for _ in chunk], [sentence.example for sentence in sentences]
             for numbers, chain in engine.chains(examples, asked.connected):
-                found = self._rows([sentences[number] for number in numbers], chain, asked)
-                for number, each in zip(numbers, found, strict=True):
+                found = [sentences[number] for number in numbers]
+                answers = answer_batch(found, chain, asked, self.model.config)
+                for number, each in zip(numbers, answers, strict=True):
                     rows[number] = each
             yield from rows
             place += len(chunk)
@@ -168,26 +194,6 @@ class TaggerPipeline(TokenClassificationPipeline):
         # of one document, so from one place
         example = replace(example, source="") if asked.connected else example
         return replace(sentence, example=example)
-
-    def _rows(
-        self, sentences: list[Tagged], chain: TagChain, asked: PipelineOptions
-    ) -> list[list[dict[str, Any]]]:
-        "The rows of the sentences of a batch."
-        config, single = self.model.config, asked.aggregation_strategy is AggregationStrategy.NONE
-        lengths = [len(sentence.example.tokens) for sentence in sentences]
-        tags = [row[:length] for row, length in zip(chain.best()[0].tolist(), lengths, strict=True)]
-        spans = [ids_to_spans(row, config.labels, config.scheme, "lenient") for row in tags]
-        scores = chain.marginals().tolist() if single else chain.entity_probabilities(spans)
-        found = []
-        for row, sentence in enumerate(sentences):
-            sentence = replace(sentence, spans=spans[row])
-            if single:
-                rows = token_rows(sentence, scores[row][: lengths[row]], config)
-            else:
-                rows = entity_rows(sentence, scores[row])
-            name = "entity" if single else "entity_group"
-            found.append([each for each in rows if each[name] not in asked.ignore_labels])
-        return found
 
     def save_pretrained(
         self,
