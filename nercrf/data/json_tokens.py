@@ -92,18 +92,6 @@ def named_tags(
     return [names[tag] for tag in tags]
 
 # %% ../../nbs/1_data/13_json_tokens.ipynb #5ae1f0c3
-def _checked_tokens(tokens: Sequence, where: str) -> list[str]:
-    "Tokens that any format can hold; DataError for others."
-    for place, token in enumerate(tokens):
-        if not isinstance(token, str) or not token:
-            raise DataError(
-                f"{where}: expected tokens as strings of at least one character, got {token!r} as "
-                f"token {place}; correct the record"
-            )
-    check_unicode(" ".join(tokens), where, "a token")
-    return list(tokens)
-
-# %% ../../nbs/1_data/13_json_tokens.ipynb #3b10f51b
 def _mention(entry: object, where: str) -> Mention:
     "A mention that counts tokens, from a triple or an object."
     if isinstance(entry, Mapping) and isinstance(entry.get("index"), list) and entry["index"]:
@@ -126,6 +114,18 @@ def _is_inclusive(key: str, entries: Sequence) -> bool:
     return key == "ner" and (triples or any("index" in entry for entry in entries))
 
 
+def _checked_tokens(tokens: Sequence, where: str) -> list[str]:
+    "Tokens that any format can hold; DataError for others."
+    for place, token in enumerate(tokens):
+        if not isinstance(token, str) or not token:
+            raise DataError(
+                f"{where}: expected tokens as strings of at least one character, got {token!r} as "
+                f"token {place}; correct the record"
+            )
+    check_unicode(" ".join(tokens), where, "a token")
+    return list(tokens)
+
+# %% ../../nbs/1_data/13_json_tokens.ipynb #3b10f51b
 def _document(reading: Reading, where: str, record: Mapping, name: str) -> list[TokenRecord]:
     "The sentences of a document whose spans count its tokens."
     records, begin, document = [], 0, record_document(reading, record, where)
