@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,18 @@ from transformers import PreTrainedTokenizerBase
 from nercrf.data.examples import Example
 from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
 from nercrf.evaluation.evaluation_config import EvaluationConfig
-from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
+from nercrf.crf.distribution import TagChain
+from nercrf.evaluation.evaluator import evaluation_batches, move_batch
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import without_bars
-from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
 
 # %% auto #0
-__all__ = ['Entity', 'Tagged', 'text_example', 'Tagger', 'tag_batches', 'tag_stream']
+__all__ = ['Entity', 'Tagged', 'text_example', 'best_spans', 'Tagger', 'tag_batches', 'tag_stream']
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #bf158b78
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Entity:
     end: int  # behind its last character
     word_start: int  # first word
     word_end: int  # behind its last word
+    probability: float | None = field(default=None, compare=False)  # of exactly this; None: unknown
+
+    def to_dict(self) -> dict[str, Any]:  # plain values by name
+        "The entity as JSON takes it."
+        return asdict(self)
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #202d516d
 @dataclass(frozen=True)
@@ -51,15 +57,24 @@ class Tagged:
     spans: list[Span]  # the entities, in words
     fields: dict[str, Any] = field(default_factory=dict)  # what else its record said
     error: str | None = None  # why it could not be read; it has no words then
+    probabilities: list[float] = field(default_factory=list)  # of the spans; or none of any
+
+    def __post_init__(self):
+        if self.probabilities and len(self.probabilities) != len(self.spans):
+            raise ValueError(
+                f"expected a probability for each of {len(self.spans)} spans, got "
+                f"{len(self.probabilities)}; give probabilities=[] for spans of another origin"
+            )
 
     @property
     def entities(self) -> list[Entity]:  # with character offsets
         "The entities in characters."
         text, offsets = self.example.text, self.example.offsets
         entities = []
-        for label, first, behind in self.spans:
+        for span, chance in zip_longest(self.spans, self.probabilities):
+            label, first, behind = span
             start, end = offsets[first][0], offsets[behind - 1][1]
-            entities.append(Entity(label, text[start:end], start, end, first, behind))
+            entities.append(Entity(label, text[start:end], start, end, first, behind, chance))
         return entities
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #1cd6983c
@@ -88,6 +103,24 @@ def _warn_of_words(sentences: Sequence[Tagged]) -> None:
 def _is_one_word(sentence: Tagged) -> bool:
     "Is it a text, and one of one word?"
     return bool(sentence.example.original) and len(sentence.example.tokens) == 1
+
+# %% ../../nbs/7_tagging/01_tagger.ipynb #22488004
+def best_spans(
+    batch: TagChain,  # of some sentences
+    config: NerCrfConfig,  # the labels and their scheme
+) -> list[list[Span]]:  # of each sentence, in the order of the text
+    "The entities of the best tag sequences."
+    tags, words = (each.numpy(force=True) for each in (batch.best()[0], batch.mask))
+    return [
+        ids_to_spans(row[real].tolist(), config.labels, config.scheme, "lenient")
+        for row, real in zip(tags, words, strict=True)
+    ]
+
+
+def _with_found(sentence: Tagged, found: tuple[list[Span], list[float]]) -> Tagged:
+    "A sentence with what was found in it."
+    spans, probabilities = found
+    return replace(sentence, spans=spans, probabilities=probabilities)
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #6f22a7c2
 class Tagger:
@@ -132,14 +165,14 @@ class Tagger:
             )
         return find_splitter(f"{config.split_by}@{config.split_version}")
 
-    def tag_examples(
+    def chains(
         self,
         examples: Sequence[Example],  # sentences of known words; their own spans are not looked at
         with_context: bool = True,  # with those around, if trained so
-    ) -> list[list[Span]]:  # the entities of each, in words
-        "Tag sentences of words."
+    ) -> Iterator[tuple[list[int], TagChain]]:  # places of some sentences, and their chains
+        "The distributions over the tag sequences of sentences, batch after batch."
         if not examples:
-            return []
+            return
         config = self.model.config
         features = convert_examples_to_features(
             [replace(example, spans=None) for example in examples],
@@ -153,11 +186,33 @@ class Tagger:
             subtoken_pooling=config.subtoken_pooling,
         )
         dataset = FeatureDataset(features, config.labels, config.scheme)
-        batches = evaluation_batches(dataset, self.batch_size)
-        results = sorted(predict_batches(self.model, dataset, batches))
-        return [
-            ids_to_spans(result.tags, config.labels, config.scheme, "lenient") for result in results
-        ]
+        for indices in evaluation_batches(dataset, self.batch_size):
+            batch = move_batch(dataset.collate(indices), self.model.device, with_labels=False)
+            with torch.inference_mode():
+                emissions = self.model(**batch, return_dict=True).logits
+                yield indices.tolist(), self.model.crf.chain(emissions, batch["word_mask"])
+
+    def find(
+        self,
+        examples: Sequence[Example],  # sentences of known words; their own spans are not looked at
+        with_context: bool = True,  # with those around, if trained so
+    ) -> list[tuple[list[Span], list[float]]]:  # the entities of each, in words; probabilities
+        "The entities of sentences of words, with their probabilities."
+        found = [([], [])] * len(examples)
+        for places, batch in self.chains(examples, with_context):
+            spans = best_spans(batch, self.model.config)
+            chances = batch.entity_probabilities(spans)
+            for place, *each in zip(places, spans, chances, strict=True):
+                found[place] = tuple(each)
+        return found
+
+    def tag_examples(
+        self,
+        examples: Sequence[Example],  # sentences of known words; their own spans are not looked at
+        with_context: bool = True,  # with those around, if trained so
+    ) -> list[list[Span]]:  # the entities of each, in words
+        "Tag sentences of words."
+        return [spans for spans, _ in self.find(examples, with_context)]
 
     def __call__(
         self,
@@ -173,9 +228,8 @@ class Tagger:
         _warn_of_words(sentences)
         source = {"source": ""} if connected else {}  # of one document, so from one place
         examples = [replace(sentence.example, **source) for sentence in sentences]
-        spans = self.tag_examples(examples, with_context=connected)
-        pairs = zip(sentences, spans, strict=True)
-        return [replace(sentence, spans=found).entities for sentence, found in pairs]
+        results = zip(sentences, self.find(examples, with_context=connected), strict=True)
+        return [_with_found(sentence, found).entities for sentence, found in results]
 
     def read(
         self,
@@ -209,9 +263,11 @@ def tag_batches(
         if not ready:
             continue
         examples = [held[place].example for place in worded]
-        found = tagger.tag_examples([*before, *examples], connected)[len(before) :]
-        spans = dict(zip(worded, found, strict=True))
-        yield [replace(each, spans=spans.get(row, [])) for row, each in enumerate(held[:ready])]
+        found = tagger.find([*before, *examples], connected)[len(before) :]
+        by_row = dict(zip(worded, found, strict=True))
+        yield [
+            _with_found(each, by_row.get(row, ([], []))) for row, each in enumerate(held[:ready])
+        ]
         if reach:
             before = [*before, *(held[row].example for row in worded if row < ready)][-reach:]
         held = held[ready:]
