@@ -19,14 +19,12 @@ from nercrf.data.examples import Example
 from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.crf.distribution import TagChain
-from nercrf.evaluation.evaluator import evaluation_batches, move_batch
-from nercrf.features.batches import FeatureDataset
-from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import without_bars
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
+from nercrf.tagging.engine import Engine
 
 # %% auto #0
 __all__ = ['Entity', 'Tagged', 'text_example', 'best_spans', 'Tagger', 'tag_batches', 'tag_stream']
@@ -110,11 +108,8 @@ def best_spans(
     config: NerCrfConfig,  # the labels and their scheme
 ) -> list[list[Span]]:  # of each sentence, in the order of the text
     "The entities of the best tag sequences."
-    tags, words = (each.numpy(force=True) for each in (batch.best()[0], batch.mask))
-    return [
-        ids_to_spans(row[real].tolist(), config.labels, config.scheme, "lenient")
-        for row, real in zip(tags, words, strict=True)
-    ]
+    labels, scheme = config.labels, config.scheme
+    return [ids_to_spans(tags, labels, scheme, "lenient") for tags in batch.best_lists()]
 
 
 def _with_found(sentence: Tagged, found: tuple[list[Span], list[float]]) -> Tagged:
@@ -165,33 +160,6 @@ class Tagger:
             )
         return find_splitter(f"{config.split_by}@{config.split_version}")
 
-    def chains(
-        self,
-        examples: Sequence[Example],  # sentences of known words; their own spans are not looked at
-        with_context: bool = True,  # with those around, if trained so
-    ) -> Iterator[tuple[list[int], TagChain]]:  # places of some sentences, and their chains
-        "The distributions over the tag sequences of sentences, batch after batch."
-        if not examples:
-            return
-        config = self.model.config
-        features = convert_examples_to_features(
-            [replace(example, spans=None) for example in examples],
-            config.labels,
-            config.max_seq_length,
-            self.tokenizer,
-            scheme=config.scheme,
-            stride=config.stride,
-            context=config.context if with_context else 0,
-            joined_by=config.joined_by,
-            subtoken_pooling=config.subtoken_pooling,
-        )
-        dataset = FeatureDataset(features, config.labels, config.scheme)
-        for indices in evaluation_batches(dataset, self.batch_size):
-            batch = move_batch(dataset.collate(indices), self.model.device, with_labels=False)
-            with torch.inference_mode():
-                emissions = self.model(**batch, return_dict=True).logits
-                yield indices.tolist(), self.model.crf.chain(emissions, batch["word_mask"])
-
     def find(
         self,
         examples: Sequence[Example],  # sentences of known words; their own spans are not looked at
@@ -199,7 +167,8 @@ class Tagger:
     ) -> list[tuple[list[Span], list[float]]]:  # the entities of each, in words; probabilities
         "The entities of sentences of words, with their probabilities."
         found = [([], [])] * len(examples)
-        for places, batch in self.chains(examples, with_context):
+        engine = Engine(self.model, self.tokenizer, self.batch_size)
+        for places, batch in engine.chains(examples, with_context):
             spans = best_spans(batch, self.model.config)
             chances = batch.entity_probabilities(spans)
             for place, *each in zip(places, spans, chances, strict=True):
