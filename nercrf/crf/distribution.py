@@ -32,7 +32,7 @@ from nercrf.crf.decoding import (
 from nercrf.crf.entities import EntityChain, best_entities, entity_chain, span_probabilities
 from nercrf.crf.likelihood import log_likelihood
 from nercrf.crf.log_domain import Batch, forward_pass, pair_marginals, widen, widest_type
-from nercrf.crf.spans import scaled_spans
+from nercrf.crf.span_states import scaled_spans
 from nercrf.labels import EntitySteps, Span
 
 # %% ../../nbs/3_crf/13_distribution.ipynb #81f3f368

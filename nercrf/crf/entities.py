@@ -18,7 +18,7 @@ from torch import Tensor
 from nercrf.crf.chain import Scores
 from nercrf.crf.decoding import forward_states
 from nercrf.crf.log_domain import IMPOSSIBLE, backward_pass
-from nercrf.crf.spans import check_spans
+from nercrf.crf.span_states import check_spans
 from nercrf.labels import EntitySteps, Span
 
 # %% ../../nbs/3_crf/12_entities.ipynb #bdce65aa
