@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForTokenClassification,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
@@ -27,8 +29,8 @@ from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 from nercrf.crf.layer import CRF
 from nercrf.data.splitting import CUSTOM, find_splitter
 from nercrf.files import MANIFEST, discard, listed_files
-from nercrf.labels import entity_types, get_scheme
-from nercrf.tables import one_line
+from nercrf.labels import get_scheme
+from nercrf.model.card import card_to_keep, push_folder, read_card
 from nercrf.model.adapters import (
     Apart,
     adapter_folder,
@@ -66,7 +68,7 @@ from nercrf.pretrained import (
 
 # %% auto #0
 __all__ = ['PASS_PIECES', 'NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights',
-           'learn_traits', 'emit', 'emit_in_passes', 'new_crf', 'NerCrfForTokenClassification', 'model_card']
+           'learn_traits', 'emit', 'emit_in_passes', 'new_crf', 'NerCrfForTokenClassification']
 
 # %% ../../nbs/4_model/06_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -257,6 +259,7 @@ class NerCrfPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ("crf", "classifier")
+    card: str | None = None  # that of the folder it was loaded from
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -309,6 +312,7 @@ class NerCrfPreTrainedModel(PreTrainedModel):
             model.traits = learn_traits(model.encoder, model.config)
         if has_adapter:
             read_adapter(model.encoder, folder)
+        model.card = read_card(folder)
         return (model, report) if asked else model
 
     def save_pretrained(
@@ -336,10 +340,25 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         finally:
             self._hf_peft_config_loaded = adapted
         if is_main_process:
-            card = model_card(self.config)
-            Path(save_directory, "README.md").write_text(card, encoding="utf-8")
             if apart is not None:
                 write_adapter(save_directory, apart)
+            # a training, which hands its weights over, has changed them
+            came_with = self.card if state_dict is None else None
+            card = card_to_keep(save_directory, came_with, self.config)
+            Path(save_directory, "README.md").write_text(card, encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        repo_id: str,  # owner/name
+        tokenizer: PreTrainedTokenizerBase | None = None,  # goes along; None: it is there, or later
+        **options: Any,  # as for `push_folder`: private, token, revision, commit_message, ...
+    ) -> str:  # address of the commit
+        "Bring the model with its card to a hub."
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            return push_folder(folder, repo_id, **options)
 
 # %% ../../nbs/4_model/06_modeling.ipynb #64aef655
 def _beside_adapter(apart: Apart, config: NerCrfConfig) -> dict[str, torch.Tensor]:
@@ -582,7 +601,12 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         return_dict: bool | None = None,  # False: a tuple; None: as the configuration says
         **options: Any,  # more arguments of the encoder
     ) -> TokenClassifierOutput | tuple:  # loss; logits (batch, words, labels); of the encoder
-        "Emissions of each word and, given `labels`, the loss."
+        """Emissions of each word and, given `labels`, the loss.
+
+        `logits` are emissions, not scores of labels: they lack the transitions of the CRF, so their
+        argmax is not what the model says. `decode` gives the labels, `crf.chain` probabilities.
+        Without `word_index` they are of word pieces, which it has not learned to label.
+        """
         batch, encoded = (input_ids, attention_mask, token_type_ids), {}
         if word_index is None and word_mask is None:
             word_mask = attention_mask
@@ -622,28 +646,6 @@ def _fit_window(model: NerCrfForTokenClassification) -> NerCrfForTokenClassifica
     if longest is not None:
         model.config.max_seq_length = min(longest, model.config.max_seq_length)
     return model
-
-# %% ../../nbs/4_model/06_modeling.ipynb #a47c08b1
-def _in_markdown(text: str) -> str:
-    "Text that is nothing but text in Markdown."
-    return re.sub(r"([\\`*_\[\]<>#|~!&])", r"\\\1", one_line(text))
-
-
-def model_card(
-    config: NerCrfConfig,  # configuration of the model
-) -> str:  # Markdown
-    "Describe a model folder: labels, scheme and how to cut text into words."
-    types = [_in_markdown(name) for name in entity_types(config.labels)]
-    return (
-        "---\nlibrary_name: nercrf\npipeline_tag: token-classification\n---\n\n"
-        "# Named entity recogniser\n\n"
-        f"- Encoder: {config.encoder.model_type}, "
-        f"{config.hidden_size or config.encoder.hidden_size} wide, with a linear-chain CRF\n"
-        f"- Entity types: {', '.join(types)}\n"
-        f"- Tag scheme: {config.scheme}, {len(config.labels)} labels\n"
-        f"- Text is split by: {config.split_by}, version {config.split_version}\n"
-        f"- Window: {config.max_seq_length} word pieces\n"
-    )
 
 # %% ../../nbs/4_model/06_modeling.ipynb #873d91a4
 AutoConfig.register("nercrf", NerCrfConfig, exist_ok=True)
