@@ -5,6 +5,7 @@
 # %% ../../nbs/4_model/05_card.ipynb #5e773794
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,8 +61,8 @@ def card_metadata(
             task_type="token-classification",
             task_name="Named entity recognition",
             dataset_type="private",
-            dataset_name=f"{split} of the training's data",
-            dataset_split=split,
+            dataset_name=f"{one_line(split)} of the training's data",
+            dataset_split=one_line(split),
             metric_type=metric,
             metric_name=f"{metric} of entities",
             metric_value=round(float(figures[metric]), 4),
@@ -74,7 +75,7 @@ def card_metadata(
         pipeline_tag="token-classification",
         license=facts.license,
         tags=["named-entity-recognition", "crf"],
-        base_model=facts.base_model,
+        base_model=facts.base_model and one_line(facts.base_model),
         model_name=one_line(facts.name),
         eval_results=results or None,
         widget=[{"text": one_line(text)} for text in facts.texts] or None,
@@ -136,7 +137,7 @@ not in them, and the best label of each word by itself is not what the model fin
 
 ```python
 import nercrf.model.modeling
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoModelForTokenClassification
 
 model = AutoModelForTokenClassification.from_pretrained(folder)
 print(model.config.labels)
@@ -228,7 +229,8 @@ def model_card(
 ) -> str:  # Markdown
     "Describe a model folder: what it finds, how it is called, and what is known of its making."
     facts = facts or CardFacts()
-    text = ascii(facts.texts[0] if facts.texts else "A sentence of your own.")
+    first = one_line(facts.texts[0]) if facts.texts else "A sentence of your own."
+    text = json.dumps(first, ensure_ascii=False)  # a string of Python's as well
     trained = f", trained on {in_markdown(facts.trained)}" if facts.trained else ""
     lines = [
         "---",
