@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from nercrf.files import sha256_of
@@ -18,11 +19,13 @@ from nercrf.labels import entity_types
 from nercrf.tables import one_line
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from nercrf.model.modeling import NerCrfConfig
 
 # %% auto #0
 __all__ = ['FEW', 'CARD', 'in_markdown', 'CardFacts', 'card_metadata', 'model_card', 'weight_files_digest', 'write_card',
-           'read_card', 'card_to_keep', 'push_folder']
+           'read_card', 'keep_card', 'push_folder', 'CardedModel']
 
 # %% ../../nbs/4_model/05_card.ipynb #88a5809b
 def in_markdown(
@@ -144,7 +147,7 @@ print(model.config.labels)
 ```
 """
 
-
+# %% ../../nbs/4_model/05_card.ipynb #d62ce515
 def _figures(facts: CardFacts) -> list[str]:
     "How good it is, by split and type."
     lines = []
@@ -184,7 +187,7 @@ def _ratio(row: Mapping[str, Any], metric: str) -> str:
     shown = f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
     return f"{row[metric]:.4f}{shown}"
 
-
+# %% ../../nbs/4_model/05_card.ipynb #799e9de6
 def _data(facts: CardFacts) -> list[str]:
     "What it was trained and measured on."
     if not facts.sentences:
@@ -290,15 +293,15 @@ def read_card(
     return text if _OF.search(text) else None
 
 
-def card_to_keep(
+def keep_card(
     folder: str | Path,  # where a model has been saved
-    card: str | None,  # of the folder that it was loaded from
+    card: str | None,  # of the folder that it was loaded from; None: there was none
     config: NerCrfConfig,  # its configuration
-) -> str:  # Markdown
-    "The card that came with a model, if its weights are still the same; else a plain one."
-    if card is not None and _OF.search(card)[1] == weight_files_digest(folder):
-        return card
-    return model_card(config)
+) -> None:
+    "Write the card that came with a model, if its weights are still the same; else a plain one."
+    if card is None or _OF.search(card)[1] != weight_files_digest(folder):
+        card = model_card(config)
+    Path(folder, CARD).write_text(card, encoding="utf-8")
 
 # %% ../../nbs/4_model/05_card.ipynb #63019aa1
 def push_folder(
@@ -329,3 +332,22 @@ def push_folder(
         ignore_patterns=[".*", "state.*"],
     )
     return str(commit)
+
+# %% ../../nbs/4_model/05_card.ipynb #295cee2f
+class CardedModel:
+    "What a model knows of its card."
+
+    card: str | None = None  # that of the folder it was loaded from
+
+    def push_to_hub(
+        self,
+        repo_id: str,  # owner/name
+        tokenizer: PreTrainedTokenizerBase | None = None,  # goes along; None: it is there already
+        **options: Any,  # as for `push_folder`: private, token, revision, commit_message, ...
+    ) -> str:  # address of the commit
+        "Bring the model with its card to a hub."
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            return push_folder(folder, repo_id, **options)

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from transformers import (
     AutoConfig,
     AutoModelForTokenClassification,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
@@ -30,7 +28,7 @@ from nercrf.crf.layer import CRF
 from nercrf.data.splitting import CUSTOM, find_splitter
 from nercrf.files import MANIFEST, discard, listed_files
 from nercrf.labels import get_scheme
-from nercrf.model.card import card_to_keep, push_folder, read_card
+from nercrf.model.card import CardedModel, keep_card, read_card
 from nercrf.model.adapters import (
     Apart,
     adapter_folder,
@@ -247,7 +245,7 @@ def _read_weights(
     return model, report
 
 # %% ../../nbs/4_model/06_modeling.ipynb #2b76faeb
-class NerCrfPreTrainedModel(PreTrainedModel):
+class NerCrfPreTrainedModel(CardedModel, PreTrainedModel):
     "What concerns the initialising and loading of models with a CRF."
 
     config_class = NerCrfConfig
@@ -259,7 +257,6 @@ class NerCrfPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ("crf", "classifier")
-    card: str | None = None  # that of the folder it was loaded from
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -343,22 +340,7 @@ class NerCrfPreTrainedModel(PreTrainedModel):
             if apart is not None:
                 write_adapter(save_directory, apart)
             # a training, which hands its weights over, has changed them
-            came_with = self.card if state_dict is None else None
-            card = card_to_keep(save_directory, came_with, self.config)
-            Path(save_directory, "README.md").write_text(card, encoding="utf-8")
-
-    def push_to_hub(
-        self,
-        repo_id: str,  # owner/name
-        tokenizer: PreTrainedTokenizerBase | None = None,  # goes along; None: it is there, or later
-        **options: Any,  # as for `push_folder`: private, token, revision, commit_message, ...
-    ) -> str:  # address of the commit
-        "Bring the model with its card to a hub."
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-            return push_folder(folder, repo_id, **options)
+            keep_card(save_directory, self.card if state_dict is None else None, self.config)
 
 # %% ../../nbs/4_model/06_modeling.ipynb #64aef655
 def _beside_adapter(apart: Apart, config: NerCrfConfig) -> dict[str, torch.Tensor]:
@@ -601,12 +583,9 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         return_dict: bool | None = None,  # False: a tuple; None: as the configuration says
         **options: Any,  # more arguments of the encoder
     ) -> TokenClassifierOutput | tuple:  # loss; logits (batch, words, labels); of the encoder
-        """Emissions of each word and, given `labels`, the loss.
-
-        `logits` are emissions, not scores of labels: they lack the transitions of the CRF, so their
-        argmax is not what the model says. `decode` gives the labels, `crf.chain` probabilities.
-        Without `word_index` they are of word pieces, which it has not learned to label.
-        """
+        """Emissions of words and, given `labels`, the loss. `logits` are no scores of labels: they
+        lack the CRF's transitions. `decode` gives labels, `crf.chain` probabilities; without
+        `word_index` they are of word pieces, which nobody has labelled."""
         batch, encoded = (input_ids, attention_mask, token_type_ids), {}
         if word_index is None and word_mask is None:
             word_mask = attention_mask
