@@ -33,7 +33,7 @@ TAKES = {  # gold and predicted entities in one error
 
 
 @given(corpora, st.randoms())
-@settings(max_examples=200)
+@settings(max_examples=40)
 def test_every_wrong_entity_is_in_one_error_whatever_the_order(corpus, generator):
     tables = align_tables(*(table_of_spans([pair[side] for pair in corpus]) for side in (0, 1)))
     table = find_causes(*tables)
@@ -65,7 +65,7 @@ def test_every_wrong_entity_is_in_one_error_whatever_the_order(corpus, generator
 
 
 @given(corpora, st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_groups_and_kinds_hold_every_entity(corpus, is_known):
     tables = [table_of_spans([pair[side] for pair in corpus]) for side in (0, 1)]
     words = [[f"{'wWx3'[(i + n) % 4]}{'aB'[n % 2]}" for n in range(12)] for i in range(len(corpus))]

@@ -19,10 +19,10 @@ from nercrf.evaluation.spans import SpanTable, align_tables, find_common
 __all__ = ['RATIOS', 'METHODS', 'UnitCounts', 'count_units', 'count_figures', 'bootstrap', 'Interval', 'find_interval',
            'score_intervals']
 
-# %% ../../nbs/5_evaluation/02_intervals.ipynb #ecf3018e
+# %% ../../nbs/5_evaluation/02_intervals.ipynb #3a32df7d
 @dataclass(frozen=True)
 class UnitCounts:
-    "Counts of gold, predicted and correct entities by unit; units with the same counts are one kind."
+    "Counts of entities by unit; units with the same counts are one kind."
 
     rows: np.ndarray  # int64 (kinds, systems, types, 3) gold, predicted, correct
     weights: np.ndarray  # int64 (kinds,) how many units are of the kind
@@ -42,8 +42,7 @@ class UnitCounts:
 def count_units(
     gold: SpanTable,  # annotated entities
     *predicted: SpanTable,  # those of each system, of the same sentences
-    units: np.ndarray
-    | None = None,  # int (sentences,) unit of each, -1: in none; None: each is one
+    units: np.ndarray | None = None,  # int (sentences,) the unit of each, -1: none; None: itself
 ) -> UnitCounts:  # of all systems side by side
     "Count entities by unit."
     gold, *predicted = align_tables(gold, *predicted)
