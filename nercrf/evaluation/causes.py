@@ -59,7 +59,7 @@ class ErrorTable:
             )
         return found
 
-
+# %% ../../nbs/5_evaluation/04_causes.ipynb #53ddc344
 class _Sorter:
     "Gives causes to entities that have none yet."
 
