@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from nercrf.data.examples import Example
 from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
-from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import without_bars
@@ -95,7 +94,7 @@ class Tagger:
         self,
         model: NerCrfForTokenClassification,  # the trained model
         tokenizer: PreTrainedTokenizerBase,  # the tokenizer that it was trained with
-        batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch
+        batch_size: int | None = None,  # windows at once, at most; None: as the processor likes
         device: str | torch.device | None = None,  # None: the GPU if there is one
         splitter: Splitter | None = None,  # None: the one that the model was trained with
     ):
@@ -103,6 +102,7 @@ class Tagger:
         self.model = model.to(device).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.engine = Engine(self.model, tokenizer, batch_size)
         self.splitter = splitter or self._own_splitter()
 
     @classmethod
@@ -110,7 +110,7 @@ class Tagger:
     def from_pretrained(
         cls,
         folder: str | Path,  # a model's folder, or the output folder of a run
-        batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch
+        batch_size: int | None = None,  # windows at once, at most; None: as the processor likes
         device: str | torch.device | None = None,  # None: the GPU if there is one
         base_model: str | Path | None = None,  # of an adapter: where its encoder is now
         splitter: Splitter | None = None,  # None: the one that the model was trained with
@@ -138,8 +138,7 @@ class Tagger:
         "Tag sentences of words."
         found: list[list[Span]] = [[]] * len(examples)
         config = self.model.config
-        engine = Engine(self.model, self.tokenizer, self.batch_size)
-        for rows, distribution in engine.chains(examples, with_context):
+        for rows, distribution in self.engine.chains(examples, with_context):
             for row, tags in zip(rows, distribution.best_lists(), strict=True):
                 found[row] = ids_to_spans(tags, config.labels, config.scheme, "lenient")
         return found
