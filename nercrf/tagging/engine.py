@@ -108,7 +108,7 @@ class TextPieces:
         offsets: np.ndarray,  # int64 (sentences + 1,)
         cutter: Characters,
     ) -> WordPieces:
-        "The pieces of words with nothing between them: those that begin a sentence, and the others."
+        "The pieces of words that begin a sentence, and of those with nothing before them."
         if self._inside is None:
             self._inside, self._first = KnownWords(cutter.behind), KnownWords(cutter.begin)
         first = offsets[:-1][np.diff(offsets) > 0]
@@ -273,7 +273,7 @@ class Engine:
 
     @torch.inference_mode()
     def _scores(self, sheet: Sheet, windows: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        "Scores (words, labels) of the words of some windows, and the numbers of the words (words,)."
+        "Scores (words, labels) of the words of some windows, and their numbers (words,)."
         model, scores, numbers = self.model, [], []
         width = model.config.hidden_size or model.config.encoder.hidden_size
         budget = piece_budget(width, model.device)
