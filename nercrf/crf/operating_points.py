@@ -17,7 +17,7 @@ from nercrf.crf.chain import Scores
 from nercrf.labels import EntitySteps
 
 # %% auto #0
-__all__ = ['OPERATING_POINTS', 'OperatingPoint', 'read_operating_points', 'write_operating_points']
+__all__ = ['OPERATING_POINTS', 'OperatingPoint', 'read_operating_points', 'find_operating_point', 'write_operating_points']
 
 # %% ../../nbs/3_crf/15_operating_points.ipynb #c5e941b7
 @dataclass(frozen=True)
@@ -106,6 +106,18 @@ def read_operating_points(
         except ValueError as error:
             raise ValueError(f"{path}: operating point {name!r}: {error}") from error
     return points
+
+
+def find_operating_point(
+    folder: str | Path,  # of a model
+    name: str,  # of the operating point
+) -> OperatingPoint:  # as the file has it
+    "An operating point by its name; ValueError where there is none of that name."
+    points = read_operating_points(folder)
+    if name not in points:
+        known = f"of {', '.join(points)}" if points else f"in {Path(folder, OPERATING_POINTS)}"
+        raise ValueError(f"expected an operating point {known}, got {name!r}")
+    return points[name]
 
 
 def write_operating_points(

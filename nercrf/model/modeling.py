@@ -38,6 +38,7 @@ from nercrf.model.adapters import (
     weights_digest,
     write_adapter,
 )
+from nercrf.model.calibration import check_temperature
 from nercrf.model.encoders import (
     EncoderTraits,
     PADDING,
@@ -129,6 +130,8 @@ class NerCrfConfig(PreTrainedConfig):
         hidden_size: int | None = None,  # width of the encoder's vectors, where it was measured
         min_pieces: int = 1,  # of the shortest window that the encoder reads
         split_version: int | str = 1,  # of the splitter; 1: a model of before
+        probability_temperature: float = 1.0,  # that divides scores before probabilities
+        thresholds: dict[str, float] | None = None,  # fitted, by type; None: no fitted ones
         **kwargs: Any,  # everything that a PreTrainedConfig takes
     ):
         if isinstance(encoder, dict):
@@ -157,6 +160,8 @@ class NerCrfConfig(PreTrainedConfig):
                 f'subtoken_pooling must be "first", "last" or "mean", got {subtoken_pooling!r}'
             )
         self.scheme = get_scheme(scheme).name
+        self.probability_temperature = check_temperature(probability_temperature)
+        self.thresholds = thresholds
         self.classifier_dropout = classifier_dropout
         self.constrain = constrain
         self.constrain_likelihood = constrain_likelihood
