@@ -262,8 +262,6 @@ class TagChain(ChainBatch):
         temperature: float,  # above 1: less sure, below 1: surer
     ) -> TagChain:  # with the same best paths
         "The chain with all scores divided by a temperature."
-        if temperature == 1.0:
-            return self
         scores = Scores(*(score / temperature for score in self.scores))
         return replace(self, emissions=self.emissions / temperature, scores=scores)
 

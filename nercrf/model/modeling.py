@@ -27,8 +27,8 @@ from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 from nercrf.crf.layer import CRF
 from nercrf.data.splitting import CUSTOM, find_splitter
 from nercrf.files import MANIFEST, discard, listed_files
-from nercrf.labels import entity_types, get_scheme
-from nercrf.tables import one_line
+from nercrf.labels import get_scheme
+from nercrf.model.card import CardedModel, keep_card, read_card
 from nercrf.model.adapters import (
     Apart,
     adapter_folder,
@@ -67,7 +67,7 @@ from nercrf.pretrained import (
 
 # %% auto #0
 __all__ = ['PASS_PIECES', 'NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights',
-           'learn_traits', 'emit', 'emit_in_passes', 'new_crf', 'NerCrfForTokenClassification', 'model_card']
+           'learn_traits', 'emit', 'emit_in_passes', 'new_crf', 'NerCrfForTokenClassification']
 
 # %% ../../nbs/4_model/06_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -101,6 +101,18 @@ def _check_window(length: int, stride: int | None, context: int) -> None:
             raise ValueError(f"expected {name} to be a number from {least} on, got {value!r}")
     if stride is not None and stride >= length:
         raise ValueError(f"expected stride to be less than max_seq_length ({length}), got {stride}")
+
+# %% ../../nbs/4_model/06_modeling.ipynb #3cb354a8
+def _check_words(joined_by: str | None, subtoken_pooling: str) -> None:
+    "Refuse words that cannot be joined or read: ValueError."
+    if joined_by not in (" ", "", None):
+        raise ValueError(
+            f"joined_by must be ' ' for words, '' for characters or None, got {joined_by!r}"
+        )
+    if subtoken_pooling not in ("first", "last", "mean"):
+        raise ValueError(
+            f'subtoken_pooling must be "first", "last" or "mean", got {subtoken_pooling!r}'
+        )
 
 # %% ../../nbs/4_model/06_modeling.ipynb #203c0bdb
 class NerCrfConfig(PreTrainedConfig):
@@ -151,14 +163,7 @@ class NerCrfConfig(PreTrainedConfig):
                 "constrain_likelihood=True needs constrain=True: a sum over "
                 "legal sequences says nothing about the others"
             )
-        if joined_by not in (" ", "", None):
-            raise ValueError(
-                f"joined_by must be ' ' for words, '' for characters or None, got {joined_by!r}"
-            )
-        if subtoken_pooling not in ("first", "last", "mean"):
-            raise ValueError(
-                f'subtoken_pooling must be "first", "last" or "mean", got {subtoken_pooling!r}'
-            )
+        _check_words(joined_by, subtoken_pooling)
         self.scheme = get_scheme(scheme).name
         self.probability_temperature = check_temperature(probability_temperature)
         self.thresholds = thresholds
@@ -250,7 +255,7 @@ def _read_weights(
     return model, report
 
 # %% ../../nbs/4_model/06_modeling.ipynb #2b76faeb
-class NerCrfPreTrainedModel(PreTrainedModel):
+class NerCrfPreTrainedModel(CardedModel, PreTrainedModel):
     "What concerns the initialising and loading of models with a CRF."
 
     config_class = NerCrfConfig
@@ -314,6 +319,7 @@ class NerCrfPreTrainedModel(PreTrainedModel):
             model.traits = learn_traits(model.encoder, model.config)
         if has_adapter:
             read_adapter(model.encoder, folder)
+        model.card = read_card(folder)
         return (model, report) if asked else model
 
     def save_pretrained(
@@ -341,10 +347,10 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         finally:
             self._hf_peft_config_loaded = adapted
         if is_main_process:
-            card = model_card(self.config)
-            Path(save_directory, "README.md").write_text(card, encoding="utf-8")
             if apart is not None:
                 write_adapter(save_directory, apart)
+            # a training, which hands its weights over, has changed them
+            keep_card(save_directory, self.card if state_dict is None else None, self.config)
 
 # %% ../../nbs/4_model/06_modeling.ipynb #64aef655
 def _beside_adapter(apart: Apart, config: NerCrfConfig) -> dict[str, torch.Tensor]:
@@ -587,7 +593,9 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         return_dict: bool | None = None,  # False: a tuple; None: as the configuration says
         **options: Any,  # more arguments of the encoder
     ) -> TokenClassifierOutput | tuple:  # loss; logits (batch, words, labels); of the encoder
-        "Emissions of each word and, given `labels`, the loss."
+        """Emissions of words and, given `labels`, the loss. `logits` are no scores of labels: they
+        lack the CRF's transitions. `decode` gives labels, `crf.chain` probabilities; without
+        `word_index` they are of word pieces, which nobody has labelled."""
         batch, encoded = (input_ids, attention_mask, token_type_ids), {}
         if word_index is None and word_mask is None:
             word_mask = attention_mask
@@ -627,28 +635,6 @@ def _fit_window(model: NerCrfForTokenClassification) -> NerCrfForTokenClassifica
     if longest is not None:
         model.config.max_seq_length = min(longest, model.config.max_seq_length)
     return model
-
-# %% ../../nbs/4_model/06_modeling.ipynb #a47c08b1
-def _in_markdown(text: str) -> str:
-    "Text that is nothing but text in Markdown."
-    return re.sub(r"([\\`*_\[\]<>#|~!&])", r"\\\1", one_line(text))
-
-
-def model_card(
-    config: NerCrfConfig,  # configuration of the model
-) -> str:  # Markdown
-    "Describe a model folder: labels, scheme and how to cut text into words."
-    types = [_in_markdown(name) for name in entity_types(config.labels)]
-    return (
-        "---\nlibrary_name: nercrf\npipeline_tag: token-classification\n---\n\n"
-        "# Named entity recogniser\n\n"
-        f"- Encoder: {config.encoder.model_type}, "
-        f"{config.hidden_size or config.encoder.hidden_size} wide, with a linear-chain CRF\n"
-        f"- Entity types: {', '.join(types)}\n"
-        f"- Tag scheme: {config.scheme}, {len(config.labels)} labels\n"
-        f"- Text is split by: {config.split_by}, version {config.split_version}\n"
-        f"- Window: {config.max_seq_length} word pieces\n"
-    )
 
 # %% ../../nbs/4_model/06_modeling.ipynb #873d91a4
 AutoConfig.register("nercrf", NerCrfConfig, exist_ok=True)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple, get_args
 
 from nercrf.crf.distribution import TagChain
 from nercrf.crf.entities import without_overlap
-from nercrf.crf.operating_points import OperatingPoint
+from nercrf.crf.operating_points import OperatingPoint, find_operating_point
 from nercrf.labels import Span, entity_types, ids_to_spans
 from nercrf.model.calibration import check_thresholds
 from nercrf.model.modeling import NerCrfConfig
@@ -36,8 +37,9 @@ class Decoder:
         config: NerCrfConfig,  # labels, scheme and calibration of the model
         decoding: Decoding = "viterbi",  # which entities are wanted
         threshold: float | Mapping[str, float] | None = None,  # or by type; None: the model's
-        operating_point: OperatingPoint | None = None,  # of the model's transitions
+        operating_point: OperatingPoint | str | None = None,  # or its name in the model's file
         labelings: int = 5,  # tag sequences whose entities `threshold` looks at
+        folder: str | Path | None = None,  # of the model; None: as its configuration says
     ):
         if decoding not in get_args(Decoding):
             raise ValueError(
@@ -49,6 +51,9 @@ class Decoder:
                 "or 'expected'"
             )
         self.config, self.decoding, self.labelings = config, decoding, labelings
+        if isinstance(operating_point, str):
+            folder = config.name_or_path if folder is None else folder
+            operating_point = find_operating_point(folder, operating_point)
         self.operating_point = operating_point
         self.types = entity_types(config.labels)
         if threshold is not None and not isinstance(threshold, Mapping):
@@ -66,7 +71,7 @@ class Decoder:
         chain: TagChain,  # of some sentences
     ) -> list[Found]:  # of each
         "The entities of each sentence, with their probabilities."
-        calibrated = chain.tempered(self.config.probability_temperature)
+        calibrated = self._calibrated(chain)
         if self.operating_point is not None and chain.steps is not None:
             scores = self.operating_point.bias(chain.scores, chain.steps)
             chain = replace(chain, scores=scores)
@@ -74,13 +79,17 @@ class Decoder:
         found = list(map(Found, spans, calibrated.entity_probabilities(spans)))
         return list(map(self._above, found)) if self.decoding == "threshold" else found
 
+    def _calibrated(self, chain: TagChain) -> TagChain:
+        temperature = self.config.probability_temperature
+        return chain if temperature == 1.0 else chain.tempered(temperature)
+
     def _viterbi(self, chain: TagChain) -> list[list[Span]]:
         labels, scheme = self.config.labels, self.config.scheme
         return [ids_to_spans(tags, labels, scheme, "lenient") for tags in chain.best_lists()]
 
     def _expected(self, chain: TagChain) -> list[list[Span]]:
         prices = [min(each, 1 - 1e-12) for each in self.thresholds]
-        found = chain.tempered(self.config.probability_temperature).expected_entities(prices)
+        found = self._calibrated(chain).expected_entities(prices)
         return [[span for span, _ in entities] for entities in found]
 
     def _threshold(self, chain: TagChain) -> list[list[Span]]:

@@ -55,9 +55,7 @@ class PredictConfig:
     input_format: ReadFormat = "auto"  # of the input: found, or named; text: a sentence a line
     output: str | None = None  # file or - (standard output); none: - for FILE, else in the run
     output_format: Literal["jsonl", "cluener", "columns"] = "jsonl"  # of the result
-    decoding: Decoding = (
-        "viterbi"  # which entities: the best sequence's, most right ones, likely ones
-    )
+    decoding: Decoding = "viterbi"  # best sequence, most right entities, or likely ones
     threshold: list[str] = field(default_factory=list)  # least probability: 0.5, or PER=0.3 LOC=0.6
     operating_point: str | None = None  # a set of biases of the model's viterbi_calibration.json
     predict_checkpoints: Annotated[int, NotNegative] = 0  # step of the checkpoint; 0: best model

@@ -17,8 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from nercrf.data.examples import Example
 from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
-from nercrf.evaluation.evaluation_config import EvaluationConfig
-from nercrf.crf.operating_points import OperatingPoint, find_operating_point
 from nercrf.labels import Span
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import without_bars
@@ -116,40 +114,36 @@ class Tagger:
         self,
         model: NerCrfForTokenClassification,  # the trained model
         tokenizer: PreTrainedTokenizerBase,  # the tokenizer that it was trained with
-        batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch
+        batch_size: int | None = None,  # windows at once, at most; None: as the processor likes
         device: str | torch.device | None = None,  # None: the GPU if there is one
         splitter: Splitter | None = None,  # None: the one that the model was trained with
-        operating_point: OperatingPoint | str | None = None,  # biases, or their name by the model
-        **decoding: Any,  # as for `Decoder`: decoding, threshold, ...
+        **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(device).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.engine = Engine(self.model, tokenizer, batch_size)
         self.splitter = splitter or self._own_splitter()
-        if isinstance(operating_point, str):
-            operating_point = find_operating_point(model.name_or_path, operating_point)
-        self.decoder = Decoder(model.config, operating_point=operating_point, **decoding)
+        self.decoder = Decoder(model.config, **decoding)
 
     @classmethod
     @without_bars()
     def from_pretrained(
         cls,
         folder: str | Path,  # a model's folder, or the output folder of a run
-        batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch
+        batch_size: int | None = None,  # windows at once, at most; None: as the processor likes
         device: str | torch.device | None = None,  # None: the GPU if there is one
         base_model: str | Path | None = None,  # of an adapter: where its encoder is now
         splitter: Splitter | None = None,  # None: the one that the model was trained with
-        operating_point: OperatingPoint | str | None = None,  # biases, or their name in the folder
-        **decoding: Any,  # as for `Decoder`: decoding, threshold, ...
+        **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point
     ) -> Tagger:  # ready to use
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
-        if isinstance(operating_point, str):
-            operating_point = find_operating_point(path, operating_point)
         model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
-        tokenizer, decoding["operating_point"] = open_tokenizer(path), operating_point
-        return cls(model, tokenizer, batch_size, device, splitter, **decoding)
+        return cls(
+            model, open_tokenizer(path), batch_size, device, splitter, **decoding, folder=path
+        )
 
     def _own_splitter(self) -> Splitter:
         "The splitter that the model was trained with."
@@ -168,8 +162,7 @@ class Tagger:
     ) -> list[Found]:  # of each, in words
         "The entities of sentences of words, with their probabilities."
         found = [Found([], [])] * len(examples)
-        engine = Engine(self.model, self.tokenizer, self.batch_size)
-        for places, batch in engine.chains(examples, with_context):
+        for places, batch in self.engine.chains(examples, with_context):
             for place, each in zip(places, self.decoder(batch), strict=True):
                 found[place] = each
         return found
