@@ -71,6 +71,7 @@ from nercrf.pretrained import open_config, trust_remote_code
 from nercrf.tables import VisibleFormatter, say
 from nercrf.tagging.errors import choose_shown, has_error, mark_errors
 from nercrf.tagging.output import input_batches, write_tagged
+from nercrf.tagging.predict_config import read_thresholds
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
@@ -613,6 +614,9 @@ def run_prediction(
         device=info.device,
         batch_size=args.per_gpu_eval_batch_size,
         base_model=args.base_model,
+        operating_point=args.operating_point,
+        decoding=args.decoding,
+        threshold=read_thresholds(args.threshold),
     )
     count, shown = 0, []
     for sentence in predict(args, tagger, corpus):
