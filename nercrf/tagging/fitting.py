@@ -120,7 +120,7 @@ def predicted_outcomes(
 class Fitting:
     "What was fitted, and what it changes."
 
-    temperature: FittedTemperature
+    temperature: FittedTemperature  # and the losses before and after
     before: CalibrationFigures  # of Viterbi's entities, at temperature 1
     after: CalibrationFigures  # at the fitted one
     intervals: dict[str, tuple[float, float]]  # of `after`
