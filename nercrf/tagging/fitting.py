@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['gold_tags', 'HeldOut', 'held_out', 'Predicted', 'predicted_outcomes', 'Fitting', 'fit_probabilities']
+__all__ = ['gold_tags', 'HeldOut', 'held_out', 'Predicted', 'predicted_outcomes', 'Fitting', 'fit_probabilities', 'keep_fitting']
 
 # %% ../../nbs/7_tagging/08_fitting.ipynb #a091bd52
 import copy
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +29,12 @@ from nercrf.evaluation.reliability import (
     pick_threshold,
 )
 from nercrf.evaluation.temperature import FittedTemperature, LabelledChains, fit_temperature
+from nercrf.files import MANIFEST, complete_file, listed_files, write_folder
 from nercrf.labels import Span, entity_types, spans_to_tags
+from nercrf.model.calibration import keep_calibration
+from nercrf.model.encoder_config import find_model
 from nercrf.model.modeling import NerCrfConfig
+from nercrf.pretrained import open_config
 from nercrf.tagging.decoder import Decoder
 from nercrf.tagging.engine import Engine
 from nercrf.tagging.tagger import Tagger
@@ -198,3 +204,25 @@ def _pick(
         except ValueError as error:
             unreachable[name] = str(error)
     return thresholds, unreachable
+
+# %% ../../nbs/7_tagging/08_fitting.ipynb #bdd01787
+def keep_fitting(
+    folder: str | Path,  # a model's folder, or the output folder of a run
+    fitting: Fitting,  # of that model
+) -> Path:  # the model's folder
+    "Write a temperature and thresholds into the configuration of a model's folder."
+    path = find_model(folder)
+    config = open_config(path)
+    thresholds = {name: each.value for name, each in fitting.thresholds.items()}
+    keep_calibration(config, fitting.temperature.value, thresholds or config.thresholds)
+    names = listed_files(path)
+    if names is None:
+        with complete_file(path / "config.json") as file:
+            file.write(config.to_json_string().encode())
+        return path
+    with write_folder(path) as temporary:
+        for name in set(names) - {"config.json", MANIFEST}:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path / name, temporary / name)
+        config.save_pretrained(temporary)
+    return path
