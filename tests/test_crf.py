@@ -700,7 +700,6 @@ def test_forbidding_every_path_is_an_error_of_every_method():
     names = ["O", "A"]
     constraints = Constraints([True, True], [[False, False], [False, False]], [True, True])
     crf = CRF(2, batch_first=True, constraints=constraints, constrain_likelihood=True)
-    crf.scheme = "BIO"
     crf.steps = CRF.from_labels(["O", "B-A"]).steps
     emissions, mask = torch.zeros(3, 2, len(names)), torch.ones(3, 2, dtype=torch.bool)
     mask[0, 1] = False
@@ -775,6 +774,38 @@ def test_probabilities_equal_enumeration(problem, batch_first):
                     expected[place, path[word - 1], path[word]] += chance
         torch.testing.assert_close(pairs[sequence], expected, rtol=1e-8, atol=1e-9)
         torch.testing.assert_close(singles[sequence], alone, rtol=1e-8, atol=1e-9)
+
+
+@FAST
+@given(problems(), st.sampled_from([0.0, 0.3, 1.0]))
+def test_entropy_and_divergence_equal_enumeration(problem, nearness):
+    """Values and gradients, for chains that are far apart and for one beside itself."""
+    crf, emissions, mask, _ = problem
+    emissions = emissions.requires_grad_()
+    other = copy.deepcopy(crf)
+    shifted = (emissions.detach() * nearness + (1 - nearness) * 2).requires_grad_()
+    p, q = crf.chain(emissions, mask), other.chain(shifted, mask)
+    inputs = (emissions, shifted, *crf.parameters(), *other.parameters())
+    values = [p.entropy(), p.cross_entropy(q), p.kl_divergence(q)]
+    assert (values[2] >= 0).all()
+    truth = [[], [], []]
+    for row, their_row, keep in zip(emissions, shifted, mask, strict=True):
+        ours = torch.log_softmax(enumerate_paths(crf, row[keep])[1], 0)
+        theirs = torch.log_softmax(enumerate_paths(other, their_row[keep])[1], 0)
+        for column, costs in zip(truth, (-ours, -theirs, ours - theirs), strict=True):
+            column.append((ours.exp() * costs).sum())
+    size = 1 + max(float(values[1].detach().max()), 0.0)
+    for value, column in zip(values, truth, strict=True):
+        column = torch.stack(column)
+        torch.testing.assert_close(value, column, rtol=1e-9, atol=1e-10 * size)
+        found, wanted = (
+            torch.autograd.grad(
+                each.sum(), inputs, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for each in (value, column)
+        )
+        for got, expected in zip(found, wanted, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9 * size)
 
 
 @FAST
@@ -863,11 +894,11 @@ def test_samples_follow_the_distribution(batch_first):
 
 @functools.cache
 def spans_of_all_paths(names, words, scheme):
-    "For each path: the spans of the strict reading, and whether it is well-formed."
+    "For each path: the spans of the lenient reading, and whether it is well-formed."
     spans, legal = [], []
     for path in all_paths(words, len(names)).tolist():
         tags = [names[label] for label in path]
-        spans.append(tags_to_spans(tags, scheme))
+        spans.append(tags_to_spans(tags, scheme, "lenient"))
         legal.append(find_ill_formed(tags, scheme) == [])
     return spans, torch.tensor(legal)
 
@@ -907,7 +938,7 @@ def entity_problems(draw, scheme):
     mask = random_mask(
         2, words, draw(st.sampled_from(["full", "right", "left", "holes"])), generator
     )
-    constrained = scheme == "IOB1" or draw(st.booleans())
+    constrained = draw(st.booleans())
     return crf, tuple(names), emissions, mask, constrained
 
 
@@ -1036,9 +1067,6 @@ def test_errors_of_entity_probabilities():
         crf.chain(emissions).entity_probabilities([[Span("B", 0, 1)], []])
     with pytest.raises(ValueError, match=r"build the layer with CRF\.from_labels"):
         CRF(3, batch_first=True).decode_entities(emissions)
-    iob1 = CRF.from_labels(["O", "B-A", "I-A"], "IOB1", batch_first=True)
-    with pytest.raises(ValueError, match="without constraints, what an ill-formed IOB1 tag begins"):
-        iob1.decode_entities(emissions, constrained=False)
     for threshold in (-0.1, 1.0):
         with pytest.raises(ValueError, match="expected a threshold of at least 0 and below 1"):
             crf.decode_entities(emissions, threshold=threshold)

@@ -14,11 +14,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nercrf.crf.chain import IGNORED, Scores, first_words, follow_path, path_scores
+from nercrf.crf.calculus import ChainSteps, chain_steps, cross_entropy, entropy, kl_divergence
+from nercrf.crf.chain import IGNORED, Scores, follow_path, path_scores
 from nercrf.crf.compiled import graph_best_paths, graph_log_likelihood
 from nercrf.crf.decoding import (
     BestPaths,
@@ -29,7 +31,8 @@ from nercrf.crf.decoding import (
 )
 from nercrf.crf.entities import EntityChain, best_entities, entity_chain, span_probabilities
 from nercrf.crf.likelihood import log_likelihood
-from nercrf.crf.log_domain import pair_marginals, widen, widest_type
+from nercrf.crf.log_domain import Batch, forward_pass, pair_marginals, widen, widest_type
+from nercrf.crf.span_states import scaled_spans
 from nercrf.labels import EntitySteps, Span
 
 # %% ../../nbs/3_crf/13_distribution.ipynb #81f3f368
@@ -90,7 +93,6 @@ class ChainBatch:
     mask: Tensor  # (batch, words) bool, True at words, any pattern
     algorithm: str = "auto"  # log, scaled, scan, loop, kernels; auto: by device
     steps: EntitySteps | None = None  # what entities are; None: unknown
-    ambiguous: bool = False  # what a tag begins hangs on more than its neighbours
 
     @property
     def dtype(self) -> torch.dtype:  # float32 at least
@@ -127,6 +129,24 @@ class ChainBatch:
             tags = allowed_tags(tags, self.mask, self.emissions.shape[2])
         value = _allowed_likelihood(self, tags)
         return (value if weight is None else value.sum() * weight).to(self.dtype)
+
+    def entropy(self) -> Tensor:  # (batch,) in nats; differentiable
+        "How much is left open: minus the expected log probability."
+        return entropy(_steps(self)).to(self.dtype)
+
+    def cross_entropy(
+        self,
+        other: ChainBatch,  # a chain over the same words and labels
+    ) -> Tensor:  # (batch,) in nats; differentiable; infinite where it forbids what this one allows
+        "How unlikely sequences of this chain are in another one: the expected -log of theirs."
+        return cross_entropy(_steps(self), _steps(other)).to(self.dtype)
+
+    def kl_divergence(
+        self,
+        other: ChainBatch,  # a chain over the same words and labels
+    ) -> Tensor:  # (batch,) in nats, at least 0; differentiable; infinite as `cross_entropy`
+        "How far another chain is from this one: Kullback and Leibler's divergence."
+        return kl_divergence(_steps(self), _steps(other)).to(self.dtype)
 
 # %% ../../nbs/3_crf/13_distribution.ipynb #bf08085a
 def _log_likelihood(
@@ -183,16 +203,6 @@ class TagChain(ChainBatch):
         "Probability of each pair of labels at a word and the word before it."
         return pair_marginals(*_possible(self)[0], forward_states).to(self.dtype)
 
-    @torch.no_grad()
-    def entropy(self) -> Tensor:  # (batch,) in nats
-        "How much is left open: minus the expected log probability."
-        pairs = pair_marginals(*_possible(self)[0], forward_states)
-        first = self.marginals().to(pairs).masked_fill(~first_words(self.mask).unsqueeze(2), 0.0)
-        parts = [
-            torch.special.entr(part).flatten(1).sum(1) for part in (first, pairs, pairs.sum(3))
-        ]
-        return (parts[0] + parts[1] - parts[2]).to(self.dtype)
-
     def best(self) -> tuple[Tensor, Tensor]:  # (batch, words) tags, -100: masked; (batch,) scores
         "The best tag sequence and its score. ValueError if none is possible."
         find = graph_best_paths if torch.compiler.is_compiling() else best_paths
@@ -239,7 +249,8 @@ class TagChain(ChainBatch):
         spans: Tensor,  # (spans, 4) int64: sequence, type, start, end
     ) -> Tensor:  # (spans,) probabilities
         "Probability of exactly these entities; words are counted unmasked."
-        return span_probabilities(_entity_chain(self), spans).to(self.dtype)
+        chances = _span_probabilities(self, spans.numpy(force=True))
+        return torch.from_numpy(chances).to(self.emissions.device, self.dtype)
 
     def entity_probabilities(
         self,
@@ -252,8 +263,8 @@ class TagChain(ChainBatch):
             for sequence, entities in enumerate(spans)
             for label, start, end in entities
         ]
-        table = torch.tensor(rows, dtype=torch.long, device=self.emissions.device).view(-1, 4)
-        chances = iter(self.span_probabilities(table).tolist())
+        table = np.array(rows, np.int64).reshape(-1, 4)
+        chances = iter(_span_probabilities(self, table).tolist())
         return [list(itertools.islice(chances, len(entities))) for entities in spans]
 
 # %% ../../nbs/3_crf/13_distribution.ipynb #96f90bf7
@@ -267,6 +278,14 @@ def _possible(
     return (emissions, scores, chain.mask), total
 
 
+def _steps(
+    chain: ChainBatch,  # any floating type
+) -> ChainSteps:  # in the widest type
+    "A chain step by step; by loops over words where a gradient may be asked for."
+    batch, _ = _possible(chain)
+    return chain_steps(*batch, forward_pass if torch.is_grad_enabled() else forward_states)
+
+
 @torch.no_grad()
 def _entity_chain(
     chain: ChainBatch,  # with the steps of its labels
@@ -277,9 +296,22 @@ def _entity_chain(
             "probabilities of entities need the labels and their "
             "scheme: build the layer with CRF.from_labels"
         )
-    if chain.ambiguous:
-        raise ValueError(
-            "without constraints, what an ill-formed IOB1 tag "
-            "begins is not a matter of its neighbours alone"
-        )
     return entity_chain(*_possible(chain)[0], chain.steps)
+
+
+def _span_probabilities(
+    chain: ChainBatch,  # with the steps of its labels
+    spans: np.ndarray,  # (spans, 4) int64: sequence, type, start, end
+) -> np.ndarray:  # (spans,) float64
+    "Probabilities of spans; in the log domain for sentences in which the scaled states lost any."
+    if chain.steps is None or not len(spans):
+        return span_probabilities(_entity_chain(chain), torch.from_numpy(spans)).numpy(force=True)
+    batch = Batch(chain.emissions.detach(), chain.scores, chain.mask)
+    chances, lost = scaled_spans(batch, chain.steps, spans)
+    if lost.any():
+        rows = torch.zeros(len(chain.mask), 1, dtype=torch.bool)
+        rows[spans[lost, 0]] = True
+        some = replace(chain, mask=chain.mask & rows.to(chain.mask.device))
+        table = torch.from_numpy(spans[lost]).to(chain.mask.device)
+        chances[lost] = span_probabilities(_entity_chain(some), table).numpy(force=True)
+    return chances

@@ -10,13 +10,22 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from nercrf.data.examples import Example
-from nercrf.labels import Scheme, Span, tags_to_spans
+from nercrf.evaluation.spans import (
+    SpanTable,
+    align_tables,
+    find_common,
+    table_of_spans,
+    table_of_tags,
+)
+from nercrf.labels import Scheme, Span
 from nercrf.tables import text_table
 
 # %% auto #0
-__all__ = ['Score', 'score_counts', 'EntityScores', 'score_spans', 'leave_out', 'score_tags', 'report', 'surface', 'surfaces',
-           'score_unseen']
+__all__ = ['Score', 'score_counts', 'EntityScores', 'score_tables', 'score_spans', 'score_tags', 'report', 'surface', 'surfaces',
+           'unseen_rows', 'score_unseen']
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #1c3947cc
 class Score(NamedTuple):
@@ -127,35 +136,31 @@ def _check_lengths(what: str, gold: Sequence, other: Sequence) -> None:
         )
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #319b7353
+def score_tables(
+    gold: SpanTable,  # gold entities
+    predicted: SpanTable,  # predictions for the same sentences
+) -> EntityScores:  # counts over all sentences
+    "Compare gold and predicted entities of a corpus that stand in tables."
+    gold, predicted = align_tables(gold, predicted)
+    correct = gold.select(find_common(gold, predicted)[0])
+    counts = (
+        {
+            name: count
+            for name, count in zip(gold.types, side.counts().tolist(), strict=True)
+            if count
+        }
+        for side in (gold, predicted, correct)
+    )
+    return EntityScores(*map(Counter, counts))
+
+
 def score_spans(
     gold: Sequence[Iterable[Span]],  # gold entities by sentence
     predicted: Sequence[Iterable[Span]],  # predictions, in the same order
 ) -> EntityScores:  # counts over all sentences
     "Compare gold and predicted entities of a corpus."
     _check_lengths("predicted sentences", gold, predicted)
-    scores = EntityScores()
-    for gold_spans, predicted_spans in zip(gold, predicted, strict=True):
-        scores.add(gold_spans, predicted_spans)
-    return scores
-
-# %% ../../nbs/5_evaluation/01_metrics.ipynb #ff857b43
-def leave_out(
-    gold: Sequence[Iterable[Span]],  # gold entities by sentence
-    predicted: Sequence[Iterable[Span]],  # predictions, in the same order
-    ignored: Sequence[Iterable[Span]],  # entities that count neither way
-) -> tuple[list[list[Span]], list[list[Span]]]:  # gold, predicted
-    "Take entities that count neither way out of both sides."
-    _check_lengths("predicted sentences", gold, predicted)
-    _check_lengths("sentences of ignored entities", gold, ignored)
-    taken = [set(spans) for spans in ignored]
-    gold, predicted = (
-        [
-            [span for span in spans if span not in out]
-            for spans, out in zip(side, taken, strict=True)
-        ]
-        for side in (gold, predicted)
-    )
-    return gold, predicted
+    return score_tables(table_of_spans(gold), table_of_spans(predicted))
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #db251608
 def score_tags(
@@ -166,12 +171,11 @@ def score_tags(
 ) -> EntityScores:  # counts over all sentences
     "Compare gold and predicted tags of a corpus, entity by entity."
     _check_lengths("predicted sentences", gold, predicted)
-    scores = EntityScores()
-    pairs = zip(gold, predicted, strict=True)
-    for number, (gold_tags, tags) in enumerate(pairs):
-        _check_lengths(f"tags in sentence {number}", gold_tags, tags)
-        scores.add(tags_to_spans(gold_tags, scheme, mode), tags_to_spans(tags, scheme, mode))
-    return scores
+    lengths = [list(map(len, side)) for side in (gold, predicted)]
+    if lengths[0] != lengths[1]:
+        for number, (gold_tags, tags) in enumerate(zip(gold, predicted, strict=True)):
+            _check_lengths(f"tags in sentence {number}", gold_tags, tags)
+    return score_tables(*(table_of_tags(side, scheme, mode) for side in (gold, predicted)))
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #809b8313
 def report(
@@ -210,6 +214,23 @@ def surfaces(
     return {surface(example.tokens, span) for example in examples for span in example.spans or ()}
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #b64f233a
+def unseen_rows(
+    table: SpanTable,  # entities
+    tokens: Sequence[Sequence[str]],  # the sentences' words
+    train_surfaces: Collection[str],  # `surfaces` of the training data
+) -> np.ndarray:  # bool (entities,)
+    "Which entities have a surface that is no entity of the training data."
+    _check_lengths("sentences of words", range(table.sentences), tokens)
+    seen, owner, words = set(train_surfaces), -1, []
+    unseen = np.zeros(len(table), bool)
+    rows = zip(table.sentence.tolist(), table.start.tolist(), table.end.tolist(), strict=True)
+    for row, (sentence, start, end) in enumerate(rows):
+        if sentence != owner:  # words may have to be decoded
+            owner, words = sentence, tokens[sentence]
+        unseen[row] = surface(words, Span("", start, end)) not in seen
+    return unseen
+
+
 def score_unseen(
     gold: Sequence[Iterable[Span]],  # gold entities by sentence
     predicted: Sequence[Iterable[Span]],  # predictions, in the same order
@@ -218,13 +239,5 @@ def score_unseen(
 ) -> EntityScores:  # counts of entities with unseen surfaces
     "Compare gold and prediction on surfaces that training did not show."
     _check_lengths("predicted sentences", gold, predicted)
-    _check_lengths("sentences of words", gold, tokens)
-    seen = set(train_surfaces)
-    kept = [
-        [
-            [span for span in spans if surface(words, span) not in seen]
-            for spans, words in zip(side, tokens, strict=True)
-        ]
-        for side in (gold, predicted)
-    ]
-    return score_spans(*kept)
+    tables = (table_of_spans(side) for side in (gold, predicted))
+    return score_tables(*(x.select(unseen_rows(x, tokens, train_surfaces)) for x in tables))
