@@ -26,7 +26,8 @@ from nercrf.tagging.predict_config import PredictConfig
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 
 # %% auto #0
-__all__ = ['OUTPUT_FORMATS', 'mark_up', 'json_line', 'entity_line', 'write_tagged', 'input_batches', 'tag_input', 'tag_file']
+__all__ = ['OUTPUT_FORMATS', 'mark_up', 'json_line', 'entity_line', 'sentence_lines', 'finish_lines', 'write_tagged',
+           'input_batches', 'source_batches', 'tag_input', 'tag_file']
 
 # %% ../../nbs/7_tagging/03_output.ipynb #bd62c09b
 def mark_up(
@@ -92,6 +93,38 @@ _LINES: dict[str, Callable[[Tagged, str], list[str]]] = {
 OUTPUT_FORMATS = get_args(get_type_hints(PredictConfig)["output_format"])
 
 
+def sentence_lines(
+    batch: Iterable[Tagged],  # tagged sentences
+    output_format: str,  # of `OUTPUT_FORMATS`
+    scheme: str = "BIO",  # of tags
+) -> tuple[list[str], list[Tagged]]:  # without line ends; the sentences as they are written
+    "The lines of sentences; one that the format cannot hold has an error instead."
+    lines, written = [], []
+    for sentence in batch:
+        try:
+            lines += _LINES[output_format](sentence, scheme)
+        except DataError as error:  # a word that columns cannot hold
+            example = replace(sentence.example, tokens=[], token_offsets=[])
+            sentence = replace(sentence, example=example, spans=[], error=str(error))
+            lines += _LINES[output_format](sentence, scheme)
+        written.append(sentence)
+    return lines, written
+
+
+def finish_lines(
+    output_format: str,  # of `OUTPUT_FORMATS`
+    path: str | Path,  # the file that is to be there in the end
+) -> Callable[[Path, Iterator[bytes]], None] | None:  # None: the lines are the file
+    "What makes the file of its lines."
+    return _pack if Path(path).suffix == ".gz" else None
+
+
+def _pack(path: Path, blocks: Iterator[bytes]) -> None:
+    "Write a gzip file."
+    with complete_file(path) as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed:
+        packed.writelines(blocks)
+
+
 @contextmanager
 def _open_output(path: str | Path) -> Iterator[Callable[[list[str]], None]]:
     "What writes lines: to a file that is whole or not there, or to standard output at once."
@@ -136,15 +169,7 @@ def _write_batches(
     "Write batches, each before the next one is asked for."
     with _open_output(path) as write:
         for batch in batches:
-            lines, written = [], []
-            for sentence in batch:
-                try:
-                    lines += _LINES[output_format](sentence, scheme)
-                except DataError as error:  # a word that columns cannot hold
-                    example = replace(sentence.example, tokens=[], token_offsets=[])
-                    sentence = replace(sentence, example=example, spans=[], error=str(error))
-                    lines += _LINES[output_format](sentence, scheme)
-                written.append(sentence)
+            lines, written = sentence_lines(batch, output_format, scheme)
             write(lines)
             yield from written
 
@@ -160,9 +185,17 @@ def input_batches(
 ) -> Iterator[list[Tagged]]:  # its sentences, in order, tagged
     "Tag a file as it is read."
     splitter = tagger.splitter if by is None else find_splitter(by)
+    return source_batches(tagger, Source(str(path), splitter, format, encoding, options), on_bad)
+
+
+def source_batches(
+    tagger: Tagger,  # the tagger
+    source: Source,  # a file or standard input
+    on_bad: str = "warn",  # "error" raises DataError for what cannot be read
+) -> Iterator[list[Tagged]]:  # its sentences, in order, tagged
+    "Tag a source as it is read."
     if on_bad not in ("error", "warn"):
         raise ValueError(f"expected on_bad='error' or 'warn', got {on_bad!r}")
-    source = Source(str(path), splitter, format, encoding, options)
     return tag_batches(tagger, _refuse_errors(read_batches(source), on_bad))
 
 

@@ -23,4 +23,6 @@ class PredictConfig:
     input_format: ReadFormat = "auto"  # of the input: found, or named; text: a sentence a line
     output: str | None = None  # file or - (standard output); none: - for FILE, else in the run
     output_format: Literal["jsonl", "cluener", "columns"] = "jsonl"  # of the result
+    restart: bool = False  # begin anew, whatever an earlier run of --output has left unfinished
+    batch_wait: Annotated[float, NotNegative] = 0.0  # seconds that standard input may fill a batch
     predict_checkpoints: Annotated[int, NotNegative] = 0  # step of the checkpoint; 0: best model
