@@ -200,6 +200,12 @@ class TagChain(ChainBatch):
         check_possible(total)
         return tags, total.to(self.dtype)
 
+    def best_lists(self) -> list[list[int]]:  # a list a sequence, one tag for each unmasked word
+        "The best tag sequences as lists. ValueError if none is possible."
+        tags, words = self.best()[0].numpy(force=True), self.mask.numpy(force=True)
+        flat, ends = tags[words].tolist(), words.sum(1).cumsum().tolist()
+        return [flat[begin:end] for begin, end in itertools.pairwise([0, *ends])]
+
     @torch.no_grad()
     def top(
         self,

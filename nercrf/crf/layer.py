@@ -9,7 +9,6 @@ from __future__ import annotations
 __all__ = ['allowed_scores', 'refuse_tracing', 'ChainLayer', 'CRF']
 
 # %% ../../nbs/3_crf/14_layer.ipynb #99fae694
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -206,10 +205,7 @@ class CRF(ChainLayer):
         constrained: bool = True,  # obey the constraints
     ) -> list[list[int]]:  # a list a sequence, one tag for each unmasked word
         "Best tag sequences as lists. ValueError if none is possible."
-        chain = self.chain(emissions, mask, constrained)
-        tags, words = chain.best()[0].numpy(force=True), chain.mask.numpy(force=True)
-        flat, ends = tags[words].tolist(), words.sum(1).cumsum().tolist()
-        return [flat[begin:end] for begin, end in itertools.pairwise([0, *ends])]
+        return self.chain(emissions, mask, constrained).best_lists()
 
     def log_partition(
         self,

@@ -18,14 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from nercrf.data.examples import Example
 from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
 from nercrf.evaluation.evaluation_config import EvaluationConfig
-from nercrf.evaluation.evaluator import evaluation_batches, predict_batches
-from nercrf.features.batches import FeatureDataset
-from nercrf.features.conversion import convert_examples_to_features
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import without_bars
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
+from nercrf.tagging.engine import Engine
 
 # %% auto #0
 __all__ = ['Entity', 'Tagged', 'text_example', 'Tagger', 'tag_batches', 'tag_stream']
@@ -138,26 +136,13 @@ class Tagger:
         with_context: bool = True,  # with those around, if trained so
     ) -> list[list[Span]]:  # the entities of each, in words
         "Tag sentences of words."
-        if not examples:
-            return []
+        found: list[list[Span]] = [[]] * len(examples)
         config = self.model.config
-        features = convert_examples_to_features(
-            [replace(example, spans=None) for example in examples],
-            config.labels,
-            config.max_seq_length,
-            self.tokenizer,
-            scheme=config.scheme,
-            stride=config.stride,
-            context=config.context if with_context else 0,
-            joined_by=config.joined_by,
-            subtoken_pooling=config.subtoken_pooling,
-        )
-        dataset = FeatureDataset(features, config.labels, config.scheme)
-        batches = evaluation_batches(dataset, self.batch_size)
-        results = sorted(predict_batches(self.model, dataset, batches))
-        return [
-            ids_to_spans(result.tags, config.labels, config.scheme, "lenient") for result in results
-        ]
+        engine = Engine(self.model, self.tokenizer, self.batch_size)
+        for rows, distribution in engine.chains(examples, with_context):
+            for row, tags in zip(rows, distribution.best_lists(), strict=True):
+                found[row] = ids_to_spans(tags, config.labels, config.scheme, "lenient")
+        return found
 
     def __call__(
         self,
