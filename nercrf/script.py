@@ -480,11 +480,14 @@ def is_shared(
 def _sources(args: ScriptConfig, tagger: Tagger) -> tuple[list[Source], str]:
     "The files to tag, and what is done about what cannot be read."
     options = reading_of(args, args.task_name).reader_options()
-    for name in ("split", "split_seed", "by", "on_bad"):  # of a folder; of training data
+    for name in ("format", "split", "split_seed", "by", "on_bad"):  # of labelled files
         options.pop(name, None)
     encoding = options.pop("encoding", "utf-8")
     splitter = tagger.splitter if args.by is None else find_splitter(args.by)
-    found = [Source(each, splitter, args.input_format, encoding, options) for each in args.input]
+    found = [
+        Source(each, splitter, args.input_format, encoding, options, wait=args.batch_wait)
+        for each in args.input
+    ]
     return found, args.on_bad or "warn"
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from nercrf.files import complete_file, discard
 
 # %% auto #0
-__all__ = ['FORMAT', 'Piece', 'Place', 'Journal']
+__all__ = ['FORMAT', 'Piece', 'Place', 'JournalFiles', 'Journal']
 
 # %% ../../nbs/7_tagging/05_journal.ipynb #464ca17a
 FORMAT = "nercrf journal 1"
@@ -72,9 +72,9 @@ def _append(file: BinaryIO, data: bytes) -> None:
     file.flush()
     os.fsync(file.fileno())
 
-# %% ../../nbs/7_tagging/05_journal.ipynb #f399b165
-class Journal:
-    "The result of a prediction as it grows."
+# %% ../../nbs/7_tagging/05_journal.ipynb #6b5c5ec4
+class JournalFiles:
+    "The files beside an output, and what they say is tagged."
 
     def __init__(
         self,
@@ -86,8 +86,6 @@ class Journal:
         self.process = process
         self.settings = json.loads(json.dumps(settings))
         self.path = self._beside(".journal")
-        self._files: list[BinaryIO] = []
-        self._lock = FileLock(self._beside(".journal.lock"), timeout=0)
         self.pieces: dict[int, tuple[Piece, Place]] = {}
         self.complete: int | None = None  # how many pieces there are, where all are there
 
@@ -110,29 +108,6 @@ class Journal:
             _read_journal(path)  # raises for one that is not ours
             for ending in (".part", ".rejects.part", ".journal"):
                 discard(self._beside(ending, number))
-
-    def __enter__(self) -> Journal:
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise ValueError(
-                f"{self.output}: another process is writing it; wait for it, or choose another "
-                "--output"
-            ) from None
-        try:
-            self.read()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        for file in self._files:
-            file.close()
-        self._files = []
-        self._lock.release()
-        discard(self._lock.lock_file)
 
     def read(self) -> None:
         "Read what is tagged already, by whichever process: ValueError for other settings."
@@ -174,16 +149,72 @@ class Journal:
                 "file back, or give --restart to begin anew"
             )
 
+    def content(
+        self,
+        rejects: bool = False,  # those instead of the result
+    ) -> Iterator[bytes]:  # blocks, in the order of the input
+        "What the parts hold, in order."
+        for number in range(self.complete):
+            piece, place = self.pieces[number]
+            size = piece.rejected if rejects else piece.size
+            if not size:
+                continue
+            with open(place.rejects if rejects else place.path, "rb") as file:
+                file.seek(place.rejects_start if rejects else place.start)
+                while size:
+                    block = file.read(min(size, 1 << 20))
+                    if not block:
+                        raise ValueError(f"{file.name}: is cut off; give --restart to begin anew")
+                    size -= len(block)
+                    yield block
+
+# %% ../../nbs/7_tagging/05_journal.ipynb #63007d55
+class Journal(JournalFiles):
+    "The result of a prediction as it grows."
+
+    def __init__(
+        self,
+        output: str | Path,  # the file that is to be there in the end
+        settings: Mapping[str, Any],  # JSON: what the result depends on, besides the input
+        process: int = 0,  # the number of this process
+    ):
+        super().__init__(output, settings, process)
+        self._files: list[BinaryIO] = []
+        self._lock = FileLock(self._beside(".journal.lock"), timeout=0)
+
+    def __enter__(self) -> Journal:
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"{self.output}: another process is writing it; wait for it, or choose another "
+                "--output"
+            ) from None
+        try:
+            self.read()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        for file in self._files:
+            file.close()
+        self._files = []
+        self._lock.release()
+        discard(self._lock.lock_file)
+
     def _open(self) -> list[BinaryIO]:
         "Part, part of the rejects and journal of this process, cut to what is known."
         names = [self._beside(".part"), self._beside(".rejects.part"), self.path]
         end, sizes = 0, [0, 0]
         if self.path.exists():
-            settings, pieces, _, end = _read_journal(self.path)
+            _, pieces, _, end = _read_journal(self.path)
             sizes = [sum(each.size for each in pieces), sum(each.rejected for each in pieces)]
         elif names[0].exists():
             raise FileExistsError(f"{names[0]} belongs to no journal: move it away")
-        self._files = [open(name, "ab") for name in names]
+        self._files = [open(name, "ab") for name in names]  # noqa: SIM115, closed by the block
         for file, size in zip(self._files, [*sizes, end], strict=True):
             file.truncate(size)
         if not end:
@@ -222,25 +253,6 @@ class Journal:
         journal = (self._files or self._open())[2]
         _append(journal, f"{json.dumps({'complete': count})}\n".encode())
         self.complete = count
-
-    def content(
-        self,
-        rejects: bool = False,  # those instead of the result
-    ) -> Iterator[bytes]:  # blocks, in the order of the input
-        "What the parts hold, in order."
-        for number in range(self.complete):
-            piece, place = self.pieces[number]
-            size = piece.rejected if rejects else piece.size
-            if not size:
-                continue
-            with open(place.rejects if rejects else place.path, "rb") as file:
-                file.seek(place.rejects_start if rejects else place.start)
-                while size:
-                    block = file.read(min(size, 1 << 20))
-                    if not block:
-                        raise ValueError(f"{file.name}: is cut off; give --restart to begin anew")
-                    size -= len(block)
-                    yield block
 
     def finish(
         self,

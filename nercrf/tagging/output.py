@@ -124,7 +124,7 @@ def _pack(path: Path, blocks: Iterator[bytes]) -> None:
     with complete_file(path) as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed:
         packed.writelines(blocks)
 
-
+# %% ../../nbs/7_tagging/03_output.ipynb #c65c2228
 @contextmanager
 def _open_output(path: str | Path) -> Iterator[Callable[[list[str]], None]]:
     "What writes lines: to a file that is whole or not there, or to standard output at once."

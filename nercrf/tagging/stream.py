@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from nercrf.data.examples import DataError
 from nercrf.tagging.inputs import Source, read_batches
@@ -22,7 +24,7 @@ from nercrf.tagging.output import finish_lines, json_line, sentence_lines
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 
 # %% auto #0
-__all__ = ['PIECE', 'LONGEST_PIECE', 'Work', 'cut_pieces', 'add_context', 'tag_work', 'reject_line', 'model_digest',
+__all__ = ['PIECE', 'LONGEST_PIECE', 'Work', 'cut_pieces', 'add_context', 'tag_work', 'reject_line', 'model_digest', 'Progress',
            'FileTagging']
 
 # %% ../../nbs/7_tagging/06_stream.ipynb #92b4086e
@@ -142,6 +144,49 @@ def model_digest(
         digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
 
+# %% ../../nbs/7_tagging/06_stream.ipynb #b5877c8e
+class Progress:
+    "Texts a second and the time left, on standard error where that is a terminal."
+
+    def __init__(
+        self,
+        sources: Sequence[Source],  # in order
+        shown: bool = True,  # False: nowhere
+    ):
+        sizes = [source.size for source in sources]
+        total = sum(sizes) if all(sizes) else None
+        share = "{percentage:3.0f}%|{bar}| " if total else ""
+        time = "[{elapsed}<{remaining}{postfix}]" if total else "[{elapsed}{postfix}]"
+        disable = None if shown else True
+        self.bar = tqdm(total=total, disable=disable, bar_format=share + time, leave=False)
+        self.before = self.read = self.done = self.tagged = 0
+        self.began = monotonic()
+
+    def follow(
+        self,
+        source: Source,  # the next one
+        batches: Iterable[list[Tagged]],  # its sentences
+    ) -> Iterator[list[Tagged]]:  # the same
+        "Count what is read."
+        self.source, self.read, self.done = source, 0, 0
+        for batch in batches:
+            self.read += len(batch)
+            yield batch
+        self.before += source.size
+
+    def add(
+        self,
+        count: int,  # sentences that are done
+        tagged: int,  # those that were tagged just now
+    ) -> None:
+        "Count what is done."
+        self.done += count
+        self.tagged += tagged
+        rate = self.tagged / max(monotonic() - self.began, 1e-9)
+        self.bar.set_postfix_str(f"{rate:,.0f} texts/s", refresh=False)
+        share = self.done / max(self.read, 1)
+        self.bar.update(max(0, int(self.before + self.source.position * share) - self.bar.n))
+
 # %% ../../nbs/7_tagging/06_stream.ipynb #6a544c4b
 @dataclass
 class FileTagging:
@@ -172,7 +217,8 @@ class FileTagging:
         reach = self.tagger.model.config.context
         for source in self.sources:
             waits = source.path != "-"
-            pieces = cut_pieces(read_batches(source), counts, self.pieces, waits)
+            batches = self.progress.follow(source, read_batches(source))
+            pieces = cut_pieces(batches, counts, self.pieces, waits)
             for work in add_context(pieces, reach, self.pieces):
                 yield work
                 self.pieces = work.number + 1
@@ -182,14 +228,19 @@ class FileTagging:
         if self.journal.complete is not None:
             self.pieces = self.journal.complete
             return
+        self.progress = Progress(self.sources, self.process == 0)
         for work in self._works():
             self.error = self.error or next((x.error for x in work.sentences if x.error), None)
             if self.error and self.on_bad == "error":
                 raise DataError(self.error)
+            tagged = []
             if work.number in self.journal.pieces:
                 self._compare(work)
             elif work.number % self.processes == self.process:
-                yield from self._tag(work)
+                tagged = self._tag(work)
+            self.progress.add(len(work.sentences), len(tagged))
+            yield from tagged
+        self.progress.bar.close()
 
     def _compare(self, work: Work) -> None:
         "Refuse an input that is not the one of which this piece was tagged."
