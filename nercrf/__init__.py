@@ -1,7 +1,10 @@
 __version__ = "0.1.0"
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 
 
 def lazy_names(
@@ -29,3 +32,32 @@ __getattr__, __dir__ = lazy_names(
         "train": "training.trainer",
     },
 )
+
+
+_PIPELINES, _OURS = "transformers.pipelines", "nercrf.tagging.pipeline"
+
+
+class _BesidePipelines:
+    """Imports our pipeline right after those of transformers, so that `transformers.pipeline` knows
+    our models after `import nercrf`, which itself imports neither transformers nor torch."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != _PIPELINES:
+            return None
+        sys.meta_path.remove(cls)
+        spec = find_spec(name)
+        execute = spec.loader.exec_module
+
+        def execute_both(module: object) -> None:
+            execute(module)
+            import_module(_OURS)
+
+        spec.loader.exec_module = execute_both
+        return spec
+
+
+if _PIPELINES in sys.modules:
+    import_module(_OURS)
+else:
+    sys.meta_path.insert(0, _BesidePipelines)

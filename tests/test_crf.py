@@ -778,6 +778,38 @@ def test_probabilities_equal_enumeration(problem, batch_first):
 
 
 @FAST
+@given(problems(), st.sampled_from([0.0, 0.3, 1.0]))
+def test_entropy_and_divergence_equal_enumeration(problem, nearness):
+    """Values and gradients, for chains that are far apart and for one beside itself."""
+    crf, emissions, mask, _ = problem
+    emissions = emissions.requires_grad_()
+    other = copy.deepcopy(crf)
+    shifted = (emissions.detach() * nearness + (1 - nearness) * 2).requires_grad_()
+    p, q = crf.chain(emissions, mask), other.chain(shifted, mask)
+    inputs = (emissions, shifted, *crf.parameters(), *other.parameters())
+    values = [p.entropy(), p.cross_entropy(q), p.kl_divergence(q)]
+    assert (values[2] >= 0).all()
+    truth = [[], [], []]
+    for row, their_row, keep in zip(emissions, shifted, mask, strict=True):
+        ours = torch.log_softmax(enumerate_paths(crf, row[keep])[1], 0)
+        theirs = torch.log_softmax(enumerate_paths(other, their_row[keep])[1], 0)
+        for column, costs in zip(truth, (-ours, -theirs, ours - theirs), strict=True):
+            column.append((ours.exp() * costs).sum())
+    size = 1 + max(float(values[1].detach().max()), 0.0)
+    for value, column in zip(values, truth, strict=True):
+        column = torch.stack(column)
+        torch.testing.assert_close(value, column, rtol=1e-9, atol=1e-10 * size)
+        found, wanted = (
+            torch.autograd.grad(
+                each.sum(), inputs, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for each in (value, column)
+        )
+        for got, expected in zip(found, wanted, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9 * size)
+
+
+@FAST
 @given(problems(constrained=True), st.sampled_from([1, 2, 5, 50]), st.booleans(), st.booleans())
 def test_nbest_equals_enumeration(problem, k, constrained, batch_first):
     crf, emissions, mask, _ = problem

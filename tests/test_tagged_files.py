@@ -264,13 +264,14 @@ def test_one_thing_that_cannot_be_read_costs_itself(tmp_path, capsys):
         b'{"id": 8, "text": "Ada',
         b"[" * 10_000 + b"]" * 10_000,
         b'{"id": 10, "n": ' + b"9" * 5_000 + b"}",
-        b'{"id": 11, "text": "Moor sings", "score": NaN, "note": "\\udc80"}',
+        b'{"id": "\\udbff", "text": "Ada sings"}',
+        b'{"id": 12, "text": "Moor sings", "score": NaN, "note": "\\udc80"}',
     ]
     source.write_bytes(b"\n".join(lines) + b"\n")
     for output_format in OUTPUT_FORMATS:
         tagged = tag_file(EveryWord(), source, target, output_format)
-        assert len(tagged) == 11
-        assert [each.error is None for each in tagged] == [True, *[False] * 9, True]
+        assert len(tagged) == 12
+        assert [each.error is None for each in tagged] == [True, *[False] * 10, True]
     errors = [each.error for each in tagged[1:-1]]
     for number, error in enumerate(errors, 2):
         assert error.startswith(f"{source}:{number}: expected "), error
@@ -279,11 +280,12 @@ def test_one_thing_that_cannot_be_read_costs_itself(tmp_path, capsys):
     assert "surrogate pair" in errors[1]
     assert "got the fields id, text" in errors[2]
     assert "got None as word 1" in errors[4]
+    assert "surrogate pair in the id" in errors[9]
     tag_file(EveryWord(), source, target)
     records = lines_of(target)
     assert [record["id"] for record in records][:1] == [1]
     assert records[4]["page"] == 3
-    assert (records[10]["score"], records[10]["note"]) == (None, "\udc80")
+    assert (records[11]["score"], records[11]["note"]) == (None, "\udc80")
     assert all(record["text"] is None and not record["entities"] for record in records[1:-1])
 
 
@@ -291,6 +293,7 @@ def test_a_bad_byte_of_a_column_file_or_table_costs_its_sentence(tmp_path):
     for name, content in (
         ("in.tsv", b"Ada\tO\nsings\tO\n\nMalfr\xedd\tO\n\nMoor\tO\nsings\tO\n"),
         ("in.csv", b"id,text\n1,Ada sings\n2,Malfr\xedd sings\n3,Moor sings\n"),
+        ("in.csv", b"id,text\n1,Ada sings\n\xed,Ada sings\n3,Moor sings\n"),
     ):
         source = tmp_path / name
         source.write_bytes(content)

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nercrf.crf.chain import IGNORED, Scores, first_words, follow_path, path_scores
+from nercrf.crf.calculus import ChainSteps, chain_steps, cross_entropy, entropy, kl_divergence
+from nercrf.crf.chain import IGNORED, Scores, follow_path, path_scores
 from nercrf.crf.compiled import graph_best_paths, graph_log_likelihood
 from nercrf.crf.decoding import (
     BestPaths,
@@ -29,7 +30,7 @@ from nercrf.crf.decoding import (
 )
 from nercrf.crf.entities import EntityChain, best_entities, entity_chain, span_probabilities
 from nercrf.crf.likelihood import log_likelihood
-from nercrf.crf.log_domain import pair_marginals, widen, widest_type
+from nercrf.crf.log_domain import forward_pass, pair_marginals, widen, widest_type
 from nercrf.labels import EntitySteps, Span
 
 # %% ../../nbs/3_crf/13_distribution.ipynb #81f3f368
@@ -128,6 +129,24 @@ class ChainBatch:
         value = _allowed_likelihood(self, tags)
         return (value if weight is None else value.sum() * weight).to(self.dtype)
 
+    def entropy(self) -> Tensor:  # (batch,) in nats; differentiable
+        "How much is left open: minus the expected log probability."
+        return entropy(_steps(self)).to(self.dtype)
+
+    def cross_entropy(
+        self,
+        other: ChainBatch,  # a chain over the same words and labels
+    ) -> Tensor:  # (batch,) in nats; differentiable; infinite where it forbids what this one allows
+        "How unlikely sequences of this chain are in another one: the expected -log of theirs."
+        return cross_entropy(_steps(self), _steps(other)).to(self.dtype)
+
+    def kl_divergence(
+        self,
+        other: ChainBatch,  # a chain over the same words and labels
+    ) -> Tensor:  # (batch,) in nats, at least 0; differentiable; infinite as `cross_entropy`
+        "How far another chain is from this one: Kullback and Leibler's divergence."
+        return kl_divergence(_steps(self), _steps(other)).to(self.dtype)
+
 # %% ../../nbs/3_crf/13_distribution.ipynb #bf08085a
 def _log_likelihood(
     chain: ChainBatch,  # emissions, scores and algorithm
@@ -182,16 +201,6 @@ class TagChain(ChainBatch):
     def pair_marginals(self) -> Tensor:  # (batch, words, from, to), zeros at first words
         "Probability of each pair of labels at a word and the word before it."
         return pair_marginals(*_possible(self)[0], forward_states).to(self.dtype)
-
-    @torch.no_grad()
-    def entropy(self) -> Tensor:  # (batch,) in nats
-        "How much is left open: minus the expected log probability."
-        pairs = pair_marginals(*_possible(self)[0], forward_states)
-        first = self.marginals().to(pairs).masked_fill(~first_words(self.mask).unsqueeze(2), 0.0)
-        parts = [
-            torch.special.entr(part).flatten(1).sum(1) for part in (first, pairs, pairs.sum(3))
-        ]
-        return (parts[0] + parts[1] - parts[2]).to(self.dtype)
 
     def best(self) -> tuple[Tensor, Tensor]:  # (batch, words) tags, -100: masked; (batch,) scores
         "The best tag sequence and its score. ValueError if none is possible."
@@ -265,6 +274,14 @@ def _possible(
     total = -log_likelihood(emissions, scores, chain.mask, algorithm=chain.algorithm)
     check_possible(total)
     return (emissions, scores, chain.mask), total
+
+
+def _steps(
+    chain: ChainBatch,  # any floating type
+) -> ChainSteps:  # in the widest type
+    "A chain step by step; by loops over words where a gradient may be asked for."
+    batch, _ = _possible(chain)
+    return chain_steps(*batch, forward_pass if torch.is_grad_enabled() else forward_states)
 
 
 @torch.no_grad()

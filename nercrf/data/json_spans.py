@@ -45,6 +45,7 @@ from nercrf.data.records import (
     Reading,
     Record,
     RecordFormat,
+    check_unicode,
 )
 from nercrf.files import write_lines
 from nercrf.labels import Span
@@ -158,11 +159,8 @@ def _cluener_record(line: str, where: str) -> dict:
             f"{where}: expected an object with a string 'text', "
             f"got {line[:40]!r}; {meant or 'write one object a line'}"
         )
-    if re.search("[\ud800-\udfff]", record["text"]):
-        raise DataError(
-            f"{where}: expected Unicode text, got half of a "
-            "surrogate pair (\\ud800 to \\udfff); correct it"
-        )
+    check_unicode(record["text"], where)
+    check_unicode(str(record.get("id")), where, "the id")
     return record
 
 # %% ../../nbs/1_data/11_json_spans.ipynb #47aba5a9
@@ -343,7 +341,10 @@ def span_record(
     for key in record:
         if key not in _KNOWN and record[key] not in (None, [], {}, ""):
             reading.ignore(f"the field {key!r}", where)
-    name, document = record_id(reading, record, number), record_document(reading, record, where)
+    name, document = (
+        record_id(reading, record, number, where),
+        record_document(reading, record, where),
+    )
     return Record(where, name, text, mentions, _token_offsets(record, text, where), document)
 
 # %% ../../nbs/1_data/11_json_spans.ipynb #d2d0caae

@@ -23,7 +23,7 @@ from nercrf.data.json_values import (
     told_misspelt,
 )
 from nercrf.data.reading import separators_of
-from nercrf.data.records import READINGS, Format, Mention, Reading, Survey
+from nercrf.data.records import READINGS, Format, Mention, Reading, Survey, check_unicode
 from nercrf.data.tag_forms import MISSING, STANDARD, odd_tags, rename_tags
 from nercrf.data.type_names import TypeChoice
 from nercrf.files import write_lines
@@ -91,7 +91,7 @@ def named_tags(
             )
     return [names[tag] for tag in tags]
 
-# %% ../../nbs/1_data/13_json_tokens.ipynb #3b10f51b
+# %% ../../nbs/1_data/13_json_tokens.ipynb #5ae1f0c3
 def _mention(entry: object, where: str) -> Mention:
     "A mention that counts tokens, from a triple or an object."
     if isinstance(entry, Mapping) and isinstance(entry.get("index"), list) and entry["index"]:
@@ -114,14 +114,33 @@ def _is_inclusive(key: str, entries: Sequence) -> bool:
     return key == "ner" and (triples or any("index" in entry for entry in entries))
 
 
+def _checked_tokens(tokens: Sequence, where: str) -> list[str]:
+    "Tokens that any format can hold; DataError for others."
+    for place, token in enumerate(tokens):
+        if not isinstance(token, str) or not token:
+            raise DataError(
+                f"{where}: expected tokens as strings of at least one character, got {token!r} as "
+                f"token {place}; correct the record"
+            )
+    check_unicode(" ".join(tokens), where, "a token")
+    return list(tokens)
+
+# %% ../../nbs/1_data/13_json_tokens.ipynb #3b10f51b
 def _document(reading: Reading, where: str, record: Mapping, name: str) -> list[TokenRecord]:
     "The sentences of a document whose spans count its tokens."
     records, begin, document = [], 0, record_document(reading, record, where)
     key = next((key for key in MENTION_KEYS if record.get(key) is not None), None)
+    held = () if key is None else record[key]
+    kinds = (list, tuple)
+    if not isinstance(held, kinds) or not all(isinstance(x, (*kinds, type(None))) for x in held):
+        raise DataError(
+            f"{where}: expected {key!r} as a list with a list of mentions for each sentence, got "
+            f"{str(held)[:40]}; correct the record"
+        )
     for number, tokens in enumerate(record["sentences"]):
         mentions = None
         if key is not None:
-            entries = record[key][number] if number < len(record[key]) else None
+            entries = held[number] if number < len(held) else None
             if entries is not None:
                 mentions = [_mention(entry, where) for entry in entries]
                 mentions = [
@@ -130,7 +149,8 @@ def _document(reading: Reading, where: str, record: Mapping, name: str) -> list[
                 ]
         begin += len(tokens)
         if tokens:
-            own = TokenRecord(where, f"{name}-{number}", tokens, None, mentions, 1, document)
+            words = _checked_tokens(tokens, where)
+            own = TokenRecord(where, f"{name}-{number}", words, None, mentions, 1, document)
             records.append(own)
     return records
 
@@ -143,21 +163,16 @@ def token_records(
     names: Sequence[str] | None = None,  # of tags that are numbers; None: those of the reading
 ) -> list[TokenRecord]:  # DataError where it is none
     "The records of one object."
-    name = record_id(reading, record, number)
+    name = record_id(reading, record, number, where)
     if isinstance(record.get("sentences"), list):
         return _document(reading, where, record, name)
     tokens = first_of(record, TOKEN_KEYS)
     if not isinstance(tokens, (list, tuple)):
         fields = ", ".join(record) or "none"
         raise DataError(f"{where}: expected a list of tokens, got the fields {fields}; add tokens")
-    wrong = [each for each in tokens if not isinstance(each, str)]
-    if wrong:
-        raise DataError(
-            f"{where}: expected tokens as strings, got {wrong[0]!r}; correct the record"
-        )
     if not tokens:
         raise DataError(f"{where}: expected at least one token, got none; remove the record")
-    found, used = TokenRecord(where, name, list(tokens)), set(DOCUMENT_KEYS)
+    found, used = TokenRecord(where, name, _checked_tokens(tokens, where)), set(DOCUMENT_KEYS)
     found.document = record_document(reading, record, where)
     for key in (*TAG_KEYS, *MENTION_KEYS):
         held = record.get(key)
@@ -202,6 +217,7 @@ def join_questions(
     for where, question in questions:
         context = question["context"]
         if context != before:
+            check_unicode(context, where)
             name = f"{reading.path.name.partition('.')[0]}-{len(records)}"
             records.append(TokenRecord(where, name, context.split(), None, None, 1, where))
         before = context

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 
 from nercrf.data.examples import DataError, file_stem
-from nercrf.data.records import Mention, Reading
+from nercrf.data.records import Mention, Reading, check_unicode
 
 # %% auto #0
 __all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'DOCUMENT_KEYS', 'ID_KEYS',
@@ -109,11 +109,13 @@ def record_id(
     reading: Reading,  # names the file
     record: Mapping,  # a JSON object
     number: int,  # of the object in its text, for a made-up id
-) -> str:  # as the file says, or made up
+    where: str,  # "file:line" of the object
+) -> str:  # as the file says, or made up; DataError for one that cannot be written
     "The id of an object."
     name = first_of(record, ID_KEYS)
     if name is None or isinstance(name, (list, dict)):
         return f"{file_stem(reading.path)}-{reading.first_number + number}"
+    check_unicode(str(name), where, "the id")
     return str(name)
 
 # %% ../../nbs/1_data/10_json_values.ipynb #d83cbc7b
@@ -182,6 +184,7 @@ def record_document(
 ) -> str:  # equal for records of one document
     "The document of an object: the one that it names, or else itself."
     name = first_of(record, DOCUMENT_KEYS)
+    check_unicode(str(name), where, "the name of the document")
     return f"{reading.path}#{name}" if isinstance(name, (str, int)) else where
 
 # %% ../../nbs/1_data/10_json_values.ipynb #14c9eca7

@@ -159,8 +159,8 @@ def _studio_record(reading: Reading, where: str, task: dict, number: int) -> Rec
             f"{where}: expected regions with a 'value', got {str(regions)[:60]}; export as JSON"
         ) from error
     text = task_text(task, regions or [], where)
-    document = record_document(reading, task, where)
-    return Record(where, record_id(reading, task, number), text, mentions, document=document)
+    name, document = record_id(reading, task, number, where), record_document(reading, task, where)
+    return Record(where, name, text, mentions, document=document)
 
 # %% ../../nbs/1_data/12_label_studio.ipynb #c3b53487
 class LabelStudio(RecordFormat):

@@ -423,12 +423,13 @@ class Format:
 def check_unicode(
     text: str,  # of a record
     where: str,  # its place, for the message
+    what: str = "",  # which text of the record; "": the text
 ) -> None:
     "Raise DataError for half of a surrogate pair."
     if not text.isascii() and re.search("[\ud800-\udfff]", text):
         raise DataError(
-            f"{where}: expected Unicode text, got half of a "
-            "surrogate pair (\\ud800 to \\udfff); correct it"
+            f"{where}: expected Unicode text, got half of a surrogate pair"
+            f"{what and f' in {what}'} (\\ud800 to \\udfff); correct it"
         )
 
 

@@ -11,12 +11,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nercrf.data.examples import Example
-from nercrf.labels import Scheme, Span, tags_to_spans
+from nercrf.evaluation.spans import (
+    SpanTable,
+    align_tables,
+    find_common,
+    table_of_spans,
+    table_of_tags,
+)
+from nercrf.labels import Scheme, Span
 from nercrf.tables import text_table
 
 # %% auto #0
-__all__ = ['Score', 'score_counts', 'EntityScores', 'score_spans', 'leave_out', 'score_tags', 'report', 'surface', 'surfaces',
-           'score_unseen']
+__all__ = ['Score', 'score_counts', 'EntityScores', 'score_tables', 'score_spans', 'leave_out', 'score_tags', 'report', 'surface',
+           'surfaces', 'score_unseen']
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #1c3947cc
 class Score(NamedTuple):
@@ -127,16 +134,31 @@ def _check_lengths(what: str, gold: Sequence, other: Sequence) -> None:
         )
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #319b7353
+def score_tables(
+    gold: SpanTable,  # gold entities
+    predicted: SpanTable,  # predictions for the same sentences
+) -> EntityScores:  # counts over all sentences
+    "Compare gold and predicted entities of a corpus that stand in tables."
+    gold, predicted = align_tables(gold, predicted)
+    correct = gold.select(find_common(gold, predicted)[0])
+    counts = (
+        {
+            name: count
+            for name, count in zip(gold.types, side.counts().tolist(), strict=True)
+            if count
+        }
+        for side in (gold, predicted, correct)
+    )
+    return EntityScores(*map(Counter, counts))
+
+
 def score_spans(
     gold: Sequence[Iterable[Span]],  # gold entities by sentence
     predicted: Sequence[Iterable[Span]],  # predictions, in the same order
 ) -> EntityScores:  # counts over all sentences
     "Compare gold and predicted entities of a corpus."
     _check_lengths("predicted sentences", gold, predicted)
-    scores = EntityScores()
-    for gold_spans, predicted_spans in zip(gold, predicted, strict=True):
-        scores.add(gold_spans, predicted_spans)
-    return scores
+    return score_tables(table_of_spans(gold), table_of_spans(predicted))
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #ff857b43
 def leave_out(
@@ -166,12 +188,11 @@ def score_tags(
 ) -> EntityScores:  # counts over all sentences
     "Compare gold and predicted tags of a corpus, entity by entity."
     _check_lengths("predicted sentences", gold, predicted)
-    scores = EntityScores()
-    pairs = zip(gold, predicted, strict=True)
-    for number, (gold_tags, tags) in enumerate(pairs):
-        _check_lengths(f"tags in sentence {number}", gold_tags, tags)
-        scores.add(tags_to_spans(gold_tags, scheme, mode), tags_to_spans(tags, scheme, mode))
-    return scores
+    lengths = [list(map(len, side)) for side in (gold, predicted)]
+    if lengths[0] != lengths[1]:
+        for number, (gold_tags, tags) in enumerate(zip(gold, predicted, strict=True)):
+            _check_lengths(f"tags in sentence {number}", gold_tags, tags)
+    return score_tables(*(table_of_tags(side, scheme, mode) for side in (gold, predicted)))
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #809b8313
 def report(
