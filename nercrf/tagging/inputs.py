@@ -27,7 +27,7 @@ from nercrf.data.column_layout import LineNote, find_layout, named_columns
 from nercrf.data.examples import DataError, Example
 from nercrf.data.formats import JSON_ENDINGS, detect_path, detect_text, find_format
 from nercrf.data.json_tokens import MENTION_KEYS, TAG_KEYS, TOKEN_KEYS, TokenRecord
-from nercrf.data.json_values import SPAN_KEYS, record_id, unwrapped
+from nercrf.data.json_values import ID_KEYS, SPAN_KEYS, first_of, record_id, unwrapped
 from nercrf.data.label_studio import task_text
 from nercrf.data.markup import brat_paths, parse_inline
 from nercrf.data.reading import clean_lines, read_text, refuse_binary, separators_of
@@ -329,13 +329,26 @@ class Source:
             sep = separators_of([list(tokens)], single)[0]
         return Tagged(Example(id, list(tokens), None, where, sep), [], dict(fields or {}))
 
-    def _unreadable(self, text: str, where: str) -> str | None:
+    def name_record(
+        self,
+        record: Mapping,  # a JSON object, or the cells of a row
+        number: int,  # of the record, from 0, for a made-up id
+        where: str,  # "file:line"
+    ) -> tuple[str, str | None]:  # the id, and what is wrong with that of the record
+        "The id of a record; a made-up one where it has none, or none that can be written."
+        made = record_id(self.reading, {}, number, where)
+        try:
+            return record_id(self.reading, record, number, where), None
+        except DataError:
+            return made, self._unreadable(str(first_of(record, ID_KEYS)), where, "the id")
+
+    def _unreadable(self, text: str, where: str, what: str = "") -> str | None:
         "What is wrong with a text."
         kept = re.search("[\udc80-\udcff]", text) if self.keeps_bytes else None
         if kept:
             return _wrong_byte(where, self.encoding, ord(kept[0]) - 0xDC00)
         try:
-            return check_unicode(text, where)
+            return check_unicode(text, where, what)
         except DataError as error:
             return str(error)
 
@@ -384,7 +397,9 @@ def record_sentences(
     number: int,  # of the record, from 0, for a made-up id
 ) -> list[Tagged]:  # mostly one; an object may hold a document
     "The sentences of one object, nothing found yet."
-    id = record_id(source.reading, record if isinstance(record, Mapping) else {}, number)
+    id, error = source.name_record(record if isinstance(record, Mapping) else {}, number, where)
+    if error:
+        return [source.failed(error, id, where)]
     if isinstance(record, str):
         return [source.text(record, id, where)]
     if not isinstance(record, Mapping):
@@ -423,7 +438,7 @@ def _token_key(record: Mapping) -> str | None:
 def _json_line(source: Source, line: Line, number: int) -> list[Tagged]:
     "The sentences of one line of JSON."
     where = f"{source.name}:{line.number}"
-    id = record_id(source.reading, {}, number)
+    id = record_id(source.reading, {}, number, where)
     if line.error:
         return [source.failed(line.error, id, where)]
     try:
@@ -534,7 +549,7 @@ def _worded(source: Source, found: Sequence[tuple[int, Sequence[str]]]) -> list[
     return [
         source.words(
             tokens,
-            record_id(source.reading, {}, number),
+            record_id(source.reading, {}, number, f"{source.name}:{line}"),
             f"{source.name}:{line}",
             sep=sep,
         )
@@ -557,9 +572,11 @@ def _table_sentences(source: Source, text: str) -> Iterator[list[Tagged]]:
         if not cells:
             continue
         where, fields = f"{source.name}:row {number + 1}", dict(zip(header, cells, strict=False))
-        id = record_id(source.reading, fields, number)
+        id, error = source.name_record(fields, number, where)
         fields.pop(header[place], None)
-        if place < len(cells):
+        if error:
+            yield [source.failed(error, id, where, fields)]
+        elif place < len(cells):
             yield [source.text(cells[place], id, where, fields)]
         else:
             message = f"{where}: expected {len(header)} cells as in the header, got {len(cells)}"
