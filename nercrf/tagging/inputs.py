@@ -288,8 +288,8 @@ class Source:
     def position(self) -> int:  # at most `size`
         "Bytes that are read; all of them where it is not read in blocks."
         file = getattr(self.file, "fileobj", self.file)
-        closed = file is None or file.closed or not self.size
-        return self.size if closed else min(file.tell(), self.size)
+        is_open = self.size and file and not file.closed
+        return min(file.tell(), self.size) if is_open else self.size
 
     @cached_property
     def reading(self) -> Reading:  # nothing was found yet
@@ -344,8 +344,7 @@ class Source:
 
     def _unreadable(self, text: str, where: str, what: str = "") -> str | None:
         "What is wrong with a text."
-        kept = re.search("[\udc80-\udcff]", text) if self.keeps_bytes else None
-        if kept:
+        if self.keeps_bytes and (kept := re.search("[\udc80-\udcff]", text)):
             return _wrong_byte(where, self.encoding, ord(kept[0]) - 0xDC00)
         try:
             return check_unicode(text, where, what)

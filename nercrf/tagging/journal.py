@@ -168,6 +168,16 @@ class JournalFiles:
                     size -= len(block)
                     yield block
 
+# %% ../../nbs/7_tagging/05_journal.ipynb #390a2c3a
+def _write_rejects(journal: JournalFiles) -> None:
+    "Write the rejects of a complete journal, or remove those of an earlier run."
+    target = journal.output.with_name(f"{journal.output.name}.rejects")
+    if any(piece.rejected for piece, _ in journal.pieces.values()):
+        with complete_file(target) as file:
+            file.writelines(journal.content(rejects=True))
+    elif target.exists() and target.read_bytes()[:9] == b'{"source"':
+        discard(target)
+
 # %% ../../nbs/7_tagging/05_journal.ipynb #63007d55
 class Journal(JournalFiles):
     "The result of a prediction as it grows."
@@ -187,10 +197,8 @@ class Journal(JournalFiles):
         try:
             self._lock.acquire()
         except Timeout:
-            raise ValueError(
-                f"{self.output}: another process is writing it; wait for it, or choose another "
-                "--output"
-            ) from None
+            told = "another process is writing it; wait for it, or choose another --output"
+            raise ValueError(f"{self.output}: {told}") from None
         try:
             self.read()
         except BaseException:
@@ -264,7 +272,7 @@ class Journal(JournalFiles):
             for file in self._files:
                 file.close()
             self._files = []
-            self._finish_rejects()
+            _write_rejects(self)
             alone = len(self._journals()) == 1
             if write is None and alone and [*self.pieces] == sorted(self.pieces):
                 if name.exists():
@@ -276,13 +284,3 @@ class Journal(JournalFiles):
             else:
                 write(name, self.content())
         self.forget()
-
-    def _finish_rejects(self) -> None:
-        "Write the rejects, or remove those of an earlier run."
-        target = self._beside(".rejects", 0)
-        if not any(piece.rejected for piece, _ in self.pieces.values()):
-            if target.exists() and target.read_bytes()[:9] == b'{"source"':
-                discard(target)
-            return
-        with complete_file(target) as file:
-            file.writelines(self.content(rejects=True))
