@@ -85,11 +85,15 @@ class JournalFiles:
         self.output = Path(os.path.realpath(output))
         self.process = process
         self.settings = json.loads(json.dumps(settings))
-        self.path = self._beside(".journal")
+        self.path = self.beside(".journal")
         self.pieces: dict[int, tuple[Piece, Place]] = {}
         self.complete: int | None = None  # how many pieces there are, where all are there
 
-    def _beside(self, ending: str, process: int | None = None) -> Path:
+    def beside(
+        self,
+        ending: str,  # such as ".part"
+        process: int | None = None,  # whose it is; None: of this process
+    ) -> Path:
         "A name beside the output."
         number = self.process if process is None else process
         return self.output.with_name(f"{self.output.name}{ending}{f'-{number}' * (number > 0)}")
@@ -107,7 +111,7 @@ class JournalFiles:
         for number, path in self._journals():
             _read_journal(path)  # raises for one that is not ours
             for ending in (".part", ".rejects.part", ".journal"):
-                discard(self._beside(ending, number))
+                discard(self.beside(ending, number))
 
     def read(self) -> None:
         "Read what is tagged already, by whichever process: ValueError for other settings."
@@ -116,7 +120,7 @@ class JournalFiles:
             settings, pieces, complete, _ = _read_journal(path)
             if settings is not None and settings != self.settings:
                 self._refuse(path, settings)
-            part, rejects = self._beside(".part", number), self._beside(".rejects.part", number)
+            part, rejects = self.beside(".part", number), self.beside(".rejects.part", number)
             start = rejects_start = 0
             for piece in pieces:
                 place = Place(part, start, rejects, rejects_start)
@@ -178,6 +182,24 @@ def _write_rejects(journal: JournalFiles) -> None:
     elif target.exists() and target.read_bytes()[:9] == b'{"source"':
         discard(target)
 
+
+def _open_parts(journal: JournalFiles) -> list[BinaryIO]:
+    "Part, part of the rejects and journal of a process, cut to what is known."
+    names = [journal.beside(".part"), journal.beside(".rejects.part"), journal.path]
+    end, sizes = 0, [0, 0]
+    if journal.path.exists():
+        _, pieces, _, end = _read_journal(journal.path)
+        sizes = [sum(each.size for each in pieces), sum(each.rejected for each in pieces)]
+    elif names[0].exists():
+        raise FileExistsError(f"{names[0]} belongs to no journal: move it away")
+    files = [open(name, "ab") for name in names]  # noqa: SIM115, `Journal` closes them
+    for file, size in zip(files, [*sizes, end], strict=True):
+        file.truncate(size)
+    if not end:
+        header = {"format": FORMAT, "settings": journal.settings}
+        _append(files[2], f"{json.dumps(header)}\n".encode())
+    return files
+
 # %% ../../nbs/7_tagging/05_journal.ipynb #63007d55
 class Journal(JournalFiles):
     "The result of a prediction as it grows."
@@ -190,7 +212,7 @@ class Journal(JournalFiles):
     ):
         super().__init__(output, settings, process)
         self._files: list[BinaryIO] = []
-        self._lock = FileLock(self._beside(".journal.lock"), timeout=0)
+        self._lock = FileLock(self.beside(".journal.lock"), timeout=0)
 
     def __enter__(self) -> Journal:
         self.output.parent.mkdir(parents=True, exist_ok=True)
@@ -213,21 +235,9 @@ class Journal(JournalFiles):
         self._lock.release()
         discard(self._lock.lock_file)
 
-    def _open(self) -> list[BinaryIO]:
-        "Part, part of the rejects and journal of this process, cut to what is known."
-        names = [self._beside(".part"), self._beside(".rejects.part"), self.path]
-        end, sizes = 0, [0, 0]
-        if self.path.exists():
-            _, pieces, _, end = _read_journal(self.path)
-            sizes = [sum(each.size for each in pieces), sum(each.rejected for each in pieces)]
-        elif names[0].exists():
-            raise FileExistsError(f"{names[0]} belongs to no journal: move it away")
-        self._files = [open(name, "ab") for name in names]  # noqa: SIM115, closed by the block
-        for file, size in zip(self._files, [*sizes, end], strict=True):
-            file.truncate(size)
-        if not end:
-            header = {"format": FORMAT, "settings": self.settings}
-            _append(self._files[2], f"{json.dumps(header)}\n".encode())
+    def _begin(self) -> list[BinaryIO]:
+        "Open the files of this process."
+        self._files = _open_parts(self)
         return self._files
 
     def add(
@@ -237,7 +247,7 @@ class Journal(JournalFiles):
         rejects: bytes = b"",  # what could not be read
     ) -> None:
         "Append the result of a piece."
-        part, rejected, journal = self._files or self._open()
+        part, rejected, journal = self._files or self._begin()
         piece = piece._replace(size=len(lines), rejected=len(rejects))
         place = Place(Path(part.name), part.tell(), Path(rejected.name), rejected.tell())
         _append(part, lines)
@@ -258,7 +268,7 @@ class Journal(JournalFiles):
                 f"{self.output}: expected {count} pieces, got all but {len(missing)} of them (the "
                 f"first is {missing[0]}); start again with the same command to make them"
             )
-        journal = (self._files or self._open())[2]
+        journal = (self._files or self._begin())[2]
         _append(journal, f"{json.dumps({'complete': count})}\n".encode())
         self.complete = count
 
@@ -267,7 +277,7 @@ class Journal(JournalFiles):
         write: Callable[[Path, Iterator[bytes]], None] | None = None,  # None: the bytes as they are
     ) -> None:
         "Give the result its name, and remove what nobody needs any more; the main process only."
-        part, name = self._beside(".part"), self.output
+        part, name = self.beside(".part"), self.output
         if part.exists():
             for file in self._files:
                 file.close()
