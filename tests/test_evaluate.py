@@ -11,8 +11,9 @@ from training import CORPUS, DEV, NESTED, WordTagger, make_dataset, make_model
 from workers import run_workers
 
 from nercrf.distributed.devices import BatchDataParallel
-from nercrf.evaluation.evaluator import UNLEARNABLE, evaluate, evaluation_batches, unlearnable_spans
-from nercrf.evaluation.metrics import leave_out, score_spans
+from nercrf.evaluation.evaluator import UNLEARNABLE, evaluate, evaluation_batches, unlearnable_table
+from nercrf.evaluation.metrics import score_tables
+from nercrf.evaluation.spans import table_of_spans
 from nercrf.labels import Span
 
 GOLD = sum(len(example.spans) for example in CORPUS.dev)
@@ -117,7 +118,7 @@ COUNTED = {
 
 def test_entities_that_no_tag_can_hold_count_as_asked():
     lost = [[("LOC", 2, 3)], [("LOC", 3, 4)], [], [("ORG", 1, 3)], []]
-    assert unlearnable_spans(NESTED) == lost
+    assert unlearnable_table(NESTED).to_lists() == lost
     for way, figures in COUNTED.items():
         result = evaluate(WordTagger(), NESTED, unlearnable=way)
         assert result.to_dict() == figures
@@ -157,7 +158,9 @@ def test_correct_missed_and_left_out_make_all_gold(sentences):
     """
     gold, predicted = [g for g, _, _ in sentences], [p for _, p, _ in sentences]
     ignored = [g[:some] for g, _, some in sentences]
-    scores = score_spans(*leave_out(gold, predicted, ignored)).micro
+    out = table_of_spans(ignored)
+    tables = (table_of_spans(side).without(out) for side in (gold, predicted))
+    scores = score_tables(*tables).micro
     triples = [tuple(map(set, three)) for three in zip(gold, predicted, ignored, strict=True)]
     missed = sum(len(g - i - p) for g, p, i in triples)
     wrong = sum(len(p - g) for g, p, _ in triples)

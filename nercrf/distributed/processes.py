@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+import numpy as np
 import torch
 from torch import distributed as dist
 
 # %% auto #0
 __all__ = ['JsonValue', 'ProcessInfo', 'init_distributed', 'close_distributed', 'get_rank', 'get_world_size', 'is_main_process',
-           'barrier', 'gather_json', 'broadcast_json', 'refuse_everywhere', 'all_reduce_sum', 'main_process_first']
+           'barrier', 'gather_json', 'gather_array', 'broadcast_json', 'refuse_everywhere', 'all_reduce_sum',
+           'main_process_first']
 
 # %% ../../nbs/0_ground/05_processes.ipynb #4cd4b09f
 @dataclass(frozen=True)
@@ -170,22 +172,24 @@ JsonValue = dict | list | tuple | str | int | float | bool | None
 
 def _to_bytes(value: JsonValue) -> torch.Tensor:
     "A JSON value as a tensor of bytes, (bytes,) uint8."
-    encoded = bytearray(json.dumps(value).encode("utf-8"))
-    return torch.frombuffer(encoded, dtype=torch.uint8).to(_message_device())
+    return _as_message(json.dumps(value).encode("utf-8"))
 
 
 def _from_bytes(message: torch.Tensor) -> JsonValue:
     "The JSON value in a tensor of bytes."
     return json.loads(message.cpu().numpy().tobytes())
 
+
+def _as_message(data: bytes) -> torch.Tensor:
+    "Bytes as a tensor that the backend can send, (bytes,) uint8."
+    held = np.frombuffer(data, np.uint8).copy()  # torch wants memory that may be written
+    return torch.from_numpy(held).to(_message_device())
+
 # %% ../../nbs/0_ground/05_processes.ipynb #fdf76350
-def gather_json(
-    value: JsonValue,  # what this process says
-) -> list[JsonValue]:  # one value from each process, by rank
-    "Collect a JSON value from every process, in every process."
-    message = _to_bytes(value)
+def _gather_messages(message: torch.Tensor) -> list[torch.Tensor]:
+    "The messages of all processes, (bytes,) uint8 each, by rank."
     if not dist.is_initialized():
-        return [_from_bytes(message)]
+        return [message]
     length = torch.tensor([len(message)], device=message.device)
     lengths = [torch.zeros_like(length) for _ in range(get_world_size())]
     dist.all_gather(lengths, length)
@@ -193,7 +197,22 @@ def gather_json(
     padded[: len(message)] = message
     received = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(received, padded)
-    return [_from_bytes(part[: int(size)]) for part, size in zip(received, lengths, strict=True)]
+    return [part[: int(size)] for part, size in zip(received, lengths, strict=True)]
+
+
+def gather_json(
+    value: JsonValue,  # what this process says
+) -> list[JsonValue]:  # one value from each process, by rank
+    "Collect a JSON value from every process, in every process."
+    return list(map(_from_bytes, _gather_messages(_to_bytes(value))))
+
+
+def gather_array(
+    array: np.ndarray,  # (entries,) of the same type in every process, of any length
+) -> list[np.ndarray]:  # one array from each process, by rank
+    "Collect an array from every process, in every process, bit for bit."
+    parts = _gather_messages(_as_message(np.ascontiguousarray(array).tobytes()))
+    return [np.frombuffer(part.cpu().numpy().tobytes(), array.dtype) for part in parts]
 
 # %% ../../nbs/0_ground/05_processes.ipynb #d9625051
 def broadcast_json(

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, get_args, get_type_hints
 
 import numpy as np
@@ -21,23 +23,18 @@ from nercrf.distributed.devices import (
     unwrap_model,
     whole_parameters,
 )
-from nercrf.distributed.processes import all_reduce_sum, gather_json, get_rank, get_world_size
+from nercrf.distributed.processes import all_reduce_sum, gather_array, get_rank, get_world_size
 from nercrf.evaluation.evaluation_config import EvaluationConfig
-from nercrf.evaluation.metrics import (
-    EntityScores,
-    leave_out,
-    report,
-    score_spans,
-    score_unseen,
-)
+from nercrf.evaluation.metrics import EntityScores, report, score_tables, unseen_rows
+from nercrf.evaluation.spans import SpanTable, sorted_table, table_of_ids
 from nercrf.data.type_names import TypeChoice
 from nercrf.features.batches import FeatureDataset, plan_batches
-from nercrf.labels import Span, entity_types, ids_to_spans
+from nercrf.labels import Span, entity_types
 
 # %% auto #0
-__all__ = ['UNLEARNABLE', 'evaluation_batches', 'move_batch', 'SentenceResult', 'predict_batches', 'Evaluation',
-           'unlearnable_spans', 'EvaluationInterrupted', 'evaluate', 'describe_unannotated', 'describe_result',
-           'unseen_f1']
+__all__ = ['UNLEARNABLE', 'evaluation_batches', 'move_batch', 'SentenceResult', 'predict_batches', 'Evaluation', 'gold_table',
+           'unlearnable_table', 'EvaluationInterrupted', 'TaggedWords', 'gather_results', 'evaluate',
+           'describe_unannotated', 'describe_result', 'unseen_f1']
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #46e83c94
 def evaluation_batches(
@@ -137,27 +134,46 @@ def _predict_at_once(
 class Evaluation:
     "What a model made of a data set."
 
-    scores: EntityScores  # gold, predicted and correct entities, per type
-    predicted: list[list[Span]]  # the spans of each sentence; none where it is not annotated
+    gold: SpanTable  # annotated entities, those that count neither way too
+    found: SpanTable  # predicted entities; none where a sentence is not annotated
     loss: float  # mean negative log likelihood a sentence, nats
     sentences: int  # how many sentences were evaluated
     name: str = "dev"  # what was evaluated, for titles and files
     unlearnable: int = 0  # gold entities in no label, since they share a word with another
-    left_out: list[list[Span]] = field(default_factory=list)  # of each sentence; empty: none
+    ignored: SpanTable | None = None  # entities that count neither way; None: all count
     unannotated: int = 0  # sentences that were not evaluated, since nobody annotated them
+
+    @cached_property
+    def counted(self) -> tuple[SpanTable, SpanTable]:  # gold, predicted
+        "The entities that the figures are about."
+        if self.ignored is None:
+            return self.gold, self.found
+        return self.gold.without(self.ignored), self.found.without(self.ignored)
+
+    @cached_property
+    def scores(self) -> EntityScores:  # gold, predicted and correct entities, per type
+        "The counts of all entities."
+        return score_tables(*self.counted)
+
+    @cached_property
+    def predicted(self) -> list[list[Span]]:  # none where a sentence is not annotated
+        "The predicted spans of each sentence."
+        return self.found.to_lists()
+
+    @property
+    def left_out(self) -> list[list[Span]]:  # of each sentence; empty: none
+        "The entities that count neither way."
+        return [] if self.ignored is None else self.ignored.to_lists()
 
     @property
     def ignored_gold(self) -> int:  # 0 unless they were left out
         "Gold entities that are not in the scores."
-        return sum(map(len, self.left_out))
+        return 0 if self.ignored is None else len(self.ignored)
 
     @property
     def ignored_predicted(self) -> int:  # 0 unless they were left out
         "Predictions that are not in the scores: they match such a one."
-        return sum(
-            len(set(out) & set(spans))
-            for out, spans in zip(self.left_out, self.predicted, strict=False)
-        )
+        return len(self.found) - len(self.counted[1])
 
     def to_dict(self) -> dict[str, float]:  # loss, precision, recall, f1 and their counts
         "The figures of a training log."
@@ -181,23 +197,31 @@ class Evaluation:
 UNLEARNABLE = get_args(get_type_hints(EvaluationConfig)["unlearnable"])
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #0b472671
-def unlearnable_spans(
+def gold_table(
     dataset: FeatureDataset,  # labelled sentences
-) -> list[list[Span]]:  # of each sentence
+) -> SpanTable:  # nested ones too
+    "The annotated entities of a data set."
+    return _table_of_rows(dataset, slice(None))
+
+
+def unlearnable_table(
+    dataset: FeatureDataset,  # labelled sentences
+) -> SpanTable:  # of the types that the labels know
     "The gold entities that the labels do not hold, each once."
-    columns, spans, learned = dataset.features, [], set(entity_types(dataset.labels))
-    for index in range(len(dataset)):
-        rows = slice(*columns.span_offsets[index : index + 2])
-        held = columns.span_learnable[rows]
-        if np.all(held):  # nearly always
-            spans.append([])
-            continue
-        gold = list(zip(dataset.gold_spans(index), held, strict=True))
-        known = {span for span, is_held in gold if is_held}
-        lost = [span for span, is_held in gold if not is_held and span.label in learned]
-        # a span that is annotated twice is held all the same
-        spans.append([x for x in dict.fromkeys(lost) if x not in known])
-    return spans
+    held = np.asarray(dataset.features.span_learnable[:], bool)
+    learned = np.isin(dataset.types, entity_types(dataset.labels))
+    lost = ~held & learned[np.asarray(dataset.features.span_labels[:])]
+    # a span that is annotated twice is held all the same
+    return _table_of_rows(dataset, lost).without(_table_of_rows(dataset, held))
+
+
+def _table_of_rows(dataset: FeatureDataset, rows: np.ndarray | slice) -> SpanTable:
+    "Some gold spans, a bool for each."
+    columns = dataset.features
+    sentence = np.repeat(np.arange(len(dataset)), np.diff(columns.span_offsets[:]))
+    spans = (columns.span_labels[:], columns.span_starts[:], columns.span_ends[:])
+    chosen = (np.asarray(column)[rows] for column in (sentence, *spans))
+    return sorted_table(*chosen, dataset.types, len(dataset))
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #bc6b5d66
 class EvaluationInterrupted(RuntimeError):
@@ -212,27 +236,43 @@ def _leave_if_stopped(should_stop: Callable[[], bool] | None, name: str) -> None
         raise EvaluationInterrupted(f"evaluation on {name} was broken off")
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #34e70f18
-def _gather_results(
-    own: Iterator[SentenceResult],
-    sentences: Sequence[int],
-    name: str,
-    should_stop: Callable[[], bool] | None,
-) -> list[SentenceResult]:
+class TaggedWords(NamedTuple):
+    "What a model makes of the sentences of a data set, in their order."
+
+    ids: np.ndarray  # int32 (words,) label numbers of all sentences, one after the other
+    offsets: np.ndarray  # int64 (sentences + 1,) where each sentence begins
+    losses: np.ndarray  # float64 (sentences,) nats; NaN where a sentence has no loss
+
+
+def gather_results(
+    own: Iterator[SentenceResult],  # of this process
+    sentences: np.ndarray,  # int (sentences,) ascending, those that are evaluated
+    name: str,  # of the data, for the message
+    should_stop: Callable[[], bool] | None = None,  # asked after a sentence
+) -> TaggedWords:  # the same on every process
     "The results of all processes, one for each of the sentences, in the order of the data set."
-    seen = []
+    places, sizes, ids, losses = array("q"), array("q"), array("i"), array("d")
     with closing(own):
         for result in own:
-            seen.append(result)
+            places.append(result.index)
+            sizes.append(len(result.tags))
+            ids.extend(result.tags)
+            losses.append(math.nan if result.loss is None else result.loss)
             if should_stop is not None and should_stop():
                 break
     _leave_if_stopped(should_stop, name)
-    results = sorted(SentenceResult(*row) for rows in gather_json(seen) for row in rows)
-    if [result.index for result in results] != list(sentences):
+    columns = [gather_array(np.asarray(column)) for column in (places, sizes, ids, losses)]
+    places, sizes, ids, losses = map(np.concatenate, columns)
+    order = np.argsort(places, kind="stable")
+    if not np.array_equal(places[order], sentences):
         raise RuntimeError(
-            f"expected a result for each of {len(sentences)} sentences, got {len(results)}: "
+            f"expected a result for each of {len(sentences)} sentences, got {len(places)}: "
             "the processes do not hold the same data set"
         )
-    return results
+    starts, sizes = (np.cumsum(sizes) - sizes)[order], sizes[order]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    words = np.repeat(starts - offsets[:-1], sizes) + np.arange(len(ids))
+    return TaggedWords(ids[words], offsets, losses[order])
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #7509654f
 def evaluate(
@@ -259,27 +299,23 @@ def evaluate(
         raise ValueError(f"nothing to evaluate: no sentence of {name!r} is annotated")
     batches = evaluation_batches(dataset, batch_size, get_rank(), get_world_size(), sentences)
     own = predict_batches(model, dataset, batches, precision)
-    results = _gather_results(own, sentences.tolist(), name, should_stop)
+    results = gather_results(own, sentences, name, should_stop)
     config = unwrap_model(model).config
-    predicted = [[] for _ in range(len(dataset))]
-    for result in results:
-        predicted[result.index] = ids_to_spans(result.tags, config.labels, config.scheme, "lenient")
+    found = table_of_ids(results.ids, results.offsets, config.labels, config.scheme, "lenient")
+    found = replace(found, sentence=sentences[found.sentence], sentences=len(dataset))
     if types:
-        predicted = list(map(types.for_model(entity_types(config.labels)).choose, predicted))
-    losses = [result.loss for result in results if result.loss is not None]
-    lost = unlearnable_spans(dataset)
-    left_out = lost if unlearnable == "ignored" else []
-    gold = [dataset.gold_spans(index) for index in range(len(dataset))]
-    counted = leave_out(gold, predicted, left_out or [()] * len(gold))
+        found = found.rename(types.for_model(entity_types(config.labels)).name)
+    losses = results.losses[~np.isnan(results.losses)].tolist()
+    lost = unlearnable_table(dataset)
     return Evaluation(
-        scores=score_spans(*counted),
-        predicted=predicted,
+        gold=gold_table(dataset),
+        found=found,
         loss=math.fsum(losses) / len(losses) if losses else math.nan,
         sentences=len(sentences),
-        unannotated=len(dataset) - len(sentences),
         name=name,
-        unlearnable=sum(map(len, lost)),
-        left_out=left_out,
+        unlearnable=len(lost),
+        ignored=lost if unlearnable == "ignored" else None,
+        unannotated=len(dataset) - len(sentences),
     )
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #79554c61
@@ -302,7 +338,7 @@ def describe_result(
     if result.unannotated:
         total = result.sentences + result.unannotated
         lines.insert(1, describe_unannotated(result.name, result.unannotated, total))
-    if result.unlearnable and result.left_out:
+    if result.unlearnable and result.ignored is not None:
         lines.append(
             f"{result.unlearnable} gold entities overlap others: one tag a word cannot hold them, "
             f"they are left out, and so are {result.ignored_predicted} predictions of exactly "
@@ -319,11 +355,10 @@ def describe_result(
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #4461212e
 def unseen_f1(
     result: Evaluation,  # what a model found
-    gold: Sequence[Sequence[Span]],  # the entities of each sentence
     words: Sequence[Sequence[str]],  # the words of each sentence
     surfaces: Collection[str],  # of the training data
 ) -> dict[str, float]:  # f1 and the number of gold entities
     "F1 over entities whose surface does not occur in the training data."
-    counted = leave_out(gold, result.predicted, result.left_out or [()] * len(gold))
-    scores = score_unseen(*counted, words, surfaces)
+    new = (side.select(unseen_rows(side, words, surfaces)) for side in result.counted)
+    scores = score_tables(*new)
     return {"unseen_f1": scores.micro.f1, "unseen_gold": scores.micro.gold}

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from nercrf.data.examples import Example
 from nercrf.evaluation.spans import (
     SpanTable,
@@ -22,8 +24,8 @@ from nercrf.labels import Scheme, Span
 from nercrf.tables import text_table
 
 # %% auto #0
-__all__ = ['Score', 'score_counts', 'EntityScores', 'score_tables', 'score_spans', 'leave_out', 'score_tags', 'report', 'surface',
-           'surfaces', 'score_unseen']
+__all__ = ['Score', 'score_counts', 'EntityScores', 'score_tables', 'score_spans', 'score_tags', 'report', 'surface', 'surfaces',
+           'unseen_rows', 'score_unseen']
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #1c3947cc
 class Score(NamedTuple):
@@ -160,25 +162,6 @@ def score_spans(
     _check_lengths("predicted sentences", gold, predicted)
     return score_tables(table_of_spans(gold), table_of_spans(predicted))
 
-# %% ../../nbs/5_evaluation/01_metrics.ipynb #ff857b43
-def leave_out(
-    gold: Sequence[Iterable[Span]],  # gold entities by sentence
-    predicted: Sequence[Iterable[Span]],  # predictions, in the same order
-    ignored: Sequence[Iterable[Span]],  # entities that count neither way
-) -> tuple[list[list[Span]], list[list[Span]]]:  # gold, predicted
-    "Take entities that count neither way out of both sides."
-    _check_lengths("predicted sentences", gold, predicted)
-    _check_lengths("sentences of ignored entities", gold, ignored)
-    taken = [set(spans) for spans in ignored]
-    gold, predicted = (
-        [
-            [span for span in spans if span not in out]
-            for spans, out in zip(side, taken, strict=True)
-        ]
-        for side in (gold, predicted)
-    )
-    return gold, predicted
-
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #db251608
 def score_tags(
     gold: Sequence[Sequence[str]],  # gold tags by sentence
@@ -231,6 +214,23 @@ def surfaces(
     return {surface(example.tokens, span) for example in examples for span in example.spans or ()}
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #b64f233a
+def unseen_rows(
+    table: SpanTable,  # entities
+    tokens: Sequence[Sequence[str]],  # the sentences' words
+    train_surfaces: Collection[str],  # `surfaces` of the training data
+) -> np.ndarray:  # bool (entities,)
+    "Which entities have a surface that is no entity of the training data."
+    _check_lengths("sentences of words", range(table.sentences), tokens)
+    seen, owner, words = set(train_surfaces), -1, []
+    unseen = np.zeros(len(table), bool)
+    rows = zip(table.sentence.tolist(), table.start.tolist(), table.end.tolist(), strict=True)
+    for row, (sentence, start, end) in enumerate(rows):
+        if sentence != owner:  # words may have to be decoded
+            owner, words = sentence, tokens[sentence]
+        unseen[row] = surface(words, Span("", start, end)) not in seen
+    return unseen
+
+
 def score_unseen(
     gold: Sequence[Iterable[Span]],  # gold entities by sentence
     predicted: Sequence[Iterable[Span]],  # predictions, in the same order
@@ -239,13 +239,5 @@ def score_unseen(
 ) -> EntityScores:  # counts of entities with unseen surfaces
     "Compare gold and prediction on surfaces that training did not show."
     _check_lengths("predicted sentences", gold, predicted)
-    _check_lengths("sentences of words", gold, tokens)
-    seen = set(train_surfaces)
-    kept = [
-        [
-            [span for span in spans if surface(words, span) not in seen]
-            for spans, words in zip(side, tokens, strict=True)
-        ]
-        for side in (gold, predicted)
-    ]
-    return score_spans(*kept)
+    tables = (table_of_spans(side) for side in (gold, predicted))
+    return score_tables(*(x.select(unseen_rows(x, tokens, train_surfaces)) for x in tables))
