@@ -335,8 +335,7 @@ def evaluate_splits(
         figures[split] = result.to_dict() | {"types": type_figures(result.scores)}
         lines = [describe_result(result)]
         if surfaces is not None:
-            gold = [dataset.gold_spans(index) for index in range(len(dataset))]
-            unseen = unseen_f1(result, gold, summary.words(split), surfaces)
+            unseen = unseen_f1(result, summary.words(split), surfaces)
             lines.append(describe_unseen(unseen, result.scores.micro.gold))
             # over nothing there is no ratio
             figures[split] |= unseen if unseen["unseen_gold"] else {"unseen_gold": 0}
