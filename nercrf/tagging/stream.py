@@ -37,8 +37,8 @@ class Work(NamedTuple):
 
     number: int  # among all pieces, from 0
     before: list[Tagged]  # sentences around, of the same file
-    sentences: list[Tagged]
-    after: list[Tagged]
+    sentences: list[Tagged]  # its own
+    after: list[Tagged]  # sentences around, likewise
 
     @property
     def digest(self) -> str:  # 32 hexadecimal digits
@@ -187,12 +187,12 @@ class Progress:
         share = self.done / max(self.read, 1)
         self.bar.update(max(0, int(self.before + self.source.position * share) - self.bar.n))
 
-# %% ../../nbs/7_tagging/06_stream.ipynb #6a544c4b
+# %% ../../nbs/7_tagging/06_stream.ipynb #76821f59
 @dataclass
 class FileTagging:
     "Files that are tagged into one."
 
-    tagger: Tagger
+    tagger: Tagger  # finds the entities
     sources: Sequence[Source]  # the files, in order
     output: str | Path  # the file that is to be there in the end
     output_format: str = "jsonl"  # of `OUTPUT_FORMATS`
