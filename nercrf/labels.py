@@ -335,30 +335,28 @@ class EntitySteps(NamedTuple):
 def entity_steps(
     labels: Sequence[str],  # the tags in the order of their numbers
     scheme: str | Scheme = "BIO",  # their scheme
-) -> EntitySteps:  # in agreement with the strict `tags_to_spans`
+    mode: str = "strict",  # how ill-formed tags are read
+) -> EntitySteps:  # in agreement with `tags_to_spans` in that mode
     "Say at which pairs of tags an entity begins, goes on and ends."
-    scheme = get_scheme(scheme)
+    scheme, strict = get_scheme(scheme), _check_mode(mode)
     types = entity_types(labels)
     tags = [_read_tag(label, scheme) for label in labels]
     framed = [*tags, _read_tag("O", scheme)]
+
+    def begins(left: _Tag, tag: _Tag) -> bool:
+        new = tag.prefix != "O" and not _joins(left, tag)
+        return new and (not strict or _starts_entity(left, tag))
+
+    def ends(tag: _Tag, right: _Tag) -> bool:
+        over = tag.prefix != "O" and not _joins(tag, right)
+        return over and (not strict or _closes_entity(tag, right))
+
     return EntitySteps(
         types=types,
         type_of=[types.index(tag.type) if tag.type else -1 for tag in tags],
-        begins=[
-            [
-                tag.prefix != "O" and not _joins(left, tag) and _starts_entity(left, tag)
-                for tag in tags
-            ]
-            for left in framed
-        ],
+        begins=[[begins(left, tag) for tag in tags] for left in framed],
         continues=[[_joins(left, tag) for tag in tags] for left in tags],
-        ends=[
-            [
-                tag.prefix != "O" and not _joins(tag, right) and _closes_entity(tag, right)
-                for right in framed
-            ]
-            for tag in tags
-        ],
+        ends=[[ends(tag, right) for right in framed] for tag in tags],
     )
 
 # %% ../nbs/0_ground/01_labels.ipynb #52562c51

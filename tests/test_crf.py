@@ -700,7 +700,6 @@ def test_forbidding_every_path_is_an_error_of_every_method():
     names = ["O", "A"]
     constraints = Constraints([True, True], [[False, False], [False, False]], [True, True])
     crf = CRF(2, batch_first=True, constraints=constraints, constrain_likelihood=True)
-    crf.scheme = "BIO"
     crf.steps = CRF.from_labels(["O", "B-A"]).steps
     emissions, mask = torch.zeros(3, 2, len(names)), torch.ones(3, 2, dtype=torch.bool)
     mask[0, 1] = False
@@ -895,11 +894,11 @@ def test_samples_follow_the_distribution(batch_first):
 
 @functools.cache
 def spans_of_all_paths(names, words, scheme):
-    "For each path: the spans of the strict reading, and whether it is well-formed."
+    "For each path: the spans of the lenient reading, and whether it is well-formed."
     spans, legal = [], []
     for path in all_paths(words, len(names)).tolist():
         tags = [names[label] for label in path]
-        spans.append(tags_to_spans(tags, scheme))
+        spans.append(tags_to_spans(tags, scheme, "lenient"))
         legal.append(find_ill_formed(tags, scheme) == [])
     return spans, torch.tensor(legal)
 
@@ -939,7 +938,7 @@ def entity_problems(draw, scheme):
     mask = random_mask(
         2, words, draw(st.sampled_from(["full", "right", "left", "holes"])), generator
     )
-    constrained = scheme == "IOB1" or draw(st.booleans())
+    constrained = draw(st.booleans())
     return crf, tuple(names), emissions, mask, constrained
 
 
@@ -1068,9 +1067,6 @@ def test_errors_of_entity_probabilities():
         crf.chain(emissions).entity_probabilities([[Span("B", 0, 1)], []])
     with pytest.raises(ValueError, match=r"build the layer with CRF\.from_labels"):
         CRF(3, batch_first=True).decode_entities(emissions)
-    iob1 = CRF.from_labels(["O", "B-A", "I-A"], "IOB1", batch_first=True)
-    with pytest.raises(ValueError, match="without constraints, what an ill-formed IOB1 tag begins"):
-        iob1.decode_entities(emissions, constrained=False)
     for threshold in (-0.1, 1.0):
         with pytest.raises(ValueError, match="expected a threshold of at least 0 and below 1"):
             crf.decode_entities(emissions, threshold=threshold)

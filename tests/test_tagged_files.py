@@ -39,11 +39,12 @@ class EveryWord:
         self.model = make_model(0.0)
         self.model.config.context = 0
 
-    def tag_examples(self, examples, with_context=True):
+    def find(self, examples, with_context=True):
+        first = ([Span("PER", 0, min(2, len(each.tokens)))] for each in examples)
+        places = (range(2, len(each.tokens)) for each in examples)
         return [
-            [Span("PER", 0, min(2, len(each.tokens)))]
-            + [Span("LOC", place, place + 1) for place in range(2, len(each.tokens))]
-            for each in examples
+            (start + [Span("LOC", place, place + 1) for place in rest], [])
+            for start, rest in zip(first, places, strict=True)
         ]
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,7 +31,8 @@ from nercrf.crf.decoding import (
 )
 from nercrf.crf.entities import EntityChain, best_entities, entity_chain, span_probabilities
 from nercrf.crf.likelihood import log_likelihood
-from nercrf.crf.log_domain import forward_pass, pair_marginals, widen, widest_type
+from nercrf.crf.log_domain import Batch, forward_pass, pair_marginals, widen, widest_type
+from nercrf.crf.span_states import scaled_spans
 from nercrf.labels import EntitySteps, Span
 
 # %% ../../nbs/3_crf/13_distribution.ipynb #81f3f368
@@ -91,7 +93,6 @@ class ChainBatch:
     mask: Tensor  # (batch, words) bool, True at words, any pattern
     algorithm: str = "auto"  # log, scaled, scan, loop, kernels; auto: by device
     steps: EntitySteps | None = None  # what entities are; None: unknown
-    ambiguous: bool = False  # what a tag begins hangs on more than its neighbours
 
     @property
     def dtype(self) -> torch.dtype:  # float32 at least
@@ -248,7 +249,8 @@ class TagChain(ChainBatch):
         spans: Tensor,  # (spans, 4) int64: sequence, type, start, end
     ) -> Tensor:  # (spans,) probabilities
         "Probability of exactly these entities; words are counted unmasked."
-        return span_probabilities(_entity_chain(self), spans).to(self.dtype)
+        chances = _span_probabilities(self, spans.numpy(force=True))
+        return torch.from_numpy(chances).to(self.emissions.device, self.dtype)
 
     def entity_probabilities(
         self,
@@ -261,8 +263,8 @@ class TagChain(ChainBatch):
             for sequence, entities in enumerate(spans)
             for label, start, end in entities
         ]
-        table = torch.tensor(rows, dtype=torch.long, device=self.emissions.device).view(-1, 4)
-        chances = iter(self.span_probabilities(table).tolist())
+        table = np.array(rows, np.int64).reshape(-1, 4)
+        chances = iter(_span_probabilities(self, table).tolist())
         return [list(itertools.islice(chances, len(entities))) for entities in spans]
 
 # %% ../../nbs/3_crf/13_distribution.ipynb #96f90bf7
@@ -294,9 +296,22 @@ def _entity_chain(
             "probabilities of entities need the labels and their "
             "scheme: build the layer with CRF.from_labels"
         )
-    if chain.ambiguous:
-        raise ValueError(
-            "without constraints, what an ill-formed IOB1 tag "
-            "begins is not a matter of its neighbours alone"
-        )
     return entity_chain(*_possible(chain)[0], chain.steps)
+
+
+def _span_probabilities(
+    chain: ChainBatch,  # with the steps of its labels
+    spans: np.ndarray,  # (spans, 4) int64: sequence, type, start, end
+) -> np.ndarray:  # (spans,) float64
+    "Probabilities of spans; in the log domain for sentences in which the scaled states lost any."
+    if chain.steps is None or not len(spans):
+        return span_probabilities(_entity_chain(chain), torch.from_numpy(spans)).numpy(force=True)
+    batch = Batch(chain.emissions.detach(), chain.scores, chain.mask)
+    chances, lost = scaled_spans(batch, chain.steps, spans)
+    if lost.any():
+        rows = torch.zeros(len(chain.mask), 1, dtype=torch.bool)
+        rows[spans[lost, 0]] = True
+        some = replace(chain, mask=chain.mask & rows.to(chain.mask.device))
+        table = torch.from_numpy(spans[lost]).to(chain.mask.device)
+        chances[lost] = span_probabilities(_entity_chain(some), table).numpy(force=True)
+    return chances

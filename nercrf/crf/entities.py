@@ -18,6 +18,7 @@ from torch import Tensor
 from nercrf.crf.chain import Scores
 from nercrf.crf.decoding import forward_states
 from nercrf.crf.log_domain import IMPOSSIBLE, backward_pass
+from nercrf.crf.span_states import check_spans
 from nercrf.labels import EntitySteps, Span
 
 # %% ../../nbs/3_crf/12_entities.ipynb #bdce65aa
@@ -84,7 +85,7 @@ def span_probabilities(
 ) -> Tensor:  # (spans,) float64
     "Probability of exactly these entities; words are counted unmasked."
     sequence, kind, start, end = spans.unbind(1)
-    _check_spans(chain, spans)
+    check_spans(spans.numpy(force=True), chain.lengths.numpy(force=True), len(chain.types))
     state = chain.enter[sequence, start] * chain.belongs.t()[kind]
     for step in range(int((end - start).max()) - 1 if len(spans) else 0):
         inside = (start + step + 1 < end).unsqueeze(1)
@@ -92,25 +93,6 @@ def span_probabilities(
         moved = state.unsqueeze(1) @ chain.stay[sequence, here]
         state = torch.where(inside, moved.squeeze(1), state)
     return torch.linalg.vecdot(state, chain.leave[sequence, end - 1])
-
-
-def _check_spans(
-    chain: EntityChain,  # of `entity_chain`
-    spans: Tensor,  # (spans, 4) int64: sequence, type, start, end
-) -> None:
-    "ValueError for a span that does not lie in its sentence, or of a type that is none."
-    lengths, types = chain.lengths, chain.types
-    sequence, kind, start, end = spans.unbind(1)
-    inside = (sequence >= 0) & (sequence < len(lengths))
-    limit = lengths[sequence.clamp(0, max(len(lengths) - 1, 0))]
-    inside &= (kind >= 0) & (kind < len(types)) & (start >= 0) & (start < end) & (end <= limit)
-    if not bool(inside.all()):
-        place = (~inside).nonzero()[0].item()
-        raise ValueError(
-            f"expected spans (sequence, type, start, end) with a type of 0 to "
-            f"{len(types) - 1} and 0 <= start < end <= the sequence's words, "
-            f"got {tuple(spans[place].tolist())} as span {place}"
-        )
 
 # %% ../../nbs/3_crf/12_entities.ipynb #9eba1f1f
 def _all_spans(

@@ -20,7 +20,7 @@ from nercrf.crf.chain import IGNORED, Scores
 from nercrf.crf.decoding import BestPaths
 from nercrf.crf.distribution import TagChain
 from nercrf.crf.likelihood import choose_algorithm
-from nercrf.labels import Constraints, Span, allowed_transitions, entity_steps, get_scheme
+from nercrf.labels import Constraints, Span, allowed_transitions, entity_steps
 
 # %% ../../nbs/3_crf/14_layer.ipynb #4c3c4b65
 def allowed_scores(
@@ -88,7 +88,7 @@ class ChainLayer(torchcrf.CRF):
         self.algorithm = algorithm
         if algorithm != "auto":
             choose_algorithm(algorithm, torch.device("cpu"))
-        self.scheme, self.steps = None, None
+        self.steps, self.lenient_steps = None, None
         self.set_constraints(constraints)
 
     @classmethod
@@ -103,8 +103,9 @@ class ChainLayer(torchcrf.CRF):
         "A CRF over `labels` that can decode only well-formed sequences."
         constraints = allowed_transitions(labels, scheme)
         crf = cls(len(labels), batch_first, constraints, constrain_likelihood, algorithm)
-        crf.scheme = get_scheme(scheme).name
-        crf.steps = entity_steps(labels, scheme)
+        crf.steps, crf.lenient_steps = (
+            entity_steps(labels, scheme, mode) for mode in ("strict", "lenient")
+        )
         return crf
 
     def set_constraints(
@@ -137,8 +138,8 @@ class ChainLayer(torchcrf.CRF):
             pairs = zip(scores, allowed, strict=True)
             scores = Scores(*(score.masked_fill(~table, -math.inf) for score, table in pairs))
         emissions, mask = self.batch_major(emissions), self.batch_major(mask.bool())
-        ambiguous = free and self.scheme == "IOB1"
-        return TagChain(emissions, scores, mask, self.algorithm, self.steps, ambiguous)
+        steps = self.lenient_steps if free else self.steps
+        return TagChain(emissions, scores, mask, self.algorithm, steps)
 
     def _allowed_on(
         self,

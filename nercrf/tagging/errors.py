@@ -33,7 +33,8 @@ def mark_errors(
     if not has_error(sentence):
         return found
     gold = sorted(flatten_spans(sentence.example.spans), key=lambda span: span.start)
-    return f"found: {found}\n gold: {one_line(mark_up(replace(sentence, spans=gold)))}"
+    annotated = replace(sentence, spans=gold, probabilities=[])
+    return f"found: {found}\n gold: {one_line(mark_up(annotated))}"
 
 # %% ../../nbs/7_tagging/04_errors.ipynb #f24052d0
 def choose_shown(

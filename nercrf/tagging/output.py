@@ -62,6 +62,7 @@ def entity_line(
     "One line of the tagger's own output."
     rows = [
         {"label": each.label, "text": each.text, "start": each.start, "end": each.end}
+        | ({} if each.probability is None else {"probability": round(each.probability, 4)})
         for each in sentence.entities
     ]
     text = None if sentence.error else sentence.example.text
@@ -105,7 +106,8 @@ def sentence_lines(
             lines += _LINES[output_format](sentence, scheme)
         except DataError as error:  # a word that columns cannot hold
             example = replace(sentence.example, tokens=[], token_offsets=[])
-            sentence = replace(sentence, example=example, spans=[], error=str(error))
+            nothing = {"spans": [], "probabilities": [], "error": str(error)}
+            sentence = replace(sentence, example=example, **nothing)
             lines += _LINES[output_format](sentence, scheme)
         written.append(sentence)
     return lines, written

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ from transformers import PreTrainedTokenizerBase
 from nercrf.data.examples import Example
 from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
 from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.crf.distribution import TagChain
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import without_bars
-from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
 from nercrf.tagging.engine import Engine
 
 # %% auto #0
-__all__ = ['Entity', 'Tagged', 'text_example', 'Tagger', 'tag_batches', 'tag_stream']
+__all__ = ['Entity', 'Tagged', 'text_example', 'best_spans', 'Tagger', 'tag_batches', 'tag_stream']
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #bf158b78
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Entity:
     end: int  # behind its last character
     word_start: int  # first word
     word_end: int  # behind its last word
+    probability: float | None = field(default=None, compare=False)  # of exactly this; None: unknown
+
+    def to_dict(self) -> dict[str, Any]:  # plain values by name
+        "The entity as JSON takes it."
+        return asdict(self)
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #202d516d
 @dataclass(frozen=True)
@@ -49,15 +55,24 @@ class Tagged:
     spans: list[Span]  # the entities, in words
     fields: dict[str, Any] = field(default_factory=dict)  # what else its record said
     error: str | None = None  # why it could not be read; it has no words then
+    probabilities: list[float] = field(default_factory=list)  # of the spans; or none of any
+
+    def __post_init__(self):
+        if self.probabilities and len(self.probabilities) != len(self.spans):
+            raise ValueError(
+                f"expected a probability for each of {len(self.spans)} spans, got "
+                f"{len(self.probabilities)}; give probabilities=[] for spans of another origin"
+            )
 
     @property
     def entities(self) -> list[Entity]:  # with character offsets
         "The entities in characters."
         text, offsets = self.example.text, self.example.offsets
         entities = []
-        for label, first, behind in self.spans:
+        for span, chance in zip_longest(self.spans, self.probabilities):
+            label, first, behind = span
             start, end = offsets[first][0], offsets[behind - 1][1]
-            entities.append(Entity(label, text[start:end], start, end, first, behind))
+            entities.append(Entity(label, text[start:end], start, end, first, behind, chance))
         return entities
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #1cd6983c
@@ -86,6 +101,21 @@ def _warn_of_words(sentences: Sequence[Tagged]) -> None:
 def _is_one_word(sentence: Tagged) -> bool:
     "Is it a text, and one of one word?"
     return bool(sentence.example.original) and len(sentence.example.tokens) == 1
+
+# %% ../../nbs/7_tagging/01_tagger.ipynb #22488004
+def best_spans(
+    batch: TagChain,  # of some sentences
+    config: NerCrfConfig,  # the labels and their scheme
+) -> list[list[Span]]:  # of each sentence, in the order of the text
+    "The entities of the best tag sequences."
+    labels, scheme = config.labels, config.scheme
+    return [ids_to_spans(tags, labels, scheme, "lenient") for tags in batch.best_lists()]
+
+
+def _with_found(sentence: Tagged, found: tuple[list[Span], list[float]]) -> Tagged:
+    "A sentence with what was found in it."
+    spans, probabilities = found
+    return replace(sentence, spans=spans, probabilities=probabilities)
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #6f22a7c2
 class Tagger:
@@ -130,19 +160,28 @@ class Tagger:
             )
         return find_splitter(f"{config.split_by}@{config.split_version}")
 
+    def find(
+        self,
+        examples: Sequence[Example],  # sentences of known words; their own spans are not looked at
+        with_context: bool = True,  # with those around, if trained so
+    ) -> list[tuple[list[Span], list[float]]]:  # the entities of each, in words; probabilities
+        "The entities of sentences of words, with their probabilities."
+        found = [([], [])] * len(examples)
+        engine = Engine(self.model, self.tokenizer, self.batch_size)
+        for places, batch in engine.chains(examples, with_context):
+            spans = best_spans(batch, self.model.config)
+            chances = batch.entity_probabilities(spans)
+            for place, *each in zip(places, spans, chances, strict=True):
+                found[place] = tuple(each)
+        return found
+
     def tag_examples(
         self,
         examples: Sequence[Example],  # sentences of known words; their own spans are not looked at
         with_context: bool = True,  # with those around, if trained so
     ) -> list[list[Span]]:  # the entities of each, in words
         "Tag sentences of words."
-        found: list[list[Span]] = [[]] * len(examples)
-        config = self.model.config
-        engine = Engine(self.model, self.tokenizer, self.batch_size)
-        for rows, distribution in engine.chains(examples, with_context):
-            for row, tags in zip(rows, distribution.best_lists(), strict=True):
-                found[row] = ids_to_spans(tags, config.labels, config.scheme, "lenient")
-        return found
+        return [spans for spans, _ in self.find(examples, with_context)]
 
     def __call__(
         self,
@@ -158,9 +197,8 @@ class Tagger:
         _warn_of_words(sentences)
         source = {"source": ""} if connected else {}  # of one document, so from one place
         examples = [replace(sentence.example, **source) for sentence in sentences]
-        spans = self.tag_examples(examples, with_context=connected)
-        pairs = zip(sentences, spans, strict=True)
-        return [replace(sentence, spans=found).entities for sentence, found in pairs]
+        results = zip(sentences, self.find(examples, with_context=connected), strict=True)
+        return [_with_found(sentence, found).entities for sentence, found in results]
 
     def read(
         self,
@@ -194,9 +232,11 @@ def tag_batches(
         if not ready:
             continue
         examples = [held[place].example for place in worded]
-        found = tagger.tag_examples([*before, *examples], connected)[len(before) :]
-        spans = dict(zip(worded, found, strict=True))
-        yield [replace(each, spans=spans.get(row, [])) for row, each in enumerate(held[:ready])]
+        found = tagger.find([*before, *examples], connected)[len(before) :]
+        by_row = dict(zip(worded, found, strict=True))
+        yield [
+            _with_found(each, by_row.get(row, ([], []))) for row, each in enumerate(held[:ready])
+        ]
         if reach:
             before = [*before, *(held[row].example for row in worded if row < ready)][-reach:]
         held = held[ready:]
