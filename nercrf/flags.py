@@ -454,7 +454,7 @@ def _check_inputs(args: ScriptConfig) -> None:
             f"--input_format {args.input_format}: standard input is text of one file; give the "
             "path of the data"
         )
-    if args.output == "-" and args.output_format != "jsonl":
+    if args.output == "-" and args.output_format not in ("jsonl", "terminal"):
         raise ValueError(
             f"output format {args.output_format!r} cannot go to standard output: give a file, or "
             "use jsonl"

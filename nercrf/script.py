@@ -531,7 +531,17 @@ def _tell_counts(output: str, count: int, lost: int, errors: Sequence[str]) -> N
         logger.info("%d sentences tagged: %s", count, output)
 
 
-_SUFFIX = {"jsonl": "jsonl", "cluener": "json", "columns": "tsv"}
+_SUFFIX = {
+    "jsonl": "jsonl",
+    "cluener": "json",
+    "columns": "tsv",
+    "doccano": "jsonl",
+    "label_studio": "json",
+    "brat": "txt",
+    "docbin": "spacy",
+    "html": "html",
+    "terminal": "txt",
+}
 _SHOWN = 5  # messages on sentences that could not be read
 
 # %% ../nbs/8_commands/02_script.ipynb #f6bc0a79

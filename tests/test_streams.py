@@ -7,14 +7,20 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
+from html.parser import HTMLParser
 
 import pytest
 import torch
+from test_tagged_files import EveryWord
 from training import CORPUS, TOKENIZER, make_model, run_script
 
 from nercrf import cli, script
-from nercrf.tagging import stream
+from nercrf.data.formats import read_examples
+from nercrf.tagging import output, stream
+from nercrf.tagging.inputs import PatientReader
+from nercrf.tagging.output import tag_file
 from nercrf.tagging.tagger import Tagger
 
 TEXTS = [example.text for example in CORPUS.train]
@@ -206,3 +212,140 @@ def test_processes_share_a_file(model, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["in.txt", "one.jsonl", "one.jsonl.rejects", "two.jsonl", "two.jsonl.rejects"]
     )
+
+
+NASTY = "Aab 王芳é.,<&>\"'’-\t \u200b\u200f\u0627\u3000\u00a0\u0301\u2764\U0001f468\u202e\x1b"
+
+
+def proposals_to_annotations(path):
+    """A project in which every prediction of Label Studio's was accepted."""
+    tasks = json.loads(path.read_text(encoding="utf-8"))
+    for task in tasks:
+        task["annotations"] = task.pop("predictions")
+    path.write_text(json.dumps(tasks), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["doccano", "label_studio", "brat"])
+def test_annotators_get_the_very_entities(name, tmp_path):
+    """Read back by our own readers, over texts of odd characters; what cannot be read is left out."""
+    draw = random.Random(5)
+    texts = ["".join(draw.choices(NASTY, k=draw.randrange(1, 25))) for _ in range(60)]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.txt"
+    lines = [json.dumps({"id": n, "text": text}) for n, text in enumerate(texts)]
+    source.write_text("\n".join([*lines, '{"te']), encoding="utf-8")
+    tagged = tag_file(EveryWord("words"), source, target, name)
+    filled = [each for each in tagged if each.spans]
+    assert len(filled) > 40
+    if name == "label_studio":
+        proposals_to_annotations(target)
+    back = read_examples(target, name, on_bad="warn", by="words")
+    back = [each for each in back if each.spans]
+    assert [each.text for each in back] == [each.example.text for each in filled]
+    for example, sentence in zip(back, filled, strict=True):
+        places = [(each.label, each.start, each.end) for each in sentence.entities]
+        found = [
+            (span.label, example.offsets[span.start][0], example.offsets[span.end - 1][1])
+            for span in example.spans
+        ]
+        assert found == places
+
+
+def test_a_page_holds_every_text_and_nothing_that_acts(tmp_path):
+    """Parsed again, the text of each paragraph is the text that was given."""
+    page = HTMLText()
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.html"
+    texts = [
+        "<script>alert(1)</script> & Ada",
+        "قال محمد في القاهرة",
+        "Ada\u202egnp",
+        'a "b" <mark>',
+    ]
+    source.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    tag_file(EveryWord("words"), source, target, "html")
+    page.feed(target.read_text(encoding="utf-8"))
+    assert page.texts == [text.replace("\u202e", "\\u202e") for text in texts]
+    assert set(page.tags) == {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "p",
+        "mark",
+        "small",
+    }
+    assert page.directions == ["auto"] * len(texts)
+
+
+class HTMLText(HTMLParser):
+    """The texts of the paragraphs without the types in them, and all tags."""
+
+    def __init__(self):
+        super().__init__()
+        self.texts, self.tags, self.directions, self.hidden = [], [], [], True
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "p":
+            self.texts.append("")
+            self.directions.append(dict(attributes)["dir"])
+        self.hidden = tag not in ("p", "mark")
+
+    def handle_endtag(self, tag):
+        self.hidden = tag not in ("mark", "small")
+
+    def handle_data(self, data):
+        if not self.hidden:
+            self.texts[-1] += data
+
+
+def test_a_terminal_is_safe_and_colours_are_a_choice(tmp_path, monkeypatch, capsys):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"text": "Ada \x1b[2J\u202e"}), encoding="utf-8")
+    for terminal, choice, colored in [(False, "", 0), (True, "", 1), (True, "1", 0)]:
+        monkeypatch.setenv("NO_COLOR", choice)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda is_one=terminal: is_one)
+        tag_file(EveryWord("words"), source, "-", "terminal")
+        said = capsys.readouterr().out
+        assert "\\x1b" in said
+        assert "\\u202e" in said
+        assert ("\x1b[" in said) == colored
+        assert "\x1b[2J" not in said
+
+
+@pytest.mark.parametrize("name", ["label_studio", "brat", "html"])
+def test_every_format_goes_on(name, monkeypatch, model, tmp_path):
+    """What is made in the end of lines is made of all of them."""
+    source = write_texts(tmp_path / "in.txt", 40)
+    whole, broken = tmp_path / "whole.txt", tmp_path / "broken.txt"
+    flags = ("--output_format", name, "--output")
+    assert interrupt(monkeypatch, model, 99, source, *flags, whole) == 0
+    assert interrupt(monkeypatch, model, 2, source, *flags, broken) == 2
+    assert interrupt(monkeypatch, model, 99, source, *flags, broken) == 0
+    assert broken.read_bytes() == whole.read_bytes()
+    if name == "brat":
+        ends = [path.with_suffix(".ann").read_bytes() for path in (whole, broken)]
+        assert ends[0] == ends[1] != b""
+
+
+def test_a_docbin_needs_spacy(monkeypatch, model, tmp_path, capsys):
+    monkeypatch.setattr(output, "find_spec", lambda name: None)
+    source = write_texts(tmp_path / "in.txt", 3)
+    flags = ("--output", tmp_path / "out.spacy", "--output_format", "docbin")
+    assert predict(model, source, *flags) == 2
+    assert "pip install spacy" in capsys.readouterr().err
+
+
+def test_a_line_waits_for_others_only_so_long():
+    """Two lines that come close together are one batch, the third is another."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe:
+        slow = [(0.0, b"a\n"), (0.05, b"b\n"), (1.2, b"c\n")]
+        timers = [threading.Timer(after, os.write, (writing, line)) for after, line in slow]
+        for timer in timers:
+            timer.start()
+        reader = PatientReader(pipe, 0.5)
+        assert [reader.read1(99), reader.read1(99)] == [b"a\nb\n", b"c\n"]
+        os.close(writing)
+        assert reader.read1(99) == b""

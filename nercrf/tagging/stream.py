@@ -210,6 +210,7 @@ class FileTagging:
         known = {"inputs": names, "output_format": self.output_format}
         known |= {"model": model_digest(self.tagger), **self.settings}
         self.journal = Journal(self.output, known, self.process)
+        self.write = finish_lines(self.output_format, self.journal.output)
 
     def _works(self) -> Iterator[Work]:
         "The pieces of all files."
@@ -271,7 +272,7 @@ class FileTagging:
         if self.error and not any(piece.worded for piece, _ in self.journal.pieces.values()):
             self.journal.forget()
             raise DataError(self.error)
-        self.journal.finish(finish_lines(self.output_format, self.journal.output))
+        self.journal.finish(self.write)
 
     @property
     def counts(self) -> tuple[int, int]:
