@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'CONVERSION_OPTIONS', 'UNKNOWN_WORDS', 'EVALUATIONS', 'reading_of', 'conversion_of', 'open_data',
-           'load_and_cache_examples', 'prepare_data', 'load_model', 'evaluate', 'evaluate_splits', 'predict',
-           'can_go_on', 'is_shared', 'run_training', 'run_evaluation', 'run_prediction', 'run']
+           'load_and_cache_examples', 'prepare_data', 'load_model', 'evaluate', 'evaluate_splits', 'can_go_on',
+           'is_shared', 'predict', 'run_training', 'run_evaluation', 'run_prediction', 'run']
 
 # %% ../nbs/8_commands/02_script.ipynb #222ccd52
 import inspect
@@ -434,34 +434,6 @@ def _tell_unknown_types(dataset: FeatureDataset, result: Evaluation) -> None:
         )
 
 # %% ../nbs/8_commands/02_script.ipynb #57c000d8
-def predict(
-    args: ScriptConfig,  # flags, with a data folder unless `input` is set
-    tagger: Tagger,  # the tagger
-    corpus: CachedCorpus | None,  # the data, where they were read
-    info: ProcessInfo | None = None,  # what this process is; None: the only one
-) -> Iterator[Tagged]:  # each sentence once it is written, by this process
-    "Write the entities of a file; all processes where `is_shared`, else the main process only."
-    info = info or ProcessInfo()
-    if can_go_on(args):
-        yield from _predict_files(args, tagger, info)
-        return
-    output = args.output or str(
-        claim_run_file(args.output_dir, f"predictions.{_SUFFIX[args.output_format]}")
-    )
-    if args.input:
-        sources, on_bad = _sources(args, tagger)
-        batches = chain.from_iterable(source_batches(tagger, each, on_bad) for each in sources)
-    else:
-        batches = tag_batches(tagger, [[Tagged(each, []) for each in corpus.examples("test")]])
-    scheme, lost, count = tagger.model.config.scheme, [], 0
-    for sentence in write_tagged(output, batches, args.output_format, scheme):
-        count += 1
-        if sentence.error:
-            lost.append(sentence.error)
-        yield sentence
-    _tell_counts(output, count, len(lost), lost)
-
-
 def can_go_on(
     args: ScriptConfig,  # flags of a prediction
 ) -> bool:  # False for standard output, a pipe, and the file that a run keeps
@@ -489,7 +461,7 @@ def _sources(args: ScriptConfig, tagger: Tagger) -> tuple[list[Source], str]:
     ]
     return found, args.on_bad or "warn"
 
-
+# %% ../nbs/8_commands/02_script.ipynb #d5b5e813
 def _predict_files(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> Iterator[Tagged]:
     "Tag files into one, with a journal; every process must call it."
     sources, on_bad = _sources(args, tagger)
@@ -543,6 +515,34 @@ _SUFFIX = {
     "terminal": "txt",
 }
 _SHOWN = 5  # messages on sentences that could not be read
+
+# %% ../nbs/8_commands/02_script.ipynb #bd063231
+def predict(
+    args: ScriptConfig,  # flags, with a data folder unless `input` is set
+    tagger: Tagger,  # the tagger
+    corpus: CachedCorpus | None,  # the data, where they were read
+    info: ProcessInfo | None = None,  # what this process is; None: the only one
+) -> Iterator[Tagged]:  # each sentence once it is written, by this process
+    "Write the entities of a file; all processes where `is_shared`, else the main process only."
+    info = info or ProcessInfo()
+    if can_go_on(args):
+        yield from _predict_files(args, tagger, info)
+        return
+    output = args.output or str(
+        claim_run_file(args.output_dir, f"predictions.{_SUFFIX[args.output_format]}")
+    )
+    if args.input:
+        sources, on_bad = _sources(args, tagger)
+        batches = chain.from_iterable(source_batches(tagger, each, on_bad) for each in sources)
+    else:
+        batches = tag_batches(tagger, [[Tagged(each, []) for each in corpus.examples("test")]])
+    scheme, lost, count = tagger.model.config.scheme, [], 0
+    for sentence in write_tagged(output, batches, args.output_format, scheme):
+        count += 1
+        if sentence.error:
+            lost.append(sentence.error)
+        yield sentence
+    _tell_counts(output, count, len(lost), lost)
 
 # %% ../nbs/8_commands/02_script.ipynb #f6bc0a79
 def _load_finished(info: ProcessInfo, folder: Path, base_model: str | None) -> LoadedModel:
