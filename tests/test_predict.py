@@ -19,6 +19,7 @@ from nercrf.labels import Span
 from nercrf.model import modeling
 from nercrf.model.encoder_config import find_model
 from nercrf.run_ner_crf import main
+from nercrf.tagging import engine
 from nercrf.tagging.output import tag_file
 from nercrf.tagging.tagger import Tagger, tag_stream
 
@@ -102,7 +103,7 @@ def test_the_windows_of_a_long_text_are_encoded_some_at_a_time(folder, monkeypat
     )
     in_one_call = long(texts)
     assert max(sizes) > 300
-    monkeypatch.setattr(modeling, "PASS_PIECES", 300)
+    monkeypatch.setattr(engine, "PASS_PIECES", 300)
     sizes.clear()
     assert long(texts) == in_one_call
     assert sum(len(entities) for entities in in_one_call) > 20

@@ -5,7 +5,7 @@
 # %% ../../nbs/2_features/03_windows.ipynb #fdfff3e9
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from dataclasses import dataclass
@@ -260,13 +260,14 @@ def convert_pieces(
     neighbours: tuple[Sequence[Example], Sequence[Example]] = ((), ()),  # before and behind them
     joined_by: str | None = " ",  # what stands between two words
     subtoken_pooling: str = "first",  # which pieces of a word are read
+    tokenize: Callable[..., CorpusPieces] = tokenize_corpus,  # of examples, tokenizer, joined_by
 ) -> dict[str, np.ndarray]:  # columns of `nercrf.features.Features`
     "The columns of pieces, windows and words of a corpus."
     context = shape.context
     left, right = (list(side) if context else [] for side in neighbours)
     left = left[len(left) - context :] if len(left) > context else left
     together = [*left, *examples, *right[:context]]
-    pieces = tokenize_corpus(together, tokenizer, joined_by)
+    pieces = tokenize(together, tokenizer, joined_by)
     counts = np.minimum(pieces.table.counts[pieces.rows], shape.capacity)
     own = slice(len(left), len(left) + len(examples))
     row = WordRow(counts, pieces.offsets[:-1][own], pieces.offsets[1:][own])

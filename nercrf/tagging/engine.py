@@ -5,25 +5,202 @@
 # %% ../../nbs/7_tagging/00_engine.ipynb #1ac4d526
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
+from threading import Lock
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from nercrf.crf.distribution import TagChain
 from nercrf.data.examples import Example
-from nercrf.distributed.devices import whole_parameters
-from nercrf.evaluation.evaluation_config import EvaluationConfig
-from nercrf.evaluation.evaluator import evaluation_batches, move_batch
-from nercrf.features.batches import FeatureDataset
-from nercrf.features.conversion import convert_examples_to_features
-from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.features.batches import plan_batches
+from nercrf.features.pieces import (
+    Layout,
+    SpecialTokens,
+    make_table,
+    row_offsets,
+    row_ranges,
+)
+from nercrf.features.running_text import (
+    Characters,
+    CorpusPieces,
+    SeparateWords,
+    WordPieces,
+    find_cutter,
+    join_pieces,
+    tokenize_corpus,
+)
+from nercrf.features.windows import convert_pieces, shape_windows
+from nercrf.model.modeling import PASS_PIECES, NerCrfForTokenClassification, emit
 
 # %% auto #0
-__all__ = ['Engine']
+__all__ = ['BLOCK_PIECES', 'KnownWords', 'TextPieces', 'Sheet', 'piece_budget', 'Engine']
+
+# %% ../../nbs/7_tagging/00_engine.ipynb #66f3a95a
+class KnownWords:
+    "The pieces of words that stand alone, kept once they were asked for."
+
+    def __init__(
+        self,
+        ask: Callable[[Sequence[str]], WordPieces],  # the pieces of some distinct words
+        limit: int = 200_000,  # words that are kept
+    ):
+        self.ask, self.limit, self._lock = ask, limit, Lock()
+        self._rows: dict[str, int] = {}
+        self._pieces = WordPieces.of([])
+
+    def pieces(
+        self,
+        words: Sequence[str],  # some words, also the same one twice
+    ) -> WordPieces:  # of each
+        "The pieces of words; the tokenizer is asked for those that are new."
+        with self._lock:
+            new = list(dict.fromkeys(word for word in words if word not in self._rows))
+            if len(self._rows) + len(new) > self.limit:
+                new = list(dict.fromkeys(words))
+                self._rows, self._pieces = {}, WordPieces.of([])
+            if new:
+                rows = range(len(self._rows), len(self._rows) + len(new))
+                self._pieces = join_pieces([self._pieces, self.ask(new)])
+                self._rows.update(zip(new, rows, strict=True))
+            rows = np.fromiter(map(self._rows.__getitem__, words), np.int64, len(words))
+            known = self._pieces
+        return known.pick(rows)
+
+# %% ../../nbs/7_tagging/00_engine.ipynb #fa022bb9
+class TextPieces:
+    "Cuts the words of sentences for a tagger, in place of `tokenize_corpus`."
+
+    def __init__(self):
+        self._cutters: dict[str | None, SeparateWords] = {}
+        self._inside = self._first = None
+
+    def __call__(
+        self,
+        examples: Sequence[Example],  # sentences
+        tokenizer: PreTrainedTokenizerBase,  # always the same
+        joined_by: str | None,  # what stands between two words
+    ) -> CorpusPieces:  # the pieces of each word
+        "The pieces of sentences, as `tokenize_corpus` gives them."
+        if not tokenizer.is_fast:
+            return tokenize_corpus(examples, tokenizer, joined_by)
+        if joined_by not in self._cutters:
+            self._cutters[joined_by] = find_cutter(joined_by, tokenizer)
+        cutter = self._cutters[joined_by]
+        texts = [example.tokens for example in examples]
+        words, offsets = list(chain.from_iterable(texts)), row_offsets(list(map(len, texts)))
+        if not words:
+            found = WordPieces.of([])
+        elif isinstance(cutter, Characters):
+            found = self._characters(words, offsets, cutter)
+        else:
+            found = cutter.sentences([text for text in texts if text])
+        table = make_table(words, found.counts, found.ids, tokenizer)
+        return CorpusPieces(table, np.arange(len(words)), offsets)
+
+    def _characters(
+        self,
+        words: Sequence[str],
+        offsets: np.ndarray,  # int64 (sentences + 1,)
+        cutter: Characters,
+    ) -> WordPieces:
+        "The pieces of words that begin a sentence, and of those with nothing before them."
+        if self._inside is None:
+            self._inside, self._first = KnownWords(cutter.behind), KnownWords(cutter.begin)
+        first = offsets[:-1][np.diff(offsets) > 0]
+        inside = self._inside.pieces(words)
+        begin = self._first.pieces([words[place] for place in first.tolist()])
+        rows = np.arange(len(words))
+        rows[first] = len(words) + np.arange(len(first))
+        return join_pieces([inside, begin]).pick(rows)
+
+# %% ../../nbs/7_tagging/00_engine.ipynb #67261e8b
+class Sheet:
+    "Sentences as windows of pieces, and where their words are read."
+
+    def __init__(
+        self,
+        columns: dict[str, np.ndarray],  # of `convert_pieces`
+        tokenizer: PreTrainedTokenizerBase,  # which says how a batch is padded
+    ):
+        self.ids, self.segments = columns["input_ids"], columns["token_type_ids"]
+        self.offsets = columns["window_offsets"]  # int64 (windows + 1,), into the pieces
+        self.owners = columns["sentence_windows"]  # int64 (sentences + 1,), into the windows
+        self.words = columns["word_offsets"]  # int64 (sentences + 1,), into the words
+        self.sizes = columns["word_sizes"] if len(columns["word_sizes"]) else None
+        self.lengths = np.diff(self.offsets)
+        self.tokenizer = tokenizer
+        begins = self.offsets[self.owners[:-1]]
+        # int64 (words,): the piece of each that is read, and its window
+        self.pieces = columns["word_pieces"] + np.repeat(begins, np.diff(self.words))
+        window = np.searchsorted(self.offsets, self.pieces, "right") - 1
+        self._by_window = np.argsort(window, kind="stable")
+        self._counts = np.bincount(window, minlength=len(self.lengths))
+        self._starts = row_offsets(self._counts)
+
+    def batch(
+        self,
+        windows: np.ndarray,  # int64 (windows,) which ones
+        device: torch.device,  # where the model runs
+    ) -> tuple[list[torch.Tensor | None], torch.Tensor, torch.Tensor | None, np.ndarray]:
+        """A padded batch: pieces, mask and segments (windows, pieces), place and size of the words
+        that are read in it (1, words), and their numbers (words,).
+        """
+        tokenizer, lengths = self.tokenizer, self.lengths[windows]
+        width = max(1, int(lengths.max()))
+        begins = np.arange(len(windows)) * width
+        if tokenizer.padding_side == "left":
+            begins += width - lengths
+        places = row_ranges(begins, lengths)
+        pieces = row_ranges(self.offsets[windows], lengths)
+        rows = [(self.ids, tokenizer.pad_token_id or 0), (np.ones_like(self.ids), 0)]
+        if "token_type_ids" in tokenizer.model_input_names:
+            rows.append((self.segments, tokenizer.pad_token_type_id))
+        matrices = []
+        for values, padding in rows:
+            matrix = np.full(len(windows) * width, padding, np.int64)
+            matrix[places] = values[pieces]
+            matrices.append(torch.from_numpy(matrix.reshape(-1, width)).to(device))
+        counts = self._counts[windows]
+        words = self._by_window[row_ranges(self._starts[windows], counts)]
+        index = self.pieces[words] + np.repeat(begins - self.offsets[windows], counts)
+        sizes = None if self.sizes is None else self.sizes[words].astype(np.int64)
+        index, sizes = (
+            x if x is None else torch.from_numpy(x[None]).to(device) for x in (index, sizes)
+        )
+        return [*matrices, None][:3], index, sizes, words
+
+# %% ../../nbs/7_tagging/00_engine.ipynb #4cbba8a1
+def piece_budget(
+    width: int,  # numbers that the encoder has of a piece
+    device: torch.device,  # where it runs
+    cache: int | None = None,  # bytes of second-level cache a core; None: of this processor
+    threads: int | None = None,  # that share a batch; None: those of torch
+) -> int:  # pieces a batch, padding counted
+    "How many pieces are encoded at once."
+    if device.type != "cpu":
+        return PASS_PIECES
+    cache = cache or _second_level_cache()
+    threads = threads or torch.get_num_threads()
+    return min(PASS_PIECES, max(64, cache * 3 // 2 * threads // (4 * 4 * width)))
+
+
+def _second_level_cache() -> int:
+    "Bytes of the second-level cache of a core; a mebibyte where the system does not say."
+    try:
+        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        found = 0
+    return found if found > 0 else 2**20
 
 # %% ../../nbs/7_tagging/00_engine.ipynb #7a41d8fe
+BLOCK_PIECES = 16_384  # padded pieces of the sentences that share a chain
+
+
 class Engine:
     "A model and its tokenizer, asked for the chains of sentences."
 
@@ -31,29 +208,34 @@ class Engine:
         self,
         model: NerCrfForTokenClassification,  # the trained model, on its device
         tokenizer: PreTrainedTokenizerBase,  # the tokenizer that it was trained with
-        batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch, at most
+        batch_size: int | None = None,  # windows at once, at most; None: as the processor likes
     ):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self._tokenize = TextPieces()
 
-    def dataset(
+    @cached_property
+    def layout(self) -> Layout:  # what stands around the words of a window
+        "The special tokens of the tokenizer."
+        return SpecialTokens().layout(self.tokenizer)
+
+    def read(
         self,
         examples: Sequence[Example],  # sentences of words; their spans are not looked at
         with_context: bool,  # with those around, if trained so
-    ) -> FeatureDataset:  # their pieces in windows
+    ) -> Sheet:  # their pieces in windows
         "The pieces of sentences, as the model was trained to read them."
         config = self.model.config
-        features = convert_examples_to_features(
-            [replace(example, spans=None) for example in examples],
-            config.labels,
-            config.max_seq_length,
+        context = config.context if with_context else 0
+        shape = shape_windows(self.layout, config.max_seq_length, config.stride, context)
+        columns = convert_pieces(
+            examples,
             self.tokenizer,
-            scheme=config.scheme,
-            stride=config.stride,
-            context=config.context if with_context else 0,
+            shape,
             joined_by=config.joined_by,
             subtoken_pooling=config.subtoken_pooling,
+            tokenize=self._tokenize,
         )
-        return FeatureDataset(features, config.labels, config.scheme)
+        return Sheet(columns, self.tokenizer)
 
     @torch.no_grad()
     def chains(
@@ -64,11 +246,43 @@ class Engine:
         "Each sentence once, in batches whose order is not that of the sentences."
         if not examples:
             return
-        dataset, model = self.dataset(examples, with_context), self.model
-        model.eval()
-        with whole_parameters(model):
-            for rows in evaluation_batches(dataset, self.batch_size):
-                batch = move_batch(dataset.collate(rows), model.device, with_labels=False)
-                # (batch, words, labels)
-                emissions = model(**batch, return_dict=True).logits
-                yield rows.tolist(), model.crf.chain(emissions, batch["word_mask"])
+        sheet, model = self.read(examples, with_context), self.model
+        if model.training:
+            model.eval()
+        longest = np.maximum.reduceat(sheet.lengths, sheet.owners[:-1])
+        windows = np.diff(sheet.owners)
+        blocks = plan_batches(longest, shuffle=False, max_pieces=BLOCK_PIECES, windows=windows)
+        for rows in blocks:
+            yield rows.tolist(), self._chain(sheet, rows)
+
+    def _chain(self, sheet: Sheet, rows: np.ndarray) -> TagChain:
+        "The chain of a block of sentences."
+        counts = np.diff(sheet.words)[rows]
+        mask = np.arange(counts.max()) < counts[:, None]
+        words = row_ranges(sheet.words[rows], counts)
+        windows = row_ranges(sheet.owners[rows], np.diff(sheet.owners)[rows])
+        device = self.model.device
+        # (words, labels)
+        scores, numbers = self._scores(sheet, windows)
+        emissions = scores.new_zeros(*mask.shape, scores.shape[1])
+        sorter = np.argsort(numbers)
+        order = sorter[np.searchsorted(numbers, words, sorter=sorter)]
+        mask = torch.from_numpy(mask).to(device)
+        emissions[mask] = scores[torch.from_numpy(order).to(device)]
+        return self.model.crf.chain(emissions, mask)
+
+    @torch.inference_mode()
+    def _scores(self, sheet: Sheet, windows: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        "Scores (words, labels) of the words of some windows, and their numbers (words,)."
+        model, scores, numbers = self.model, [], []
+        width = model.config.hidden_size or model.config.encoder.hidden_size
+        budget = piece_budget(width, model.device)
+        for batch in plan_batches(
+            sheet.lengths[windows], self.batch_size, shuffle=False, max_pieces=budget
+        ):
+            inputs, index, sizes, words = sheet.batch(windows[batch], model.device)
+            # (1, words, labels)
+            found, _ = emit(model, inputs, index, sizes)
+            scores.append(found[0])
+            numbers.append(words)
+        return torch.cat(scores), np.concatenate(numbers)
