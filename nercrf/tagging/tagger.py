@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from nercrf.data.examples import Example
 from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
-from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.crf.distribution import TagChain
 from nercrf.labels import Span, ids_to_spans
 from nercrf.model.encoder_config import find_model
@@ -130,7 +129,7 @@ class Tagger:
         self,
         model: NerCrfForTokenClassification,  # the trained model
         tokenizer: PreTrainedTokenizerBase,  # the tokenizer that it was trained with
-        batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch
+        batch_size: int | None = None,  # windows at once, at most; None: as the processor likes
         device: str | torch.device | None = None,  # None: the GPU if there is one
         splitter: Splitter | None = None,  # None: the one that the model was trained with
     ):
@@ -138,6 +137,7 @@ class Tagger:
         self.model = model.to(device).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.engine = Engine(self.model, tokenizer, batch_size)
         self.splitter = splitter or self._own_splitter()
 
     @classmethod
@@ -145,7 +145,7 @@ class Tagger:
     def from_pretrained(
         cls,
         folder: str | Path,  # a model's folder, or the output folder of a run
-        batch_size: int = EvaluationConfig.per_gpu_eval_batch_size,  # sentences a batch
+        batch_size: int | None = None,  # windows at once, at most; None: as the processor likes
         device: str | torch.device | None = None,  # None: the GPU if there is one
         base_model: str | Path | None = None,  # of an adapter: where its encoder is now
         splitter: Splitter | None = None,  # None: the one that the model was trained with
@@ -172,8 +172,7 @@ class Tagger:
     ) -> list[tuple[list[Span], list[float]]]:  # the entities of each, in words; probabilities
         "The entities of sentences of words, with their probabilities."
         found = [([], [])] * len(examples)
-        engine = Engine(self.model, self.tokenizer, self.batch_size)
-        for places, batch in engine.chains(examples, with_context):
+        for places, batch in self.engine.chains(examples, with_context):
             spans = best_spans(batch, self.model.config)
             chances = batch.entity_probabilities(spans)
             for place, *each in zip(places, spans, chances, strict=True):
