@@ -104,7 +104,7 @@ def _free_folder(folder: str) -> str:
 # %% ../nbs/8_commands/02_guide.ipynb #d467bc20
 KINDS = {
     "model": "the model that did best on dev, with its tokenizer; `Tagger` loads it, and it can be "
-    "moved alone",
+    "moved alone: its own README is its card",
     "eval_results.json": "its figures at the end of the training",
     "evaluations": "figures of later evaluations, a file each",
     "predictions.*": "the entities that it found in the test file",

@@ -35,13 +35,13 @@ from transformers import (
 )
 
 from nercrf.labels import allowed_transitions, label_list
+from nercrf.model.card import model_card
 from nercrf.model.dropout import use_cheap_dropout
 from nercrf.model.encoders import encoder_traits, gather_words
 from nercrf.model.loading import load_encoder, set_dropout
 from nercrf.model.modeling import (
     NerCrfConfig,
     NerCrfForTokenClassification,
-    model_card,
 )
 from nercrf.model.small_encoder import SmallEncoder, SmallEncoderConfig, bigram_buckets
 from nercrf.model.vocabulary import build_tokenizer

@@ -13,7 +13,7 @@ from training import ROOT, make_model
 
 from nercrf.cli import main
 from nercrf.data.formats import read_examples
-from nercrf.model.modeling import model_card
+from nercrf.model.card import model_card
 
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e\u2066\u2028"

@@ -27,8 +27,8 @@ from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 from nercrf.crf.layer import CRF
 from nercrf.data.splitting import CUSTOM, find_splitter
 from nercrf.files import MANIFEST, discard, listed_files
-from nercrf.labels import entity_types, get_scheme
-from nercrf.tables import one_line
+from nercrf.labels import get_scheme
+from nercrf.model.card import CardedModel, keep_card, read_card
 from nercrf.model.adapters import (
     Apart,
     adapter_folder,
@@ -66,7 +66,7 @@ from nercrf.pretrained import (
 
 # %% auto #0
 __all__ = ['PASS_PIECES', 'NerCrfConfig', 'linear_in_full_precision', 'NerCrfPreTrainedModel', 'load_base', 'check_weights',
-           'learn_traits', 'emit', 'emit_in_passes', 'new_crf', 'NerCrfForTokenClassification', 'model_card']
+           'learn_traits', 'emit', 'emit_in_passes', 'new_crf', 'NerCrfForTokenClassification']
 
 # %% ../../nbs/4_model/06_modeling.ipynb #3ade1e2f
 def _check_labels(
@@ -245,7 +245,7 @@ def _read_weights(
     return model, report
 
 # %% ../../nbs/4_model/06_modeling.ipynb #2b76faeb
-class NerCrfPreTrainedModel(PreTrainedModel):
+class NerCrfPreTrainedModel(CardedModel, PreTrainedModel):
     "What concerns the initialising and loading of models with a CRF."
 
     config_class = NerCrfConfig
@@ -309,6 +309,7 @@ class NerCrfPreTrainedModel(PreTrainedModel):
             model.traits = learn_traits(model.encoder, model.config)
         if has_adapter:
             read_adapter(model.encoder, folder)
+        model.card = read_card(folder)
         return (model, report) if asked else model
 
     def save_pretrained(
@@ -336,10 +337,10 @@ class NerCrfPreTrainedModel(PreTrainedModel):
         finally:
             self._hf_peft_config_loaded = adapted
         if is_main_process:
-            card = model_card(self.config)
-            Path(save_directory, "README.md").write_text(card, encoding="utf-8")
             if apart is not None:
                 write_adapter(save_directory, apart)
+            # a training, which hands its weights over, has changed them
+            keep_card(save_directory, self.card if state_dict is None else None, self.config)
 
 # %% ../../nbs/4_model/06_modeling.ipynb #64aef655
 def _beside_adapter(apart: Apart, config: NerCrfConfig) -> dict[str, torch.Tensor]:
@@ -582,7 +583,9 @@ class NerCrfForTokenClassification(NerCrfPreTrainedModel):
         return_dict: bool | None = None,  # False: a tuple; None: as the configuration says
         **options: Any,  # more arguments of the encoder
     ) -> TokenClassifierOutput | tuple:  # loss; logits (batch, words, labels); of the encoder
-        "Emissions of each word and, given `labels`, the loss."
+        """Emissions of words and, given `labels`, the loss. `logits` are no scores of labels: they
+        lack the CRF's transitions. `decode` gives labels, `crf.chain` probabilities; without
+        `word_index` they are of word pieces, which nobody has labelled."""
         batch, encoded = (input_ids, attention_mask, token_type_ids), {}
         if word_index is None and word_mask is None:
             word_mask = attention_mask
@@ -622,28 +625,6 @@ def _fit_window(model: NerCrfForTokenClassification) -> NerCrfForTokenClassifica
     if longest is not None:
         model.config.max_seq_length = min(longest, model.config.max_seq_length)
     return model
-
-# %% ../../nbs/4_model/06_modeling.ipynb #a47c08b1
-def _in_markdown(text: str) -> str:
-    "Text that is nothing but text in Markdown."
-    return re.sub(r"([\\`*_\[\]<>#|~!&])", r"\\\1", one_line(text))
-
-
-def model_card(
-    config: NerCrfConfig,  # configuration of the model
-) -> str:  # Markdown
-    "Describe a model folder: labels, scheme and how to cut text into words."
-    types = [_in_markdown(name) for name in entity_types(config.labels)]
-    return (
-        "---\nlibrary_name: nercrf\npipeline_tag: token-classification\n---\n\n"
-        "# Named entity recogniser\n\n"
-        f"- Encoder: {config.encoder.model_type}, "
-        f"{config.hidden_size or config.encoder.hidden_size} wide, with a linear-chain CRF\n"
-        f"- Entity types: {', '.join(types)}\n"
-        f"- Tag scheme: {config.scheme}, {len(config.labels)} labels\n"
-        f"- Text is split by: {config.split_by}, version {config.split_version}\n"
-        f"- Window: {config.max_seq_length} word pieces\n"
-    )
 
 # %% ../../nbs/4_model/06_modeling.ipynb #873d91a4
 AutoConfig.register("nercrf", NerCrfConfig, exist_ok=True)
