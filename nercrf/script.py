@@ -67,7 +67,8 @@ from nercrf.model.loading import (
 )
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.relabel import joint_labels
-from nercrf.pretrained import trust_remote_code
+from nercrf.model.card import write_card
+from nercrf.pretrained import open_config, trust_remote_code
 from nercrf.tables import VisibleFormatter, say
 from nercrf.tagging.errors import choose_shown, has_error, mark_errors
 from nercrf.tagging.output import source_batches, write_tagged
@@ -77,6 +78,7 @@ from nercrf.tagging.stream import FileTagging
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
+from nercrf.card_facts import gather_facts
 from nercrf.guide import is_toy, next_steps, write_guide
 from nercrf.training.reporting import RUN_RECORD, package_versions
 from nercrf.training.checkpoint import list_checkpoints, set_seed
@@ -740,7 +742,10 @@ def _say_what_comes_next(args: ScriptConfig, corpus: CachedCorpus, figures: dict
     "Leave a README in the folder of the run, and print the commands that go on from there."
     evaluated = {"dev", "test"} & set(corpus.summary.labelled)
     steps = next_steps(args, bool(evaluated))
-    write_guide(args, steps, figures, package_versions())
+    versions, model = package_versions(), find_model(args.output_dir)
+    facts = gather_facts(args, corpus, model, figures, versions)
+    write_card(model, open_config(model), facts)
+    write_guide(args, steps, figures, versions)
     out = sys.stderr if args.output == "-" else sys.stdout
     if is_toy(args):
         print(
