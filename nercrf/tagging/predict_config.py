@@ -13,9 +13,22 @@ from nercrf.data.read_config import ReadFormat
 from nercrf.fields import NotNegative
 
 # %% auto #0
-__all__ = ['Decoding', 'read_thresholds', 'PredictConfig']
+__all__ = ['OutputFormat', 'Decoding', 'read_thresholds', 'PredictConfig']
 
 # %% ../../nbs/7_tagging/00_predict_config.ipynb #f8b26589
+OutputFormat = Literal[
+    "jsonl",
+    "cluener",
+    "columns",
+    "doccano",
+    "label_studio",
+    "brat",
+    "docbin",
+    "html",
+    "terminal",
+]
+
+
 Decoding = Literal["viterbi", "expected", "threshold"]
 
 
@@ -54,7 +67,9 @@ class PredictConfig:
     input: list[str] = field(default_factory=list)  # files to tag, - for standard input
     input_format: ReadFormat = "auto"  # of the input: found, or named; text: a sentence a line
     output: str | None = None  # file or - (standard output); none: - for FILE, else in the run
-    output_format: Literal["jsonl", "cluener", "columns"] = "jsonl"  # of the result
+    output_format: OutputFormat = "jsonl"  # of the result
+    restart: bool = False  # begin anew, whatever an earlier run of --output has left unfinished
+    batch_wait: Annotated[float, NotNegative] = 0.0  # seconds that standard input may fill a batch
     decoding: Decoding = "viterbi"  # best sequence, most right entities, or likely ones
     threshold: list[str] = field(default_factory=list)  # least probability: 0.5, or PER=0.3 LOC=0.6
     operating_point: str | None = None  # a set of biases of the model's viterbi_calibration.json
