@@ -121,7 +121,7 @@ from nercrf import Tagger
 folder = "."
 tagger = Tagger.from_pretrained(folder)
 for entity in tagger({text}):
-    print(entity.label, entity.text, entity.start, entity.end)
+    print(entity.label, entity.text, entity.start, entity.end, entity.probability)
 ```
 
 The pipeline of transformers finds the same, after `import nercrf`; without it, the type of this
