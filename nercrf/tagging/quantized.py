@@ -25,9 +25,11 @@ Bits = Literal["int8", "bf16"]
 
 def quantized(
     model: NerCrfForTokenClassification,  # the whole model; left as it is
-    kind: Bits,  # "int8": linear layers of the encoder; "bf16": all of the encoder
+    kind: Bits | None,  # "int8": linear layers of the encoder; "bf16": all of it; None: neither
 ) -> NerCrfForTokenClassification:  # with another encoder
     "A model whose encoder has fewer bits. ValueError where the processor cannot do that."
+    if kind is None:
+        return model
     if kind not in get_args(Bits):
         raise ValueError(f"quantize: expected {' or '.join(get_args(Bits))}, got {kind!r}")
     device = model.device
