@@ -347,7 +347,7 @@ class Verb(NamedTuple):
 
     says: str  # what it does
     fixed: dict[str, bool]  # what it would be told by flags
-    sections: dict[type, str]  # names of the fields that it reads; empty: all
+    sections: dict[type, str]  # fields that it reads; empty: all; behind a -: unshown
     operands: tuple[tuple[str, str, str], ...] = ()  # (field, name, how many) without a flag
     help: tuple[str, ...] = ()  # what the operands are
 
@@ -360,7 +360,7 @@ VERBS = {
         {"do_train": True, "do_eval": True, "do_predict": True},
         {RunConfig: "sample dry_run eval_all_checkpoints config"}
         | dict.fromkeys(sections_of(TrainingConfig), "")
-        | {PredictConfig: "output output_format"},
+        | {PredictConfig: "output -output_format"},
     ),
     "evaluate": Verb(
         "evaluate a trained model on the labelled files of a folder",
@@ -409,7 +409,9 @@ def verb_parser(
     for (field, shown, many), text in zip(verb.operands, verb.help, strict=True):
         parser.add_argument(field, metavar=shown, nargs=many, help=text)
     for section, chosen in verb.sections.items():
-        add_section(parser, section, chosen.split(), UNSHOWN)
+        hidden = [name[1:] for name in chosen.split() if name.startswith("-")]
+        names = [name.lstrip("-") for name in chosen.split()]
+        add_section(parser, section, names, [*UNSHOWN, *hidden])
     return parser
 
 
@@ -454,7 +456,7 @@ def _check_inputs(args: ScriptConfig) -> None:
             f"--input_format {args.input_format}: standard input is text of one file; give the "
             "path of the data"
         )
-    if args.output == "-" and args.output_format != "jsonl":
+    if args.output == "-" and args.output_format not in ("jsonl", "terminal"):
         raise ValueError(
             f"output format {args.output_format!r} cannot go to standard output: give a file, or "
             "use jsonl"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'CONVERSION_OPTIONS', 'UNKNOWN_WORDS', 'EVALUATIONS', 'reading_of', 'conversion_of', 'open_data',
-           'load_and_cache_examples', 'prepare_data', 'load_model', 'evaluate', 'evaluate_splits', 'predict',
-           'run_training', 'run_evaluation', 'run_prediction', 'run']
+           'load_and_cache_examples', 'prepare_data', 'load_model', 'evaluate', 'evaluate_splits', 'can_go_on',
+           'is_shared', 'predict', 'run_training', 'run_evaluation', 'run_prediction', 'run']
 
 # %% ../nbs/8_commands/02_script.ipynb #222ccd52
 import inspect
@@ -52,7 +52,8 @@ from nercrf.evaluation.result_files import (
     type_figures,
     write_result,
 )
-from nercrf.files import read_object, write_bytes
+from nercrf.data.splitting import find_splitter
+from nercrf.files import is_stream, read_object, write_bytes
 from nercrf.labels import entity_types, label_list
 from nercrf.model.encoder_config import find_model, named_model
 from nercrf.model.encoders import check_vocabulary
@@ -70,7 +71,10 @@ from nercrf.model.card import write_card
 from nercrf.pretrained import open_config, trust_remote_code
 from nercrf.tables import VisibleFormatter, say
 from nercrf.tagging.errors import choose_shown, has_error, mark_errors
-from nercrf.tagging.output import input_batches, write_tagged
+from nercrf.tagging.output import source_batches, write_tagged
+from nercrf.tagging.inputs import Source
+from nercrf.tagging.predict_config import PredictConfig
+from nercrf.tagging.stream import FileTagging
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
@@ -432,44 +436,115 @@ def _tell_unknown_types(dataset: FeatureDataset, result: Evaluation) -> None:
         )
 
 # %% ../nbs/8_commands/02_script.ipynb #57c000d8
-def predict(
-    args: ScriptConfig,  # flags, with a data folder unless `input` is set
-    tagger: Tagger,  # the tagger
-    corpus: CachedCorpus | None,  # the data, where they were read
-) -> Iterator[Tagged]:  # each sentence once it is written
-    "Write the entities of a file; the main process only."
-    output = args.output or str(
-        claim_run_file(args.output_dir, f"predictions.{_SUFFIX[args.output_format]}")
+def can_go_on(
+    args: ScriptConfig,  # flags of a prediction
+) -> bool:  # False for standard output, a pipe, and the file that a run keeps
+    "Is a journal kept, so that a killed prediction goes on?"
+    return bool(args.input) and args.output not in (None, "-") and not is_stream(args.output)
+
+
+def is_shared(
+    args: ScriptConfig,  # flags of a prediction
+) -> bool:  # standard input comes to one process only
+    "Is a prediction shared out over all processes?"
+    return can_go_on(args) and "-" not in args.input
+
+
+def _sources(args: ScriptConfig, tagger: Tagger) -> tuple[list[Source], str]:
+    "The files to tag, and what is done about what cannot be read."
+    options = reading_of(args, args.task_name).reader_options()
+    for name in ("format", "split", "split_seed", "by", "on_bad"):  # of labelled files
+        options.pop(name, None)
+    encoding = options.pop("encoding", "utf-8")
+    splitter = tagger.splitter if args.by is None else find_splitter(args.by)
+    found = [
+        Source(each, splitter, args.input_format, encoding, options, wait=args.batch_wait)
+        for each in args.input
+    ]
+    return found, args.on_bad or "warn"
+
+# %% ../nbs/8_commands/02_script.ipynb #d5b5e813
+def _predict_files(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> Iterator[Tagged]:
+    "Tag files into one, with a journal; every process must call it."
+    sources, on_bad = _sources(args, tagger)
+    names = [each.name for each in (*fields(ReadConfig), *fields(PredictConfig))]
+    names = sorted({*names, "per_gpu_eval_batch_size"} - set(_NOT_IN_RESULT))
+    settings = {name: getattr(args, name) for name in names}
+    processes = info.world_size if is_shared(args) else 1
+    job = FileTagging(
+        *(tagger, sources, args.output, args.output_format, settings, on_bad),
+        *(info.rank, processes),
     )
-    if args.input:
-        options = reading_of(args, args.task_name).reader_options() | {"format": args.input_format}
-        options |= {"by": args.by, "on_bad": args.on_bad or "warn"}
-        for name in ("split", "split_seed"):  # of a folder
-            options.pop(name, None)
-        batches = chain.from_iterable(input_batches(tagger, path, **options) for path in args.input)
-    else:
-        batches = tag_batches(tagger, [[Tagged(each, []) for each in corpus.examples("test")]])
-    scheme, shown, lost, count = tagger.model.config.scheme, [], 0, 0
-    for sentence in write_tagged(output, batches, args.output_format, scheme):
-        count += 1
-        if sentence.error:
-            lost += 1
-            shown += [sentence.error] * (len(shown) < _SHOWN)
-        yield sentence
+    with main_process_first() if processes > 1 else nullcontext(True) as is_first:
+        if args.restart and is_first:
+            job.journal.forget()
+    with job.journal:
+        done = job.counts[0]
+        if done and info.is_main:
+            logger.info("%s: goes on behind %d sentences of an earlier run", args.output, done)
+        yield from job.run()
+        barrier()
+        if info.is_main:
+            job.finish()
+            _tell_counts(args.output, *job.counts, [job.error] if job.error else [])
+
+
+_NOT_IN_RESULT = ("input", "input_format", "output", "output_format", "restart", "batch_wait")
+
+
+def _tell_counts(output: str, count: int, lost: int, errors: Sequence[str]) -> None:
+    "Say how many sentences were tagged, and what is wrong with some."
     if lost:
+        shown = "\n".join(errors[:_SHOWN])
+        more = "\n..." if lost > min(len(errors), _SHOWN) else ""
         logger.warning(
             "%d of %d sentences could not be read and have no entities:\n%s%s",
-            lost,
-            count,
-            "\n".join(shown),
-            "\n..." * (lost > _SHOWN),
+            *(lost, count, shown, more),
         )
     if output != "-":
         logger.info("%d sentences tagged: %s", count, output)
 
 
-_SUFFIX = {"jsonl": "jsonl", "cluener": "json", "columns": "tsv"}
+_SUFFIX = {
+    "jsonl": "jsonl",
+    "cluener": "json",
+    "columns": "tsv",
+    "doccano": "jsonl",
+    "label_studio": "json",
+    "brat": "txt",
+    "docbin": "spacy",
+    "html": "html",
+    "terminal": "txt",
+}
 _SHOWN = 5  # messages on sentences that could not be read
+
+# %% ../nbs/8_commands/02_script.ipynb #bd063231
+def predict(
+    args: ScriptConfig,  # flags, with a data folder unless `input` is set
+    tagger: Tagger,  # the tagger
+    corpus: CachedCorpus | None,  # the data, where they were read
+    info: ProcessInfo | None = None,  # what this process is; None: the only one
+) -> Iterator[Tagged]:  # each sentence once it is written, by this process
+    "Write the entities of a file; all processes where `is_shared`, else the main process only."
+    info = info or ProcessInfo()
+    if can_go_on(args):
+        yield from _predict_files(args, tagger, info)
+        return
+    output = args.output or str(
+        claim_run_file(args.output_dir, f"predictions.{_SUFFIX[args.output_format]}")
+    )
+    if args.input:
+        sources, on_bad = _sources(args, tagger)
+        batches = chain.from_iterable(source_batches(tagger, each, on_bad) for each in sources)
+    else:
+        batches = tag_batches(tagger, [[Tagged(each, []) for each in corpus.examples("test")]])
+    scheme, lost, count = tagger.model.config.scheme, [], 0
+    for sentence in write_tagged(output, batches, args.output_format, scheme):
+        count += 1
+        if sentence.error:
+            lost.append(sentence.error)
+        yield sentence
+    _tell_counts(output, count, len(lost), lost)
 
 # %% ../nbs/8_commands/02_script.ipynb #f6bc0a79
 def _load_finished(info: ProcessInfo, folder: Path, base_model: str | None) -> LoadedModel:
@@ -607,7 +682,7 @@ def run_prediction(
     info: ProcessInfo,  # what this process is
     show: int = 0,  # how many tagged sentences to print
 ) -> int:  # sentences that were tagged
-    "Tag the test file or the given one; for the main process only."
+    "Tag the test file or the given ones; for the main process only, unless `is_shared`."
     tagger = Tagger.from_pretrained(
         _finished_folder(args, args.predict_checkpoints),
         device=info.device,
@@ -615,7 +690,7 @@ def run_prediction(
         base_model=args.base_model,
     )
     count, shown = 0, []
-    for sentence in predict(args, tagger, corpus):
+    for sentence in predict(args, tagger, corpus, info):
         count += 1
         shown = choose_shown([*shown, sentence], show)
     if shown:
@@ -655,9 +730,10 @@ def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
     figures = run_evaluation(args, corpus, info) if args.do_eval else {}
     if args.do_predict and _can_predict(args, corpus):
         barrier()
-        close_distributed()  # nobody has to wait for the main process
-        if info.is_main:
-            run_prediction(args, corpus, info, show)
+        if not is_shared(args):
+            close_distributed()  # nobody has to wait for the main process
+        if info.is_main or is_shared(args):
+            run_prediction(args, corpus, info, show if info.is_main else 0)
     if info.is_main and args.do_train:
         _say_what_comes_next(args, corpus, figures.get("model", {}))
 

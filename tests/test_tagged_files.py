@@ -19,8 +19,10 @@ from nercrf.files import write_lines
 from nercrf.labels import Span
 from nercrf.tagging import inputs
 from nercrf.tagging.inputs import Source, read_batches
-from nercrf.tagging.output import OUTPUT_FORMATS, tag_file, tag_input
+from nercrf.tagging.output import tag_file, tag_input
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches, text_example
+
+OUTPUT_FORMATS = ("jsonl", "cluener", "columns")  # test_streams.py has the others
 
 torch.set_num_threads(1)
 

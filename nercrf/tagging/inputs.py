@@ -11,7 +11,9 @@ import io
 import json
 import logging
 import re
+import select
 import sys
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -36,8 +38,9 @@ from nercrf.data.tag_forms import STANDARD, find_form
 from nercrf.tagging.tagger import Tagged, text_example
 
 # %% auto #0
-__all__ = ['BLOCK', 'LONGEST', 'TEXT_NAMES', 'logger', 'open_bytes', 'line_blocks', 'encoded_blocks', 'Line', 'decode_lines',
-           'find_input_format', 'text_column', 'Source', 'record_sentences', 'is_json_lines', 'read_batches']
+__all__ = ['BLOCK', 'LONGEST', 'TEXT_NAMES', 'logger', 'open_bytes', 'line_blocks', 'PatientReader', 'encoded_blocks', 'Line',
+           'decode_lines', 'find_input_format', 'text_column', 'Source', 'record_sentences', 'is_json_lines',
+           'read_batches']
 
 # %% ../../nbs/7_tagging/02_inputs.ipynb #66974689
 BLOCK = 1 << 17  # bytes that are read at once: about a thousand sentences
@@ -82,6 +85,34 @@ def line_blocks(
         ) from error
     if last := b"".join(rest):
         yield [last]
+
+# %% ../../nbs/7_tagging/02_inputs.ipynb #142a778d
+class PatientReader:
+    "A pipe whose blocks may wait for more, so that a model gets fuller batches."
+
+    def __init__(
+        self,
+        file: BinaryIO,  # standard input, as `open_bytes` gives it
+        seconds: float,  # how long a line waits for others, at most
+    ):
+        self.file, self.seconds = file, seconds
+
+    def read(self) -> bytes:  # to the end
+        "All of it."
+        return self.file.read()
+
+    def read1(
+        self,
+        size: int,  # bytes, at most
+    ) -> bytes:  # none at the end
+        "What comes within the time, once something is there."
+        blocks = [self.file.read1(size)]
+        until = time.monotonic() + self.seconds
+        while blocks[-1] and (left := size - sum(map(len, blocks))) > 0:
+            if not select.select([self.file], [], [], max(0.0, until - time.monotonic()))[0]:
+                break
+            blocks.append(self.file.read1(left))
+        return b"".join(blocks)
 
 # %% ../../nbs/7_tagging/02_inputs.ipynb #2bf99853
 def _is_wide(encoding: str) -> bool:
@@ -240,11 +271,25 @@ class Source:
     encoding: str = "utf-8"  # of its text
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of `Reading`
     keeps_bytes: bool = False  # bytes that did not fit are halves of surrogate pairs in its text
+    wait: float = 0.0  # seconds that standard input may take to fill a batch
+    file: BinaryIO | None = field(default=None, repr=False)  # what is being read
 
     @property
     def name(self) -> str:  # in places and messages
         "What messages call it."
         return "standard input" if self.path == "-" else self.path
+
+    @property
+    def size(self) -> int:  # 0 where nobody knows
+        "Bytes of the file."
+        return Path(self.path).stat().st_size if Path(self.path).is_file() else 0
+
+    @property
+    def position(self) -> int:  # at most `size`
+        "Bytes that are read; all of them where it is not read in blocks."
+        file = getattr(self.file, "fileobj", self.file)
+        is_open = self.size and file and not file.closed
+        return min(file.tell(), self.size) if is_open else self.size
 
     @cached_property
     def reading(self) -> Reading:  # nothing was found yet
@@ -299,8 +344,7 @@ class Source:
 
     def _unreadable(self, text: str, where: str, what: str = "") -> str | None:
         "What is wrong with a text."
-        kept = re.search("[\udc80-\udcff]", text) if self.keeps_bytes else None
-        if kept:
+        if self.keeps_bytes and (kept := re.search("[\udc80-\udcff]", text)):
             return _wrong_byte(where, self.encoding, ord(kept[0]) - 0xDC00)
         try:
             return check_unicode(text, where, what)
@@ -582,7 +626,10 @@ def read_batches(
     if format in ("parquet", "datasets", "docbin"):
         yield from _row_sentences(source, format)
         return
-    with open_bytes(source.path) as file:
+    with open_bytes(source.path) as source.file:
+        file = source.file
+        if source.path == "-" and source.wait:
+            file = PatientReader(file, source.wait)
         blocks, encoding = encoded_blocks(file, source.encoding, source.name)
         first = next(blocks, [])
         head = clean_lines(b"\n".join(first).decode(encoding, "replace").removeprefix("\ufeff"))

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -21,12 +24,23 @@ from nercrf.data.splitting import find_splitter
 from nercrf.evaluation.result_files import finite
 from nercrf.files import complete_file
 from nercrf.tables import json_visible
+from nercrf.tagging.annotators import (
+    brat_record,
+    doccano_record,
+    raw_record,
+    studio_array,
+    studio_record,
+    write_brat,
+    write_docbin,
+)
+from nercrf.tagging.html import html_line, html_page, terminal_line
 from nercrf.tagging.inputs import Source, read_batches
 from nercrf.tagging.predict_config import PredictConfig
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 
 # %% auto #0
-__all__ = ['OUTPUT_FORMATS', 'mark_up', 'json_line', 'entity_line', 'write_tagged', 'input_batches', 'tag_input', 'tag_file']
+__all__ = ['SHOWN_FORMATS', 'OUTPUT_FORMATS', 'mark_up', 'json_line', 'entity_line', 'sentence_lines', 'finish_lines',
+           'write_tagged', 'input_batches', 'source_batches', 'tag_input', 'tag_file']
 
 # %% ../../nbs/7_tagging/03_output.ipynb #bd62c09b
 def mark_up(
@@ -85,37 +99,111 @@ def _column_lines(sentence: Tagged, scheme: str) -> list[str]:
     return list(column_lines(replace(sentence.example, spans=sentence.spans), scheme))
 
 
+def _record_lines(record: Callable[[Tagged], dict], sentence: Tagged) -> list[str]:
+    "A record for an annotator; none where there is no text."
+    return [] if sentence.error else [json_line(record(sentence))]
+
+
+def _html_line(sentence: Tagged) -> str:
+    "A paragraph."
+    example = sentence.example
+    return html_line(example.text, sentence.entities, example.id, sentence.error)
+
+
+def _terminal_lines(sentence: Tagged, scheme: str) -> list[str]:
+    "A line in colour, where standard output is a terminal and NO_COLOR is not set."
+    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    text = sentence.error or sentence.example.text
+    return [terminal_line(text, sentence.entities, color)]
+
+
 _LINES: dict[str, Callable[[Tagged, str], list[str]]] = {
     "jsonl": lambda sentence, scheme: [entity_line(sentence)],
     "cluener": _cluener_lines,
     "columns": _column_lines,
+    "doccano": lambda sentence, scheme: _record_lines(doccano_record, sentence),
+    "label_studio": lambda sentence, scheme: _record_lines(studio_record, sentence),
+    "brat": lambda sentence, scheme: [json_line(brat_record(sentence))],
+    "docbin": lambda sentence, scheme: _record_lines(raw_record, sentence),
+    "html": lambda sentence, scheme: [_html_line(sentence)],
+    "terminal": _terminal_lines,
 }
+SHOWN_FORMATS = ("jsonl", "terminal")  # those that may go to standard output
 OUTPUT_FORMATS = get_args(get_type_hints(PredictConfig)["output_format"])
 
 
+def sentence_lines(
+    batch: Iterable[Tagged],  # tagged sentences
+    output_format: str,  # of `OUTPUT_FORMATS`
+    scheme: str = "BIO",  # of tags
+) -> tuple[list[str], list[Tagged]]:  # without line ends; the sentences as they are written
+    "The lines of sentences; one that the format cannot hold has an error instead."
+    lines, written = [], []
+    for sentence in batch:
+        try:
+            lines += _LINES[output_format](sentence, scheme)
+        except DataError as error:  # a word that columns cannot hold
+            example = replace(sentence.example, tokens=[], token_offsets=[])
+            nothing = {"spans": [], "probabilities": [], "error": str(error)}
+            sentence = replace(sentence, example=example, **nothing)
+            lines += _LINES[output_format](sentence, scheme)
+        written.append(sentence)
+    return lines, written
+
+# %% ../../nbs/7_tagging/03_output.ipynb #fad4450a
+_BLOCKS = {"label_studio": studio_array, "html": html_page}  # of a file, from those of its lines
+_FILES = {"brat": write_brat, "docbin": write_docbin}
+
+
+def finish_lines(
+    output_format: str,  # of `OUTPUT_FORMATS`
+    path: str | Path,  # the file that is to be there in the end
+) -> Callable[[Path, Iterator[bytes]], None] | None:  # None: the lines are the file
+    "What makes the file of its lines; ValueError where it cannot be made."
+    packed = Path(path).suffix == ".gz"
+    if output_format in _FILES and packed:
+        raise ValueError(f"--output {path}: {output_format} is not gzipped; leave out .gz")
+    if output_format == "docbin" and find_spec("spacy") is None:
+        raise ValueError("output format 'docbin' needs spaCy: pip install spacy")
+    if output_format in _FILES:
+        return _FILES[output_format]
+    if output_format not in _BLOCKS and not packed:
+        return None
+
+    def write(path: Path, blocks: Iterator[bytes]) -> None:
+        with complete_file(path) as file:
+            target = gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if packed else file
+            target.writelines(_BLOCKS.get(output_format, iter)(blocks))
+            if packed:
+                target.close()
+
+    return write
+
+# %% ../../nbs/7_tagging/03_output.ipynb #c65c2228
 @contextmanager
-def _open_output(path: str | Path) -> Iterator[Callable[[list[str]], None]]:
+def _open_output(path: str | Path, output_format: str) -> Iterator[Callable[[list[str]], None]]:
     "What writes lines: to a file that is whole or not there, or to standard output at once."
     if str(path) == "-":
+        shown = json_visible if output_format == "jsonl" else str
 
         def write(lines: list[str]) -> None:
-            sys.stdout.writelines(f"{json_visible(line)}\n" for line in lines)
+            sys.stdout.writelines(f"{shown(line)}\n" for line in lines)
             sys.stdout.flush()
 
         yield write
         return
-    with complete_file(path) as file:
-        packed = Path(path).suffix == ".gz"
-        target = gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if packed else file
-        yield lambda lines: target.writelines(f"{line}\n".encode() for line in lines)
-        if packed:
-            target.close()
+    finish = finish_lines(output_format, path)
+    with complete_file(path) if finish is None else tempfile.TemporaryFile() as file:
+        yield lambda lines: file.writelines(f"{line}\n".encode() for line in lines)
+        if finish is not None:
+            file.seek(0)
+            finish(Path(path), iter(lambda: file.read(1 << 20), b""))
 
 
 def write_tagged(
-    path: str | Path,  # the file to write; "-" for standard output (jsonl only)
+    path: str | Path,  # the file to write; "-" for standard output
     batches: Iterable[list[Tagged]],  # tagged sentences, as `tag_batches` gives them
-    output_format: str = PredictConfig.output_format,  # jsonl, cluener or columns
+    output_format: str = PredictConfig.output_format,  # of `OUTPUT_FORMATS`
     scheme: str = "BIO",  # tag scheme of a column file
 ) -> Iterator[Tagged]:  # each sentence as it was written
     "Write tagged sentences as they come; ValueError for an unknown format."
@@ -123,7 +211,7 @@ def write_tagged(
         raise ValueError(
             f"output format: expected one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}"
         )
-    if str(path) == "-" and output_format != "jsonl":
+    if str(path) == "-" and output_format not in SHOWN_FORMATS:
         raise ValueError(
             f"output format {output_format!r} cannot go to standard output: give a file, or use "
             "jsonl"
@@ -135,18 +223,9 @@ def _write_batches(
     path: str | Path, batches: Iterable[list[Tagged]], output_format: str, scheme: str
 ) -> Iterator[Tagged]:
     "Write batches, each before the next one is asked for."
-    with _open_output(path) as write:
+    with _open_output(path, output_format) as write:
         for batch in batches:
-            lines, written = [], []
-            for sentence in batch:
-                try:
-                    lines += _LINES[output_format](sentence, scheme)
-                except DataError as error:  # a word that columns cannot hold
-                    example = replace(sentence.example, tokens=[], token_offsets=[])
-                    lost = {"spans": [], "probabilities": [], "error": str(error)}
-                    sentence = replace(sentence, example=example, **lost)
-                    lines += _LINES[output_format](sentence, scheme)
-                written.append(sentence)
+            lines, written = sentence_lines(batch, output_format, scheme)
             write(lines)
             yield from written
 
@@ -162,9 +241,17 @@ def input_batches(
 ) -> Iterator[list[Tagged]]:  # its sentences, in order, tagged
     "Tag a file as it is read."
     splitter = tagger.splitter if by is None else find_splitter(by)
+    return source_batches(tagger, Source(str(path), splitter, format, encoding, options), on_bad)
+
+
+def source_batches(
+    tagger: Tagger,  # the tagger
+    source: Source,  # a file or standard input
+    on_bad: str = "warn",  # "error" raises DataError for what cannot be read
+) -> Iterator[list[Tagged]]:  # its sentences, in order, tagged
+    "Tag a source as it is read."
     if on_bad not in ("error", "warn"):
         raise ValueError(f"expected on_bad='error' or 'warn', got {on_bad!r}")
-    source = Source(str(path), splitter, format, encoding, options)
     return tag_batches(tagger, _refuse_errors(read_batches(source), on_bad))
 
 
@@ -195,7 +282,7 @@ def tag_file(
     tagger: Tagger,  # the tagger
     path: str | Path,  # a file in any format; "-" for standard input
     output: str | Path,  # the file to write; "-" for standard output
-    output_format: str = PredictConfig.output_format,  # jsonl, cluener or columns
+    output_format: str = PredictConfig.output_format,  # of `OUTPUT_FORMATS`
     **reading: Any,  # as for `input_batches`
 ) -> list[Tagged]:  # what was written
     "Tag a file and write the result."

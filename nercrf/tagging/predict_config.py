@@ -12,9 +12,22 @@ from nercrf.data.read_config import ReadFormat
 from nercrf.fields import NotNegative
 
 # %% auto #0
-__all__ = ['PredictConfig']
+__all__ = ['OutputFormat', 'PredictConfig']
 
 # %% ../../nbs/7_tagging/00_predict_config.ipynb #f8b26589
+OutputFormat = Literal[
+    "jsonl",
+    "cluener",
+    "columns",
+    "doccano",
+    "label_studio",
+    "brat",
+    "docbin",
+    "html",
+    "terminal",
+]
+
+
 @dataclass
 class PredictConfig:
     "What is tagged, and where the result goes."
@@ -22,5 +35,7 @@ class PredictConfig:
     input: list[str] = field(default_factory=list)  # files to tag, - for standard input
     input_format: ReadFormat = "auto"  # of the input: found, or named; text: a sentence a line
     output: str | None = None  # file or - (standard output); none: - for FILE, else in the run
-    output_format: Literal["jsonl", "cluener", "columns"] = "jsonl"  # of the result
+    output_format: OutputFormat = "jsonl"  # of the result
+    restart: bool = False  # begin anew, whatever an earlier run of --output has left unfinished
+    batch_wait: Annotated[float, NotNegative] = 0.0  # seconds that standard input may fill a batch
     predict_checkpoints: Annotated[int, NotNegative] = 0  # step of the checkpoint; 0: best model

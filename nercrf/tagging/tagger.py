@@ -24,6 +24,7 @@ from nercrf.model.loading import without_bars
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
 from nercrf.tagging.engine import Engine
+from nercrf.tagging.html import html_line
 from nercrf.tagging.quantized import PARITY, Bits, check_parity, quantized
 
 # %% auto #0
@@ -63,6 +64,10 @@ class Tagged:
                 f"expected a probability for each of {len(self.spans)} spans, got "
                 f"{len(self.probabilities)}; give probabilities=[] for spans of another origin"
             )
+
+    def _repr_html_(self) -> str:
+        "What a notebook shows."
+        return html_line(self.example.text, self.entities, self.example.id, self.error)
 
     @property
     def entities(self) -> list[Entity]:  # with character offsets
