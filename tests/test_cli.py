@@ -44,7 +44,9 @@ def said(capsys, *argv, code=2):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "check", "convert", "cache"])
+@pytest.mark.parametrize(
+    "verb", ["train", "evaluate", "predict", "score", "compare", "check", "convert", "cache"]
+)
 def test_help_is_short(capsys, verb):
     said(capsys, verb, "--help", code=0)
 
