@@ -79,7 +79,7 @@ from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
 from nercrf.card_facts import gather_facts
-from nercrf.guide import is_toy, next_steps, write_guide
+from nercrf.guide import is_toy, next_steps, other_files, write_guide
 from nercrf.training.reporting import RUN_RECORD, package_versions
 from nercrf.training.checkpoint import list_checkpoints, set_seed
 from nercrf.training.run_folder import RESULTS, claim_run_file
@@ -711,6 +711,13 @@ def run(
         logger.info("--loss_type ce is the CRF's likelihood, of whole tag sequences: as always")
     try:
         owns = args.do_train and not args.dry_run
+        others = other_files(args) if owns and info.is_main else []
+        if others:
+            logger.warning(
+                "%s holds other things (%s): what the training writes stands among them; "
+                "--output_dir FOLDER gives it a folder of its own",
+                *(args.output_dir, ", ".join([*others[:3], "..."] if others[3:] else others)),
+            )
         held = hold_folder(args.output_dir, info.is_main) if owns else nullcontext()
         with held, trust_remote_code(args.trust_remote_code):
             _run_parts(args, info, show)
