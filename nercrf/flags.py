@@ -184,7 +184,9 @@ class FlagParser(argparse.ArgumentParser):
         "The message for a flag that is none."
         if name in self.elsewhere:
             return f"unknown: {name}; {self.prog} has no use for it, {self.elsewhere[name]} has"
-        near = get_close_matches(name, self.switches, 1, 0.7)
+        words = set(name[2:].split("_"))
+        longer = [each for each in self.switches if words <= set(each[2:].split("_"))]
+        near = get_close_matches(name, self.switches, 1, 0.7) or longer
         return f"unknown: {name}" + (f"; did you mean {near[0]}?" if near else "")
 
     def error(
@@ -423,6 +425,11 @@ def parse_verb(
     args = parse_words(verb_parser(name), argv, **VERBS[name].fixed)
     if args.model is not None and args.output_dir == CheckpointConfig.output_dir:
         args = replace(args, output_dir=args.model)
+    elif name == "predict" and args.model is not None and (args.input or args.output):
+        verb_parser(name).error(
+            f"--output_dir {args.output_dir} has no effect here: name the file of the result, "
+            "--output FILE"
+        )
     if name == "predict" and args.input and args.output is None:
         args = replace(args, output="-")
     return args

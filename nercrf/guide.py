@@ -22,8 +22,8 @@ from nercrf.flags import ScriptConfig, config_words
 from nercrf.labels import entity_types
 
 # %% auto #0
-__all__ = ['logger', 'KINDS', 'GUIDE', 'own_command', 'reading_words', 'is_toy', 'NextStep', 'next_steps', 'plain_markdown',
-           'describe_files', 'write_guide']
+__all__ = ['logger', 'GUIDE', 'KINDS', 'own_command', 'reading_words', 'is_toy', 'NextStep', 'next_steps', 'plain_markdown',
+           'describe_files', 'other_files', 'write_guide']
 
 # %% ../nbs/8_commands/02_guide.ipynb #330c5c56
 logger = logging.getLogger(__name__)
@@ -102,6 +102,7 @@ def _free_folder(folder: str) -> str:
     return f"{folder.rstrip('/')}-{number}"
 
 # %% ../nbs/8_commands/02_guide.ipynb #d467bc20
+GUIDE = "README.md"  # in the folder of a run
 KINDS = {
     "model": "the model that did best on dev, with its tokenizer; `Tagger` loads it, and it can be "
     "moved alone: its own README is its card",
@@ -139,8 +140,19 @@ def describe_files(
         found += [(path.name + ("/" if path.is_dir() else ""), says) for path in paths]
     return found
 
+
+def other_files(
+    args: ScriptConfig,  # flags of a training
+) -> list[str]:  # names; none where the folder is that of a run already
+    "What is in an output folder beside what a training leaves there."
+    folder = Path(args.output_dir)
+    if not folder.is_dir() or (folder / ".nercrf").exists():
+        return []
+    own = {name.rstrip("/") for name, _ in describe_files(folder)} | {GUIDE}
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    return sorted(set(names) - own)
+
 # %% ../nbs/8_commands/02_guide.ipynb #21e18edc
-GUIDE = "README.md"
 _OURS = "<!-- Written by nercrf at the end of a training; the next one replaces it. -->"
 
 
@@ -177,7 +189,8 @@ def write_guide(
         "```python",
         "from nercrf import Tagger",
         "",
-        f"tagger = Tagger.from_pretrained({args.output_dir!a})  # this folder",
+        "# this folder; transformers' pipeline takes the folder model/ in it, after import nercrf",
+        f"tagger = Tagger.from_pretrained({args.output_dir!a})",
         'print(tagger("A sentence of your own."))',
         "```",
         "",

@@ -131,7 +131,7 @@ def test_a_span_that_begins_inside_a_word_cuts_the_word(tmp_path):
     assert example.spans == [Span("PER", 1, 2)]
     assert example.text == "Mara left"
     assert [line.rpartition("a.jsonl")[2] for line in warnings] == [
-        ":2: words in which an entity begins or ends: cut there"
+        ":2: words in which an entity begins or ends: cut there, such as 'Mara'"
     ]
     assert read(tmp_path, text, by="characters")[1].spans == [Span("PER", 1, 4)]
 

@@ -202,17 +202,18 @@ def test_a_checkpoint_of_before_goes_on(finished, tmp_path):
     state = json.loads((path / "state.json").read_text())
     for name in ("dev", "metric_for_best_model", "constrain", "constrain_likelihood"):
         del state["state"]["identity"][name]
-    with write_folder(tmp_path / "checkpoint-7") as folder:
+    before = tmp_path / "before" / "checkpoint-6"
+    with write_folder(before) as folder:
         for file in path.iterdir():
             if file.name != "manifest.json":
                 (folder / file.name).write_bytes(file.read_bytes())
         (folder / "state.json").write_text(json.dumps(state))
-    load_checkpoint(run, tmp_path / "checkpoint-7")
+    load_checkpoint(run, before)
     assert run.progress.step == 6
     assert run.progress.best_score is not None
     run.identity["constrain_likelihood"] = True
     with pytest.raises(ValueError, match="constrain_likelihood = False, this run has True"):
-        load_checkpoint(run, tmp_path / "checkpoint-7")
+        load_checkpoint(run, before)
 
 
 def test_a_prolonged_training_is_a_long_one(tmp_path, caplog):

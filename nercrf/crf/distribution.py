@@ -304,8 +304,10 @@ def _span_probabilities(
     spans: np.ndarray,  # (spans, 4) int64: sequence, type, start, end
 ) -> np.ndarray:  # (spans,) float64
     "Probabilities of spans; in the log domain for sentences in which the scaled states lost any."
-    if chain.steps is None or not len(spans):
+    if chain.steps is None:
         return span_probabilities(_entity_chain(chain), torch.from_numpy(spans)).numpy(force=True)
+    if not len(spans):
+        return np.zeros(0)
     batch = Batch(chain.emissions.detach(), chain.scores, chain.mask)
     chances, lost = scaled_spans(batch, chain.steps, spans)
     if lost.any():

@@ -19,7 +19,7 @@ from nercrf.labels import Span
 from nercrf.tables import one_line
 
 # %% auto #0
-__all__ = ['KINDS', 'SEVERITIES', 'COUNTED', 'MOST_UNREADABLE', 'POLICIES', 'DataError', 'Example', 'character_spans',
+__all__ = ['KINDS', 'SEVERITIES', 'COUNTED', 'SUCH_AS', 'MOST_UNREADABLE', 'POLICIES', 'DataError', 'Example', 'character_spans',
            'example_name', 'shorten', 'span_name', 'Kind', 'split_place', 'Finding', 'no_entity', 'odd_types',
            'merge_findings', 'report_findings', 'span_order', 'flatten_spans', 'check_overlaps', 'file_stem',
            'all_labelled', 'data_files', 'file_digest']
@@ -225,17 +225,21 @@ def odd_types(
     return found
 
 # %% ../../nbs/1_data/01_examples.ipynb #b62b8edd
+SUCH_AS = ", such as "  # between a note and the first of what it counts
+
+
 def merge_findings(
     findings: Iterable[Finding],  # in the order of the file
 ) -> list[Finding]:  # each kind of ignored thing once, with its number
     "Count what was ignored and which words were cut; everything else stays as it is."
     merged, ignored = [], {}
     for finding in findings:
-        known = ignored.get(finding.message)
+        message = finding.message.partition(SUCH_AS)[0]
+        known = ignored.get(message)
         if finding.kind not in COUNTED or finding.severity != "note":
             merged.append(finding)
         elif known is None:
-            ignored[finding.message] = len(merged)
+            ignored[message] = len(merged)
             merged.append(finding)
         else:
             total = merged[known].count + finding.count

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nercrf.data.examples import DataError, Example, Finding, split_place
+from nercrf.data.examples import SUCH_AS, DataError, Example, Finding, shorten, split_place
 from nercrf.data.reading import BLANK, align_spans
 from nercrf.data.splitting import cut_at, find_splitter, split_words
 from nercrf.data.tag_forms import TagForm, find_form
@@ -104,9 +104,11 @@ class Reading(ReadingOptions):
         message: str,  # the same for all that is counted together
         where: str,  # "file:line", kept of the first
         count: int = 1,  # how many
+        example: str | None = None,  # of what is counted; shown of the first
     ) -> None:
         "Keep a note once, with how often it holds."
-        known = self.counted.get(message) or Finding(kind, where, message, "note", 0)
+        shown = message if example is None else f"{message}{SUCH_AS}{shorten(example)!r}"
+        known = self.counted.get(message) or Finding(kind, where, shown, "note", 0)
         self.counted[message] = known._replace(count=known.count + count)
 
     def understand(
@@ -479,7 +481,9 @@ def _cut_for(
     if not cut:
         return offsets, 0
     what = "words in which an entity begins or ends: cut there"
-    reading.count("cuts-token", what, record.where, cut)
+    kept = set(finer)
+    start, end = next(place for place in offsets if place not in kept)
+    reading.count("cuts-token", what, record.where, cut, text[start:end])
     starts = {end: start for start, end in offsets}
     lacking = [
         end

@@ -121,7 +121,7 @@ from nercrf import Tagger
 folder = "."
 tagger = Tagger.from_pretrained(folder)
 for entity in tagger({text}):
-    print(entity.label, entity.text, entity.start, entity.end)
+    print(entity.label, entity.text, entity.start, entity.end, entity.probability)
 ```
 
 The pipeline of transformers finds the same, after `import nercrf`; without it, the type of this
@@ -263,8 +263,10 @@ def weight_files_digest(
     folder: str | Path,  # of a model
 ) -> str:  # 64 hexadecimal digits
     "SHA-256 of the digests of a folder's weight files."
-    files = sorted(Path(folder).glob("*.safetensors"))
-    return sha256("".join(f"{x.name} {sha256_of(x)}\n" for x in files).encode()).hexdigest()
+    folder = Path(folder)  # an adapter's are in a folder of their own
+    files = {x.relative_to(folder).as_posix(): x for x in folder.rglob("*.safetensors")}
+    lines = [f"{name} {sha256_of(files[name])}\n" for name in sorted(files)]
+    return sha256("".join(lines).encode()).hexdigest()
 
 
 def write_card(

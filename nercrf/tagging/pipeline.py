@@ -16,33 +16,29 @@ from transformers.pipelines.token_classification import (
     TokenClassificationPipeline,
 )
 
-from nercrf.crf.distribution import TagChain
 from nercrf.data.splitting import Splitter
-from nercrf.evaluation.evaluation_config import EvaluationConfig
-from nercrf.labels import ids_to_spans, spans_to_tags
+from nercrf.labels import spans_to_tags
 from nercrf.model.modeling import NerCrfConfig
-from nercrf.tagging.engine import Engine
 from nercrf.tagging.tagger import Tagged, Tagger
 
 # %% auto #0
-__all__ = ['CHUNK', 'entity_rows', 'token_rows', 'PipelineOptions', 'answer_batch', 'TaggerPipeline', 'TokenClassification',
+__all__ = ['CHUNK', 'entity_rows', 'token_rows', 'PipelineOptions', 'answer', 'TaggerPipeline', 'TokenClassification',
            'register_pipelines']
 
 # %% ../../nbs/7_tagging/06_pipeline.ipynb #c78e3c78
 def entity_rows(
     sentence: Tagged,  # a tagged sentence
-    probabilities: Sequence[float],  # of its entities
 ) -> list[dict[str, Any]]:  # entity_group, score, word, start, end
     "The rows of a sentence where tokens are put together."
     return [
         {
             "entity_group": entity.label,
-            "score": score,
+            "score": entity.probability,
             "word": entity.text,
             "start": entity.start,
             "end": entity.end,
         }
-        for entity, score in zip(sentence.entities, probabilities, strict=True)
+        for entity in sentence.entities
     ]
 
 # %% ../../nbs/7_tagging/06_pipeline.ipynb #77f120aa
@@ -91,28 +87,29 @@ class PipelineOptions:
         object.__setattr__(self, "aggregation_strategy", chosen)
 
 # %% ../../nbs/7_tagging/06_pipeline.ipynb #8daf8151
-def answer_batch(
-    sentences: Sequence[Tagged],  # of a batch, nothing found yet
-    chain: TagChain,  # theirs
+def answer(
+    tagger: Tagger,  # the tagger
+    sentences: Sequence[Tagged],  # nothing found yet
     asked: PipelineOptions,  # by the call
-    config: NerCrfConfig,  # labels and scheme
 ) -> list[list[dict[str, Any]]]:  # the rows of each
-    "The rows of the sentences of a batch."
-    single = asked.aggregation_strategy is AggregationStrategy.NONE
-    lengths = [len(sentence.example.tokens) for sentence in sentences]
-    tags = [row[:length] for row, length in zip(chain.best()[0].tolist(), lengths, strict=True)]
-    spans = [ids_to_spans(row, config.labels, config.scheme, "lenient") for row in tags]
-    scores = chain.marginals().tolist() if single else chain.entity_probabilities(spans)
-    found = []
-    for row, sentence in enumerate(sentences):
-        sentence = replace(sentence, spans=spans[row])
-        if single:
-            rows = token_rows(sentence, scores[row][: lengths[row]], config)
-        else:
-            rows = entity_rows(sentence, scores[row])
-        name = "entity" if single else "entity_group"
-        found.append([each for each in rows if each[name] not in asked.ignore_labels])
-    return found
+    "The rows of some sentences."
+    config, examples = tagger.model.config, [sentence.example for sentence in sentences]
+    found = [
+        replace(sentence, spans=spans, probabilities=probabilities)
+        for sentence, (spans, probabilities) in zip(
+            sentences, tagger.find(examples, asked.connected), strict=True
+        )
+    ]
+    if asked.aggregation_strategy is not AggregationStrategy.NONE:
+        rows, name = map(entity_rows, found), "entity_group"
+    else:
+        chances: list[list[list[float]]] = [[] for _ in found]
+        for places, chain in tagger.engine.chains(examples, asked.connected):
+            for place, marginals in zip(places, chain.marginals().tolist(), strict=True):
+                chances[place] = marginals[: len(examples[place].tokens)]
+        pairs = zip(found, chances, strict=True)
+        rows, name = (token_rows(*pair, config) for pair in pairs), "entity"
+    return [[row for row in each if row[name] not in asked.ignore_labels] for each in rows]
 
 # %% ../../nbs/7_tagging/06_pipeline.ipynb #b7b5f18f
 CHUNK = 1024  # elements that are read before they are answered
@@ -127,8 +124,8 @@ class TaggerPipeline(TokenClassificationPipeline):
         **options: Any,  # model, tokenizer, device, batch_size, and fields of `PipelineOptions`
     ):
         super().__init__(**options)
-        size = self._batch_size or EvaluationConfig.per_gpu_eval_batch_size
-        self.tagger = Tagger(self.model, self.tokenizer, size, self.device, splitter)
+        sizes = self._batch_size, self.device
+        self.tagger = Tagger(self.model, self.tokenizer, *sizes, splitter)
 
     def check_model_type(
         self,
@@ -149,7 +146,7 @@ class TaggerPipeline(TokenClassificationPipeline):
     def __call__(
         self,
         inputs: str | Iterable,  # a text, texts, words of a sentence, or lists of words
-        batch_size: int | None = None,  # sentences a batch; None: as the pipeline was made
+        batch_size: int | None = None,  # as of `Tagger`; None: as the pipeline was made
         num_workers: int | None = None,  # taken, and not needed
         **options: Any,  # fields of `PipelineOptions`; others: as the pipeline was made
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | Iterator[list[dict[str, Any]]]:
@@ -166,19 +163,15 @@ class TaggerPipeline(TokenClassificationPipeline):
         return list(self._answer([inputs] if is_sentence else inputs, size, asked))
 
     def _answer(
-        self, inputs: Iterable, batch_size: int, asked: PipelineOptions
+        self, inputs: Iterable, batch_size: int | None, asked: PipelineOptions
     ) -> Iterator[list[dict[str, Any]]]:
         "The rows of each element, in their order."
-        engine, elements, place = Engine(self.model, self.tokenizer, batch_size), iter(inputs), 0
+        tagger, elements, place = self.tagger, iter(inputs), 0
+        if batch_size != tagger.batch_size:
+            tagger = Tagger(self.model, self.tokenizer, batch_size, self.device, tagger.splitter)
         while chunk := list(islice(elements, None if asked.connected else CHUNK)):
             sentences = [self._read(item, place + row, asked) for row, item in enumerate(chunk)]
-            rows, examples = [[] for _ in chunk], [sentence.example for sentence in sentences]
-            for numbers, chain in engine.chains(examples, asked.connected):
-                found = [sentences[number] for number in numbers]
-                answers = answer_batch(found, chain, asked, self.model.config)
-                for number, each in zip(numbers, answers, strict=True):
-                    rows[number] = each
-            yield from rows
+            yield from answer(tagger, sentences, asked)
             place += len(chunk)
 
     def _read(self, item: str | Sequence[str], place: int, asked: PipelineOptions) -> Tagged:

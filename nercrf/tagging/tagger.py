@@ -23,11 +23,12 @@ from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import without_bars
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
-from nercrf.tagging.html import html_line
 from nercrf.tagging.engine import Engine
+from nercrf.tagging.html import html_line
+from nercrf.tagging.quantized import PARITY, Bits, check_parity, quantized
 
 # %% auto #0
-__all__ = ['Entity', 'Tagged', 'text_example', 'best_spans', 'Tagger', 'tag_batches', 'tag_stream']
+__all__ = ['Entity', 'Tagged', 'text_example', 'best_spans', 'Tagger', 'tag_batches', 'tag_stream', 'quantized_tagger']
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #bf158b78
 @dataclass(frozen=True)
@@ -132,9 +133,10 @@ class Tagger:
         batch_size: int | None = None,  # windows at once, at most; None: as the processor likes
         device: str | torch.device | None = None,  # None: the GPU if there is one
         splitter: Splitter | None = None,  # None: the one that the model was trained with
+        quantize: Bits | None = None,  # "int8", "bf16": fewer bits; None: all of them
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = model.to(device).eval()
+        self.model = quantized(model.to(device).eval(), quantize)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.engine = Engine(self.model, tokenizer, batch_size)
@@ -149,11 +151,12 @@ class Tagger:
         device: str | torch.device | None = None,  # None: the GPU if there is one
         base_model: str | Path | None = None,  # of an adapter: where its encoder is now
         splitter: Splitter | None = None,  # None: the one that the model was trained with
+        quantize: Bits | None = None,  # "int8", "bf16": fewer bits; None: all of them
     ) -> Tagger:  # ready to use
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
         model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
-        return cls(model, open_tokenizer(path), batch_size, device, splitter)
+        return cls(model, open_tokenizer(path), batch_size, device, splitter, quantize)
 
     def _own_splitter(self) -> Splitter:
         "The splitter that the model was trained with."
@@ -260,3 +263,17 @@ def tag_stream(
     for sentences in tag_batches(tagger, batches, connected):
         for sentence in sentences:
             yield sentence.example.text, sentence.entities
+
+# %% ../../nbs/7_tagging/01_tagger.ipynb #d3e251a2
+def quantized_tagger(
+    tagger: Tagger,  # with all of its bits; left as it is
+    kind: Bits,  # "int8" or "bf16"
+    texts: Sequence[str],  # on which both have to agree
+    least: float = PARITY,  # F1 of one against the other
+) -> Tagger:  # with fewer bits; ValueError where it finds other entities
+    "A tagger with fewer bits that was compared with the whole one."
+    device = tagger.model.device
+    small = Tagger(tagger.model, tagger.tokenizer, tagger.batch_size, device, tagger.splitter, kind)
+    examples = [tagger.read(text).example for text in texts]
+    check_parity(tagger.tag_examples(examples), small.tag_examples(examples), kind, least)
+    return small

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import random
-import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -34,17 +33,18 @@ from nercrf.files import (
     discard_folder,
     foreign_files,
     listed_files,
-    sha256_of,
+    read_object,
     verify_folder,
     write_folder,
 )
 from nercrf.training.reporting import greater_is_better
+from nercrf.training.run_folder import CHECKPOINT_NAME
 
 # %% auto #0
 __all__ = ['logger', 'EVALUATION', 'BEST', 'MODEL_WEIGHTS', 'CheckpointError', 'StateSnapshot', 'take_snapshot', 'save_state',
-           'load_state', 'set_seed', 'random_state', 'set_random_state', 'list_checkpoints', 'latest_checkpoint',
-           'choose_removals', 'write_evaluation', 'read_scores', 'prune_checkpoints', 'discard_later_checkpoints',
-           'BackgroundWriter', 'Checkpoints', 'average_checkpoints']
+           'load_state', 'set_seed', 'random_state', 'set_random_state', 'list_checkpoints', 'checkpoint_problems',
+           'latest_checkpoint', 'choose_removals', 'write_evaluation', 'read_scores', 'prune_checkpoints',
+           'discard_later_checkpoints', 'BackgroundWriter', 'read_best', 'Checkpoints', 'average_checkpoints']
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #2528f4dd
 logger = logging.getLogger(__name__)
@@ -234,12 +234,9 @@ def set_random_state(
         torch.cuda.set_rng_state(torch.tensor(saved, dtype=torch.uint8), device)
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #b619b1eb
-_NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
-
-
 def _step_of(path: Path) -> int:
     "The step in the name of a checkpoint."
-    return int(_NAME.fullmatch(path.name)[1])
+    return int(CHECKPOINT_NAME.fullmatch(path.name)[1])
 
 
 def list_checkpoints(
@@ -249,7 +246,8 @@ def list_checkpoints(
     folder = Path(output_dir)
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    named = (path for path in folder.iterdir() if CHECKPOINT_NAME.fullmatch(path.name))
+    found = [path for path in named if path.is_dir()]
     return sorted(found, key=_step_of, reverse=True)
 
 
@@ -261,9 +259,16 @@ def _own(output_dir: str | os.PathLike) -> list[Path]:
 _memory = DigestMemory()  # of files of checkpoints that this process has read
 
 
-def _is_whole(path: Path, digest: Callable[[Path], str] = sha256_of) -> bool:
+def checkpoint_problems(
+    path: str | os.PathLike,  # a checkpoint's folder
+) -> list[str]:  # each naming its file; [] means whole
+    "Compare a checkpoint with its manifest; a file that has not changed since is not read again."
+    return verify_folder(path, _memory.sha256_of)
+
+
+def _is_whole(path: Path) -> bool:
     "Is this checkpoint whole? If not, a warning says why."
-    problems = verify_folder(path, digest)
+    problems = checkpoint_problems(path)
     if problems:
         logger.warning("checkpoint %s is broken and passed over: %s", path, "; ".join(problems))
     return not problems
@@ -357,7 +362,7 @@ def prune_checkpoints(
 
     def is_whole(step: int) -> bool:
         if step not in known:
-            known[step] = _is_whole(paths[step], _memory.sha256_of)
+            known[step] = _is_whole(paths[step])
         return known[step]
 
     chosen = choose_removals(
@@ -457,6 +462,29 @@ def _run_logged(name: str, write: Callable[[], object]) -> None:
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #499d2a98
 BEST = "best.json"  # beside the best model: its update and figure on dev
+_NOT_READ = ("README.md:", "training_config.json:")  # of a model: anybody may change these
+
+
+def read_best(
+    output_dir: str | os.PathLike,  # the folder of a training
+) -> dict[str, Any] | None:  # step and figure; None where there is no best model
+    "What is known of the best model; CheckpointError where it is broken."
+    path = Path(output_dir, "model")
+    if not path.exists():
+        return None
+    problems = [each for each in checkpoint_problems(path) if not each.startswith(_NOT_READ)]
+    best: dict[str, Any] = {}
+    if not problems:
+        try:
+            best = read_object(path / BEST)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+        else:
+            if type(best.get("step")) is not int:
+                problems.append(f"{BEST}: expected an update, got {best.get('step')!r}")
+    if problems:
+        raise CheckpointError(f"{path} is broken ({'; '.join(problems)})")
+    return best
 
 # %% ../../nbs/6_training/10_checkpoint.ipynb #8d5649bb
 @dataclass
@@ -524,11 +552,6 @@ class Checkpoints:
                 (folder / BEST).write_text(json.dumps(best) + "\n")
 
         self.write("model", write)
-
-    def best_step(self) -> int | None:  # None where there is no best model
-        "The update that the best model was saved at."
-        path = self.folder / "model" / BEST
-        return json.loads(path.read_text())["step"] if path.exists() else None
 
     def newest(self) -> Path | None:
         "The newest whole checkpoint, when all is written; the main process looks for all."

@@ -32,14 +32,17 @@ from nercrf.distributed.processes import (
     refuse_everywhere,
 )
 from nercrf.features.pieces import save_tokenizer
-from nercrf.files import read_object, restore_folders, verify_folder, write_lines
+from nercrf.files import read_object, restore_folders, write_lines
 from nercrf.model.adapters import put_together, take_apart
 from nercrf.training.callbacks import Progress
 from nercrf.training.checkpoint import (
+    CheckpointError,
+    checkpoint_problems,
     discard_later_checkpoints,
     latest_checkpoint,
     load_state,
     random_state,
+    read_best,
     save_state,
     set_random_state,
     set_seed,
@@ -57,6 +60,7 @@ from nercrf.training.identity import (
 from nercrf.training.lean import fit_rows
 from nercrf.training.reporting import HISTORY
 from nercrf.training.run import Training
+from nercrf.training.run_folder import CHECKPOINT_NAME
 
 # %% auto #0
 __all__ = ['logger', 'save_best_model', 'save_checkpoint', 'load_checkpoint', 'find_resume', 'checkpoint_settings']
@@ -153,10 +157,11 @@ def load_checkpoint(
 ) -> None:
     """Put a training where a checkpoint left it: ValueError when it is broken or of another
     training."""
-    problems = verify_folder(folder)
+    problems = checkpoint_problems(folder)
     if problems:
         raise ValueError(f"{folder}: not a whole checkpoint: {'; '.join(problems)}")
     state = load_state(folder)
+    _check_name(Path(folder), state["progress"]["step"])
     flags = json.loads((folder / "training_config.json").read_text(encoding="utf-8"))
     changes = compare_identity(state["identity"], flags, run.identity)
     refuse_changes(folder, changes, changed_flags(flags, asdict(run.args), "data"))
@@ -183,6 +188,15 @@ def load_checkpoint(
     run.callbacks.call("on_resume", run, folder)
 
 # %% ../../nbs/6_training/13_resume.ipynb #aa81e0f1
+def _check_name(folder: Path, step: int) -> None:
+    "Refuse a checkpoint under the name of another one, which would be taken for that."
+    named = CHECKPOINT_NAME.fullmatch(folder.name)
+    if named and int(named[1]) != step:
+        raise ValueError(
+            f"{folder} holds update {step}; rename it to checkpoint-{step}, or move it away"
+        )
+
+
 def _fit_optimizer(run: Training, state: dict[str, Any]) -> dict[str, Any]:
     "The saved state of the optimiser, with the rows of the embedding that this run trains."
     held = state.get("embedding_rows")  # older checkpoints hold all
@@ -221,18 +235,38 @@ def _restore_process(run: Training, processes: list[dict[str, Any]]) -> None:
 
 def _give_up_later(run: Training) -> None:
     "Drop what an earlier attempt left from after the checkpoint; it will be made again."
-    kept_best, problem, step = True, None, run.progress.step
+    lost, problem, step = None, None, run.progress.step
     if run.info.is_main:
         try:
             discard_later_checkpoints(run.checkpoints.folder, step)
             run.checkpoints.prune()  # it may have been killed between writing and pruning
             _cut_history(run.checkpoints.folder / HISTORY, step)
-            kept_best = run.checkpoints.best_step() == run.progress.best_step
+            lost = _lost_best(run)
         except OSError as error:
             problem = error
     refuse_everywhere(problem)
-    if not broadcast_json(kept_best):
+    lost = broadcast_json(lost)
+    if lost is not None:
         run.progress.best_score, run.progress.without_gain = None, 0
+    if lost:
+        logger.warning("the best model is chosen anew from update %d on: %s", step, lost)
+        run.progress.evaluation_due = run.dev_dataset is not None
+
+
+def _lost_best(run: Training) -> str | None:
+    "Why the best model is not the one of this training; empty: it will be made again."
+    progress, folder = run.progress, run.checkpoints.folder / "model"
+    if progress.best_score is None:
+        return None
+    try:
+        best = read_best(run.checkpoints.folder)
+    except CheckpointError as error:
+        return str(error)
+    if best is None or best["step"] > progress.step:
+        return ""
+    wanted = {"step": progress.best_step, f"dev_{run.checkpoints.metric}": progress.best_score}
+    same = all(best.get(name, value) == value for name, value in wanted.items())
+    return None if same else f"{folder} is of another training"
 
 
 def _cut_history(path: Path, step: int) -> None:

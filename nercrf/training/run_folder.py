@@ -41,8 +41,9 @@ except ImportError:  # Windows
     fcntl = None
 
 # %% auto #0
-__all__ = ['HISTORY', 'RUN_RECORD', 'CURVE', 'RESULTS', 'RUN_FILES', 'logger', 'is_of_run', 'claim_run_file', 'adopt_run_files',
-           'earlier_run', 'taken_places', 'refuse_places', 'refuse_folder', 'in_use', 'holder_of', 'own_folder']
+__all__ = ['HISTORY', 'RUN_RECORD', 'CURVE', 'RESULTS', 'RUN_FILES', 'CHECKPOINT_NAME', 'logger', 'is_of_run', 'claim_run_file',
+           'adopt_run_files', 'earlier_run', 'taken_places', 'refuse_places', 'refuse_folder', 'in_use', 'holder_of',
+           'own_folder']
 
 # %% ../../nbs/6_training/04_run_folder.ipynb #f67e9331
 HISTORY, RUN_RECORD = "history.jsonl", "run.json"  # the log, and what the run is
@@ -58,11 +59,11 @@ def _is_of_before(path: Path) -> bool:
         head = path.read_bytes()[:2000]
         return head.startswith(b"\x89PNG") and b"Matplotlib" in head
     try:
-        text = path.read_text(encoding="utf-8")
-        first = json.loads(text.partition("\n")[0] or "{}") if path.name == HISTORY else None
         if path.name == HISTORY:
-            return not text or "step" in first
-        content = json.loads(text)
+            with path.open(encoding="utf-8") as file:
+                first = file.readline()
+            return not first or "step" in json.loads(first)
+        content = json.loads(path.read_text(encoding="utf-8"))
         if path.name == RUN_RECORD:
             return {"command", "config", "identity"} <= content.keys()
         return path.name == RESULTS and "model" in content
@@ -92,12 +93,22 @@ def adopt_run_files(
     folder: str | Path,  # of a run
 ) -> None:
     "Begin the list of a folder that a version without lists wrote."
-    found = [name for name in RUN_FILES if is_of_run(Path(folder, name))]
-    if found and not claimed_files(folder):
+    if claimed_files(folder):
+        return
+    found = [name for name in RUN_FILES if _is_of_before(Path(folder, name))]
+    if found:
         handle = open_list(folder)
         for name in found:
             add_note(handle, {"file": name})
         os.close(handle)
+
+
+CHECKPOINT_NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")  # of the folder of an update
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    "What is called like a checkpoint; a copy under a name of its own is a person's."
+    return [path for path in folder.glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(path.name)]
 
 
 def earlier_run(
@@ -105,14 +116,11 @@ def earlier_run(
 ) -> list[Path]:  # folders and files
     "What an earlier run left in a folder; nobody else's files."
     folder = Path(folder)
-    named = [*folder.glob("checkpoint-*"), *folder.glob("model")]
+    named = [*_checkpoints(folder), *folder.glob("model")]
     ours = [path for path in named if listed_files(path) is not None]
     return ours + [path for path in folder.glob(HISTORY) if is_of_run(path)]
 
 # %% ../../nbs/6_training/04_run_folder.ipynb #b881253a
-_CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
-
-
 def taken_places(
     folder: str | Path,  # the output folder of a training
 ) -> list[str]:  # in words; [] where every place is free, or ours
@@ -120,8 +128,7 @@ def taken_places(
     folder, found = Path(folder), []
     if os.path.lexists(folder) and not folder.is_dir():
         return [f"{folder} is no folder: move it away or choose another name"]
-    names = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
-    for path in [*sorted(names), folder / "model"]:
+    for path in [*sorted(_checkpoints(folder)), folder / "model"]:
         try:
             check_replaceable(path)
         except TakenError as error:

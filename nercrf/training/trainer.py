@@ -264,8 +264,8 @@ def _begin(run: Training) -> None:
     "Make the output folder, or go on from a checkpoint."
     args = run.args
     checkpoint = find_resume(args.resume, args.output_dir)
-    elsewhere = checkpoint is not None and checkpoint.parent != Path(args.output_dir)
-    _prepare_output(run, anew=checkpoint is None or elsewhere)
+    here = checkpoint is not None and checkpoint.resolve().parent == Path(args.output_dir).resolve()
+    _prepare_output(run, anew=not here)
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
 
