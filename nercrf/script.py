@@ -77,12 +77,12 @@ from nercrf.tagging.errors import choose_shown, has_error, mark_errors
 from nercrf.tagging.output import source_batches, write_tagged
 from nercrf.tagging.inputs import Source
 from nercrf.tagging.predict_config import PredictConfig
-from nercrf.tagging.stream import FileTagging
+from nercrf.tagging.stream import FileTagging, input_files, tell_source
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder
 from nercrf.data.sample import write_sample
 from nercrf.card_facts import gather_facts
-from nercrf.guide import is_toy, next_steps, write_guide
+from nercrf.guide import is_toy, next_steps, other_files, write_guide
 from nercrf.training.reporting import RUN_RECORD, package_versions
 from nercrf.training.checkpoint import list_checkpoints, set_seed
 from nercrf.training.run_folder import RESULTS, claim_run_file
@@ -473,7 +473,7 @@ def _sources(args: ScriptConfig, tagger: Tagger) -> tuple[list[Source], str]:
     splitter = tagger.splitter if args.by is None else find_splitter(args.by)
     found = [
         Source(each, splitter, args.input_format, encoding, options, wait=args.batch_wait)
-        for each in args.input
+        for each in input_files(args.input, args.output)
     ]
     return found, args.on_bad or "warn"
 
@@ -549,7 +549,10 @@ def predict(
     )
     if args.input:
         sources, on_bad = _sources(args, tagger)
-        batches = chain.from_iterable(source_batches(tagger, each, on_bad) for each in sources)
+        read = [source_batches(tagger, each, on_bad) for each in sources]
+        if len(sources) > 1:
+            read = map(tell_source, sources, read)
+        batches = chain.from_iterable(read)
     else:
         batches = tag_batches(tagger, [[Tagged(each, []) for each in corpus.examples("test")]])
     scheme, lost, count = tagger.model.config.scheme, [], 0
@@ -725,6 +728,13 @@ def run(
         logger.info("--loss_type ce is the CRF's likelihood, of whole tag sequences: as always")
     try:
         owns = args.do_train and not args.dry_run
+        others = other_files(args) if owns and info.is_main else []
+        if others:
+            logger.warning(
+                "%s holds other things (%s): what the training writes stands among them; "
+                "--output_dir FOLDER gives it a folder of its own",
+                *(args.output_dir, ", ".join([*others[:3], "..."] if others[3:] else others)),
+            )
         held = hold_folder(args.output_dir, info.is_main) if owns else nullcontext()
         with held, trust_remote_code(args.trust_remote_code):
             _run_parts(args, info, show)
