@@ -76,7 +76,7 @@ from nercrf.tagging.inputs import Source
 from nercrf.tagging.predict_config import PredictConfig
 from nercrf.tagging.stream import FileTagging
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
-from nercrf.flags import ScriptConfig, finished_folder
+from nercrf.flags import ScriptConfig, finished_folder, predictions_file
 from nercrf.data.sample import write_sample
 from nercrf.card_facts import gather_facts
 from nercrf.guide import is_toy, next_steps, other_files, write_guide
@@ -505,17 +505,6 @@ def _tell_counts(output: str, count: int, lost: int, errors: Sequence[str]) -> N
         logger.info("%d sentences tagged: %s", count, output)
 
 
-_SUFFIX = {
-    "jsonl": "jsonl",
-    "cluener": "json",
-    "columns": "tsv",
-    "doccano": "jsonl",
-    "label_studio": "json",
-    "brat": "txt",
-    "docbin": "spacy",
-    "html": "html",
-    "terminal": "txt",
-}
 _SHOWN = 5  # messages on sentences that could not be read
 
 # %% ../nbs/8_commands/02_script.ipynb #bd063231
@@ -530,9 +519,7 @@ def predict(
     if can_go_on(args):
         yield from _predict_files(args, tagger, info)
         return
-    output = args.output or str(
-        claim_run_file(args.output_dir, f"predictions.{_SUFFIX[args.output_format]}")
-    )
+    output = args.output or str(claim_run_file(args.output_dir, predictions_file(args).name))
     if args.input:
         sources, on_bad = _sources(args, tagger)
         batches = chain.from_iterable(source_batches(tagger, each, on_bad) for each in sources)
