@@ -74,7 +74,7 @@ from nercrf.tagging.errors import choose_shown, has_error, mark_errors
 from nercrf.tagging.output import source_batches, write_tagged
 from nercrf.tagging.inputs import Source
 from nercrf.tagging.predict_config import PredictConfig
-from nercrf.tagging.stream import FileTagging
+from nercrf.tagging.stream import FileTagging, input_files, tell_source
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder, predictions_file
 from nercrf.data.sample import write_sample
@@ -459,7 +459,7 @@ def _sources(args: ScriptConfig, tagger: Tagger) -> tuple[list[Source], str]:
     splitter = tagger.splitter if args.by is None else find_splitter(args.by)
     found = [
         Source(each, splitter, args.input_format, encoding, options, wait=args.batch_wait)
-        for each in args.input
+        for each in input_files(args.input, args.output)
     ]
     return found, args.on_bad or "warn"
 
@@ -522,7 +522,10 @@ def predict(
     output = args.output or str(claim_run_file(args.output_dir, predictions_file(args).name))
     if args.input:
         sources, on_bad = _sources(args, tagger)
-        batches = chain.from_iterable(source_batches(tagger, each, on_bad) for each in sources)
+        read = [source_batches(tagger, each, on_bad) for each in sources]
+        if len(sources) > 1:
+            read = map(tell_source, sources, read)
+        batches = chain.from_iterable(read)
     else:
         batches = tag_batches(tagger, [[Tagged(each, []) for each in corpus.examples("test")]])
     scheme, lost, count = tagger.model.config.scheme, [], 0
