@@ -40,6 +40,7 @@ setup(
         "fast": settings["fast_requirements"].split(),
         "lora": settings["lora_requirements"].split(),
         "parquet": settings["parquet_requirements"].split(),
+        "ray": settings["ray_requirements"].split(),
         "notebooks": settings["notebooks_requirements"].split(),
         "benchmarks": settings["benchmarks_requirements"].split(),
         "dev": settings["dev_requirements"].split(),

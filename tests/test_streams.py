@@ -349,3 +349,24 @@ def test_a_line_waits_for_others_only_so_long():
         assert [reader.read1(99), reader.read1(99)] == [b"a\nb\n", b"c\n"]
         os.close(writing)
         assert reader.read1(99) == b""
+
+
+def test_files_and_folders_are_tagged_into_one(model, tmp_path):
+    """Each record says which file it is of; offsets point into the given text."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b.jsonl").write_text(json.dumps({"text": TEXTS[1]}), encoding="utf-8")
+    (tmp_path / "in" / "a.txt").write_text(TEXTS[2], encoding="utf-8")
+    (tmp_path / "first.txt").write_text(TEXTS[0], encoding="utf-8")
+    target = tmp_path / "in" / "out.jsonl"
+    for _ in range(2):  # the result in the folder is no input
+        words = (tmp_path / "first.txt", tmp_path / "in", "--output", target)
+        assert predict(model, *words) == 0
+        records = [json.loads(line) for line in target.open(encoding="utf-8")]
+        assert [each["text"] for each in records] == [TEXTS[0], TEXTS[2], TEXTS[1]]
+        assert [each["source"] for each in records] == [
+            str(tmp_path / name) for name in ("first.txt", "in/a.txt", "in/b.jsonl")
+        ]
+    for record in records:
+        for each in record["entities"]:
+            assert record["text"][each["start"] : each["end"]] == each["text"]
+            assert 0 <= each["probability"] <= 1

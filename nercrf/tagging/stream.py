@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -24,8 +24,8 @@ from nercrf.tagging.output import finish_lines, json_line, sentence_lines
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 
 # %% auto #0
-__all__ = ['PIECE', 'LONGEST_PIECE', 'Work', 'cut_pieces', 'add_context', 'tag_work', 'reject_line', 'model_digest', 'Progress',
-           'FileTagging']
+__all__ = ['PIECE', 'LONGEST_PIECE', 'Work', 'cut_pieces', 'add_context', 'tag_work', 'reject_line', 'model_digest',
+           'input_files', 'tell_source', 'Progress', 'FileTagging']
 
 # %% ../../nbs/7_tagging/06_stream.ipynb #92b4086e
 PIECE = 1024  # sentences
@@ -144,6 +144,44 @@ def model_digest(
         digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
 
+# %% ../../nbs/7_tagging/06_stream.ipynb #20e92a41
+_SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")  # by the library `datasets`
+_OWN = re.compile(r"\.(part|journal|rejects)(-\d+)?$|\.journal\.lock$")
+
+
+def input_files(
+    paths: Iterable[str],  # files, folders, - for standard input
+    output: str | None = None,  # the file that is to be written; it may stand in a folder
+) -> list[str]:  # in order
+    "The files that are meant: ValueError for a folder without any."
+    found = []
+    for path in map(Path, paths):
+        if not path.is_dir() or any((path / name).exists() for name in _SAVED):
+            found.append(str(path))
+            continue
+        inside = [
+            each
+            for each in sorted(path.rglob("*"))
+            if each.is_file()
+            and not any(part.startswith(".") for part in each.relative_to(path).parts)
+            and not _OWN.search(each.name)
+            and not (each.suffix == ".ann" and each.with_suffix(".txt").exists())
+            and str(each) != str(output)
+        ]
+        if not inside:
+            raise ValueError(f"{path}: expected a folder with files to tag, got one without any")
+        found += map(str, inside)
+    return found
+
+
+def tell_source(
+    source: Source,  # a file
+    batches: Iterable[list[Tagged]],  # its sentences
+) -> Iterator[list[Tagged]]:  # the same, with a field more
+    "Say in every record where it comes from, unless it says so itself."
+    for batch in batches:
+        yield [replace(each, fields={"source": source.name, **each.fields}) for each in batch]
+
 # %% ../../nbs/7_tagging/06_stream.ipynb #b5877c8e
 class Progress:
     "Texts a second and the time left, on standard error where that is a terminal."
@@ -219,6 +257,8 @@ class FileTagging:
         for source in self.sources:
             waits = source.path != "-"
             batches = self.progress.follow(source, read_batches(source))
+            if len(self.sources) > 1:
+                batches = tell_source(source, batches)
             pieces = cut_pieces(batches, counts, self.pieces, waits)
             for work in add_context(pieces, reach, self.pieces):
                 yield work
