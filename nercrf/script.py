@@ -76,7 +76,7 @@ from nercrf.tables import VisibleFormatter, say
 from nercrf.tagging.errors import choose_shown, has_error, mark_errors
 from nercrf.tagging.output import source_batches, write_tagged
 from nercrf.tagging.inputs import Source
-from nercrf.tagging.predict_config import PredictConfig
+from nercrf.tagging.predict_config import PredictConfig, read_thresholds
 from nercrf.tagging.stream import FileTagging, input_files, tell_source
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder
@@ -705,6 +705,9 @@ def run_prediction(
         device=info.device,
         batch_size=args.per_gpu_eval_batch_size,
         base_model=args.base_model,
+        operating_point=args.operating_point,
+        decoding=args.decoding,
+        threshold=read_thresholds(args.threshold),
     )
     count, shown = 0, []
     for sentence in predict(args, tagger, corpus, info):
