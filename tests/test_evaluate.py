@@ -1,6 +1,7 @@
 """Evaluation counts every gold entity once, whatever the windows, the batches and the processes."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from training import CORPUS, DEV, NESTED, WordTagger, make_dataset, make_model
 from workers import run_workers
 
 from nercrf.distributed.devices import BatchDataParallel
-from nercrf.evaluation.evaluator import UNLEARNABLE, evaluate, evaluation_batches, unlearnable_table
+from nercrf.evaluation.evaluator import (
+    UNLEARNABLE,
+    evaluate,
+    evaluation_batches,
+    result_record,
+    unlearnable_table,
+)
 from nercrf.evaluation.metrics import score_tables
 from nercrf.evaluation.spans import table_of_spans
 from nercrf.labels import Span
@@ -69,12 +76,14 @@ def test_batches_of_all_processes_are_the_batches_of_one():
     assert sorted(alone) == sorted(itertools.chain.from_iterable(shares))
 
 
-def test_two_processes_give_the_bits_of_one(model):
-    """Loss, spans and figures, compared as JSON numbers: equal to the last digit."""
-    results, _ = run_workers("evaluation", processes=2, arguments=["5"])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_give_the_bits_of_one(model, processes):
+    """Loss, spans, figures, intervals and causes, compared as JSON numbers: equal to the last digit."""
+    results, _ = run_workers("evaluation", processes=processes, arguments=["5"])
     alone = evaluate(model, DEV, batch_size=5)
+    assert len(results) == processes
     for result in results:
-        assert result["figures"] == alone.to_dict()
+        assert result["figures"] == json.loads(json.dumps(result_record(alone)))
         assert result["predicted"] == [[list(span) for span in spans] for spans in alone.predicted]
 
 

@@ -100,7 +100,7 @@ def test_files_of_other_formats_and_schemes_are_scored(folder, capsys, monkeypat
     for found, table in zip(record["predictions"], tables[1:], strict=True):
         expected = f1_of(tables[0].to_lists(), table.to_lists())
         assert found["averages"]["micro"]["f"] == pytest.approx(expected)
-        low, high = found["averages"]["micro"]["interval"]["f1"]
+        low, high = found["averages"]["micro"]["intervals"]["f1"]
         assert low <= expected <= high
     values = [found["averages"]["micro"]["f"] for found in record["predictions"]]
     assert record["spread"]["micro"]["mean"] == pytest.approx(sum(values) / 2)

@@ -127,11 +127,11 @@ def evaluation(folder, batch_size):
     """The tiny model over the tiny development set, in a group."""
     from training import DEV, make_model
 
-    from nercrf.evaluation.evaluator import evaluate
+    from nercrf.evaluation.evaluator import evaluate, result_record
 
     processes.init_distributed(no_cuda=True)
     result = evaluate(make_model().eval(), DEV, batch_size=int(batch_size))
-    return {"figures": result.to_dict(), "predicted": result.predicted}
+    return {"figures": result_record(result), "predicted": result.predicted}
 
 
 def evaluation_of_nested(folder):

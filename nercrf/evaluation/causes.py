@@ -22,7 +22,7 @@ from nercrf.tables import text_table
 # %% auto #0
 __all__ = ['CAUSES', 'RIGHT', 'WINDOW_GROUPS', 'ErrorTable', 'find_causes', 'Property', 'range_groups', 'letter_group',
            'KnownNames', 'find_properties', 'cause_table', 'group_figures', 'property_table', 'Confusion',
-           'common_confusions', 'confusion_lines']
+           'common_confusions', 'confusion_lines', 'explain_errors']
 
 # %% ../../nbs/5_evaluation/04_causes.ipynb #95a1278c
 CAUSES = ("type", "split", "merged", "boundary", "both", "missed", "spurious")
@@ -400,3 +400,16 @@ def _wrong_names(
         f"[{' '.join(words[table.start[row] : table.end[row]])}] {table.types[table.type_id[row]]}"
         for row in rows
     ]
+
+# %% ../../nbs/5_evaluation/04_causes.ipynb #44b0cdef
+def explain_errors(
+    table: ErrorTable,  # all errors
+    words: Sequence[Sequence[str]],  # the words of each sentence
+    known: KnownNames | None = None,  # of the training data; None: nobody knows them
+    edges: tuple[np.ndarray, np.ndarray] | None = None,  # groups by window of gold and found
+    most: int = 5,  # kinds of errors with examples
+) -> str:  # several tables
+    "What goes wrong, and where, for people to read."
+    parts = [cause_table(table), property_table(table, find_properties(table, words, known, edges))]
+    lines = confusion_lines(common_confusions(table, most), table, words)
+    return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])

@@ -9,9 +9,9 @@ import math
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -25,16 +25,22 @@ from nercrf.distributed.devices import (
 )
 from nercrf.distributed.processes import all_reduce_sum, gather_array, get_rank, get_world_size
 from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.evaluation.causes import find_causes, range_groups
+from nercrf.evaluation.intervals import Interval, UnitCounts, count_units, score_intervals
 from nercrf.evaluation.metrics import EntityScores, report, score_tables, unseen_rows
+from nercrf.evaluation.result_files import type_figures
+from nercrf.evaluation.scores import score_overlaps
 from nercrf.evaluation.spans import SpanTable, sorted_table, table_of_ids
 from nercrf.data.type_names import TypeChoice
 from nercrf.features.batches import FeatureDataset, plan_batches
+from nercrf.features.conversion import Features
 from nercrf.labels import Span, entity_types
 
 # %% auto #0
 __all__ = ['UNLEARNABLE', 'evaluation_batches', 'move_batch', 'SentenceResult', 'predict_batches', 'Evaluation', 'gold_table',
            'unlearnable_table', 'EvaluationInterrupted', 'TaggedWords', 'gather_results', 'evaluate',
-           'describe_unannotated', 'describe_result', 'unseen_f1']
+           'describe_unannotated', 'describe_result', 'unseen_f1', 'result_record', 'describe_interval',
+           'window_groups']
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #46e83c94
 def evaluation_batches(
@@ -142,6 +148,8 @@ class Evaluation:
     unlearnable: int = 0  # gold entities in no label, since they share a word with another
     ignored: SpanTable | None = None  # entities that count neither way; None: all count
     unannotated: int = 0  # sentences that were not evaluated, since nobody annotated them
+    # int64 (sentences,) -1 where a sentence was not evaluated; None: all were
+    units: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def counted(self) -> tuple[SpanTable, SpanTable]:  # gold, predicted
@@ -174,6 +182,10 @@ class Evaluation:
     def ignored_predicted(self) -> int:  # 0 unless they were left out
         "Predictions that are not in the scores: they match such a one."
         return len(self.found) - len(self.counted[1])
+
+    def unit_counts(self) -> UnitCounts:  # for intervals and comparisons
+        "The counts by sentence."
+        return count_units(*self.counted, units=self.units)
 
     def to_dict(self) -> dict[str, float]:  # loss, precision, recall, f1 and their counts
         "The figures of a training log."
@@ -316,6 +328,7 @@ def evaluate(
         unlearnable=len(lost),
         ignored=lost if unlearnable == "ignored" else None,
         unannotated=len(dataset) - len(sentences),
+        units=np.where(dataset.features.annotated, np.arange(len(dataset)), -1),
     )
 
 # %% ../../nbs/5_evaluation/02_evaluator.ipynb #79554c61
@@ -362,3 +375,55 @@ def unseen_f1(
     new = (side.select(unseen_rows(side, words, surfaces)) for side in result.counted)
     scores = score_tables(*new)
     return {"unseen_f1": scores.micro.f1, "unseen_gold": scores.micro.gold}
+
+# %% ../../nbs/5_evaluation/02_evaluator.ipynb #c44f3ad9
+def result_record(
+    result: Evaluation,  # what a model made of a data set
+) -> dict[str, Any]:  # numbers, ready for JSON
+    "All figures of an evaluation, with intervals."
+    found = score_intervals(result.unit_counts())
+    ends = {
+        name: {ratio: list(each[1:]) for ratio, each in ratios.items()}
+        for name, ratios in found.items()
+    }
+    types = type_figures(result.scores)
+    causes = find_causes(*result.counted).counts()
+    names = ("errors", "gold", "predicted")
+    return result.to_dict() | {
+        "intervals": ends["micro"],
+        "types": {name: row | {"intervals": ends[name]} for name, row in types.items()},
+        "macro": {ratio: getattr(result.scores.macro, ratio) for ratio in ends["macro"]}
+        | {"intervals": ends["macro"]},
+        "semeval": {way: each.to_dict() for way, each in score_overlaps(*result.counted).items()},
+        "causes": {name: dict(zip(names, row, strict=True)) for name, row in causes.items()},
+    }
+
+
+def describe_interval(
+    record: dict[str, Any],  # of `result_record`
+) -> str:  # one line
+    "How sure the F1 is."
+    f1, macro = (Interval(row["f1"], *row["intervals"]["f1"]) for row in (record, record["macro"]))
+    return f"95 % intervals over sentences: F1 {f1}, macro {macro}"
+
+# %% ../../nbs/5_evaluation/02_evaluator.ipynb #8aab2fc7
+def window_groups(
+    features: Features,  # the sentences
+    table: SpanTable,  # entities in them
+) -> np.ndarray:  # int64 (entities,) a place in `WINDOW_GROUPS`
+    "The group of each entity by its distance to the edge of its window."
+    owner = table.sentence
+    windows = features.sentence_windows[:]
+    offsets = features.window_offsets[:]
+    words = features.word_offsets[:][owner]
+    pieces = np.asarray(features.word_pieces[:])
+    base = offsets[windows[owner]]
+    first, last = base + pieces[words + table.start], base + pieces[words + table.end - 1]
+    left, right = (np.searchsorted(offsets, each, "right") - 1 for each in (first, last))
+    far = int(offsets[-1])
+    before = np.where(left == windows[owner], far, first - offsets[left])
+    behind = np.where(right + 1 == windows[owner + 1], far, offsets[right + 1] - 1 - last)
+    # an entity that is read in two windows is at an edge
+    distance = np.where(left == right, np.minimum(before, behind), 0)
+    groups = 1 + range_groups(distance, (0, 8, 32))
+    return np.where(features.window_counts[owner] > 1, groups, 0)

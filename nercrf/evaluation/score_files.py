@@ -193,7 +193,7 @@ def score_record(
             }
             if name in intervals:
                 ends = {ratio: list(each[1:]) for ratio, each in intervals[name].items()}
-                record[group][name]["interval"] = ends
+                record[group][name]["intervals"] = ends
     record["semeval"] = {
         way: each.to_dict() for way, each in score_overlaps(gold, predicted).items()
     }
@@ -243,11 +243,11 @@ def score_lines(
     "The figures of a prediction for people to read."
     units = "documents" if record["units"] != record["sentences"] else "sentences"
     lines = [f"{record['file']}: {record['sentences']} sentences, intervals over {units}", ""]
-    if not any("interval" in row for row in record["averages"].values()):
+    if not any("intervals" in row for row in record["averages"].values()):
         lines[0] = f"{record['file']}: {record['sentences']} sentences"
     rows = [["", "precision", "recall", "f", "interval of f1", "gold", "predicted", "correct"]]
     for name, row in (record["types"] | record["averages"]).items():
-        ends = row.get("interval", {}).get("f1")
+        ends = row.get("intervals", {}).get("f1")
         rows.append(
             [
                 name,
