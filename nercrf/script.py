@@ -45,13 +45,16 @@ from nercrf.training.cost import estimate_training
 from nercrf.evaluation import evaluator
 from nercrf.distributed.devices import autocast_dtype
 from nercrf.evaluation.evaluation_config import EvaluationConfig
-from nercrf.evaluation.evaluator import Evaluation, describe_result, unseen_f1
-from nercrf.evaluation.result_files import (
-    describe_unseen,
-    result_text,
-    type_figures,
-    write_result,
+from nercrf.evaluation.causes import KnownNames, explain_errors, find_causes
+from nercrf.evaluation.evaluator import (
+    Evaluation,
+    describe_interval,
+    describe_result,
+    result_record,
+    unseen_f1,
+    window_groups,
 )
+from nercrf.evaluation.result_files import describe_unseen, result_text, write_result
 from nercrf.data.splitting import find_splitter
 from nercrf.files import is_stream, read_object, write_bytes
 from nercrf.labels import entity_types, label_list
@@ -73,7 +76,7 @@ from nercrf.tables import VisibleFormatter, say
 from nercrf.tagging.errors import choose_shown, has_error, mark_errors
 from nercrf.tagging.output import source_batches, write_tagged
 from nercrf.tagging.inputs import Source
-from nercrf.tagging.predict_config import PredictConfig
+from nercrf.tagging.predict_config import PredictConfig, read_thresholds
 from nercrf.tagging.stream import FileTagging, input_files, tell_source
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 from nercrf.flags import ScriptConfig, finished_folder, predictions_file
@@ -334,8 +337,8 @@ def evaluate_splits(
             continue
         dataset = _renamed_dataset(args, loaded, corpus, split)
         result = evaluate(args, loaded.model, dataset, split)
-        figures[split] = result.to_dict() | {"types": type_figures(result.scores)}
-        lines = [describe_result(result)]
+        figures[split] = result_record(result)
+        lines = [describe_result(result), describe_interval(figures[split])]
         if surfaces is not None:
             unseen = unseen_f1(result, summary.words(split), surfaces)
             lines.append(describe_unseen(unseen, result.scores.micro.gold))
@@ -344,7 +347,9 @@ def evaluate_splits(
         if info.is_main:
             say("\n".join(["", *lines]))
             _tell_unknown_types(dataset, result)
-            _show_errors(args, corpus, split, result)
+            if getattr(args, "errors", 0):
+                _explain(corpus, dataset, split, result, surfaces is not None)
+                _show_errors(args.errors, corpus, split, result)
     return figures
 
 
@@ -368,11 +373,20 @@ def _trained_on(loaded: LoadedModel) -> list[str] | None:
     return getattr(loaded.model.config, "trained_on", None)
 
 
-def _show_errors(args: Any, corpus: CachedCorpus, split: str, result: Evaluation) -> None:
-    "Print the sentences with an error, as many as were asked for."
-    count = getattr(args, "errors", 0)
-    if not count:
-        return
+def _explain(
+    corpus: CachedCorpus, dataset: FeatureDataset, split: str, result: Evaluation, is_known: bool
+) -> None:
+    "Print what goes wrong, and where; by what training has shown, where that is known."
+    known = KnownNames.of(corpus.files.read("train")) if is_known else None
+    table = find_causes(*result.counted)
+    edges = tuple(window_groups(dataset.features, side) for side in (table.gold, table.found))
+    if not any(side.any() for side in edges):
+        edges = None  # every sentence has one window
+    say("\n" + explain_errors(table, corpus.summary.words(split), known, edges))
+
+
+def _show_errors(count: int, corpus: CachedCorpus, split: str, result: Evaluation) -> None:
+    "Print the first sentences with an error."
     tagged = map(Tagged, corpus.examples(split), result.predicted)
     wrong = [each for each in tagged if has_error(each)]
     for sentence in wrong[:count]:
@@ -678,6 +692,9 @@ def run_prediction(
         device=info.device,
         batch_size=args.per_gpu_eval_batch_size,
         base_model=args.base_model,
+        operating_point=args.operating_point,
+        decoding=args.decoding,
+        threshold=read_thresholds(args.threshold),
     )
     count, shown = 0, []
     for sentence in predict(args, tagger, corpus, info):
