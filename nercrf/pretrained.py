@@ -226,7 +226,7 @@ def open_config(
         return config
 
 # %% ../nbs/0_ground/06_pretrained.ipynb #154d7bc5
-_FREE = ("README.md:", "training_config.json:", "best.json:")  # may be changed by anybody
+_FREE = ("README.md:", "training_config.json:", "best.json:", "viterbi_calibration.json:")
 _SMALL = 1 << 20  # bytes; a smaller file is read again
 
 

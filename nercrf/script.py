@@ -76,10 +76,10 @@ from nercrf.tables import VisibleFormatter, say
 from nercrf.tagging.errors import choose_shown, has_error, mark_errors
 from nercrf.tagging.output import source_batches, write_tagged
 from nercrf.tagging.inputs import Source
-from nercrf.tagging.predict_config import PredictConfig
+from nercrf.tagging.predict_config import PredictConfig, read_thresholds
 from nercrf.tagging.stream import FileTagging, input_files, tell_source
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
-from nercrf.flags import ScriptConfig, finished_folder
+from nercrf.flags import ScriptConfig, finished_folder, predictions_file
 from nercrf.data.sample import write_sample
 from nercrf.card_facts import gather_facts
 from nercrf.guide import is_toy, next_steps, other_files, write_guide
@@ -519,17 +519,6 @@ def _tell_counts(output: str, count: int, lost: int, errors: Sequence[str]) -> N
         logger.info("%d sentences tagged: %s", count, output)
 
 
-_SUFFIX = {
-    "jsonl": "jsonl",
-    "cluener": "json",
-    "columns": "tsv",
-    "doccano": "jsonl",
-    "label_studio": "json",
-    "brat": "txt",
-    "docbin": "spacy",
-    "html": "html",
-    "terminal": "txt",
-}
 _SHOWN = 5  # messages on sentences that could not be read
 
 # %% ../nbs/8_commands/02_script.ipynb #bd063231
@@ -544,9 +533,7 @@ def predict(
     if can_go_on(args):
         yield from _predict_files(args, tagger, info)
         return
-    output = args.output or str(
-        claim_run_file(args.output_dir, f"predictions.{_SUFFIX[args.output_format]}")
-    )
+    output = args.output or str(claim_run_file(args.output_dir, predictions_file(args).name))
     if args.input:
         sources, on_bad = _sources(args, tagger)
         read = [source_batches(tagger, each, on_bad) for each in sources]
@@ -705,6 +692,9 @@ def run_prediction(
         device=info.device,
         batch_size=args.per_gpu_eval_batch_size,
         base_model=args.base_model,
+        operating_point=args.operating_point,
+        decoding=args.decoding,
+        threshold=read_thresholds(args.threshold),
     )
     count, shown = 0, []
     for sentence in predict(args, tagger, corpus, info):

@@ -951,8 +951,8 @@ def all_spans(types, words):
     ]
 
 
-def best_total(chances, words, threshold):
-    "The largest sum of probabilities of spans that do not overlap, over all sets of them."
+def best_total(chances, words, price):
+    "The largest sum of probabilities less prices of spans that do not overlap, over all their sets."
     best = 0.0
     stack = [(0, 0.0)]
     while stack:
@@ -961,9 +961,9 @@ def best_total(chances, words, threshold):
         if position < words:
             stack.append((position + 1, total))
             stack.extend(
-                (span.end, total + chance)
+                (span.end, total + chance - price)
                 for span, chance in chances.items()
-                if span.start == position and chance > threshold
+                if span.start == position
             )
     return best
 
@@ -999,25 +999,52 @@ def test_entity_probabilities_equal_enumeration(scheme, data):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @FAST
-@given(data=st.data(), threshold=st.sampled_from([0.0, 0.05, 0.2, 0.5, 0.9]))
-def test_decoded_entities_are_the_best_set(scheme, data, threshold):
+@given(data=st.data(), price=st.sampled_from([0.0, 0.05, 0.2, 0.5, 0.9]))
+def test_expected_entities_are_the_best_set(scheme, data, price):
     crf, names, emissions, mask, constrained = data.draw(entity_problems(scheme))
     arguments = [emissions, mask] if crf.batch_first else [emissions.transpose(0, 1), mask.t()]
-    found = crf.decode_entities(*arguments, threshold=threshold, constrained=constrained)
+    chain = crf.chain(*arguments, constrained)
+    found = chain.expected_entities(price)
     spans = [[span for span, _ in entities] for entities in found]
-    lists = crf.chain(*arguments, constrained).entity_probabilities(spans)
+    lists = chain.entity_probabilities(spans)
     assert len(found) == len(mask)
     for row, keep, entities, chances in zip(emissions, mask, found, lists, strict=True):
         truth, _ = entity_truth(crf, names, scheme, row[keep], constrained)
-        covered = [word for span, _ in entities for word in range(span.start, span.end)]
-        assert covered == sorted(set(covered))
-        assert all(chance > threshold for _, chance in entities)
+        check_apart(entities)
         for (_, chance), other in zip(entities, chances, strict=True):
+            assert chance > price
             assert chance == pytest.approx(other, rel=1e-9, abs=1e-12)
-        # Rounding may decide about a span whose probability is the threshold.
-        near = any(abs(chance - threshold) < 1e-9 for chance in truth.values()) and threshold > 0
-        best = best_total(truth, int(keep.sum()), threshold)
-        assert near or sum(chance for _, chance in entities) == pytest.approx(best, abs=1e-8)
+        best = best_total(truth, int(keep.sum()), price)
+        assert sum(chance - price for _, chance in entities) == pytest.approx(best, abs=1e-8)
+
+
+def check_apart(entities):
+    covered = [word for span, _ in entities for word in range(span.start, span.end)]
+    assert covered == sorted(set(covered))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@FAST
+@given(data=st.data(), thresholds=st.lists(st.floats(0, 0.99), min_size=2, max_size=4))
+def test_a_lower_threshold_only_adds_entities(scheme, data, thresholds):
+    crf, names, emissions, mask, constrained = data.draw(entity_problems(scheme))
+    arguments = [emissions, mask] if crf.batch_first else [emissions.transpose(0, 1), mask.t()]
+    levels = [
+        crf.decode_entities(*arguments, threshold, constrained)
+        for threshold in sorted(thresholds, reverse=True)
+    ]
+    for threshold, level in zip(sorted(thresholds, reverse=True), levels, strict=True):
+        for row, keep, entities in zip(emissions, mask, level, strict=True):
+            truth, _ = entity_truth(crf, names, scheme, row[keep], constrained)
+            check_apart(entities)
+            assert all(chance > threshold for _, chance in entities)
+            # whatever is likely and left out shares a word with something that is more likely
+            for span, chance in truth.items():
+                over = [c for s, c in entities if s.start < span.end and span.start < s.end]
+                assert chance <= threshold + 1e-9 or max(over, default=0) >= chance - 1e-9
+    for fewer, more in itertools.pairwise(levels):
+        for one, other in zip(fewer, more, strict=True):
+            assert {span for span, _ in one} <= {span for span, _ in other}
 
 
 def test_entities_by_hand():

@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nercrf.crf import kernels as module
+from nercrf.crf import likelihood
 from nercrf.crf.kernels import likelihood_backward, likelihood_forward, viterbi, warm_up
+from nercrf.crf.layer import CRF
 
 FAST = settings(max_examples=150, deadline=None, derandomize=True)
 NEVER = -1e30  # a finite stand-in for -inf, whose gradients torch can take
@@ -498,3 +500,75 @@ def test_the_second_process_loads_what_the_first_compiled(tmp_path):
     assert list(tmp_path.rglob("*.nbi"))
     assert seconds[1] < seconds[0] / 3
     assert warm_up() < 5
+
+
+# --- the last step: without kernels
+# --------------------------------------------------------------------------------------------------
+
+
+def ask_everything():
+    """The likelihood with its derivative, as a sum and by sentence, and the best paths."""
+    torch.manual_seed(0)
+    emissions = torch.randn(3, 7, 5, dtype=torch.float64, requires_grad=True)
+    crf = CRF(5, batch_first=True).double()
+    tags, mask = torch.randint(5, (3, 7)), torch.ones(3, 7, dtype=torch.bool)
+    mask[1, 4:] = mask[2, ::2] = False
+    found = []
+    for reduction in ("mean", "none"):
+        emissions.grad = crf.transitions.grad = None
+        loss = crf(emissions, tags, mask, reduction=reduction)
+        loss.sum().backward()
+        found += [loss.detach(), emissions.grad.clone(), crf.transitions.grad.clone()]
+    return found, crf.decode(emissions.detach(), mask)
+
+
+@pytest.mark.parametrize(
+    "fault", ["missing", "import", "forward", "backward", "gradient", "viterbi"]
+)
+def test_without_kernels_in_each_way_all_is_the_same(fault, monkeypatch, caplog):
+    """numba is missing, broken, or cannot compile one of the functions: one line, and the plain
+    algorithms; the failed kernel is not tried again.
+    """
+    from numba.core.errors import LoweringError
+
+    wanted, paths = ask_everything()
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        raise LoweringError("Failed in nopython mode pipeline\nmore lines")
+
+    monkeypatch.setattr(likelihood, "_failed", [])
+    if fault == "missing":
+        monkeypatch.setattr(likelihood.importlib.util, "find_spec", lambda name: None)
+    elif fault == "import":
+        monkeypatch.setattr(likelihood.importlib, "import_module", fail)
+    else:
+        full = fault if fault == "viterbi" else f"likelihood_{fault}"
+        monkeypatch.setattr(module, full, fail)
+    likelihood.load_kernels.cache_clear()
+    try:
+        with caplog.at_level("WARNING"):
+            found, again = ask_everything()
+            ask_everything()
+    finally:
+        likelihood.load_kernels.cache_clear()
+    for ours, expected in zip(found, wanted, strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-10, atol=1e-12)
+    assert again == paths
+    assert [x.message for x in caplog.records] == (
+        []
+        if fault == "missing"
+        else [
+            "numba is installed but its kernels cannot be used; going on without them: Failed in "
+            "nopython mode pipeline"
+        ]
+    )
+    assert len(calls) == (fault != "missing")
+
+
+def test_wrong_data_are_no_fault_of_the_kernels():
+    emissions, mask = torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="expected"):
+        CRF(3, batch_first=True)(emissions, torch.full((1, 2), 7), mask)
+    assert likelihood.load_kernels() is not None

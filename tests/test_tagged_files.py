@@ -18,6 +18,7 @@ from nercrf.data.splitting import find_splitter
 from nercrf.files import write_lines
 from nercrf.labels import Span
 from nercrf.tagging import inputs
+from nercrf.tagging.decoder import Found
 from nercrf.tagging.inputs import Source, read_batches
 from nercrf.tagging.output import tag_file, tag_input
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches, text_example
@@ -45,7 +46,7 @@ class EveryWord:
         first = ([Span("PER", 0, min(2, len(each.tokens)))] for each in examples)
         places = (range(2, len(each.tokens)) for each in examples)
         return [
-            (start + [Span("LOC", place, place + 1) for place in rest], [])
+            Found(start + [Span("LOC", place, place + 1) for place in rest], [])
             for start, rest in zip(first, places, strict=True)
         ]
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nercrf.crf.chain import IGNORED, Scores, first_words
-from nercrf.crf.likelihood import choose_algorithm, load_kernels
+from nercrf.crf.likelihood import KernelError, choose_algorithm, run_kernel
 from nercrf.crf.log_domain import (
     IMPOSSIBLE,
     Batch,
@@ -303,7 +303,7 @@ def _best_paths_kernels(
     "The best path of each sentence and its score, by compiled loops."
     arrays = [to_numpy(score).astype(np.float64) for score in scores]
     threads = torch.get_num_threads()
-    found = load_kernels().viterbi(to_numpy(emissions), to_numpy(mask), *arrays, threads)
+    found = run_kernel("viterbi", to_numpy(emissions), to_numpy(mask), *arrays, threads)
     return tuple(map(torch.from_numpy, found))
 
 
@@ -320,7 +320,10 @@ def best_paths(
         empty = torch.full_like(mask, IGNORED, dtype=torch.long)
         found = empty, emissions.new_zeros(len(mask), dtype=torch.float64)
     elif algorithm == "kernels":
-        found = _best_paths_kernels(emissions, scores, mask)
+        try:
+            found = _best_paths_kernels(emissions, scores, mask)
+        except KernelError:
+            return best_paths(emissions, scores, mask)
     elif algorithm == "scaled":
         found = best_paths_packed(emissions, scores, mask)
     elif algorithm in ("scan", "loop"):

@@ -29,7 +29,13 @@ from nercrf.crf.decoding import (
     k_best_paths,
     sample_paths,
 )
-from nercrf.crf.entities import EntityChain, best_entities, entity_chain, span_probabilities
+from nercrf.crf.entities import (
+    EntityChain,
+    best_entities,
+    entity_chain,
+    span_probabilities,
+    sure_entities,
+)
 from nercrf.crf.likelihood import log_likelihood
 from nercrf.crf.log_domain import Batch, forward_pass, pair_marginals, widen, widest_type
 from nercrf.crf.span_states import scaled_spans
@@ -241,8 +247,23 @@ class TagChain(ChainBatch):
         self,
         threshold: float = 0.5,  # leave out spans of at most this probability
     ) -> list[list[tuple[Span, float]]]:  # entities and their probabilities
-        "The entities with the largest sum of probabilities, not overlapping."
-        return best_entities(_entity_chain(self), threshold)
+        "The most probable entities, not overlapping; a lower threshold only adds some."
+        return sure_entities(_entity_chain(self), threshold)
+
+    def expected_entities(
+        self,
+        price: float | Sequence[float] = 0.5,  # of an entity, or of one of each type
+    ) -> list[list[tuple[Span, float]]]:  # entities and their probabilities
+        "The entities with the largest expected number of right ones, less their prices."
+        return best_entities(_entity_chain(self), price)
+
+    def tempered(
+        self,
+        temperature: float,  # above 1: less sure, below 1: surer
+    ) -> TagChain:  # with the same best paths
+        "The chain with all scores divided by a temperature."
+        scores = Scores(*(score / temperature for score in self.scores))
+        return replace(self, emissions=self.emissions / temperature, scores=scores)
 
     def span_probabilities(
         self,

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['EntityChain', 'entity_chain', 'span_probabilities', 'best_entities']
+__all__ = ['EntityChain', 'entity_chain', 'span_probabilities', 'best_entities', 'without_overlap', 'sure_entities']
 
 # %% ../../nbs/3_crf/12_entities.ipynb #2a21bc3e
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,32 +98,33 @@ def span_probabilities(
 # %% ../../nbs/3_crf/12_entities.ipynb #9eba1f1f
 def _all_spans(
     chain: EntityChain,  # of `entity_chain`
-    threshold: float,  # probabilities up to it are not looked for
+    prices: Tensor,  # (types,) probabilities up to them are not looked for
 ) -> tuple[Tensor, Tensor]:  # (batch, start, length - 1): probabilities; int64 types
-    "Probabilities of all spans with their best type, and the type."
-    state, size = chain.enter, chain.enter.shape[1]
+    "Probabilities of all spans with the type that is furthest above its price, and the type."
+    state, size, least = chain.enter, chain.enter.shape[1], prices.min().item()
     chances, kinds = [], []
     for length in range(size):
         leaving = chain.leave[:, length:]
-        chance, kind = ((state * leaving) @ chain.belongs).max(2)
+        each = (state * leaving) @ chain.belongs
+        kind = (each - prices).argmax(2)
+        chance = each.gather(2, kind.unsqueeze(2)).squeeze(2)
         chances.append(F.pad(chance, (0, length)))
         kinds.append(F.pad(kind, (0, length)))
         # (batch, words, 1, from) @ (batch, words, from, to)
         moved = state[:, :-1].unsqueeze(2) @ chain.stay[:, length:]
         state = moved.squeeze(2)
-        if not bool((state.sum(2) > max(threshold, 1e-12)).any()):
+        if not bool((state.sum(2) > max(least, 1e-12)).any()):
             break
     return torch.stack(chances, 2), torch.stack(kinds, 2)
 
 
 def _best_spans(
-    chances: Tensor,  # (batch, start, length - 1) of `_all_spans`
-    threshold: float,  # leave out spans of at most this probability
+    chances: Tensor,  # (batch, start, length - 1): probabilities less prices
 ) -> Tensor:  # (batch, words + 1) int64: length of the span that ends here, 0: none
     "The best set of spans of each sentence."
     chances = chances.cpu()  # a step of it is too little for a device
     batch, size, longest = chances.shape
-    gains = chances.masked_fill(chances <= threshold, 0.0)
+    gains = chances.clamp(min=0.0)
     total = chances.new_zeros(batch, size + 1)
     choice = torch.zeros(batch, size + 1, dtype=torch.long)
     for end in range(1, size + 1):
@@ -137,17 +139,27 @@ def _best_spans(
     return choice
 
 # %% ../../nbs/3_crf/12_entities.ipynb #c275a6db
+def _prices(
+    chain: EntityChain,  # of `entity_chain`
+    price: float | Sequence[float],  # of an entity, or of one of each type
+) -> Tensor:  # (types,) float64
+    "The price of each type. ValueError unless all are of 0 to 1."
+    prices = torch.as_tensor(price, dtype=torch.float64).expand(len(chain.types))
+    if not bool(((prices >= 0) & (prices < 1)).all()):
+        raise ValueError(f"expected a threshold of at least 0 and below 1, got {price}")
+    return prices.to(chain.enter)
+
+
 def best_entities(
     chain: EntityChain,  # of `entity_chain`
-    threshold: float = 0.5,  # leave out spans of at most this probability
+    price: float | Sequence[float] = 0.5,  # of an entity, or of one of each type
 ) -> list[list[tuple[Span, float]]]:  # entities and their probabilities
-    "The entities with the largest sum of probabilities, not overlapping."
-    if not 0.0 <= threshold < 1.0:
-        raise ValueError(f"expected a threshold of at least 0 and below 1, got {threshold}")
+    "The entities with the largest sum of probability less price, not overlapping."
+    prices = _prices(chain, price)
     if not chain.types:
         return [[] for _ in chain.lengths]
-    chances, kinds = _all_spans(chain, threshold)
-    choice = _best_spans(chances, threshold).tolist()
+    chances, kinds = _all_spans(chain, prices)
+    choice = _best_spans(chances - prices[kinds]).tolist()
     chances, kinds = chances.tolist(), kinds.tolist()
     found = []
     for sequence, end in enumerate(chain.lengths.tolist()):
@@ -160,3 +172,33 @@ def best_entities(
                 entities.append((Span(kind, end, end + length), chances[sequence][end][length - 1]))
         found.append(entities[::-1])
     return found
+
+# %% ../../nbs/3_crf/12_entities.ipynb #325a0310
+def without_overlap(
+    entities: Iterable[tuple[Span, float]],  # of one sentence, with their probabilities
+) -> list[tuple[Span, float]]:  # in the order of the text
+    "The most probable entities that do not overlap a more probable one."
+    chosen, taken = [], set()
+    for entity, chance in sorted(entities, key=lambda each: (-each[1], each[0][1:], each[0])):
+        words = range(entity.start, entity.end)
+        if taken.isdisjoint(words):
+            taken.update(words)
+            chosen.append((entity, chance))
+    return sorted(chosen, key=lambda each: each[0].start)
+
+
+def sure_entities(
+    chain: EntityChain,  # of `entity_chain`
+    threshold: float = 0.5,  # leave out spans of at most this probability
+) -> list[list[tuple[Span, float]]]:  # entities and their probabilities
+    "The entities above a threshold, not overlapping, the most probable first served."
+    limits = _prices(chain, threshold)
+    if not chain.types:
+        return [[] for _ in chain.lengths]
+    chances, kinds = _all_spans(chain, limits)
+    found = [[] for _ in chain.lengths]
+    for sequence, start, reach in (chances > threshold).nonzero().tolist():
+        kind = chain.types[kinds[sequence, start, reach]]
+        chance = chances[sequence, start, reach].item()
+        found[sequence].append((Span(kind, start, start + reach + 1), chance))
+    return list(map(without_overlap, found))

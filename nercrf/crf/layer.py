@@ -254,5 +254,5 @@ class CRF(ChainLayer):
         threshold: float = 0.5,  # leave out spans of at most this probability
         constrained: bool = True,  # paths that the constraints allow
     ) -> list[list[tuple[Span, float]]]:  # entities and their probabilities
-        "The entities with the largest sum of probabilities, not overlapping."
+        "The most probable entities, not overlapping; a lower threshold only adds some."
         return self.chain(emissions, mask, constrained).entities(threshold)

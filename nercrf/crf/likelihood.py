@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['TREE_BYTES', 'ALGORITHMS', 'load_kernels', 'kernels_likelihood', 'choose_algorithm', 'checked_algorithm', 'evaluate',
-           'log_likelihood']
+__all__ = ['TREE_BYTES', 'ALGORITHMS', 'KernelError', 'load_kernels', 'run_kernel', 'kernels_likelihood', 'choose_algorithm',
+           'checked_algorithm', 'evaluate', 'log_likelihood']
 
 # %% ../../nbs/3_crf/09_likelihood.ipynb #b0e03d62
 import functools
@@ -17,6 +17,7 @@ import logging
 import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,18 +40,48 @@ from nercrf.crf.scan import loop_likelihood, scan_likelihood
 _logger = logging.getLogger(__name__)
 
 
+_failed: list[Exception] = []  # what kept this process from compiling, at most one
+
+
+class KernelError(RuntimeError):
+    "Kernels cannot be compiled here; they are not tried again."
+
+
+def _say_without_kernels(error: Exception) -> None:
+    "One line on what is wrong with numba."
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    _logger.warning(
+        "numba is installed but its kernels cannot be used; going on without them: %s", reason
+    )
+
+
 @functools.cache
 def load_kernels() -> ModuleType | None:  # None without a working numba
     "The module `nercrf.crf.kernels`."
-    if importlib.util.find_spec("numba") is None:
+    if _failed or importlib.util.find_spec("numba") is None:
         return None
     try:
         return importlib.import_module("nercrf.crf.kernels")
     except Exception as error:  # numba fails in many ways
-        _logger.warning(
-            "numba is installed but its kernels cannot be used; going on without them: %s", error
-        )
+        _say_without_kernels(error)
         return None
+
+
+def run_kernel(
+    name: str,  # of a function of `nercrf.crf.kernels`
+    *arguments: Any,  # its arguments
+) -> Any:  # its result; KernelError where it cannot be compiled
+    "Call kernels, which are compiled when they are called for the first time."
+    try:
+        return getattr(load_kernels(), name)(*arguments)
+    except (ValueError, MemoryError):  # what the data are to blame for
+        raise
+    except Exception as error:  # numba fails in many ways
+        if not _failed:
+            _say_without_kernels(error)
+            _failed.append(error)
+            load_kernels.cache_clear()
+        raise KernelError(str(error)) from error
 
 
 @np.errstate(invalid="ignore")  # infinity minus infinity
@@ -59,20 +90,31 @@ def kernels_likelihood(
     keep: bool = True,  # prepare the derivative
 ) -> Outcome:  # on the CPU
     "Log likelihood by compiled loops, of the extra `fast`."
-    kernels = load_kernels()
     arrays = [to_numpy(score).astype(np.float64) for score in batch.scores]
     threads = torch.get_num_threads()
     tags = None if batch.tags is None else to_numpy(batch.tags)
     emissions, mask = to_numpy(batch.emissions), to_numpy(batch.mask)
-    state = kernels.likelihood_forward(emissions, mask, tags, *arrays, threads, keep)
+    try:
+        state = run_kernel("likelihood_forward", emissions, mask, tags, *arrays, threads, keep)
+    except KernelError:
+        return _plain_likelihood(batch, keep)
     if state.wrong_tag >= 0 or state.gold.min() == -math.inf:
         check_path(batch.scores, batch.mask, batch.tags)
 
     def derivative(gradient):
-        found = kernels.likelihood_backward(state, to_numpy(gradient), threads)
+        try:
+            found = run_kernel("likelihood_backward", state, to_numpy(gradient), threads)
+        except KernelError:
+            return _plain_likelihood(batch, True).derivative(gradient)
         return tuple(map(torch.from_numpy, found))
 
     return Outcome(torch.from_numpy(state.gold - state.log_partition), None, derivative)
+
+
+def _plain_likelihood(batch: Batch, keep: bool) -> Outcome:
+    "Log likelihood where kernels turned out not to work."
+    outcome = evaluate(checked_algorithm("auto", batch), batch, keep)
+    return Outcome(outcome.value, None, outcome.derivative)
 
 # %% ../../nbs/3_crf/09_likelihood.ipynb #9955cfa9
 def _kernels_sum(
@@ -84,7 +126,8 @@ def _kernels_sum(
     arrays = [to_numpy(score) for score in batch.scores]
 
     def compute():
-        return load_kernels().likelihood_gradient(
+        return run_kernel(
+            "likelihood_gradient",
             to_numpy(batch.emissions),
             to_numpy(batch.mask),
             None if batch.tags is None else to_numpy(batch.tags),
@@ -92,7 +135,14 @@ def _kernels_sum(
             torch.get_num_threads(),
         )
 
-    value, wrong, *parts = compute()
+    try:
+        value, wrong, *parts = compute()
+    except KernelError:
+        outcome = _plain_likelihood(batch, True)
+        total = (outcome.value.sum() * weight).to(dtype)
+        return total, lambda gradient: outcome.derivative(
+            gradient.to(outcome.value).mul(weight).expand(len(batch.mask))
+        )
     total = value.sum() if wrong < 0 else -math.inf
     if total == -math.inf and batch.tags is not None:
         check_path(batch.scores, batch.mask, batch.tags)

@@ -38,6 +38,7 @@ from nercrf.model.adapters import (
     weights_digest,
     write_adapter,
 )
+from nercrf.model.calibration import check_temperature
 from nercrf.model.encoders import (
     EncoderTraits,
     PADDING,
@@ -101,6 +102,18 @@ def _check_window(length: int, stride: int | None, context: int) -> None:
     if stride is not None and stride >= length:
         raise ValueError(f"expected stride to be less than max_seq_length ({length}), got {stride}")
 
+# %% ../../nbs/4_model/06_modeling.ipynb #3cb354a8
+def _check_words(joined_by: str | None, subtoken_pooling: str) -> None:
+    "Refuse words that cannot be joined or read: ValueError."
+    if joined_by not in (" ", "", None):
+        raise ValueError(
+            f"joined_by must be ' ' for words, '' for characters or None, got {joined_by!r}"
+        )
+    if subtoken_pooling not in ("first", "last", "mean"):
+        raise ValueError(
+            f'subtoken_pooling must be "first", "last" or "mean", got {subtoken_pooling!r}'
+        )
+
 # %% ../../nbs/4_model/06_modeling.ipynb #203c0bdb
 class NerCrfConfig(PreTrainedConfig):
     "The encoder's own configuration, the labels and their scheme."
@@ -129,6 +142,8 @@ class NerCrfConfig(PreTrainedConfig):
         hidden_size: int | None = None,  # width of the encoder's vectors, where it was measured
         min_pieces: int = 1,  # of the shortest window that the encoder reads
         split_version: int | str = 1,  # of the splitter; 1: a model of before
+        probability_temperature: float = 1.0,  # that divides scores before probabilities
+        thresholds: dict[str, float] | None = None,  # fitted, by type; None: no fitted ones
         **kwargs: Any,  # everything that a PreTrainedConfig takes
     ):
         if isinstance(encoder, dict):
@@ -148,15 +163,10 @@ class NerCrfConfig(PreTrainedConfig):
                 "constrain_likelihood=True needs constrain=True: a sum over "
                 "legal sequences says nothing about the others"
             )
-        if joined_by not in (" ", "", None):
-            raise ValueError(
-                f"joined_by must be ' ' for words, '' for characters or None, got {joined_by!r}"
-            )
-        if subtoken_pooling not in ("first", "last", "mean"):
-            raise ValueError(
-                f'subtoken_pooling must be "first", "last" or "mean", got {subtoken_pooling!r}'
-            )
+        _check_words(joined_by, subtoken_pooling)
         self.scheme = get_scheme(scheme).name
+        self.probability_temperature = check_temperature(probability_temperature)
+        self.thresholds = thresholds
         self.classifier_dropout = classifier_dropout
         self.constrain = constrain
         self.constrain_likelihood = constrain_likelihood

@@ -5,6 +5,7 @@
 # %% ../../nbs/7_tagging/00_predict_config.ipynb #10515c71
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ from nercrf.data.read_config import ReadFormat
 from nercrf.fields import NotNegative
 
 # %% auto #0
-__all__ = ['OutputFormat', 'PredictConfig']
+__all__ = ['OutputFormat', 'Decoding', 'read_thresholds', 'PredictConfig']
 
 # %% ../../nbs/7_tagging/00_predict_config.ipynb #f8b26589
 OutputFormat = Literal[
@@ -28,6 +29,37 @@ OutputFormat = Literal[
 ]
 
 
+Decoding = Literal["viterbi", "expected", "threshold"]
+
+
+def read_thresholds(
+    given: Sequence[str],  # "0.5" for every type, "PER=0.3" for one of them
+) -> float | dict[str, float] | None:  # None: nothing was given
+    "Thresholds as the command line has them."
+    named, every = {}, None
+    for word in given:
+        name, is_named, number = word.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 1 or (is_named and not name) or (every is not None and not is_named):
+            raise ValueError(
+                f"--threshold: expected one number of 0 to 1, or TYPE=number for each type, "
+                f"got {word!r}"
+            )
+        if is_named:
+            named[name] = value
+        else:
+            every = value
+    if named and every is not None:
+        raise ValueError(
+            "--threshold: expected one number, or TYPE=number for each type, got both; give the "
+            "number for each type"
+        )
+    return named or every
+
+
 @dataclass
 class PredictConfig:
     "What is tagged, and where the result goes."
@@ -38,4 +70,7 @@ class PredictConfig:
     output_format: OutputFormat = "jsonl"  # of the result
     restart: bool = False  # begin anew, whatever an earlier run of --output has left unfinished
     batch_wait: Annotated[float, NotNegative] = 0.0  # seconds that standard input may fill a batch
+    decoding: Decoding = "viterbi"  # best sequence, most right entities, or likely ones
+    threshold: list[str] = field(default_factory=list)  # least probability: 0.5, or PER=0.3 LOC=0.6
+    operating_point: str | None = None  # a set of biases of the model's viterbi_calibration.json
     predict_checkpoints: Annotated[int, NotNegative] = 0  # step of the checkpoint; 0: best model

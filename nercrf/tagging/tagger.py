@@ -17,18 +17,18 @@ from transformers import PreTrainedTokenizerBase
 
 from nercrf.data.examples import Example
 from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
-from nercrf.crf.distribution import TagChain
-from nercrf.labels import Span, ids_to_spans
+from nercrf.labels import Span
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import without_bars
-from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
+from nercrf.tagging.decoder import Decoder, Found
 from nercrf.tagging.engine import Engine
 from nercrf.tagging.html import html_line
 from nercrf.tagging.quantized import PARITY, Bits, check_parity, quantized
 
 # %% auto #0
-__all__ = ['Entity', 'Tagged', 'text_example', 'best_spans', 'Tagger', 'tag_batches', 'tag_stream', 'quantized_tagger']
+__all__ = ['Entity', 'Tagged', 'text_example', 'Tagger', 'tag_batches', 'tag_stream', 'quantized_tagger']
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #bf158b78
 @dataclass(frozen=True)
@@ -108,19 +108,9 @@ def _is_one_word(sentence: Tagged) -> bool:
     return bool(sentence.example.original) and len(sentence.example.tokens) == 1
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #22488004
-def best_spans(
-    batch: TagChain,  # of some sentences
-    config: NerCrfConfig,  # the labels and their scheme
-) -> list[list[Span]]:  # of each sentence, in the order of the text
-    "The entities of the best tag sequences."
-    labels, scheme = config.labels, config.scheme
-    return [ids_to_spans(tags, labels, scheme, "lenient") for tags in batch.best_lists()]
-
-
-def _with_found(sentence: Tagged, found: tuple[list[Span], list[float]]) -> Tagged:
+def _with_found(sentence: Tagged, found: Found) -> Tagged:
     "A sentence with what was found in it."
-    spans, probabilities = found
-    return replace(sentence, spans=spans, probabilities=probabilities)
+    return replace(sentence, spans=found.spans, probabilities=found.probabilities)
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #6f22a7c2
 class Tagger:
@@ -134,6 +124,7 @@ class Tagger:
         device: str | torch.device | None = None,  # None: the GPU if there is one
         splitter: Splitter | None = None,  # None: the one that the model was trained with
         quantize: Bits | None = None,  # "int8", "bf16": fewer bits; None: all of them
+        **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = quantized(model.to(device).eval(), quantize)
@@ -141,6 +132,7 @@ class Tagger:
         self.batch_size = batch_size
         self.engine = Engine(self.model, tokenizer, batch_size)
         self.splitter = splitter or self._own_splitter()
+        self.decoder = Decoder(model.config, **decoding)
 
     @classmethod
     @without_bars()
@@ -152,11 +144,13 @@ class Tagger:
         base_model: str | Path | None = None,  # of an adapter: where its encoder is now
         splitter: Splitter | None = None,  # None: the one that the model was trained with
         quantize: Bits | None = None,  # "int8", "bf16": fewer bits; None: all of them
+        **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point
     ) -> Tagger:  # ready to use
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
         model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
-        return cls(model, open_tokenizer(path), batch_size, device, splitter, quantize)
+        options = {"quantize": quantize, "folder": path} | decoding
+        return cls(model, open_tokenizer(path), batch_size, device, splitter, **options)
 
     def _own_splitter(self) -> Splitter:
         "The splitter that the model was trained with."
@@ -172,14 +166,12 @@ class Tagger:
         self,
         examples: Sequence[Example],  # sentences of known words; their own spans are not looked at
         with_context: bool = True,  # with those around, if trained so
-    ) -> list[tuple[list[Span], list[float]]]:  # the entities of each, in words; probabilities
+    ) -> list[Found]:  # of each, in words
         "The entities of sentences of words, with their probabilities."
-        found = [([], [])] * len(examples)
+        found = [Found([], [])] * len(examples)
         for places, batch in self.engine.chains(examples, with_context):
-            spans = best_spans(batch, self.model.config)
-            chances = batch.entity_probabilities(spans)
-            for place, *each in zip(places, spans, chances, strict=True):
-                found[place] = tuple(each)
+            for place, each in zip(places, self.decoder(batch), strict=True):
+                found[place] = each
         return found
 
     def tag_examples(
@@ -242,7 +234,8 @@ def tag_batches(
         found = tagger.find([*before, *examples], connected)[len(before) :]
         by_row = dict(zip(worded, found, strict=True))
         yield [
-            _with_found(each, by_row.get(row, ([], []))) for row, each in enumerate(held[:ready])
+            _with_found(each, by_row.get(row, Found([], [])))
+            for row, each in enumerate(held[:ready])
         ]
         if reach:
             before = [*before, *(held[row].example for row in worded if row < ready)][-reach:]
