@@ -13,8 +13,8 @@ from typing import get_args, Literal
 import torch
 from torch import nn
 
-from nercrf.labels import Span
-from nercrf.model.modeling import NerCrfForTokenClassification
+from ..labels import Span
+from ..model.modeling import NerCrfForTokenClassification
 
 # %% auto #0
 __all__ = ['Bits', 'PARITY', 'quantized', 'check_parity']
@@ -37,9 +37,9 @@ def quantized(
         _refuse_int8(device)
         with warnings.catch_warnings():  # torch means to move it to a package of its own
             warnings.simplefilter("ignore")
-            encoder = torch.ao.quantization.quantize_dynamic(
-                model.encoder, {nn.Linear}, dtype=torch.qint8
-            )
+            # a scale for each row of the weights: one for all loses the small ones
+            scales = torch.ao.quantization.per_channel_dynamic_qconfig
+            encoder = torch.ao.quantization.quantize_dynamic(model.encoder, {nn.Linear: scales})
     else:
         _refuse_bf16(device)
         encoder = copy.deepcopy(model.encoder).to(torch.bfloat16)
