@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nercrf.data.check import check_paths
 from nercrf.data.convert import convert
 from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import DataError, Example
@@ -735,3 +736,12 @@ def test_what_cannot_be_converted_is_one_line_and_writes_nothing(tmp_path, capsy
     assert convert_main([str(path), str(tmp_path / "b.jsonl")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "b.jsonl").exists()
+
+
+def test_a_header_with_more_columns_than_the_lines_is_told(tmp_path):
+    """A comma too many in the header moves every column to the right of it."""
+    path = tmp_path / "table.csv"
+    path.write_text('Sentence #,,Word,Tag\n1,"Ada",B-PER\n,"met",O\n,"Bo",B-PER\n')
+    with pytest.raises(DataError, match=r"table.csv:1: expected a header with the 2 columns"):
+        read_examples(path)
+    assert [each.kind for each in check_paths([path]).findings] == ["unreadable"]
