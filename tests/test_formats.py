@@ -741,7 +741,8 @@ def test_what_cannot_be_converted_is_one_line_and_writes_nothing(tmp_path, capsy
 def test_a_header_with_more_columns_than_the_lines_is_told(tmp_path):
     """A comma too many in the header moves every column to the right of it."""
     path = tmp_path / "table.csv"
-    path.write_text('Sentence #,,Word,Tag\n1,"Ada",B-PER\n,"met",O\n,"Bo",B-PER\n')
+    body = 'Sentence: 1,"Ada",B-PER\n' + ',"met",O\n,"Bo",B-PER\n' * 20
+    path.write_text("Sentence #,,Word,Tag\n" + body)
     with pytest.raises(DataError, match=r"table.csv:1: expected a header with the 2 columns"):
         read_examples(path)
     assert [each.kind for each in check_paths([path]).findings] == ["unreadable"]
