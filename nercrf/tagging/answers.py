@@ -32,8 +32,8 @@ class Labeling:
 class Explanation:
     "What a model thinks of a text."
 
-    text: str
-    words: list[str]
+    text: str  # that was explained
+    words: list[str]  # of the text
     entities: list[Entity]  # as the tagger finds them
     alternatives: list[list[Entity]]  # of each entity: others that share words with it
     labelings: list[Labeling]  # the best tag sequences, best first
