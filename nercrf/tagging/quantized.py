@@ -37,9 +37,9 @@ def quantized(
         _refuse_int8(device)
         with warnings.catch_warnings():  # torch means to move it to a package of its own
             warnings.simplefilter("ignore")
-            encoder = torch.ao.quantization.quantize_dynamic(
-                model.encoder, {nn.Linear}, dtype=torch.qint8
-            )
+            # a scale for each row of the weights: one for all loses the small ones
+            scales = torch.ao.quantization.per_channel_dynamic_qconfig
+            encoder = torch.ao.quantization.quantize_dynamic(model.encoder, {nn.Linear: scales})
     else:
         _refuse_bf16(device)
         encoder = copy.deepcopy(model.encoder).to(torch.bfloat16)
