@@ -20,16 +20,17 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, get_ar
 
 from fastcore.docments import docments
 
-from nercrf.data.corpus import find_sources
-from nercrf.data.read_config import ReadConfig
-from nercrf.data.splits import read_shares
-from nercrf.evaluation.evaluation_config import EvaluationConfig
-from nercrf.features.feature_config import CacheConfig, WindowConfig
-from nercrf.fields import NotNegative, check_fields, field_bounds
-from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
-from nercrf.tables import visible
-from nercrf.tagging.predict_config import PredictConfig
-from nercrf.training.run_folder import holder_of, in_use, refuse_folder, refuse_places
+from .data.corpus import find_sources
+from .data.read_config import ReadConfig
+from .data.splits import read_shares
+from .evaluation.evaluation_config import EvaluationConfig
+from .features.feature_config import CacheConfig, WindowConfig
+from .fields import NotNegative, check_fields, field_bounds
+from .model.encoder_config import EncoderConfig, find_model, named_model
+from .tables import visible
+from .files import TakenError, is_claimed, is_stream
+from .tagging.predict_config import PredictConfig
+from .training.run_folder import holder_of, in_use, refuse_folder, refuse_places
 from nercrf.training.training_config import (
     CheckpointConfig,
     DeviceConfig,
@@ -41,7 +42,7 @@ from nercrf.training.training_config import (
 # %% auto #0
 __all__ = ['OLD_NAMES', 'UNSHOWN', 'SCRIPT', 'VERBS', 'RunConfig', 'ScriptConfig', 'FlagParser', 'add_section',
            'read_config_file', 'config_words', 'sections_of', 'build_parser', 'parse_words', 'parse_args', 'Verb',
-           'verb_parser', 'parse_verb', 'check_files', 'finished_folder']
+           'verb_parser', 'parse_verb', 'check_files', 'predictions_file', 'finished_folder']
 
 # %% ../nbs/8_commands/01_flags.ipynb #7aeeaeea
 @dataclass
@@ -451,6 +452,48 @@ def check_files(
         _check_training(args)
     elif needs_model:
         find_model(finished_folder(args))
+    _check_results(args)
+
+
+_SUFFIX = {
+    "jsonl": "jsonl",
+    "cluener": "json",
+    "columns": "tsv",
+    "doccano": "jsonl",
+    "label_studio": "json",
+    "brat": "txt",
+    "docbin": "spacy",
+    "html": "html",
+    "terminal": "txt",
+}
+
+
+def predictions_file(
+    args: ScriptConfig,  # flags; output, output_dir and output_format are read
+) -> Path:  # "-" for standard output
+    "Where the entities of a tagged file go."
+    name = f"predictions.{_SUFFIX[args.output_format]}"
+    return Path(args.output) if args.output else Path(args.output_dir, name)
+
+
+def _check_results(args: ScriptConfig) -> None:
+    "What is written when all is tagged: ValueError or OSError where it could not be."
+    if not args.do_predict or args.dry_run or args.output == "-":
+        return
+    place = predictions_file(args)
+    if not args.output and os.path.lexists(place) and not is_claimed(place):
+        raise TakenError(place)
+    if place.is_dir():
+        raise ValueError(f"{place} is a folder: expected a file to write; give another name")
+    above = next(each for each in place.absolute().parents if os.path.lexists(each))
+    flag = "--output" if args.output else "--output_dir"
+    if not above.is_dir():
+        raise ValueError(f"{place}: {above} is no folder; choose another place with {flag}")
+    if not os.access(above, os.W_OK | os.X_OK) and not is_stream(place):
+        raise ValueError(
+            f"{place}: expected a folder that can be written to, got {above}, which cannot; choose "
+            f"another place with {flag}"
+        )
 
 
 def _check_inputs(args: ScriptConfig) -> None:

@@ -45,7 +45,8 @@ def said(capsys, *argv, code=2):
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "evaluate", "predict", "score", "compare", "check", "convert", "cache"]
+    "verb",
+    ["train", "evaluate", "predict", "calibrate", "score", "compare", "check", "convert", "cache"],
 )
 def test_help_is_short(capsys, verb):
     said(capsys, verb, "--help", code=0)

@@ -323,3 +323,43 @@ def test_two_trainings_at_the_same_time(tmp_path):
     assert resumed.returncode == 75, text
     steps = [line["step"] for line in read_history(tmp_path / "run") if "loss" in line]
     assert steps == sorted(set(steps))
+
+
+# --- what is written at the end is asked for at the beginning
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["train", "predict"])
+def test_predictions_that_could_not_be_written_are_told_before_the_work(verb, tmp_path, capsys):
+    """A poem, a link or a folder under their name, and an output below a file."""
+    from nercrf.flags import check_files, parse_verb, predictions_file
+
+    train_in(tmp_path / "run", max_steps=1)
+    (tmp_path / "poem").write_text("a poem")
+    words = [str(tmp_path / "run"), "--data_dir", str(tmp_path / "data")]
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}.txt").write_text("Ann B-PER\nleft O\n")
+    if verb == "train":
+        words = ["--output_dir", str(tmp_path / "new"), *words[1:]]
+    for kind in ("file", "dangling link", "folder", "below a file"):
+        args = parse_verb(verb, words)
+        assert args.do_predict
+        place = predictions_file(args)
+        check_files(args)
+        place.parent.mkdir(exist_ok=True)
+        if kind == "file":
+            place.write_text("a poem")
+        elif kind == "dangling link":
+            place.symlink_to("nowhere")
+        elif kind == "folder":
+            place.mkdir()
+        else:
+            args = parse_verb(verb, [*words, "--output", str(tmp_path / "poem" / "out.jsonl")])
+        with pytest.raises((ValueError, OSError), match=r"was not written by this|is no folder"):
+            check_files(args)
+        if kind == "folder":
+            place.rmdir()
+        elif kind != "below a file":
+            place.unlink()
+    assert (tmp_path / "poem").read_text() == "a poem"

@@ -122,8 +122,8 @@ def ruff() -> None:
 
 
 def notebooks_run() -> None:
-    "Every notebook runs."
-    shown = read("nbdev_test", "--n_workers", "0", "--do_print")
+    "Every notebook runs, two at a time."
+    shown = read("nbdev_test", "--n_workers", "2", "--do_print")
     at_least(shown.count("- Completed "), FEWEST_NOTEBOOKS, "notebooks ran")
 
 

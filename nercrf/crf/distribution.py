@@ -136,6 +136,14 @@ class ChainBatch:
         value = _allowed_likelihood(self, tags)
         return (value if weight is None else value.sum() * weight).to(self.dtype)
 
+    def tempered(
+        self,
+        temperature: float | Tensor,  # above 1: less sure, below 1: surer; may want a gradient
+    ) -> ChainBatch:  # of the same kind, with the same best paths
+        "The chain with all scores divided by a temperature."
+        scores = Scores(*(_divide(score, temperature) for score in self.scores))
+        return replace(self, emissions=_divide(self.emissions, temperature), scores=scores)
+
     def entropy(self) -> Tensor:  # (batch,) in nats; differentiable
         "How much is left open: minus the expected log probability."
         return entropy(_steps(self)).to(self.dtype)
@@ -155,6 +163,17 @@ class ChainBatch:
         return kl_divergence(_steps(self), _steps(other)).to(self.dtype)
 
 # %% ../../nbs/3_crf/13_distribution.ipynb #bf08085a
+def _divide(
+    values: Tensor,  # scores, -inf: forbidden
+    temperature: float | Tensor,  # above 0
+) -> Tensor:  # shaped like them
+    "Scores divided by a temperature; what is forbidden stays so, and has no gradient."
+    if not isinstance(temperature, Tensor):
+        return values / temperature
+    forbidden = values.isneginf()
+    return (values.masked_fill(forbidden, 0.0) / temperature).masked_fill(forbidden, -math.inf)
+
+
 def _log_likelihood(
     chain: ChainBatch,  # emissions, scores and algorithm
     mask: Tensor,  # (batch, words) bool, without what has no tag
@@ -256,14 +275,6 @@ class TagChain(ChainBatch):
     ) -> list[list[tuple[Span, float]]]:  # entities and their probabilities
         "The entities with the largest expected number of right ones, less their prices."
         return best_entities(_entity_chain(self), price)
-
-    def tempered(
-        self,
-        temperature: float,  # above 1: less sure, below 1: surer
-    ) -> TagChain:  # with the same best paths
-        "The chain with all scores divided by a temperature."
-        scores = Scores(*(score / temperature for score in self.scores))
-        return replace(self, emissions=self.emissions / temperature, scores=scores)
 
     def span_probabilities(
         self,

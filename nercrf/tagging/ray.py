@@ -90,6 +90,4 @@ def tag(
         batch_format="numpy",
         num_cpus=cpus,
         num_gpus=gpus or None,
-        max_restarts=-1,
-        max_task_retries=-1,
     )
