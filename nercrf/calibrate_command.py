@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .data.read_config import ReadConfig
-from .evaluation.result_files import result_text
-from .fields import Bounds, check_fields
-from .files import write_bytes
-from .flags import FlagParser, add_section
-from .run_ner_crf import guarded
-from .tables import say, text_table
+from nercrf.data.read_config import ReadConfig
+from nercrf.evaluation.result_files import result_text
+from nercrf.fields import Bounds, check_fields
+from nercrf.files import write_bytes
+from nercrf.flags import FlagParser, add_section
+from nercrf.run_ner_crf import guarded
+from nercrf.tables import say, text_table
 
 if TYPE_CHECKING:
     from nercrf.tagging.fitting import Fitting

@@ -20,17 +20,17 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, get_ar
 
 from fastcore.docments import docments
 
-from .data.corpus import find_sources
-from .data.read_config import ReadConfig
-from .data.splits import read_shares
-from .evaluation.evaluation_config import EvaluationConfig
-from .features.feature_config import CacheConfig, WindowConfig
-from .fields import NotNegative, check_fields, field_bounds
-from .model.encoder_config import EncoderConfig, find_model, named_model
-from .tables import visible
-from .files import TakenError, is_claimed, is_stream
-from .tagging.predict_config import PredictConfig
-from .training.run_folder import holder_of, in_use, refuse_folder, refuse_places
+from nercrf.data.corpus import find_sources
+from nercrf.data.read_config import ReadConfig
+from nercrf.data.splits import read_shares
+from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.features.feature_config import CacheConfig, WindowConfig
+from nercrf.fields import NotNegative, check_fields, field_bounds
+from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
+from nercrf.tables import visible
+from nercrf.files import TakenError, is_claimed, is_stream
+from nercrf.tagging.predict_config import PredictConfig
+from nercrf.training.run_folder import holder_of, in_use, refuse_folder, refuse_places
 from nercrf.training.training_config import (
     CheckpointConfig,
     DeviceConfig,

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .fields import check_fields
-from .flags import FlagParser, add_section
-from .run_ner_crf import guarded
-from .tables import say
+from nercrf.fields import check_fields
+from nercrf.flags import FlagParser, add_section
+from nercrf.run_ner_crf import guarded
+from nercrf.tables import say
 
 # %% auto #0
 __all__ = ['MergeConfig', 'merge_parser', 'merge_main', 'AverageConfig', 'average_parser', 'average_main']

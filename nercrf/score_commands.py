@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from .data.examples import DataError
-from .data.read_config import ReadConfig
-from .evaluation.compare import compare_counts, comparison_table
-from .evaluation.result_files import result_text
-from .evaluation.score_files import align_files, score_lines, score_record, spread
-from .fields import Bounds, NotNegative, check_fields
-from .files import write_bytes
-from .flags import FlagParser, add_section
-from .run_ner_crf import guarded
-from .tables import say, text_table
+from nercrf.data.examples import DataError
+from nercrf.data.read_config import ReadConfig
+from nercrf.evaluation.compare import compare_counts, comparison_table
+from nercrf.evaluation.result_files import result_text
+from nercrf.evaluation.score_files import align_files, score_lines, score_record, spread
+from nercrf.fields import Bounds, NotNegative, check_fields
+from nercrf.files import write_bytes
+from nercrf.flags import FlagParser, add_section
+from nercrf.run_ner_crf import guarded
+from nercrf.tables import say, text_table
 
 # %% auto #0
 __all__ = ['Level', 'Ratio', 'DrawConfig', 'ScoreConfig', 'score_parser', 'score_main', 'CompareConfig', 'compare_parser',

@@ -24,16 +24,16 @@ import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
-from .features.cache import CachedCorpus, open_cached
-from .features.feature_config import WindowConfig
-from .features.conversion import convert_examples_to_features, unknown_share
-from .features.pieces import cache_key
-from .features.running_text import unknown_words
-from .features.summary import CorpusSummary
-from .features.batches import FeatureDataset
-from .data.read_config import DEFAULTS as READ_DEFAULTS
-from .data.read_config import ReadConfig
-from .data.type_names import chosen_types
+from nercrf.features.cache import CachedCorpus, open_cached
+from nercrf.features.feature_config import WindowConfig
+from nercrf.features.conversion import convert_examples_to_features, unknown_share
+from nercrf.features.pieces import cache_key
+from nercrf.features.running_text import unknown_words
+from nercrf.features.summary import CorpusSummary
+from nercrf.features.batches import FeatureDataset
+from nercrf.data.read_config import DEFAULTS as READ_DEFAULTS
+from nercrf.data.read_config import ReadConfig
+from nercrf.data.type_names import chosen_types
 from nercrf.distributed.processes import (
     ProcessInfo,
     barrier,
@@ -41,11 +41,11 @@ from nercrf.distributed.processes import (
     init_distributed,
     main_process_first,
 )
-from .training.cost import estimate_training
-from .evaluation import evaluator
-from .distributed.devices import autocast_dtype
-from .evaluation.evaluation_config import EvaluationConfig
-from .evaluation.causes import KnownNames, explain_errors, find_causes
+from nercrf.training.cost import estimate_training
+from nercrf.evaluation import evaluator
+from nercrf.distributed.devices import autocast_dtype
+from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.evaluation.causes import KnownNames, explain_errors, find_causes
 from nercrf.evaluation.evaluator import (
     Evaluation,
     describe_interval,
@@ -54,12 +54,12 @@ from nercrf.evaluation.evaluator import (
     unseen_f1,
     window_groups,
 )
-from .evaluation.result_files import describe_unseen, result_text, write_result
-from .data.splitting import find_splitter
-from .files import is_stream, read_object, write_bytes
-from .labels import entity_types, label_list
-from .model.encoder_config import find_model, named_model
-from .model.encoders import check_vocabulary
+from nercrf.evaluation.result_files import describe_unseen, result_text, write_result
+from nercrf.data.splitting import find_splitter
+from nercrf.files import is_stream, read_object, write_bytes
+from nercrf.labels import entity_types, label_list
+from nercrf.model.encoder_config import find_model, named_model
+from nercrf.model.encoders import check_vocabulary
 from nercrf.model.loading import (
     LoadedModel,
     WindowSizes,
@@ -68,28 +68,28 @@ from nercrf.model.loading import (
     fit_windows,
     load_tagger,
 )
-from .model.modeling import NerCrfConfig, NerCrfForTokenClassification
-from .model.relabel import joint_labels
-from .model.card import write_card
-from .pretrained import open_config, trust_remote_code
-from .tables import VisibleFormatter, say
-from .tagging.errors import choose_shown, has_error, mark_errors
-from .tagging.output import source_batches, write_tagged
-from .tagging.inputs import Source
-from .tagging.predict_config import PredictConfig, read_thresholds
-from .tagging.stream import FileTagging, input_files, tell_source
-from .tagging.tagger import Tagged, Tagger, tag_batches
-from .flags import ScriptConfig, finished_folder, predictions_file
-from .data.sample import write_sample
-from .card_facts import gather_facts
-from .guide import is_toy, next_steps, other_files, write_guide
-from .training.reporting import RUN_RECORD, package_versions
-from .training.checkpoint import list_checkpoints, set_seed
-from .training.run_folder import RESULTS, claim_run_file
-from .training.training_config import TrainingConfig
-from .training.defaults import describe_defaults, resolve_config
-from .training.resume import checkpoint_settings
-from .training.trainer import hold_folder, train
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.model.relabel import joint_labels
+from nercrf.model.card import write_card
+from nercrf.pretrained import open_config, trust_remote_code
+from nercrf.tables import VisibleFormatter, say
+from nercrf.tagging.errors import choose_shown, has_error, mark_errors
+from nercrf.tagging.output import source_batches, write_tagged
+from nercrf.tagging.inputs import Source
+from nercrf.tagging.predict_config import PredictConfig, read_thresholds
+from nercrf.tagging.stream import FileTagging, input_files, tell_source
+from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
+from nercrf.flags import ScriptConfig, finished_folder, predictions_file
+from nercrf.data.sample import write_sample
+from nercrf.card_facts import gather_facts
+from nercrf.guide import is_toy, next_steps, other_files, write_guide
+from nercrf.training.reporting import RUN_RECORD, package_versions
+from nercrf.training.checkpoint import list_checkpoints, set_seed
+from nercrf.training.run_folder import RESULTS, claim_run_file
+from nercrf.training.training_config import TrainingConfig
+from nercrf.training.defaults import describe_defaults, resolve_config
+from nercrf.training.resume import checkpoint_settings
+from nercrf.training.trainer import hold_folder, train
 
 # %% ../nbs/8_commands/02_script.ipynb #9f70207a
 logger = logging.getLogger(__name__)

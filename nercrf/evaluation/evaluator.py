@@ -23,18 +23,18 @@ from nercrf.distributed.devices import (
     unwrap_model,
     whole_parameters,
 )
-from ..distributed.processes import all_reduce_sum, gather_array, get_rank, get_world_size
-from .evaluation_config import EvaluationConfig
-from .causes import find_causes, range_groups
-from .intervals import Interval, UnitCounts, count_units, score_intervals
-from .metrics import EntityScores, report, score_tables, unseen_rows
-from .result_files import type_figures
-from .scores import score_overlaps
-from .spans import SpanTable, sorted_table, table_of_ids
-from ..data.type_names import TypeChoice
-from ..features.batches import FeatureDataset, plan_batches
-from ..features.conversion import Features
-from ..labels import Span, entity_types
+from nercrf.distributed.processes import all_reduce_sum, gather_array, get_rank, get_world_size
+from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.evaluation.causes import find_causes, range_groups
+from nercrf.evaluation.intervals import Interval, UnitCounts, count_units, score_intervals
+from nercrf.evaluation.metrics import EntityScores, report, score_tables, unseen_rows
+from nercrf.evaluation.result_files import type_figures
+from nercrf.evaluation.scores import score_overlaps
+from nercrf.evaluation.spans import SpanTable, sorted_table, table_of_ids
+from nercrf.data.type_names import TypeChoice
+from nercrf.features.batches import FeatureDataset, plan_batches
+from nercrf.features.conversion import Features
+from nercrf.labels import Span, entity_types
 
 # %% auto #0
 __all__ = ['UNLEARNABLE', 'evaluation_batches', 'move_batch', 'SentenceResult', 'predict_batches', 'Evaluation', 'gold_table',
