@@ -28,8 +28,8 @@ __all__ = ['TOOLS', 'HELP', 'SHOWN', 'build_parser', 'main']
 TOOLS = {
     "merge": merge_main,
     "average": average_main,
-    "calibrate": calibrate_main,
     "benchmark": benchmark_main,
+    "calibrate": calibrate_main,
     "score": score_main,
     "compare": compare_main,
     "check": check_main,
@@ -39,8 +39,8 @@ TOOLS = {
 HELP = {name: verb.says for name, verb in VERBS.items()} | {
     "merge": "fold a LoRA adapter into its encoder and write an ordinary model",
     "average": "write a model of the mean weights of checkpoints",
-    "calibrate": "fit a tagger's temperature and thresholds on held-out sentences",
     "benchmark": "measure how fast a tagger is, beside the pipeline of transformers",
+    "calibrate": "fit a tagger's temperature and thresholds on held-out sentences",
     "score": "score files of predictions against a gold file",
     "compare": "say whether one system is better than another on the same sentences",
     "check": "say what is in labelled files and what is wrong with them",
