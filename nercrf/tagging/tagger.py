@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -112,6 +113,17 @@ def _with_found(sentence: Tagged, found: Found) -> Tagged:
     "A sentence with what was found in it."
     return replace(sentence, spans=found.spans, probabilities=found.probabilities)
 
+# %% ../../nbs/7_tagging/01_tagger.ipynb #97aef429
+def _check_texts(inputs: Any) -> None:
+    "TypeError for what has no order, or gives names of columns where it is asked for its elements."
+    if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
+        raise TypeError(f"expected a text or texts, got {type(inputs).__name__}")
+    if isinstance(inputs, Mapping | Set) or hasattr(inputs, "columns"):
+        raise TypeError(
+            f"expected a text or texts, got {type(inputs).__name__}; give a list, or one column: "
+            "tagger(frame['text'])"
+        )
+
 # %% ../../nbs/7_tagging/01_tagger.ipynb #6f22a7c2
 class Tagger:
     "A model and its tokenizer, ready to tag text."
@@ -190,8 +202,7 @@ class Tagger:
         "Tag a text, a list of texts (strings), or a list of sentences, each a list of words."
         if isinstance(inputs, str):
             return self([inputs])[0]
-        if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
-            raise TypeError(f"expected a text or texts, got {type(inputs).__name__}")
+        _check_texts(inputs)
         sentences = [self.read(item, place) for place, item in enumerate(inputs)]
         _warn_of_words(sentences)
         source = {"source": ""} if connected else {}  # of one document, so from one place
@@ -241,21 +252,56 @@ def tag_batches(
             before = [*before, *(held[row].example for row in worded if row < ready)][-reach:]
         held = held[ready:]
 
+# %% ../../nbs/7_tagging/01_tagger.ipynb #4f159831
+class _Source:
+    "Texts that somebody else gives, up to the first failure."
+
+    def __init__(self, tagger: Tagger, texts: Iterable[str], on_error: str):
+        self.tagger, self.texts, self.on_error = tagger, texts, on_error
+        self.bad: deque[tuple[Any, TypeError]] = deque()  # elements that are no texts, in order
+        self.failure: Exception | None = None
+
+    def sentences(self) -> Iterator[Tagged]:
+        "What can be read; what is kept as an error has no words."
+        try:
+            for place, text in enumerate(self.texts):
+                try:
+                    yield self.tagger.read(text, place)
+                except TypeError as error:
+                    if self.on_error == "raise":
+                        raise
+                    self.bad.append((text, error))
+                    yield Tagged(Example(str(place), []), [], error=str(error))
+        except Exception as error:  # whatever a source raises: its texts come first
+            self.failure = error
+
+    def batches(self, chunk: int) -> Iterator[list[Tagged]]:
+        "Its sentences, some at a time."
+        sentences = self.sentences()
+        return iter(lambda: list(islice(sentences, chunk)), [])
+
 
 def tag_stream(
     tagger: Tagger,  # the tagger
     texts: Iterable[str],  # any number of texts
     chunk: int = 1024,  # texts that are tagged together
     connected: bool = False,  # of one document: `context` crosses texts
-) -> Iterator[tuple[str, list[Entity]]]:  # each text with its entities
-    "Tag texts as they come, without holding them all."
+    on_error: Literal["raise", "keep"] = "raise",  # for an element that is no text
+) -> Iterator[tuple[str, list[Entity] | TypeError]]:  # each text with its entities, or its error
+    "Tag texts as they come, without holding them all; what comes before an error is given first."
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
-    read = (tagger.read(text, place) for place, text in enumerate(texts))
-    batches = iter(lambda: list(islice(read, chunk)), [])
-    for sentences in tag_batches(tagger, batches, connected):
+    if on_error not in ("raise", "keep"):
+        raise ValueError(f"on_error: expected 'raise' or 'keep', got {on_error!r}")
+    source = _Source(tagger, texts, on_error)
+    for sentences in tag_batches(tagger, source.batches(chunk), connected):
         for sentence in sentences:
-            yield sentence.example.text, sentence.entities
+            if sentence.error:
+                yield source.bad.popleft()
+            else:
+                yield sentence.example.text, sentence.entities
+    if source.failure is not None:
+        raise source.failure
 
 # %% ../../nbs/7_tagging/01_tagger.ipynb #d3e251a2
 def quantized_tagger(

@@ -1,0 +1,207 @@
+"""What the tagger answers: probabilities, decodings, operating points, streams, threads."""
+
+import itertools
+import json
+import threading
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nercrf.crf.operating_points import OperatingPoint, write_operating_points
+from nercrf.data.sample import sample_corpus
+from nercrf.labels import entity_types
+from nercrf.model.calibration import keep_calibration
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.model.small_encoder import SmallEncoderConfig
+from nercrf.model.vocabulary import build_tokenizer
+from nercrf.tagging.decoder import Decoder
+from nercrf.tagging.tagger import Tagger, tag_stream
+
+CORPUS = sample_corpus(sizes=(60, 2, 30))
+TOKENIZER = build_tokenizer(CORPUS.train)
+TEXTS = [example.text for example in CORPUS.test]
+FEW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    encoder = SmallEncoderConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=1)
+    labels = dict(enumerate(CORPUS.labels))
+    return NerCrfForTokenClassification(NerCrfConfig(encoder, CORPUS.scheme, labels)).eval()
+
+
+@pytest.fixture(scope="module")
+def chains(model):
+    "Chains that are of many minds: the emissions are drawn."
+    generator = torch.Generator().manual_seed(0)
+    emissions = 3 * torch.randn(3, 5, len(CORPUS.labels), generator=generator)
+    return model.crf.chain(emissions)
+
+
+@FEW
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=2), st.data())
+def test_lower_thresholds_only_add_entities(model, chains, levels, data):
+    types = entity_types(CORPUS.labels)
+    low, high = min(levels), max(levels)
+    moved = set(data.draw(st.lists(st.sampled_from(types), min_size=1)))
+    thresholds = [dict.fromkeys(types, high) | dict.fromkeys(moved, low), high]
+    more, fewer = (Decoder(model.config, "threshold", each)(chains) for each in thresholds)
+    for one, other in zip(fewer, more, strict=True):
+        assert set(one.spans) <= set(other.spans)
+        assert all(
+            chance >= (low if span.label in moved else high)
+            for span, chance in zip(*other, strict=True)
+        )
+        words = [word for span in other.spans for word in range(span.start, span.end)]
+        assert words == sorted(set(words))
+
+
+@pytest.mark.parametrize("decoding", ["viterbi", "expected", "threshold"])
+def test_probabilities_are_those_of_the_chain_whatever_is_biased(model, chains, decoding):
+    point = OperatingPoint(background_to_start=5.0, background_stay=-5.0)
+    plain = Decoder(model.config, decoding)(chains)
+    found = Decoder(model.config, decoding, operating_point=point)(chains)
+    if decoding == "viterbi":
+        assert [each.spans for each in found] != [each.spans for each in plain]
+    spans = [each.spans for each in found]
+    assert [each.probabilities for each in found] == chains.entity_probabilities(spans)
+
+
+def test_a_calibration_is_saved_with_the_model(model, tmp_path):
+    texts = TEXTS[:4]
+    before = Tagger(model, TOKENIZER)(texts)
+    try:
+        keep_calibration(model.config, 3.0, {"PER": 0.2})
+        model.save_pretrained(tmp_path)
+        TOKENIZER.save_pretrained(tmp_path)
+    finally:
+        keep_calibration(model.config)
+    tagger = Tagger.from_pretrained(tmp_path, decoding="threshold")
+    assert tagger.decoder.thresholds[tagger.decoder.types.index("PER")] == 0.2
+    milder = Tagger.from_pretrained(tmp_path)(texts)
+    assert milder == before
+    pairs = zip(itertools.chain(*milder), itertools.chain(*before), strict=True)
+    assert all(one.probability != other.probability for one, other in pairs)
+    write_operating_points(tmp_path, {"default": OperatingPoint()})
+    assert Tagger.from_pretrained(tmp_path, operating_point="default")(texts) == before
+
+
+def test_predict_decodes_as_its_flags_say(model, tmp_path, capsys):
+    from nercrf.cli import main
+
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    write_operating_points(tmp_path, {"all": OperatingPoint(background_stay=-50.0)})
+    source = tmp_path / "texts.txt"
+    source.write_text("\n".join(TEXTS[:5]) + "\n")
+    lines = {}
+    for name, flags in {
+        "viterbi": [],
+        "all": ["--operating_point", "all"],
+        "none": ["--decoding", "threshold", "--threshold", "1.0"],
+        "some": ["--decoding", "threshold", "--threshold", "PER=0.0"],
+    }.items():
+        output = tmp_path / f"{name}.jsonl"
+        main(["predict", str(tmp_path), str(source), "--output", str(output), *flags])
+        lines[name] = [json.loads(line)["entities"] for line in output.read_text().splitlines()]
+    assert all(0 <= each["probability"] <= 1 for row in lines["viterbi"] for each in row)
+    assert all(each == round(each, 4) for row in lines["all"] for each in [row[0]["probability"]])
+    assert sum(map(len, lines["none"])) == 0
+    assert {each["label"] for row in lines["some"] for each in row} <= {"PER"}
+
+
+TEXT = st.text(
+    st.one_of(
+        st.characters(codec="utf-8"),
+        st.sampled_from("Aab 王芳é.,\t\u200b\u200f\u3000\u0301\ufe0f\u2764\U0001f468\u200d\u2028"),
+    ),
+    max_size=40,
+)
+
+
+@FEW
+@given(st.lists(TEXT, min_size=1, max_size=4))
+def test_entities_are_pieces_of_the_very_text(model, texts):
+    for text, entities in zip(texts, Tagger(model, TOKENIZER)(texts), strict=True):
+        for entity in entities:
+            assert text[entity.start : entity.end] == entity.text
+            assert 0 <= entity.probability <= 1 + 1e-9
+
+
+def test_a_source_that_fails_gives_what_came_before(model):
+    tagger = Tagger(model, TOKENIZER)
+
+    def source():
+        yield from itertools.islice(itertools.cycle(TEXTS), 800)
+        raise OSError("the line is dead")
+
+    stream, found = tag_stream(tagger, source()), []
+    with pytest.raises(OSError, match="the line is dead"):
+        found.extend(stream)
+    assert [text for text, _ in found] == list(itertools.islice(itertools.cycle(TEXTS), 800))
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_bad_element_costs_itself_only(model, connected):
+    tagger = Tagger(model, TOKENIZER)
+    elements = [*TEXTS[:5], None, *TEXTS[5:9], 3.5, ""]
+    kept = list(tag_stream(tagger, elements, 4, connected, on_error="keep"))
+    assert [text for text, _ in kept] == elements
+    assert [place for place, (_, each) in enumerate(kept) if isinstance(each, TypeError)] == [5, 10]
+    assert "element 5 of the input" in str(kept[5][1])
+    wanted = tagger(TEXTS[:9], connected=connected)
+    assert [each for _, each in kept[:5] + kept[6:10]] == wanted
+    stream, found = tag_stream(tagger, elements, 4, connected), []
+    with pytest.raises(TypeError, match="element 5 of the input"):
+        found.extend(stream)
+    assert [text for text, _ in found] == TEXTS[:5]
+    with pytest.raises(ValueError, match="on_error: expected 'raise' or 'keep', got 'skip'"):
+        next(tag_stream(tagger, [], on_error="skip"))
+
+
+def by_place(found):
+    return [[(each.label, each.start, each.end) for each in entities] for entities in found]
+
+
+def chances(found):
+    return torch.tensor([each.probability for entities in found for each in entities])
+
+
+def test_neither_order_nor_batch_size_nor_threads_change_an_answer(model):
+    """The entities are the same; their probabilities to rounding, since the shape of a batch decides
+    in which order a matrix product adds up. The same call gives the same bits, in any thread."""
+    tagger = Tagger(model, TOKENIZER)
+    found = tagger(TEXTS)
+    for other in (
+        tagger(TEXTS[::-1])[::-1],
+        [tagger(text) for text in TEXTS],
+        Tagger(model, TOKENIZER, batch_size=3)(TEXTS),
+        tagger(text for text in TEXTS),
+    ):
+        assert by_place(other) == by_place(found)
+        torch.testing.assert_close(chances(other), chances(found), rtol=1e-4, atol=1e-6)
+    results = [None] * 8
+
+    def work(place):
+        results[place] = tagger(TEXTS)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(results))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for other in results:
+        assert by_place(other) == by_place(found)
+        assert torch.equal(chances(other), chances(found))
+
+
+def test_columns_of_tables(model):
+    pandas = pytest.importorskip("pandas")
+    tagger, frame = Tagger(model, TOKENIZER), pandas.DataFrame({"text": TEXTS[:3]})
+    frame["entities"] = tagger(frame["text"])
+    assert list(frame["entities"]) == tagger(TEXTS[:3])
+    with pytest.raises(TypeError, match="got DataFrame; give a list, or one column"):
+        tagger(frame)
