@@ -85,7 +85,7 @@ def run_step(options: argparse.Namespace) -> dict[str, float]:
 
     from nercrf.features.batches import FeatureDataset, plan_batches
     from nercrf.features.store import load_features
-    from nercrf.script import load_and_cache_examples, open_data
+    from nercrf.opening import load_and_cache_examples, open_data
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     tokenizer = BertTokenizer(vocab=str(options.vocab))

@@ -289,7 +289,7 @@ def show_noise(data: Path, seeds: list[int], epochs: float) -> list[dict]:
     from nercrf.data.read_config import ReadConfig
     from nercrf.evaluation.evaluator import evaluate
     from nercrf.features.summary import summarize_corpus
-    from nercrf.script import load_model
+    from nercrf.opening import load_model
     from nercrf.tagging.tagger import Tagger
     from nercrf.training.trainer import train
     from nercrf.training.training_config import TrainingConfig

@@ -35,7 +35,7 @@ from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.features.summary import summarize_corpus
-from nercrf.script import load_model
+from nercrf.opening import load_model
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.trainer import train
 from nercrf.training.training_config import TrainingConfig

@@ -67,7 +67,7 @@ from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.features.summary import summarize_corpus
 from nercrf.labels import Span, spans_to_tags, tags_to_spans
-from nercrf.script import load_model
+from nercrf.opening import load_model
 from nercrf.training.checkpoint import set_seed
 from nercrf.training.trainer import train
 from nercrf.training.training_config import TrainingConfig

@@ -30,7 +30,7 @@ __getattr__, _names = lazy_names(
     {
         "convert_examples_to_features": "features.conversion",
         "evaluate": "script",
-        "load_and_cache_examples": "script",
+        "load_and_cache_examples": "opening",
         "load_model": "script",
         "predict": "script",
         "run": "script",

@@ -41,8 +41,8 @@ from nercrf.features.conversion import convert_examples_to_features
 from nercrf.features.pieces import cache_key, describe_tokenizer
 from nercrf.features.store import CacheError, load_features, read_header, save_features
 from nercrf.labels import Span
+from nercrf.opening import CONVERSION_OPTIONS, conversion_of, open_data
 from nercrf.run_ner_crf import load_and_cache_examples
-from nercrf.script import CONVERSION_OPTIONS, conversion_of, open_data
 
 torch.set_num_threads(1)
 DATA = Path(
