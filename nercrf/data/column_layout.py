@@ -408,9 +408,9 @@ def _find_places(reading: Reading, layout: ColumnLayout, head: list[list[Row]]) 
     if tokens and tags and len(first.cells) > 1:
         if max(tokens[0], tags[0]) >= layout.columns:
             raise DataError(
-                f"{reading.path}:{first.number}: expected a header with the {layout.columns} columns "
-                f"of most lines, got {len(first.cells)} names, the tags in column {tags[0]}; correct "
-                "the header, or remove it"
+                f"{reading.path}:{first.number}: expected a header with the {layout.columns} "
+                f"columns of most lines, got {len(first.cells)} names, the tags in column "
+                f"{tags[0]}; correct the header, or remove it"
             )
         layout.header, layout.token, layout.tags = first.number, tokens[0], (tags[0],)
         reading.understand("the first line names the columns", first.number)
