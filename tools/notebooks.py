@@ -20,6 +20,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
+WIDGET = "application/vnd.jupyter.widget-view+json"  # a bar that moves
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 HIDDEN = {".ipynb_checkpoints", "_docs", "api"}
 LONGEST_CELL = 100
@@ -60,7 +61,7 @@ def is_named(path: Path, parts: tuple[str, ...]) -> bool:
 
 def clean(notebook: nbformat.NotebookNode) -> None:
     """Remove what differs from run to run: execution counts, cell metadata, the kernel's details,
-    outputs on stderr.
+    outputs on stderr, progress bars.
     """
     notebook.metadata = nbformat.from_dict(KERNEL)
     for cell in notebook.cells:
@@ -68,7 +69,11 @@ def clean(notebook: nbformat.NotebookNode) -> None:
         if cell.cell_type != "code":
             continue
         cell.execution_count = None
-        cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+        cell.outputs = [
+            out
+            for out in cell.outputs
+            if out.get("name") != "stderr" and WIDGET not in out.get("data", {})
+        ]
         for output in cell.outputs:
             if "execution_count" in output:
                 output["execution_count"] = None
@@ -144,6 +149,8 @@ def faults(path: Path) -> list[str]:
             found.append(f'{place}: a picture without words for it: begin with #| fig-alt: "..."')
         if any(out.get("name") == "stderr" for out in cell.outputs):
             found.append(f"{place}: output on stderr")
+        if any(WIDGET in out.get("data", {}) for out in cell.outputs):
+            found.append(f"{place}: a progress bar: run tools/notebooks.py run {path.stem}")
         for text in (cell.source, *map(str, cell.outputs)):
             match = MACHINE_PATH.search(text)
             if match:
