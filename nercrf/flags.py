@@ -461,6 +461,47 @@ def check_files(
     _check_results(args)
 
 
+def _check_inputs(args: ScriptConfig) -> None:
+    "Files to tag, and where the result goes."
+    for path in args.input:
+        if path != "-" and not Path(path).exists():
+            raise ValueError(f"--input {path}: there is no such file; check the path")
+    if "-" in args.input and args.input_format in ("brat", "parquet", "datasets"):
+        raise ValueError(
+            f"--input_format {args.input_format}: standard input is text of one file; give the "
+            "path of the data"
+        )
+    if args.output == "-" and args.output_format not in ("jsonl", "terminal"):
+        raise ValueError(
+            f"output format {args.output_format!r} cannot go to standard output: give a file, or "
+            "use jsonl"
+        )
+
+
+def _check_data(args: ScriptConfig) -> None:
+    "The files of the splits that are needed."
+    if args.data_dir is None:
+        if not args.do_train and not (Path(args.output_dir) / "sample").is_dir():
+            raise ValueError(
+                f"no data: give --data_dir, or --input with files to tag ({args.output_dir} was "
+                "not trained on the built-in sample)"
+            )
+        return
+    files = find_sources(args.data_dir, read_shares(args.split))
+    if args.do_train and "train" not in files:
+        raise ValueError(
+            f"{args.data_dir}: no labelled training file (train.*): --do_train needs one"
+        )
+    if args.do_eval and not (args.do_train or files.keys() & {"dev", "test"}):
+        raise ValueError(
+            f"{args.data_dir}: no labelled dev or test file (dev.*, test.*) to evaluate on: add one"
+        )
+    if args.do_predict and not (args.do_train or args.input or "test" in files):
+        raise ValueError(
+            f"{args.data_dir}: no test file (test.*) to predict: add one, or give --input"
+        )
+
+# %% ../nbs/8_commands/01_flags.ipynb #9b648727
 _SUFFIX = {
     "jsonl": "jsonl",
     "cluener": "json",
@@ -523,47 +564,6 @@ def _check_results(args: ScriptConfig) -> None:
     if place.is_dir():
         raise ValueError(f"{place} is a folder: expected a file to write; give another name")
     _check_folder(place, place.parent, "--output" if args.output else "--output_dir")
-
-
-def _check_inputs(args: ScriptConfig) -> None:
-    "Files to tag, and where the result goes."
-    for path in args.input:
-        if path != "-" and not Path(path).exists():
-            raise ValueError(f"--input {path}: there is no such file; check the path")
-    if "-" in args.input and args.input_format in ("brat", "parquet", "datasets"):
-        raise ValueError(
-            f"--input_format {args.input_format}: standard input is text of one file; give the "
-            "path of the data"
-        )
-    if args.output == "-" and args.output_format not in ("jsonl", "terminal"):
-        raise ValueError(
-            f"output format {args.output_format!r} cannot go to standard output: give a file, or "
-            "use jsonl"
-        )
-
-
-def _check_data(args: ScriptConfig) -> None:
-    "The files of the splits that are needed."
-    if args.data_dir is None:
-        if not args.do_train and not (Path(args.output_dir) / "sample").is_dir():
-            raise ValueError(
-                f"no data: give --data_dir, or --input with files to tag ({args.output_dir} was "
-                "not trained on the built-in sample)"
-            )
-        return
-    files = find_sources(args.data_dir, read_shares(args.split))
-    if args.do_train and "train" not in files:
-        raise ValueError(
-            f"{args.data_dir}: no labelled training file (train.*): --do_train needs one"
-        )
-    if args.do_eval and not (args.do_train or files.keys() & {"dev", "test"}):
-        raise ValueError(
-            f"{args.data_dir}: no labelled dev or test file (dev.*, test.*) to evaluate on: add one"
-        )
-    if args.do_predict and not (args.do_train or args.input or "test" in files):
-        raise ValueError(
-            f"{args.data_dir}: no test file (test.*) to predict: add one, or give --input"
-        )
 
 # %% ../nbs/8_commands/01_flags.ipynb #04a94078
 def _check_training(args: ScriptConfig) -> None:

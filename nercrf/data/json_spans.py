@@ -425,9 +425,9 @@ class JsonLines(RecordFormat):
             record["tokens"] = [list(pair) for pair in example.offsets]
         return json.dumps(record, ensure_ascii=False)
 
-    def write(self, examples: Sequence[Example], path: Path, scheme: str) -> None:
-        "Write an object a line, with its document where that is known."
-        write_lines(path, map(self.line, examples, document_names(examples)))
+    def lines_of(self, examples: Sequence[Example]) -> Iterable[str]:
+        "An object for each example, with its document where that is known."
+        return map(self.line, examples, document_names(examples))
 
     def repair(self, file: Examined, lines: list[str]) -> list[Change]:
         "Trim mentions, drop those that are there twice, and empty lines."
