@@ -30,7 +30,13 @@ from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
 from nercrf.tables import visible
 from nercrf.files import TakenError, is_claimed, is_stream
 from nercrf.tagging.predict_config import PredictConfig
-from nercrf.training.run_folder import holder_of, in_use, refuse_folder, refuse_places
+from nercrf.training.run_folder import (
+    RUN_RECORD,
+    holder_of,
+    in_use,
+    refuse_folder,
+    refuse_places,
+)
 from nercrf.training.training_config import (
     CheckpointConfig,
     DeviceConfig,
@@ -40,9 +46,9 @@ from nercrf.training.training_config import (
 )
 
 # %% auto #0
-__all__ = ['OLD_NAMES', 'UNSHOWN', 'SCRIPT', 'VERBS', 'RunConfig', 'ScriptConfig', 'FlagParser', 'add_section',
+__all__ = ['OLD_NAMES', 'UNSHOWN', 'SCRIPT', 'VERBS', 'EVALUATIONS', 'RunConfig', 'ScriptConfig', 'FlagParser', 'add_section',
            'read_config_file', 'config_words', 'sections_of', 'build_parser', 'parse_words', 'parse_args', 'Verb',
-           'verb_parser', 'parse_verb', 'check_files', 'predictions_file', 'finished_folder']
+           'verb_parser', 'parse_verb', 'check_files', 'predictions_file', 'results_folder', 'finished_folder']
 
 # %% ../nbs/8_commands/01_flags.ipynb #7aeeaeea
 @dataclass
@@ -455,47 +461,6 @@ def check_files(
     _check_results(args)
 
 
-_SUFFIX = {
-    "jsonl": "jsonl",
-    "cluener": "json",
-    "columns": "tsv",
-    "doccano": "jsonl",
-    "label_studio": "json",
-    "brat": "txt",
-    "docbin": "spacy",
-    "html": "html",
-    "terminal": "txt",
-}
-
-
-def predictions_file(
-    args: ScriptConfig,  # flags; output, output_dir and output_format are read
-) -> Path:  # "-" for standard output
-    "Where the entities of a tagged file go."
-    name = f"predictions.{_SUFFIX[args.output_format]}"
-    return Path(args.output) if args.output else Path(args.output_dir, name)
-
-
-def _check_results(args: ScriptConfig) -> None:
-    "What is written when all is tagged: ValueError or OSError where it could not be."
-    if not args.do_predict or args.dry_run or args.output == "-":
-        return
-    place = predictions_file(args)
-    if not args.output and os.path.lexists(place) and not is_claimed(place):
-        raise TakenError(place)
-    if place.is_dir():
-        raise ValueError(f"{place} is a folder: expected a file to write; give another name")
-    above = next(each for each in place.absolute().parents if os.path.lexists(each))
-    flag = "--output" if args.output else "--output_dir"
-    if not above.is_dir():
-        raise ValueError(f"{place}: {above} is no folder; choose another place with {flag}")
-    if not os.access(above, os.W_OK | os.X_OK) and not is_stream(place):
-        raise ValueError(
-            f"{place}: expected a folder that can be written to, got {above}, which cannot; choose "
-            f"another place with {flag}"
-        )
-
-
 def _check_inputs(args: ScriptConfig) -> None:
     "Files to tag, and where the result goes."
     for path in args.input:
@@ -535,6 +500,70 @@ def _check_data(args: ScriptConfig) -> None:
         raise ValueError(
             f"{args.data_dir}: no test file (test.*) to predict: add one, or give --input"
         )
+
+# %% ../nbs/8_commands/01_flags.ipynb #9b648727
+_SUFFIX = {
+    "jsonl": "jsonl",
+    "cluener": "json",
+    "columns": "tsv",
+    "doccano": "jsonl",
+    "label_studio": "json",
+    "brat": "txt",
+    "docbin": "spacy",
+    "html": "html",
+    "terminal": "txt",
+}
+
+
+def predictions_file(
+    args: ScriptConfig,  # flags; output, output_dir and output_format are read
+) -> Path:  # "-" for standard output
+    "Where the entities of a tagged file go."
+    name = f"predictions.{_SUFFIX[args.output_format]}"
+    return Path(args.output) if args.output else Path(args.output_dir, name)
+
+
+EVALUATIONS = "evaluations"  # the folder of those that come after the training
+
+
+def results_folder(
+    args: ScriptConfig,  # flags; output_dir is read
+) -> Path:  # in the folder of the run, not in that of its model
+    "Where later evaluations are kept."
+    folder = Path(args.output_dir)
+    within = (folder / "config.json").is_file() and (folder.parent / RUN_RECORD).is_file()
+    return (folder.parent if within else folder) / EVALUATIONS
+
+
+def _check_folder(place: Path, folder: Path, flag: str) -> None:
+    "ValueError where a folder for what is to be written cannot be made or written to."
+    folder = folder.absolute()
+    above = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    if not above.is_dir():
+        raise ValueError(f"{place}: {above} is no folder; choose another place with {flag}")
+    if not os.access(above, os.W_OK | os.X_OK) and not is_stream(place):
+        raise ValueError(
+            f"{place}: expected a folder that can be written to, got {above}, which cannot; choose "
+            f"another place with {flag}"
+        )
+
+
+def _check_results(args: ScriptConfig) -> None:
+    "What is written when the work is done: ValueError or OSError where it could not be."
+    if args.dry_run:
+        return
+    if args.do_train:
+        _check_folder(Path(args.output_dir), Path(args.output_dir), "--output_dir")
+    elif args.do_eval:
+        _check_folder(results_folder(args), results_folder(args), "--output_dir")
+    if not args.do_predict or args.output == "-":
+        return
+    place = predictions_file(args)
+    if not args.output and os.path.lexists(place) and not is_claimed(place):
+        raise TakenError(place)
+    if place.is_dir():
+        raise ValueError(f"{place} is a folder: expected a file to write; give another name")
+    _check_folder(place, place.parent, "--output" if args.output else "--output_dir")
 
 # %% ../nbs/8_commands/01_flags.ipynb #04a94078
 def _check_training(args: ScriptConfig) -> None:

@@ -23,7 +23,7 @@ from nercrf.labels import entity_types
 
 # %% auto #0
 __all__ = ['logger', 'GUIDE', 'KINDS', 'own_command', 'reading_words', 'is_toy', 'NextStep', 'next_steps', 'plain_markdown',
-           'describe_files', 'other_files', 'write_guide']
+           'describe_files', 'other_files', 'tell_other_guide', 'write_guide']
 
 # %% ../nbs/8_commands/03_guide.ipynb #330c5c56
 logger = logging.getLogger(__name__)
@@ -156,6 +156,17 @@ def other_files(
 _OURS = "<!-- Written by nercrf at the end of a training; the next one replaces it. -->"
 
 
+def tell_other_guide(
+    folder: str | Path,  # the output folder of a training
+) -> bool:  # True: then none will be written
+    "Warn where a README of somebody else stands in the folder of a run."
+    path = Path(folder) / GUIDE
+    other = path.is_symlink() or (path.exists() and not _is_ours(path))
+    if other:
+        logger.warning("%s is not of nercrf and stays as it is", path)
+    return other
+
+
 def write_guide(
     args: ScriptConfig,  # flags of the training, with its data folder
     steps: Sequence[NextStep],  # what to do next
@@ -165,8 +176,7 @@ def write_guide(
     "Leave a README in the folder of a run."
     folder = Path(args.output_dir)
     path = folder / GUIDE
-    if path.is_symlink() or (path.exists() and not _is_ours(path)):
-        logger.warning("%s is not of nercrf and stays as it is", path)
+    if tell_other_guide(folder):
         return None
     labels = read_object(folder / "model" / "config.json")["id2label"].values()
     used = ", ".join(f"{name} {versions[name]}" for name in ("nercrf", "transformers", "torch"))

@@ -363,3 +363,82 @@ def test_predictions_that_could_not_be_written_are_told_before_the_work(verb, tm
         elif kind != "below a file":
             place.unlink()
     assert (tmp_path / "poem").read_text() == "a poem"
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link", "below a file", "unwritable"])
+def test_evaluations_that_could_not_be_kept_are_told_before_the_work(
+    kind, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("nercrf.script.prepare_data", None)  # the work
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text('{"model_type": "nercrf"}')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "test.txt").write_text("Ann B-PER\nleft O\n")
+    (tmp_path / "poem").write_text("a poem")
+    place, flags = tmp_path / "run" / "evaluations", []
+    if kind == "file":
+        place.write_text("a poem")
+    elif kind == "dangling link":
+        place.symlink_to("nowhere")
+    elif kind == "below a file":
+        place = tmp_path / "poem" / "evaluations"
+        flags = ["--output_dir", tmp_path / "poem"]
+    else:
+        monkeypatch.setattr(os, "access", lambda *args, **options: False)
+    before = snapshot(tmp_path)
+    said = refused(capsys, "evaluate", tmp_path / "run", tmp_path / "data", *flags)
+    assert f"{place}: " in said
+    assert ("cannot" if kind == "unwritable" else "is no folder") in said
+    assert "--output_dir" in said
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("verb", ["below a file", "unwritable"])
+def test_a_training_that_could_not_write_is_told_before_the_work(
+    verb, tmp_path, capsys, monkeypatch
+):
+    """Also where nothing is to be predicted."""
+    monkeypatch.setattr("nercrf.script.prepare_data", None)
+    (tmp_path / "poem").write_text("a poem")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.txt").write_text("Ann B-PER\nleft O\n")
+    folder = tmp_path / ("poem" if verb == "below a file" else "new") / "run"
+    if verb == "unwritable":
+        monkeypatch.setattr(os, "access", lambda *args, **options: False)
+    before = snapshot(tmp_path)
+    words = ["--do_train", "--data_dir", tmp_path / "data", "--output_dir", folder]
+    said = refused(capsys, "train", *words[1:])
+    assert f"{folder}" in said
+    assert "choose another place with --output_dir" in said
+    from nercrf.flags import check_files, parse_args
+
+    with pytest.raises(ValueError, match="choose another place with --output_dir"):
+        check_files(parse_args(list(map(str, words))))
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link", "pipe"])
+def test_a_guide_of_others_is_told_before_the_work_and_stays(kind, tmp_path, monkeypatch, caplog):
+    from nercrf import script
+    from nercrf.flags import parse_verb
+
+    place = tmp_path / "run" / "README.md"
+    place.parent.mkdir()
+    if kind == "file":
+        place.write_text("a poem")
+    elif kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("nowhere")
+
+    def work(args):
+        assert f"{place} is not of nercrf and stays as it is" in caplog.text
+        raise ValueError("the work")
+
+    monkeypatch.setattr(script, "prepare_data", work)
+    args = parse_verb("train", ["--output_dir", str(place.parent), "--no_cuda"])
+    with pytest.raises(ValueError, match="the work"):
+        script.run(args)
+    assert os.path.lexists(place)

@@ -19,6 +19,7 @@ from nercrf.data.examples import (
     Example,
     Finding,
     all_labelled,
+    document_starts,
     example_name,
     file_stem,
     span_order,
@@ -514,8 +515,14 @@ class Columns(Format):
     def write(self, examples: Sequence[Example], path: Path, scheme: str) -> None:
         "Write a column file; unlabelled examples as one column."
         used = scheme if all_labelled(examples, path) else None
-        lines = (line for example in examples for line in column_lines(example, used))
-        write_lines(path, lines)
+        write_lines(path, self._lines(examples, used))
+
+    def _lines(self, examples: Sequence[Example], scheme: str | None) -> Iterator[str]:
+        "Lines of sentences, and of the starts of their documents."
+        for starts, example in zip(document_starts(examples), examples, strict=True):
+            if starts:
+                yield from ("-DOCSTART-\tO" if scheme else "-DOCSTART-", "")
+            yield from column_lines(example, scheme)
 
     def repair(self, file: Examined, lines: list[str]) -> list[Change]:
         "Mend the lines of a column file in place."

@@ -21,9 +21,12 @@ from nercrf.data.examples import (
     Example,
     Finding,
     character_spans,
+    document_names,
+    document_of,
     example_name,
     file_stem,
     report_findings,
+    split_place,
 )
 from nercrf.data.formats import FORMATS, detect_path, examine, find_format, write_examples
 from nercrf.data.records import Examined
@@ -43,6 +46,7 @@ LOSSES = {
     "labelled": "whether a sentence is labelled",
     "spans": "types and surfaces of spans",
     "places": "where spans begin and end",
+    "documents": "where documents begin and end",
     "overlapping": "spans that overlap others were left out",
     "unread": "the format cannot be read back, so nothing was compared",
 }
@@ -103,7 +107,24 @@ def compare_examples(
                     f"{str(left)[:60]!r} became {str(right)[:60]!r}",
                 )
             )
-    return losses
+    return losses + _lost_documents(before, after)
+
+
+def _lost_documents(before: Sequence[Example], after: Sequence[Example]) -> list[Loss]:
+    "The loss of documents, where what was to be written tells them."
+    if not any(document_names(before)):
+        return []
+    first, number = [], []  # for each sentence the place of the first of its document
+    for examples in (before, after):
+        places: dict[str, int] = {}
+        keys = map(document_of, examples)
+        first.append([places.setdefault(key, place) for place, key in enumerate(keys)])
+        number.append(len(places))
+    moved = [place for place, pair in enumerate(zip(*first, strict=True)) if pair[0] != pair[1]]
+    if not moved:
+        return []
+    message = f"{number[0]} documents became {number[1]}; first {example_name(before[moved[0]])}"
+    return [Loss("documents", len(moved), message)]
 
 # %% ../../nbs/1_data/23_convert.ipynb #0a3a1b19
 @dataclass
@@ -165,10 +186,18 @@ def read_sources(
     "Read one file or several leniently."
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     first, *others = (examine(path, format, encoding, **options) for path in paths)
+    for file in [first, *others] if others else []:
+        _name_documents(file)
     for other in others:
         first.examples += other.examples
         first.findings += other.findings
     return first
+
+
+def _name_documents(file: Examined) -> None:
+    "Of several files of brat's each is a document."
+    for example in file.examples if file.format.name == "brat" else []:
+        example.document = split_place(example.source)[0]
 
 
 def write_checked(
@@ -289,8 +318,9 @@ def convert_splits(
     examples, keys, findings, read = [], [], [], None
     for path in paths:
         read = examine(path, from_format, encoding, scheme=from_scheme, **options)
-        is_document = len(paths) > 1 and read.format.name == "brat"
-        keys += document_keys(read.reading, read.examples, is_document)
+        if len(paths) > 1:
+            _name_documents(read)
+        keys += document_keys(read.reading, read.examples)
         examples += read.examples
         findings += read.findings
     report_findings(findings, on_bad)

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from nercrf.tables import one_line
 __all__ = ['KINDS', 'SEVERITIES', 'COUNTED', 'SUCH_AS', 'MOST_UNREADABLE', 'POLICIES', 'DataError', 'Example', 'character_spans',
            'example_name', 'shorten', 'span_name', 'Kind', 'split_place', 'Finding', 'no_entity', 'odd_types',
            'merge_findings', 'report_findings', 'span_order', 'flatten_spans', 'check_overlaps', 'file_stem',
-           'all_labelled', 'data_files', 'file_digest']
+           'document_of', 'document_names', 'document_starts', 'all_labelled', 'data_files', 'file_digest']
 
 # %% ../../nbs/1_data/01_examples.ipynb #2f397106
 class DataError(ValueError):
@@ -339,6 +340,45 @@ def file_stem(
 ) -> str:  # the beginning of made-up ids
     "The file's name up to its first dot."
     return path.name.partition(".")[0] or path.name
+
+# %% ../../nbs/1_data/01_examples.ipynb #911887cc
+def document_of(
+    example: Example,  # any example
+) -> str:  # equal for sentences of one document
+    "The document that a sentence is of; its file, where nothing else is known."
+    return example.document or split_place(example.source)[0]
+
+
+def document_names(
+    examples: Sequence[Example],  # of one file or several
+) -> list[str]:  # "" for a record that is a document of its own, and where nothing tells documents
+    "A name for the document of each sentence, equal for sentences of one document."
+    many = Counter(example.document for example in examples)
+    alone = [each.document == each.source and many[each.document] == 1 for each in examples]
+    if all(own or not each.document for own, each in zip(alone, examples, strict=True)):
+        return [""] * len(examples)
+    names, taken = {}, set()
+    for example, own in zip(examples, alone, strict=True):
+        key, file = document_of(example), split_place(example.source)[0]
+        if key in names or own:
+            names.setdefault(key, "")
+            continue
+        name = key.removeprefix(f"{file}#")
+        if name == key:
+            name = file_stem(Path(file)) if key == file else str(len(names) + 1)
+        names[key] = f"{name}-{len(names) + 1}" if name in taken else name
+        taken.add(names[key])
+    return [names[document_of(example)] for example in examples]
+
+
+def document_starts(
+    examples: Sequence[Example],  # of one file or several
+) -> list[bool]:  # all False where nothing tells documents
+    "Whether a line that starts a document goes before each sentence."
+    keys = [document_of(example) for example in examples]
+    if not any(document_names(examples)):
+        return [False] * len(examples)
+    return [examples[0].document != "", *(a != b for a, b in pairwise(keys))]
 
 # %% ../../nbs/1_data/01_examples.ipynb #646fb3a2
 def all_labelled(

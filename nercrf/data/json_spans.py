@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nercrf.data.examples import (
@@ -16,6 +16,7 @@ from nercrf.data.examples import (
     Example,
     Finding,
     character_spans,
+    document_names,
     example_name,
     file_stem,
     span_order,
@@ -30,6 +31,7 @@ from nercrf.data.json_values import (
     first_of,
     load_json,
     meant_keys,
+    named_document,
     read_mention,
     record_document,
     record_id,
@@ -409,10 +411,10 @@ class JsonLines(RecordFormat):
         made = each_record(reading, text, partial(_answered_record, reading))
         return [record for record in made if record is not None]
 
-    def line(self, example: Example) -> str:
-        "One example as JSON with spans, surfaces and, if need be, tokens."
+    def line(self, example: Example, document: str = "") -> str:
+        "One example as JSON with spans, surfaces and, if need be, document and tokens."
         text = example.text
-        record = {"id": json_id(example.id), "text": text}
+        record = {"id": json_id(example.id), **named_document(document), "text": text}
         if example.spans is not None:
             record["spans"] = [
                 {"start": start, "end": end, "label": label, "text": text[start:end]}
@@ -422,6 +424,10 @@ class JsonLines(RecordFormat):
         if cut != [tuple(pair) for pair in example.offsets]:
             record["tokens"] = [list(pair) for pair in example.offsets]
         return json.dumps(record, ensure_ascii=False)
+
+    def lines_of(self, examples: Sequence[Example]) -> Iterable[str]:
+        "An object for each example, with its document where that is known."
+        return map(self.line, examples, document_names(examples))
 
     def repair(self, file: Examined, lines: list[str]) -> list[Change]:
         "Trim mentions, drop those that are there twice, and empty lines."
@@ -440,9 +446,9 @@ class Doccano(JsonLines):
             reading.end = "exclusive"
         return super().prepare(reading, text)
 
-    def line(self, example: Example) -> str:
+    def line(self, example: Example, document: str = "") -> str:
         "One example as doccano imports and exports it."
-        record = {"id": json_id(example.id), "text": example.text}
+        record = {"id": json_id(example.id), **named_document(document), "text": example.text}
         if example.spans is not None:
             record["label"] = [
                 [start, end, label] for label, start, end in character_spans(example)

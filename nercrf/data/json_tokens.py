@@ -10,13 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nercrf.data.examples import DataError, Example, all_labelled, example_name, span_order
+from nercrf.data.examples import (
+    DataError,
+    Example,
+    all_labelled,
+    document_names,
+    example_name,
+    span_order,
+)
 from nercrf.data.json_values import (
     DOCUMENT_KEYS,
     LABEL_KEYS,
     each_record,
     first_of,
     json_records,
+    named_document,
     read_mention,
     record_document,
     record_id,
@@ -364,8 +372,8 @@ class JsonTokens(TokenFormat):
         scheme: str | None,  # of the tags; None: unlabelled
     ) -> Iterator[str]:  # without line ends
         "One object a line."
-        for example in examples:
-            record = {"id": example.id, "tokens": list(example.tokens)}
+        for example, document in zip(examples, document_names(examples), strict=True):
+            record = {"id": example.id, **named_document(document), "tokens": list(example.tokens)}
             if scheme is not None:
                 record["ner_tags"] = row_tags(example, scheme)
             yield json.dumps(record, ensure_ascii=False)

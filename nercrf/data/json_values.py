@@ -19,7 +19,7 @@ from nercrf.data.records import Mention, Reading, check_unicode
 # %% auto #0
 __all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'DOCUMENT_KEYS', 'ID_KEYS',
            'first_of', 'meant_keys', 'told_misspelt', 'read_mention', 'record_id', 'decode_json', 'load_json',
-           'record_document', 'unwrapped', 'json_records', 'each_record']
+           'record_document', 'named_document', 'unwrapped', 'json_records', 'each_record']
 
 # %% ../../nbs/1_data/10_json_values.ipynb #adac822f
 START_KEYS = ("start", "start_offset", "begin", "start_idx")
@@ -186,6 +186,13 @@ def record_document(
     name = first_of(record, DOCUMENT_KEYS)
     check_unicode(str(name), where, "the name of the document")
     return f"{reading.path}#{name}" if isinstance(name, (str, int)) else where
+
+
+def named_document(
+    name: str,  # of a document; "": nothing tells it
+) -> dict[str, str]:  # what of a JSON object says it
+    "The field that `record_document` reads."
+    return {DOCUMENT_KEYS[1]: name} if name else {}
 
 # %% ../../nbs/1_data/10_json_values.ipynb #14c9eca7
 def _json_array(reading: Reading, text: str) -> Iterator[tuple[str, object]]:

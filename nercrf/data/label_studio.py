@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nercrf.data.examples import DataError, Example, character_spans
+from nercrf.data.examples import DataError, Example, character_spans, document_names
 from nercrf.data.json_spans import json_id
 from nercrf.data.json_values import (
     each_record,
     first_of,
+    named_document,
     read_mention,
     record_document,
     record_id,
@@ -117,9 +118,10 @@ def _studio_mentions(reading: Reading, region: dict, where: str) -> list[Mention
     return [read_mention({**value, "label": label}, where) for label in labels]
 
 
-def _studio_task(example: Example) -> dict:
+def _studio_task(example: Example, document: str = "") -> dict:
     "One example as a task, labelled ones with an annotation."
-    task = {"id": json_id(example.id), "data": {"text": example.text}}
+    data = {"text": example.text, **named_document(document)}
+    task = {"id": json_id(example.id), "data": data}
     if example.spans is not None:
         task["annotations"] = [
             {
@@ -159,7 +161,9 @@ def _studio_record(reading: Reading, where: str, task: dict, number: int) -> Rec
             f"{where}: expected regions with a 'value', got {str(regions)[:60]}; export as JSON"
         ) from error
     text = task_text(task, regions or [], where)
-    name, document = record_id(reading, task, number, where), record_document(reading, task, where)
+    name, data = record_id(reading, task, number, where), task.get("data")
+    named = data | task if isinstance(data, dict) else task
+    document = record_document(reading, named, where)
     return Record(where, name, text, mentions, document=document)
 
 # %% ../../nbs/1_data/12_label_studio.ipynb #c3b53487
@@ -179,8 +183,9 @@ class LabelStudio(RecordFormat):
     ) -> Iterator[str]:  # without line ends
         "A JSON array with one task a line."
         yield "["
-        for number, example in enumerate(examples, 1):
-            task = json.dumps(_studio_task(example), ensure_ascii=False)
+        names = document_names(examples)
+        for number, (example, document) in enumerate(zip(examples, names, strict=True), 1):
+            task = json.dumps(_studio_task(example, document), ensure_ascii=False)
             yield task + ("," if number < len(examples) else "")
         yield "]"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -404,7 +404,14 @@ class Format:
         scheme: str,  # of the tags, where the format has tags
     ) -> None:
         "Write examples, each on a line unless the format says otherwise."
-        write_lines(path, map(self.line, examples))
+        write_lines(path, self.lines_of(examples))
+
+    def lines_of(
+        self,
+        examples: Sequence[Example],  # of one file, in its order
+    ) -> Iterable[str]:  # without line ends
+        "The line of each example."
+        return map(self.line, examples)
 
     def companions(
         self,

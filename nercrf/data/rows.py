@@ -16,6 +16,7 @@ from nercrf.data.examples import (
     DataError,
     Example,
     all_labelled,
+    document_names,
     flatten_spans,
     report_findings,
 )
@@ -191,6 +192,8 @@ class Parquet(RowFormat):
             "id": [example.id for example in examples],
             "tokens": [list(example.tokens) for example in examples],
         }
+        if any(names := document_names(examples)):
+            columns["doc_id"] = [name or None for name in names]
         if all_labelled(examples, path):
             columns["ner_tags"] = [row_tags(example, scheme) for example in examples]
         with tempfile.TemporaryDirectory() as folder:
@@ -231,6 +234,9 @@ def to_dataset(
     }
     text = datasets.Value("string")
     features = {"id": text, "tokens": datasets.Sequence(text)}
+    if any(documents := document_names(examples)):
+        columns["doc_id"] = [name or None for name in documents]
+        features["doc_id"] = text
     if all_labelled(examples, Path("dataset")):
         types = {span.label for example in examples for span in example.spans}
         names = label_list(types, scheme)

@@ -22,7 +22,13 @@ from nercrf.data.column_layout import (
     named_columns,
 )
 from nercrf.data.conll import Columns, ColumnSentence, parse_columns
-from nercrf.data.examples import DataError, Example, all_labelled, example_name
+from nercrf.data.examples import (
+    DataError,
+    Example,
+    all_labelled,
+    document_starts,
+    example_name,
+)
 from nercrf.data.reading import is_visible
 from nercrf.data.records import Examined, Reading
 from nercrf.files import write_lines
@@ -179,7 +185,10 @@ class Separated(Columns):
     ) -> Iterator[list[str]]:  # the header first
         "The cells of each row."
         yield ["sentence", "token", *(["tag"] if scheme else [])]
+        starts = document_starts(examples)
         for number, example in enumerate(examples):
+            if starts[number]:
+                yield ["", "-DOCSTART-", *(["O"] if scheme else [])]
             tags = [[]] * len(example.tokens)
             if scheme:
                 try:
