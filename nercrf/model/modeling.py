@@ -30,8 +30,10 @@ from nercrf.files import MANIFEST, discard, listed_files
 from nercrf.labels import get_scheme
 from nercrf.model.card import CardedModel, keep_card, read_card
 from nercrf.model.adapters import (
+    ADAPTER,
     Apart,
     adapter_folder,
+    check_base,
     read_adapter,
     take_apart,
     trains_encoder,
@@ -164,6 +166,7 @@ class NerCrfConfig(PreTrainedConfig):
                 "legal sequences says nothing about the others"
             )
         _check_words(joined_by, subtoken_pooling)
+        check_base(base_encoder)
         self.scheme = get_scheme(scheme).name
         self.probability_temperature = check_temperature(probability_temperature)
         self.thresholds = thresholds
@@ -314,6 +317,11 @@ class NerCrfPreTrainedModel(CardedModel, PreTrainedModel):
             model, report = _on_base(cls, folder, options.pop("config"), base_model, options)
         else:
             model, report = _read_weights(super().from_pretrained, folder, args, options)
+            if report["missing_keys"] and model.config.base_encoder and not has_adapter:
+                raise ModelError(
+                    f"{folder}: expected the adapter that config.json speaks of, got a folder "
+                    f"without {ADAPTER}/adapter_config.json; copy the model again"
+                )
         check_weights(folder, report, folder is None or not holds_tagger(folder))
         if model.config.padding == "unproved":  # its configuration came from elsewhere
             model.traits = learn_traits(model.encoder, model.config)
