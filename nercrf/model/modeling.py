@@ -253,6 +253,12 @@ def _read_weights(
     any_size = {"ignore_mismatched_sizes": True}  # the report names those of other shapes
     with reading(folder, "the weights of a tagger", remedy, bool(offline)):
         model, report = load(folder, *args, **options | any_size)
+    lacks_base = report["missing_keys"] and model.config.base_encoder and folder is not None
+    if lacks_base and adapter_folder(folder) is None:
+        raise ModelError(
+            f"{folder}: expected the adapter that config.json speaks of, got a folder without "
+            f"{ADAPTER}/adapter_config.json; copy the model again"
+        )
     if options.get("ignore_mismatched_sizes"):
         report["mismatched_keys"] = set()
     return model, report
@@ -317,11 +323,6 @@ class NerCrfPreTrainedModel(CardedModel, PreTrainedModel):
             model, report = _on_base(cls, folder, options.pop("config"), base_model, options)
         else:
             model, report = _read_weights(super().from_pretrained, folder, args, options)
-            if report["missing_keys"] and model.config.base_encoder and not has_adapter:
-                raise ModelError(
-                    f"{folder}: expected the adapter that config.json speaks of, got a folder "
-                    f"without {ADAPTER}/adapter_config.json; copy the model again"
-                )
         check_weights(folder, report, folder is None or not holds_tagger(folder))
         if model.config.padding == "unproved":  # its configuration came from elsewhere
             model.traits = learn_traits(model.encoder, model.config)
