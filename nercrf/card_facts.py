@@ -5,14 +5,13 @@
 # %% ../nbs/8_commands/02_card_facts.ipynb #ac06ae64
 from __future__ import annotations
 
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from nercrf.data.examples import DataError, Example
+from nercrf.data.examples import Example
 from nercrf.features.cache import CachedCorpus
 from nercrf.files import read_object
 from nercrf.flags import ScriptConfig
@@ -20,7 +19,7 @@ from nercrf.guide import is_toy
 from nercrf.model.card import FEW, CardFacts
 
 # %% auto #0
-__all__ = ['logger', 'type_examples', 'try_on', 'gather_facts']
+__all__ = ['type_examples', 'try_on', 'gather_facts']
 
 # %% ../nbs/8_commands/02_card_facts.ipynb #115bcfa3
 def type_examples(
@@ -46,7 +45,6 @@ def try_on(
     return [each.text for each in short[:count]]
 
 # %% ../nbs/8_commands/02_card_facts.ipynb #de721a91
-logger = logging.getLogger(__name__)
 # flags of a training that a reader of the card asks for, and what they are
 _RECIPE = {
     "max_steps": "updates",
@@ -96,15 +94,9 @@ def gather_facts(
     model: Path,  # the folder of the trained model
     figures: Mapping[str, Mapping[str, Any]],  # of the model, by split
     versions: Mapping[str, str],  # of what it depends on
+    shown: Sequence[Example] = (),  # sentences that the card may show
 ) -> CardFacts:  # for the card
     "What is known at the end of a training."
-    labelled, shown = corpus.summary.labelled, []
-    split = next((each for each in ("dev", "test") if each in labelled), None)
-    if split is not None:
-        try:
-            shown = corpus.examples(split)
-        except (DataError, OSError) as error:  # a training is not lost for that
-            logger.warning("the card of the model shows no examples: %s", error)
     return CardFacts(
         trained=f"{datetime.now(timezone.utc):%Y-%m-%d}",
         examples=type_examples(shown),

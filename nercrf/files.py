@@ -27,8 +27,8 @@ from typing import Any, BinaryIO
 __all__ = ['AT_REST', 'DIGESTS', 'MANIFEST', 'OWN_FILES', 'discard', 'is_stream', 'complete_file', 'write_bytes', 'write_lines',
            'read_object', 'sha256_of', 'file_state', 'is_memory', 'DigestMemory', 'user_cache_folder', 'verify_folder',
            'TakenError', 'read_list', 'open_list', 'add_note', 'claimed_files', 'is_claimed', 'claim_file',
-           'listed_files', 'foreign_files', 'discard_folder', 'discard_unfinished', 'unfinished_folder', 'move_file',
-           'check_replaceable', 'restore_folders', 'DiskFullError', 'is_disk_full', 'write_folder']
+           'listed_files', 'foreign_files', 'write_beside', 'discard_folder', 'discard_unfinished', 'unfinished_folder',
+           'move_file', 'check_replaceable', 'restore_folders', 'DiskFullError', 'is_disk_full', 'write_folder']
 
 # %% ../nbs/0_ground/03_files.ipynb #74bc695a
 def discard(
@@ -493,6 +493,21 @@ def _seal(folder: Path) -> None:
     for path in [each for each in folder.rglob("*") if each.is_dir()]:
         _flush(path)
     _flush(folder)
+
+
+def write_beside(
+    folder: str | os.PathLike,  # one that `write_folder` wrote, or any other
+    name: str,  # of a file in it
+    data: bytes,  # what it holds from now on
+) -> Path:  # the file
+    "Write one file of a folder whole; a manifest that knows the folder then knows the new file."
+    folder = Path(folder)
+    path = write_bytes(folder / name, data)
+    content = _read_manifest(folder)
+    if content is not None and isinstance(content.get("files"), dict):
+        files = content["files"] | {name: _describe_file(path)}
+        write_bytes(folder / MANIFEST, _manifest_text(files).encode(), through=False)
+    return path
 
 # %% ../nbs/0_ground/03_files.ipynb #d21f3257
 def _beside(path: Path, ending: str) -> Path:

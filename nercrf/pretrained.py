@@ -343,8 +343,12 @@ def open_adapter_config(
     import peft
 
     path = Path(folder, "adapter_config.json")
+    try:
+        content = read_object(path, "copy the model again")
+    except ValueError as error:
+        raise ModelError(str(error)) from error
     with reading(path, "the configuration of an adapter", "copy the model again"):
-        if read_object(path).get("megatron_config") is not None:
+        if content.get("megatron_config") is not None:
             raise ModelError(
                 f"{path}: expected an adapter without code, got megatron_config, with which peft "
                 "imports the module that the file names: delete that entry"

@@ -27,6 +27,7 @@ from nercrf.features.pieces import cache_key
 from nercrf.features.running_text import unknown_words
 from nercrf.features.summary import CorpusSummary
 from nercrf.features.batches import FeatureDataset
+from nercrf.data.examples import Example
 from nercrf.data.read_config import ReadConfig
 from nercrf.data.type_names import chosen_types
 from nercrf.distributed.processes import (
@@ -335,10 +336,20 @@ def _warn_of_unknown_words(
         )
 
 
+def _sentences(dataset: FeatureDataset, summary: CorpusSummary, sep: str) -> list[Example]:
+    "The first sentences of dev with their entities, from the features: no file is read again."
+    words = summary.words("dev")
+    return [
+        Example(str(row), words[row], dataset.gold_spans(row), "", sep)
+        for row in range(min(len(dataset), 2000))
+    ]
+
+
 def run_training(
     args: ScriptConfig,  # flags, with a data folder
     corpus: CachedCorpus,  # the data
     info: ProcessInfo,  # what this process is
+    shown: list[Example] | None = None,  # takes sentences that the card of the model may show
 ) -> tuple[int, float]:  # updates made, and mean loss a sentence in nats
     "Load the model, cache the features, train; every process must call it."
     labelled = [split for split in ("train", "dev") if split in corpus.summary.labelled]
@@ -352,6 +363,9 @@ def run_training(
         loaded.model.config.trained_on = sorted({*known, _training_digest(corpus)})
     datasets = {split: model_dataset(args, loaded, corpus, split) for split in labelled}
     _warn_of_unknown_words(datasets["train"], loaded, corpus.summary)
+    if shown is not None and "dev" in datasets:
+        sep = loaded.model.config.joined_by
+        shown += _sentences(datasets["dev"], corpus.summary, " " if sep is None else sep)
     if args.dry_run:
         found = estimate_training(args, datasets["train"], loaded.model, loaded.tokenizer, info)
         if info.is_main:
@@ -477,8 +491,9 @@ def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
     corpus = None
     if args.do_train or args.do_eval or not args.input:
         args, corpus = prepare_data(args)
+    shown: list[Example] = []
     if args.do_train:
-        run_training(args, corpus, info)
+        run_training(args, corpus, info, shown)
     if args.dry_run:
         return
     figures = run_evaluation(args, corpus, info) if args.do_eval else {}
@@ -489,15 +504,17 @@ def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
         if info.is_main or is_shared(args):
             run_prediction(args, corpus, info, show if info.is_main else 0)
     if info.is_main and args.do_train:
-        _say_what_comes_next(args, corpus, figures.get("model", {}))
+        _say_what_comes_next(args, corpus, figures.get("model", {}), shown)
 
 
-def _say_what_comes_next(args: ScriptConfig, corpus: CachedCorpus, figures: dict) -> None:
+def _say_what_comes_next(
+    args: ScriptConfig, corpus: CachedCorpus, figures: dict, shown: Sequence[Example]
+) -> None:
     "Leave a README in the folder of the run, and print the commands that go on from there."
     evaluated = {"dev", "test"} & set(corpus.summary.labelled)
     steps = next_steps(args, bool(evaluated))
     versions, model = package_versions(), find_model(args.output_dir)
-    facts = gather_facts(args, corpus, model, figures, versions)
+    facts = gather_facts(args, corpus, model, figures, versions, shown)
     write_card(model, open_config(model), facts)
     write_guide(args, steps, figures, versions)
     out = sys.stderr if args.output == "-" else sys.stdout

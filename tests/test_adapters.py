@@ -3,9 +3,11 @@ the number of processes changes nothing.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import test_odd_folders as odd
 import torch
 from safetensors.torch import load_file
 from training import (
@@ -22,7 +24,7 @@ from training import (
 
 from nercrf import cli
 from nercrf.fields import check_fields
-from nercrf.files import verify_folder
+from nercrf.files import MANIFEST, verify_folder
 from nercrf.model.adapters import has_adapter, take_apart
 from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
@@ -363,3 +365,86 @@ def test_what_peft_wrapped_and_saved_alone(inputs, tmp_path):
     users_ways()[0](model).save_pretrained(tmp_path / "alone")
     with pytest.raises(ValueError, match=r"get_base_model\(\).save_pretrained"):
         Tagger.from_pretrained(tmp_path / "alone")
+
+
+WEIGHTS, SETTINGS = "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
+
+
+def other_base(change):
+    """Another encoder, or a damaged one, in the place of that of the adapter."""
+
+    def put_base(model):
+        base = model.parent / "base"
+        content = json.loads((model / "config.json").read_text())
+        shutil.copytree(content["base_encoder"]["name_or_path"], base)
+        change(base)
+        content["base_encoder"]["name_or_path"] = str(base)
+        (model / "config.json").write_text(json.dumps(content))
+
+    return put_base
+
+
+def named_base(value):
+    return odd.change_json("config.json", base_encoder=value)
+
+
+DAMAGES = {
+    "base gone": other_base(shutil.rmtree),
+    "base of other numbers": other_base(
+        odd.change_tensors(lambda x: {k: -v for k, v in x.items()})
+    ),
+    "base of another width": other_base(odd.reshape("layer.0.attention.self.query")),
+    "base cut": other_base(odd.cut("model.safetensors", 0.5)),
+    "base without a matrix": other_base(odd.drop("layer.0.attention.self.query")),
+    "base of a broken configuration": other_base(odd.put("config.json", b"{")),
+    "base without weights": other_base(odd.remove("model.safetensors")),
+    "base a word": named_base("x"),
+    "base a list": named_base([1]),
+    "base without a name": named_base({"sha256": "x"}),
+    "base without a digest": named_base({"name_or_path": "x"}),
+    "base of a number": named_base({"name_or_path": 7, "sha256": "x"}),
+    "weights cut": odd.cut(WEIGHTS, 0.5),
+    "weights cut in the header": odd.cut(WEIGHTS, 0.01),
+    "weights empty": odd.put(WEIGHTS, b""),
+    "weights missing": odd.remove(WEIGHTS),
+    "weights a folder": odd.make_folder(WEIGHTS),
+    "weights none": odd.change_tensors(lambda x: {}, WEIGHTS),
+    "weights fewer": odd.change_tensors(lambda x: dict(list(x.items())[1:]), WEIGHTS),
+    "weights more": odd.change_tensors(
+        lambda x: {**x, "more.lora_A.weight": torch.ones(2)}, WEIGHTS
+    ),
+    "weights wider": odd.change_tensors(
+        lambda x: {k: torch.cat([v, v], -1).contiguous() for k, v in x.items()}, WEIGHTS
+    ),
+    "weights NaN": odd.change_tensors(
+        lambda x: {k: v * float("nan") for k, v in x.items()}, WEIGHTS
+    ),
+    "settings missing": odd.remove(SETTINGS),
+    "settings a folder": odd.make_folder(SETTINGS),
+    "settings a list": odd.put(SETTINGS, b"[]"),
+    "settings open": odd.put(SETTINGS, b"{"),
+    "settings of nobody": odd.change_json(SETTINGS, peft_type="NOBODY"),
+    "settings of another rank": odd.change_json(SETTINGS, r=7),
+    "settings of a word": odd.change_json(SETTINGS, r="x"),
+    "settings of other layers": odd.change_json(SETTINGS, target_modules=["nothing"]),
+    "folder gone": lambda model: shutil.rmtree(model / "adapter"),
+    "head missing": odd.remove("model.safetensors"),
+    "head cut": odd.cut("model.safetensors", 0.5),
+    "head without CRF": odd.drop("crf."),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folders(inputs, run_folder, tmp_path, capfd, damage):
+    """predict and train end with a sentence before they write anything."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(run_folder / "model", model)
+    (model / MANIFEST).unlink()
+    DAMAGES[damage](model)
+    text = tmp_path / "text.txt"
+    text.write_text("Ada left York .\n")
+    train = ["train", "--data_dir", inputs[0], "--model_name_or_path", model, "--no_cuda"]
+    train += ["--max_steps", 1, "--eval_max_seq_length", 128, "--output_dir", out]
+    for words in (train, ["predict", model, text, "--output", out, "--no_cuda"]):
+        odd.complain(capfd, words, tmp_path)
+        assert not out.exists()

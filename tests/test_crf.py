@@ -469,7 +469,7 @@ def test_deepcopy_and_pickle():
         assert other.decode(emissions, mask) == wanted[1]
         assert other.decode_entities(emissions, mask) == wanted[2]
         assert other.constraints == crf.constraints
-        assert (other.scheme, other.algorithm) == ("BIO", "auto")
+        assert (other.steps, other.algorithm) == (crf.steps, "auto")
 
 
 def test_loads_a_checkpoint_of_torchcrf(tmp_path):

@@ -176,6 +176,7 @@ def test_nothing_else_opens_models():
         r"|PeftConfig\.|torch\.load\(|pickle\.loads?\(|trust_remote_code=True|\bload_file\("
     )
     allowed = {"pretrained.py": 9, "checkpoint.py": 1, "card.py": 1}  # the card shows a call
+    allowed["benchmark.py"] = 1  # a new model of a stock class, from a configuration in memory
     for path in (ROOT / "nercrf").rglob("*.py"):
         found = way_in.findall(path.read_text(encoding="utf-8"))
         assert len(found) <= allowed.get(path.name, 0), (path, found)

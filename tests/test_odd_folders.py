@@ -264,3 +264,74 @@ def test_odd_taggers(places, tmp_path, capfd, case):
     out = tmp_path / "out.jsonl"
     complain(capfd, ["predict", model, places / "text.txt", "--output", out], model)
     assert not [each for each in (out, model / "planted") if each.exists()]
+
+
+def more_pieces(folder):
+    """A tokenizer of another model, with more pieces than the encoder has rows."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {f"other{number}": 5000 + number for number in range(5000)}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def fewer_rows(folder):
+    """An encoder whose table is that of a smaller vocabulary."""
+    table = "embeddings.word_embeddings.weight"
+    change_tensors(lambda x: {**x, table: x[table][:10].contiguous()})(folder)
+    change_json("config.json", vocab_size=10)(folder)
+
+
+SHARED = ("config empty", "config garbage", "config list", "config open", "config deep")
+SHARED += ("config missing", "config a folder", "config of nobody", "config without type")
+SHARED += tuple(name for name in TAGGERS if name.startswith(("index", "tokenizer")))
+SHARED += ("weights missing", "weights a folder", "weights cut", "weights cut in the header")
+SHARED += ("weights with a long header", "weights pickled", "weights of other names")
+SHARED += ("weights pickled under another name", "weights none")
+# what is done to the folder of an encoder
+ENCODERS = {
+    **{name: TAGGERS[name] for name in SHARED},
+    "embeddings missing": drop("word_embeddings"),
+    "a matrix missing": drop("layer.0.attention.self.query"),
+    "a matrix of another width": reshape("layer.0.attention.self.query"),
+    "more layers in the configuration": change_json("config.json", num_hidden_layers=3),
+    "fewer layers in the configuration": change_json("config.json", num_hidden_layers=0),
+    "another width in the configuration": change_json("config.json", hidden_size=16),
+    "odd heads": change_json("config.json", num_attention_heads=7),
+    "fewer pieces in the configuration": change_json("config.json", vocab_size=20),
+    "a width in words": change_json("config.json", hidden_size="wide"),
+    "an activation of nobody": change_json("config.json", hidden_act="nobody"),
+    "NaN": change_tensors(lambda x: {k: v * float("nan") for k, v in x.items()}),
+    "a bit of the header": flip_bit("model.safetensors", 0.001),
+    "more pieces": more_pieces,
+    "fewer rows": fewer_rows,
+}
+UNNAMED = {"NaN": "damaged weights", "more pieces": "pieces", "fewer rows": "pieces"}
+
+
+@pytest.mark.parametrize("case", ENCODERS)
+def test_odd_encoders(places, tmp_path, capfd, case):
+    """Train from a folder to which something was done: nothing is written, no code is run."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(places / "encoder", model)
+    ENCODERS[case](model)
+    words = ["train", "--data_dir", places / "data", "--model_name_or_path", model, "--no_cuda"]
+    words += ["--max_steps", 1, "--eval_max_seq_length", 128, "--output_dir", out]
+    complain(capfd, words, UNNAMED.get(case, model))
+    assert not out.exists()
+    assert not (model / "planted").exists()
+
+
+def test_layers_that_are_left_out_on_purpose(places, tmp_path):
+    """A configuration of its own says so; the weights of heads are passed over as ever."""
+    from nercrf.model.loading import load_encoder
+
+    model, smaller = tmp_path / "model", tmp_path / "smaller"
+    shutil.copytree(places / "encoder", model)
+    smaller.mkdir()
+    shutil.copy(model / "config.json", smaller)
+    change_json("config.json", num_hidden_layers=0)(smaller)
+    change_tensors(lambda x: {**x, "cls.layers.7.weight": torch.ones(2)})(model)
+    assert len(load_encoder(model).encoder.layer) == 1
+    assert len(load_encoder(model, config_name=smaller).encoder.layer) == 0
+    change_json("config.json", num_hidden_layers=0)(model)
+    with pytest.raises(ValueError, match=r"expected 0 layers \(encoder.layer\), .* weights of 1;"):
+        load_encoder(model)

@@ -10,7 +10,7 @@ import time
 import pytest
 from training import ROOT
 
-from nercrf import script
+from nercrf import opening, script
 from nercrf.cli import main
 from nercrf.features import cache
 from nercrf.features.cache_files import list_cache
@@ -18,11 +18,11 @@ from nercrf.files import verify_folder
 from nercrf.training import trainer
 
 MOMENTS = {
-    "the sample is written": (script, "write_sample"),
-    "the data are opened": (script, "open_data"),
+    "the sample is written": (opening, "write_sample"),
+    "the data are opened": (opening, "open_data"),
     "features are converted": (cache, "convert_examples_to_features"),
     "features are saved": (cache, "save_features"),
-    "the vocabulary is built": (script, "build_model"),
+    "the vocabulary is built": (opening, "build_model"),
     "the model is loaded": (script, "load_model"),
     "the training is set up": (trainer, "start_training"),
     "the output is prepared": (trainer, "find_resume"),

@@ -96,7 +96,15 @@ def kill_again_and_again(folder, model, trials, seed):
         while not output.exists():
             gone_on += part.exists() and part.stat().st_size > 0
             process = start(model, source, "--output", output)
-            process.join(moments.uniform(0.02, 0.9) * duration if killed < trials else None)
+            if killed < trials and killed % 2:  # as soon as something new stands there
+                before = part.stat().st_size if part.exists() else 0
+                while process.exitcode is None and not (
+                    part.exists() and part.stat().st_size > before
+                ):
+                    time.sleep(0.002)
+                process.join(0)
+            else:
+                process.join(moments.uniform(0.02, 0.9) * duration if killed < trials else None)
             if process.exitcode is None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()

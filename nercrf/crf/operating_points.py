@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nercrf.crf.chain import Scores
+from nercrf.files import write_bytes
 from nercrf.labels import EntitySteps
 
 # %% auto #0
@@ -133,4 +134,4 @@ def write_operating_points(
         biases = {f"{_PREFIX}{key}": float(value) for key, value in asdict(point).items()}
         kept[name] = {**kept.get(name, {}), "biases": biases}
     text = json.dumps({**content, "operating_points": kept}, ensure_ascii=False, indent=2)
-    path.write_text(f"{text}\n", encoding="utf-8")
+    write_bytes(path, f"{text}\n".encode())

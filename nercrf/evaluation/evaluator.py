@@ -316,7 +316,7 @@ def evaluate(
     found = table_of_ids(results.ids, results.offsets, config.labels, config.scheme, "lenient")
     found = replace(found, sentence=sentences[found.sentence], sentences=len(dataset))
     if types:
-        found = found.rename(types.for_model(entity_types(config.labels)).name)
+        found = found.renamed(types.for_model(entity_types(config.labels)).name)
     losses = results.losses[~np.isnan(results.losses)].tolist()
     lost = unlearnable_table(dataset)
     return Evaluation(

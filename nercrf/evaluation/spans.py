@@ -55,7 +55,7 @@ class SpanTable:
         columns = (self.sentence[rows], self.type_id[rows], self.start[rows], self.end[rows])
         return SpanTable(*columns, self.types, self.sentences)
 
-    def rename(
+    def renamed(
         self,
         name: Callable[[str], str | None],  # what a type is called now; None: it does not count
     ) -> SpanTable:  # entities that have become equal stand once

@@ -24,7 +24,7 @@ from nercrf.pretrained import ModelError, open_adapter_config, read_tensors, rea
 # %% auto #0
 __all__ = ['ADAPTER', 'import_peft', 'AdapterLayers', 'adapter_layers', 'has_adapter', 'Apart', 'take_apart', 'put_together',
            'weights_digest', 'trains_encoder', 'inject_adapter', 'adapter_folder', 'write_adapter', 'read_adapter',
-           'fold_adapter']
+           'check_base', 'fold_adapter']
 
 # %% ../../nbs/4_model/04_adapters.ipynb #cf1077c9
 def import_peft() -> ModuleType:
@@ -280,6 +280,11 @@ def read_adapter(
         name.removeprefix("base_model.model."): tensor
         for name, tensor in read_tensors(path / "adapter_model.safetensors").items()
     }
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise ModelError(
+            f"{path}: expected numbers, got NaN or infinity in {len(broken)} matrices "
+            f"({broken[0]}, ...); copy the model again"
+        )
     with reading(path, "an adapter for this encoder", "give the encoder that it was trained on"):
         inject_adapter(config, encoder)
         report = peft.set_peft_model_state_dict(encoder, weights)
@@ -289,6 +294,18 @@ def read_adapter(
         raise ModelError(
             f"{path}: expected an adapter for this encoder, but {len(odd)} of its matrices differ "
             f"by name: {', '.join(odd[:3])}; give the encoder that it was trained on"
+        )
+
+# %% ../../nbs/4_model/04_adapters.ipynb #4887d25c
+def check_base(
+    base_encoder: object,  # of a configuration: where the encoder of an adapter is, and its digest
+) -> None:
+    "Refuse what does not name an encoder, unless it is None: ValueError."
+    keys = "name_or_path", "sha256"
+    known = base_encoder if isinstance(base_encoder, dict) else {}
+    if base_encoder is not None and not all(isinstance(known.get(key), str) for key in keys):
+        raise ValueError(
+            f"expected base_encoder to hold {' and '.join(keys)}, got {base_encoder!r}"
         )
 
 # %% ../../nbs/4_model/04_adapters.ipynb #6bacbc6f

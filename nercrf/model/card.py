@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from nercrf.files import sha256_of
+from nercrf.files import sha256_of, write_beside, write_bytes
 from nercrf.labels import entity_types
 from nercrf.tables import one_line
 
@@ -278,10 +278,7 @@ def write_card(
     card = (
         f"{model_card(config, facts)}<!-- card of the weights {weight_files_digest(folder)} -->\n"
     )
-    path = Path(folder, CARD)
-    temporary = path.with_name(f".{CARD}.tmp")
-    temporary.write_bytes(card.encode("utf-8", "backslashreplace"))
-    return temporary.replace(path)
+    return write_beside(folder, CARD, card.encode("utf-8", "backslashreplace"))
 
 
 def read_card(
@@ -303,7 +300,7 @@ def keep_card(
     "Write the card that came with a model, if its weights are still the same; else a plain one."
     if card is None or _OF.search(card)[1] != weight_files_digest(folder):
         card = model_card(config)
-    Path(folder, CARD).write_text(card, encoding="utf-8")
+    write_bytes(Path(folder, CARD), card.encode("utf-8", "backslashreplace"))
 
 # %% ../../nbs/4_model/07_card.ipynb #63019aa1
 def push_folder(

@@ -438,6 +438,8 @@ def _read_alone(encoder: nn.Module, traits: EncoderTraits, ids: torch.Tensor) ->
         encoder.eval()
         hidden = encoder(**given).last_hidden_state
         found = f"vectors of shape {tuple(hidden.shape)}"
+        if hidden.dtype == torch.float32 and not hidden.isfinite().all():
+            hidden, found = None, "NaN or infinity, as damaged weights give"
     except Exception as error:
         hidden, found = None, f"{type(error).__name__}: {error}".partition("\n")[0]
     if hidden is None or hidden.dim() != 3 or hidden.shape[:2] != ids.shape:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -123,8 +124,9 @@ def _load_weights(
     name_or_path: str | Path,
     config: PreTrainedConfig,
     options: dict[str, bool | str | Path | None],
+    whole: bool = True,
 ) -> PreTrainedModel:
-    "The encoder of a checkpoint, in float32: ValueError if weights of it are missing."
+    "The encoder of a checkpoint, in float32: ModelError if weights of it are missing, or layers."
     is_tagger = isinstance(config, NerCrfConfig)
     load = NerCrfForTokenClassification.from_pretrained if is_tagger else open_encoder
     model, report = load(
@@ -140,9 +142,26 @@ def _load_weights(
             f"{', '.join(missing[:3])}, ...; expected the names of {type(model).__name__}: give "
             "the folder as the model's own save_pretrained writes it (an adapter folded in)"
         )
+    if whole and not is_tagger:
+        _check_layers(name_or_path, model, report["unexpected_keys"])
     if has_adapter(model):
         fold_adapter(model)
     return encoder
+
+
+def _check_layers(name: str | Path, model: PreTrainedModel, unexpected: Iterable[str]) -> None:
+    "Refuse weights of more layers than the configuration speaks of: ModelError."
+    lists = {path: part for path, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+    for path, layers in lists.items():
+        prefix = rf"({re.escape(model.base_model_prefix)}\.)?{re.escape(path)}"
+        numbers = [re.match(rf"{prefix}\.(\d+)\.", key) for key in unexpected]
+        last = max((int(found[2]) for found in numbers if found), default=-1)
+        if last >= len(layers):
+            raise ModelError(
+                f"{name}: expected {len(layers)} layers ({path}), as config.json says, got weights "
+                f"of {last + 1}; copy the model again, or, if the others are to be left out, give "
+                "the folder of that configuration as --config_name"
+            )
 
 # %% ../../nbs/4_model/10_loading.ipynb #dc79a90f
 def load_encoder(
@@ -159,7 +178,7 @@ def load_encoder(
     dropouts = dropout, attention_dropout
     config = _load_config(config_name or name_or_path, dropouts, options, model_type)
     if not isinstance(name_or_path, PreTrainedConfig):
-        encoder = _load_weights(name_or_path, config, options)
+        encoder = _load_weights(name_or_path, config, options, config_name is None)
     else:
         source = config.encoder if isinstance(config, NerCrfConfig) else config
         encoder = take_encoder(new_encoder(source, dtype=torch.float32))
@@ -261,6 +280,13 @@ def check_inputs(
     tokenizer: PreTrainedTokenizerBase,  # its tokenizer
 ) -> None:
     "Refuse an encoder that reads more of its tokenizer than pieces and segments: ValueError."
+    rows = encoder_traits(encoder).vocabulary
+    if rows is not None and getattr(tokenizer, "vocab_size", 0) > rows:
+        raise ValueError(
+            f"expected a tokenizer of at most {rows} pieces, the rows of the encoder's table, got "
+            f"{type(tokenizer).__name__} with {tokenizer.vocab_size}: it is another model's; give "
+            "the encoder's own with --tokenizer_name"
+        )
     named = set(tokenizer.model_input_names)
     try:
         named |= set(tokenizer("a"))

@@ -30,8 +30,10 @@ from nercrf.files import MANIFEST, discard, listed_files
 from nercrf.labels import get_scheme
 from nercrf.model.card import CardedModel, keep_card, read_card
 from nercrf.model.adapters import (
+    ADAPTER,
     Apart,
     adapter_folder,
+    check_base,
     read_adapter,
     take_apart,
     trains_encoder,
@@ -164,6 +166,7 @@ class NerCrfConfig(PreTrainedConfig):
                 "legal sequences says nothing about the others"
             )
         _check_words(joined_by, subtoken_pooling)
+        check_base(base_encoder)
         self.scheme = get_scheme(scheme).name
         self.probability_temperature = check_temperature(probability_temperature)
         self.thresholds = thresholds
@@ -250,6 +253,12 @@ def _read_weights(
     any_size = {"ignore_mismatched_sizes": True}  # the report names those of other shapes
     with reading(folder, "the weights of a tagger", remedy, bool(offline)):
         model, report = load(folder, *args, **options | any_size)
+    lacks_base = report["missing_keys"] and model.config.base_encoder and folder is not None
+    if lacks_base and adapter_folder(folder) is None:
+        raise ModelError(
+            f"{folder}: expected the adapter that config.json speaks of, got a folder without "
+            f"{ADAPTER}/adapter_config.json; copy the model again"
+        )
     if options.get("ignore_mismatched_sizes"):
         report["mismatched_keys"] = set()
     return model, report

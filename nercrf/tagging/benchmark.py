@@ -148,7 +148,7 @@ def stock_pipeline(
         )
     own = kind.from_dict(config.encoder.to_dict() | {"id2label": config.id2label})
     own.label2id = {label: number for number, label in config.id2label.items()}
-    stock = AutoModelForTokenClassification.from_config(own)
+    stock = AutoModelForTokenClassification.from_config(own, trust_remote_code=False)
     stock.base_model.load_state_dict(model.encoder.state_dict(), strict=False)
     head = getattr(stock, "classifier", None)
     if isinstance(head, nn.Linear) and head.weight.shape == model.classifier.weight.shape:

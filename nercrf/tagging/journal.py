@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from nercrf.files import complete_file, discard
+from nercrf.files import complete_file, discard, move_file
 
 # %% auto #0
 __all__ = ['FORMAT', 'Piece', 'Place', 'JournalFiles', 'Journal']
@@ -287,7 +287,7 @@ class Journal(JournalFiles):
             if write is None and alone and [*self.pieces] == sorted(self.pieces):
                 if name.exists():
                     part.chmod(name.stat().st_mode & 0o777)
-                os.replace(part, name)
+                move_file(part, name, replace=True)
             elif write is None:
                 with complete_file(name) as file:
                     file.writelines(self.content())
