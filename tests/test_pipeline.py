@@ -144,6 +144,40 @@ def test_scores_are_the_probabilities_of_the_chain(corpus):
         assert entity["score"] == pytest.approx(chances[fits].sum().item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("chosen", [("expected", 0.3), ("threshold", 0.05)])
+def test_words_and_entities_come_of_one_chain(chosen, corpus):
+    """One pass of the encoder for each sentence, whatever decoding is asked for."""
+    tokenizer = build_tokenizer(corpus.train)
+    model = random_model(tokenizer)
+    words = [example.tokens for example in corpus.test]
+    options = dict(zip(("decoding", "threshold"), chosen, strict=True))
+    door = TaggerPipeline(model=model, tokenizer=tokenizer, device="cpu", **options)
+    encoded = []
+    hook = model.encoder.register_forward_hook(
+        lambda _module, _inputs, output: encoded.append(len(output[0]))
+    )
+    rows = door(words, is_split_into_words=True)
+    hook.remove()
+    assert sum(encoded) == len(words)
+    found = Tagger(model, tokenizer, device="cpu", **options)(words)
+    assert found != Tagger(model, tokenizer, device="cpu")(words)
+    for each, entities in zip(rows, found, strict=True):
+        inside = [place for e in entities for place in range(e.word_start, e.word_end)]
+        assert [row["index"] for row in each] == inside
+
+
+def test_scores_of_words_are_at_the_temperature_of_the_model(corpus):
+    tokenizer = build_tokenizer(corpus.train)
+    model = random_model(tokenizer, probability_temperature=2.0)
+    door = TaggerPipeline(model=model, tokenizer=tokenizer, device="cpu")
+    ((row,),) = door([["Ada"]], is_split_into_words=True, ignore_labels=[])
+    ((_, chain),) = door.tagger.engine.chains([door.tagger.read(["Ada"]).example])
+    start, _, end = chain.scores
+    chances = ((chain.emissions[0, 0] + start + end) / 2).softmax(0)
+    wanted = chances[model.config.label2id[row["entity"]]].item()
+    assert row["score"] == pytest.approx(wanted, abs=1e-5)
+
+
 def test_shapes_are_those_of_the_stock_pipeline(corpus):
     tokenizer = build_tokenizer(corpus.train)
     size = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
