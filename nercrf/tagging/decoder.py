@@ -71,7 +71,7 @@ class Decoder:
         chain: TagChain,  # of some sentences
     ) -> list[Found]:  # of each
         "The entities of each sentence, with their probabilities."
-        calibrated = self._calibrated(chain)
+        calibrated = self.calibrated(chain)
         if self.operating_point is not None and chain.steps is not None:
             scores = self.operating_point.bias(chain.scores, chain.steps)
             chain = replace(chain, scores=scores)
@@ -79,7 +79,11 @@ class Decoder:
         found = list(map(Found, spans, calibrated.entity_probabilities(spans)))
         return list(map(self._above, found)) if self.decoding == "threshold" else found
 
-    def _calibrated(self, chain: TagChain) -> TagChain:
+    def calibrated(
+        self,
+        chain: TagChain,  # of some sentences
+    ) -> TagChain:  # whose probabilities are those that are given
+        "A chain at the temperature that the model keeps."
         temperature = self.config.probability_temperature
         return chain if temperature == 1.0 else chain.tempered(temperature)
 
@@ -89,7 +93,7 @@ class Decoder:
 
     def _expected(self, chain: TagChain) -> list[list[Span]]:
         prices = [min(each, 1 - 1e-12) for each in self.thresholds]
-        found = self._calibrated(chain).expected_entities(prices)
+        found = self.calibrated(chain).expected_entities(prices)
         return [[span for span, _ in entities] for entities in found]
 
     def _threshold(self, chain: TagChain) -> list[list[Span]]:

@@ -5,7 +5,7 @@
 # %% ../../nbs/7_tagging/14_pipeline.ipynb #929d909a
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -16,9 +16,11 @@ from transformers.pipelines.token_classification import (
     TokenClassificationPipeline,
 )
 
+from nercrf.crf.operating_points import OperatingPoint
 from nercrf.data.splitting import Splitter
 from nercrf.labels import spans_to_tags
 from nercrf.model.modeling import NerCrfConfig
+from nercrf.tagging.predict_config import Decoding
 from nercrf.tagging.tagger import Tagged, Tagger
 
 # %% auto #0
@@ -93,22 +95,27 @@ def answer(
     asked: PipelineOptions,  # by the call
 ) -> list[list[dict[str, Any]]]:  # the rows of each
     "The rows of some sentences."
-    config, examples = tagger.model.config, [sentence.example for sentence in sentences]
-    found = [
-        replace(sentence, spans=spans, probabilities=probabilities)
-        for sentence, (spans, probabilities) in zip(
-            sentences, tagger.find(examples, asked.connected), strict=True
-        )
-    ]
-    if asked.aggregation_strategy is not AggregationStrategy.NONE:
-        rows, name = map(entity_rows, found), "entity_group"
-    else:
-        chances: list[list[list[float]]] = [[] for _ in found]
-        for places, chain in tagger.engine.chains(examples, asked.connected):
-            for place, marginals in zip(places, chain.marginals().tolist(), strict=True):
-                chances[place] = marginals[: len(examples[place].tokens)]
-        pairs = zip(found, chances, strict=True)
-        rows, name = (token_rows(*pair, config) for pair in pairs), "entity"
+    by_word = asked.aggregation_strategy is AggregationStrategy.NONE
+    config, decoder = tagger.model.config, tagger.decoder
+    examples = [sentence.example for sentence in sentences]
+    rows: list[list[dict[str, Any]]] = [[] for _ in sentences]
+    for places, chain in tagger.engine.chains(examples, asked.connected):
+        found = [
+            replace(sentences[place], spans=spans, probabilities=probabilities)
+            for place, (spans, probabilities) in zip(places, decoder(chain), strict=True)
+        ]
+        if by_word:
+            marginals = decoder.calibrated(chain).marginals().tolist()
+            pairs = zip(found, marginals, strict=True)
+            made = [
+                token_rows(each, scores[: len(each.example.tokens)], config)
+                for each, scores in pairs
+            ]
+        else:
+            made = list(map(entity_rows, found))
+        for place, each in zip(places, made, strict=True):
+            rows[place] = each
+    name = "entity" if by_word else "entity_group"
     return [[row for row in each if row[name] not in asked.ignore_labels] for each in rows]
 
 # %% ../../nbs/7_tagging/14_pipeline.ipynb #b7b5f18f
@@ -121,11 +128,19 @@ class TaggerPipeline(TokenClassificationPipeline):
     def __init__(
         self,
         splitter: Splitter | None = None,  # None: the one that the model was trained with
+        decoding: Decoding = "viterbi",  # which entities are wanted
+        threshold: float | Mapping[str, float] | None = None,  # or by type; None: the model's
+        operating_point: OperatingPoint | str | None = None,  # or its name in the model's file
         **options: Any,  # model, tokenizer, device, batch_size, and fields of `PipelineOptions`
     ):
         super().__init__(**options)
         sizes = self._batch_size, self.device
-        self.tagger = Tagger(self.model, self.tokenizer, *sizes, splitter)
+        self._decoding = {
+            "decoding": decoding,
+            "threshold": threshold,
+            "operating_point": operating_point,
+        }
+        self.tagger = Tagger(self.model, self.tokenizer, *sizes, splitter, **self._decoding)
 
     def check_model_type(
         self,
@@ -168,7 +183,8 @@ class TaggerPipeline(TokenClassificationPipeline):
         "The rows of each element, in their order."
         tagger, elements, place = self.tagger, iter(inputs), 0
         if batch_size != tagger.batch_size:
-            tagger = Tagger(self.model, self.tokenizer, batch_size, self.device, tagger.splitter)
+            sizes = batch_size, self.device
+            tagger = Tagger(self.model, self.tokenizer, *sizes, tagger.splitter, **self._decoding)
         while chunk := list(islice(elements, None if asked.connected else CHUNK)):
             sentences = [self._read(item, place + row, asked) for row, item in enumerate(chunk)]
             yield from answer(tagger, sentences, asked)
