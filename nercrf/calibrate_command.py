@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from nercrf.data.read_config import ReadConfig
 from nercrf.evaluation.result_files import result_text
-from nercrf.fields import Bounds, check_fields
+from nercrf.fields import Bounds
 from nercrf.files import write_bytes
-from nercrf.flags import FlagParser, add_section
+from nercrf.flags import READING, FlagParser, add_section, parse_command
 from nercrf.run_ner_crf import guarded
 from nercrf.tables import say, text_table
 
@@ -49,10 +49,6 @@ class CalibrateConfig:
             raise ValueError("--by_type needs a --precision or a --recall")
 
 
-_READING = ("format", "encoding", "token_column", "tag_column", "comment", "tag_names")
-_READING += ("type_map", "keep_types", "drop_types", "by", "end", "units")
-
-
 def calibrate_parser() -> FlagParser:  # of `nercrf calibrate`
     "The flags of the command."
     says = "Fit a tagger's temperature and thresholds on held-out sentences. Exit code 2: error."
@@ -61,7 +57,7 @@ def calibrate_parser() -> FlagParser:  # of `nercrf calibrate`
     text = "labelled sentences that it has not learned from, such as dev; in any format"
     parser.add_argument("file", metavar="FILE", help=text)
     add_section(parser, CalibrateConfig)
-    add_section(parser, ReadConfig, _READING)
+    add_section(parser, ReadConfig, READING)
     return parser
 
 # %% ../nbs/8_commands/09_calibrate_command.ipynb #01e1a2d3
@@ -106,7 +102,7 @@ def fitting_lines(
 
 # %% ../nbs/8_commands/09_calibrate_command.ipynb #bcd52a15
 def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, path: str) -> int:
-    "Fit, print and keep; the file is read before the model is."
+    "Fit, print and keep; texts of the file are cut as the model's training data were."
     from nercrf.data.formats import read_examples
     from nercrf.pretrained import trust_remote_code
     from nercrf.tagging.fitting import fit_probabilities, keep_fitting
@@ -115,14 +111,14 @@ def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, 
     with trust_remote_code(flags.trust_remote_code):
         tagger = Tagger.from_pretrained(model, base_model=flags.base_model)
         splitter = f"{tagger.splitter.name}@{tagger.splitter.version}"
-        examples = read_examples(path, **({"by": splitter} | reading))
+        examples = read_examples(path, **({"by": splitter, "scheme": flags.scheme} | reading))
         wanted = (flags.precision, flags.recall, flags.by_type)
         fitting = fit_probabilities(tagger, examples, *wanted)
-    say("\n".join(fitting_lines(fitting)))
-    if flags.json is not None:
-        write_bytes(Path(flags.json), result_text(fitting.to_dict()).encode())
-    if not flags.measure_only:
-        say(f"kept in {keep_fitting(model, fitting)}")
+        say("\n".join(fitting_lines(fitting)))
+        if flags.json is not None:
+            write_bytes(Path(flags.json), result_text(fitting.to_dict()).encode())
+        if not flags.measure_only:
+            say(f"kept in {keep_fitting(model, fitting)}")
     return 0
 
 
@@ -130,15 +126,5 @@ def calibrate_main(
     argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
 ) -> int:  # exit code: 0, or 2 for an error of the user's
     "The command `nercrf calibrate`."
-    parser = calibrate_parser()
-    given = vars(parser.parse_intermixed_args(argv))
-    reading = {name: given.pop(name) for name in _READING if given.get(name) not in (None, [])}
-    for name in set(_READING) & set(given):
-        del given[name]
-    model, path, flags = given.pop("model"), given.pop("file"), CalibrateConfig(**given)
-    try:
-        check_fields(ReadConfig(**reading))
-        check_fields(flags)
-    except ValueError as error:
-        parser.error(str(error))
-    return guarded(lambda: _run_calibrate(reading | {"scheme": flags.scheme}, flags, model, path))
+    flags, reading, given = parse_command(calibrate_parser(), CalibrateConfig, argv)
+    return guarded(lambda: _run_calibrate(reading, flags, given["model"], given["file"]))

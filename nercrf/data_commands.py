@@ -26,28 +26,15 @@ from nercrf.data.read_config import ReadConfig
 from nercrf.data.splits import read_shares
 from nercrf.data.repair import fix_report
 from nercrf.data.statistics import PieceCounts
-from nercrf.fields import Positive, check_fields
+from nercrf.fields import Positive
 from nercrf.files import user_cache_folder
-from nercrf.flags import FlagParser, add_section
+from nercrf.flags import READING, FlagParser, add_section, parse_command
 from nercrf.run_ner_crf import guarded
 from nercrf.tables import json_visible, say, text_table
 
 # %% auto #0
 __all__ = ['CheckConfig', 'check_parser', 'load_piece_counter', 'piece_counter', 'check_main', 'ConvertConfig', 'convert_parser',
            'convert_main', 'CleanConfig', 'cache_main']
-
-# %% ../nbs/8_commands/07_data_commands.ipynb #603e6760
-def _parse(parser: FlagParser, section: type, argv: Sequence[str] | None) -> tuple[dict, dict]:
-    "What is given: of reading, and the rest; a bad value is an error."
-    given = vars(parser.parse_intermixed_args(argv))
-    reading = {name: given.pop(name) for name in ReadConfig.__dataclass_fields__ if name in given}
-    own = {name: given[name] for name in section.__dataclass_fields__ if name in given}
-    try:
-        check_fields(ReadConfig(**reading))
-        check_fields(section(**own))
-    except ValueError as error:
-        parser.error(str(error))
-    return reading, given
 
 # %% ../nbs/8_commands/07_data_commands.ipynb #7a6a9381
 @dataclass
@@ -66,10 +53,6 @@ class CheckConfig:
     output: str | None = None  # folder for the repaired copies
 
 
-_COLUMNS = ("format", "encoding", "token_column", "tag_column", "comment", "tag_names")
-_COLUMNS += ("type_map", "keep_types", "drop_types", "by", "end", "units")
-
-
 def check_parser() -> FlagParser:  # of `nercrf check`
     "The flags of the command."
     says = "Find what is wrong in labelled files. Exit code 0: clean; 1: findings; 2: unreadable."
@@ -77,7 +60,7 @@ def check_parser() -> FlagParser:  # of `nercrf check`
     text = "a file, or a folder with files like train.txt and dev.txt"
     parser.add_argument("paths", metavar="PATH", nargs="+", help=text)
     add_section(parser, CheckConfig)
-    add_section(parser, ReadConfig, (*_COLUMNS, "split", "split_seed"))
+    add_section(parser, ReadConfig, (*READING, "split", "split_seed"))
     return parser
 
 # %% ../nbs/8_commands/07_data_commands.ipynb #8a56f07b
@@ -142,9 +125,8 @@ def check_main(
     argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
 ) -> int:  # exit code: 0 clean, 1 findings, 2 for what cannot be read
     "The command `nercrf check`."
-    reading, given = _parse(check_parser(), CheckConfig, argv)
-    paths = given.pop("paths")
-    return guarded(lambda: _run_check(reading, paths, CheckConfig(**given)))
+    flags, reading, given = parse_command(check_parser(), CheckConfig, argv)
+    return guarded(lambda: _run_check(reading, given["paths"], flags))
 
 # %% ../nbs/8_commands/07_data_commands.ipynb #e2c05180
 @dataclass
@@ -167,7 +149,7 @@ def convert_parser() -> FlagParser:  # of `nercrf convert`
     text = "a file, or - for standard output; a folder if IN is one or is cut with --split"
     parser.add_argument("target", metavar="OUT", help=text)
     add_section(parser, ConvertConfig)
-    add_section(parser, ReadConfig, (*_COLUMNS, "on_bad", "split", "split_seed"))
+    add_section(parser, ReadConfig, (*READING, "on_bad", "split", "split_seed"))
     return parser
 
 # %% ../nbs/8_commands/07_data_commands.ipynb #c61d8ccf
@@ -175,9 +157,8 @@ def convert_main(
     argv: Sequence[str] | None = None,  # None: those of the process
 ) -> int:  # 0 done, 1 something was lost and --strict, 2 an error
     "The command `nercrf convert`."
-    reading, given = _parse(convert_parser(), ConvertConfig, argv)
-    source, target = given.pop("source"), given.pop("target")
-    return guarded(lambda: _run_convert(reading, source, target, ConvertConfig(**given)))
+    flags, reading, given = parse_command(convert_parser(), ConvertConfig, argv)
+    return guarded(lambda: _run_convert(reading, given["source"], given["target"], flags))
 
 
 def _run_convert(reading: dict[str, Any], source: str, target: str, flags: ConvertConfig) -> int:

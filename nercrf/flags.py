@@ -46,9 +46,10 @@ from nercrf.training.training_config import (
 )
 
 # %% auto #0
-__all__ = ['OLD_NAMES', 'UNSHOWN', 'SCRIPT', 'VERBS', 'EVALUATIONS', 'RunConfig', 'ScriptConfig', 'FlagParser', 'add_section',
-           'read_config_file', 'config_words', 'sections_of', 'build_parser', 'parse_words', 'parse_args', 'Verb',
-           'verb_parser', 'parse_verb', 'check_files', 'predictions_file', 'results_folder', 'finished_folder']
+__all__ = ['OLD_NAMES', 'UNSHOWN', 'SCRIPT', 'READING', 'VERBS', 'EVALUATIONS', 'RunConfig', 'ScriptConfig', 'FlagParser',
+           'add_section', 'read_config_file', 'config_words', 'sections_of', 'build_parser', 'parse_words',
+           'parse_args', 'Given', 'parse_command', 'Verb', 'verb_parser', 'parse_verb', 'check_files',
+           'predictions_file', 'results_folder', 'finished_folder']
 
 # %% ../nbs/8_commands/01_flags.ipynb #7aeeaeea
 @dataclass
@@ -349,6 +350,38 @@ def parse_args(
 ) -> ScriptConfig:  # checked
     "Read the command line of the script."
     return parse_words(build_parser(), argv)
+
+# %% ../nbs/8_commands/01_flags.ipynb #9a18035c
+READING = ("format", "encoding", "token_column", "tag_column", "comment", "tag_names")
+READING += ("type_map", "keep_types", "drop_types", "by", "end", "units")  # of single files
+
+
+class Given(NamedTuple):
+    "What the command line of a command says."
+
+    flags: Any  # the section of the command
+    reading: dict[str, Any]  # fields of `ReadConfig` that were given
+    operands: dict[str, Any]  # what stands without a flag, by name
+
+
+def parse_command(
+    parser: FlagParser,  # of the command
+    section: type,  # the dataclass of its own flags
+    argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
+) -> Given:  # checked
+    "Read words; a bad value is an error."
+    given = vars(parser.parse_intermixed_args(argv))
+    own, reading = (
+        {name: given.pop(name) for name in each.__dataclass_fields__ if name in given}
+        for each in (section, ReadConfig)
+    )
+    try:
+        flags = section(**own)
+        for each in (ReadConfig(**reading), flags):
+            check_fields(each)
+    except ValueError as error:
+        parser.error(str(error))
+    return Given(flags, reading, given)
 
 # %% ../nbs/8_commands/01_flags.ipynb #fb618145
 class Verb(NamedTuple):

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nercrf.fields import check_fields
-from nercrf.flags import FlagParser, add_section
+from nercrf.flags import FlagParser, add_section, parse_command
 from nercrf.run_ner_crf import guarded
 from nercrf.tables import say
 
@@ -54,10 +53,8 @@ def merge_main(
     argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
 ) -> int:  # exit code: 0, or 2 for an error of the user's
     "The command `nercrf merge`."
-    given = vars(merge_parser().parse_intermixed_args(argv))
-    model, out, flags = given.pop("model"), given.pop("out"), MergeConfig(**given)
-    check_fields(flags)
-    return guarded(lambda: _run_merge(model, out, flags))
+    flags, _, given = parse_command(merge_parser(), MergeConfig, argv)
+    return guarded(lambda: _run_merge(given["model"], given["out"], flags))
 
 # %% ../nbs/8_commands/08_model_commands.ipynb #57a85548
 @dataclass
@@ -93,7 +90,5 @@ def average_main(
     argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
 ) -> int:  # exit code: 0, or 2 for an error of the user's
     "The command `nercrf average`."
-    given = vars(average_parser().parse_intermixed_args(argv))
-    checkpoints, flags = given.pop("checkpoints"), AverageConfig(**given)
-    check_fields(flags)
-    return guarded(lambda: _run_average(checkpoints, flags.output_dir))
+    flags, _, given = parse_command(average_parser(), AverageConfig, argv)
+    return guarded(lambda: _run_average(given["checkpoints"], flags.output_dir))

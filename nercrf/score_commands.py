@@ -15,9 +15,9 @@ from nercrf.data.read_config import ReadConfig
 from nercrf.evaluation.compare import compare_counts, comparison_table
 from nercrf.evaluation.result_files import result_text
 from nercrf.evaluation.score_files import align_files, score_lines, score_record, spread
-from nercrf.fields import Bounds, NotNegative, check_fields
+from nercrf.fields import Bounds, NotNegative
 from nercrf.files import write_bytes
-from nercrf.flags import FlagParser, add_section
+from nercrf.flags import READING, FlagParser, add_section, parse_command
 from nercrf.run_ner_crf import guarded
 from nercrf.tables import say, text_table
 
@@ -53,10 +53,6 @@ class ScoreConfig(DrawConfig):
     fail_under: Annotated[float, Ratio] | None = None  # exit code 1 where a micro F is lower
 
 
-_READING = ("format", "encoding", "token_column", "tag_column", "comment", "tag_names")
-_READING += ("type_map", "keep_types", "drop_types", "by", "end", "units")
-
-
 def score_parser() -> FlagParser:  # of `nercrf score`
     "The flags of the command."
     says = "Score predictions against a gold file. Exit code 1: below --fail_under; 2: error."
@@ -66,29 +62,15 @@ def score_parser() -> FlagParser:  # of `nercrf score`
     parser.add_argument("predictions", metavar="PREDICTION", nargs="+", help=text)
     add_section(parser, ScoreConfig)
     add_section(parser, DrawConfig)
-    add_section(parser, ReadConfig, _READING)
+    add_section(parser, ReadConfig, READING)
     return parser
-
-
-def _parse(
-    parser: FlagParser, section: type, argv: Sequence[str] | None
-) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-    "How files are read, the command's own flags, and the operands."
-    given = vars(parser.parse_intermixed_args(argv))
-    reading = {name: given.pop(name) for name in _READING if name in given}
-    own = {name: given.pop(name) for name in section.__dataclass_fields__ if name in given}
-    try:
-        check_fields(ReadConfig(**reading))
-        flags = section(**own)
-        check_fields(flags)
-    except ValueError as error:
-        parser.error(str(error))
-    return reading | {"scheme": flags.scheme}, flags, given
 
 
 def _run_score(reading: dict[str, Any], flags: ScoreConfig, gold: str, paths: list[str]) -> int:
     "Score each file, print, and give the exit code."
-    files = align_files(gold, paths, flags.repair, flags.by_document, **reading)
+    files = align_files(
+        gold, paths, flags.repair, flags.by_document, scheme=flags.scheme, **reading
+    )
     names = ("level", "method", "resamples", "seed", "beta", "zero_division")
     options = {name: getattr(flags, name) for name in names}
     records = [score_record(files, number, **options) for number in range(len(paths))]
@@ -118,7 +100,7 @@ def score_main(
     argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
 ) -> int:  # exit code: 0, 1 below `--fail_under`, 2 for an error of the user's
     "The command `nercrf score`."
-    reading, flags, given = _parse(score_parser(), ScoreConfig, argv)
+    flags, reading, given = parse_command(score_parser(), ScoreConfig, argv)
     return guarded(lambda: _run_score(reading, flags, given["gold"], given["predictions"]))
 
 # %% ../nbs/8_commands/10_score_commands.ipynb #6ed8fbca
@@ -140,7 +122,7 @@ def compare_parser() -> FlagParser:  # of `nercrf compare`
     parser.add_argument("second", metavar="B", help=text.format("the second one"))
     add_section(parser, CompareConfig)
     add_section(parser, DrawConfig)
-    add_section(parser, ReadConfig, _READING)
+    add_section(parser, ReadConfig, READING)
     return parser
 
 
@@ -162,11 +144,12 @@ def _run_compare(
     if not flags.resamples:
         raise ValueError("--resamples 0 draws nothing to compare by: give at least 1, such as 2000")
     first, second = map(_seeds, sides)
+    options = reading | {"scheme": flags.scheme}
     content: dict[str, Any] = {"first": first, "second": second, "settings": asdict(flags)}
     for title, path in (("gold", gold), ("other_gold", flags.other_gold)):
         if path is None:
             continue
-        files = align_files(path, [*first, *second], flags.repair, flags.by_document, **reading)
+        files = align_files(path, [*first, *second], flags.repair, flags.by_document, **options)
         draws = {"level": flags.level, "resamples": flags.resamples, "seed": flags.seed}
         found = compare_counts(files.counts(), len(first), flags.ratio, **draws)
         units = files.counts().units
@@ -195,6 +178,6 @@ def compare_main(
     argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
 ) -> int:  # exit code: 0, or 2 for an error of the user's
     "The command `nercrf compare`."
-    reading, flags, given = _parse(compare_parser(), CompareConfig, argv)
+    flags, reading, given = parse_command(compare_parser(), CompareConfig, argv)
     sides = given["first"], given["second"]
     return guarded(lambda: _run_compare(reading, flags, given["gold"], sides))

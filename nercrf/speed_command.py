@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nercrf.data.read_config import ReadFormat
-from nercrf.fields import Positive, check_fields
-from nercrf.flags import FlagParser, add_section
+from nercrf.fields import Positive
+from nercrf.flags import FlagParser, add_section, parse_command
 from nercrf.run_ner_crf import guarded
 from nercrf.tables import json_visible, say, text_table
 
@@ -102,7 +102,5 @@ def benchmark_main(
     argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
 ) -> int:  # exit code: 0, or 2 for an error of the user's
     "The command `nercrf benchmark`."
-    given = vars(benchmark_parser().parse_intermixed_args(argv))
-    model, file, flags = given.pop("model"), given.pop("file", None), BenchmarkConfig(**given)
-    check_fields(flags)
-    return guarded(lambda: _run_benchmark(model, file, flags))
+    flags, _, given = parse_command(benchmark_parser(), BenchmarkConfig, argv)
+    return guarded(lambda: _run_benchmark(given["model"], given.get("file"), flags))

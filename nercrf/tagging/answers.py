@@ -82,7 +82,7 @@ def explain(
         return Explanation(example.text, [], [], [], [Labeling([], [], 1.0)], [], 0.0)
     ((_, chain),) = tagger.engine.chains([example], with_context=False)
     found = tagger.decoder(chain)[0]
-    chain = chain.tempered(config.probability_temperature)
+    chain = tagger.decoder.calibrated(chain)
     types, length = tagger.decoder.types, len(example.tokens)
 
     def entities(spans: list[Span], chances: list[float]) -> list[Entity]:
