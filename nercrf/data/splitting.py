@@ -126,7 +126,7 @@ def _by_pattern(name: str, version: int, compiled: Callable[[bool], regex.Patter
     compiled = cache(compiled)
 
     def places(text: str) -> Iterable[tuple[int, int]]:
-        return (found.span() for found in compiled("@" in text).finditer(text))
+        return [found.span() for found in compiled("@" in text).finditer(text)]
 
     return Splitter(name, version, places)
 
@@ -324,7 +324,10 @@ def cut_at(
         row = bisect_right(starts, border) - 1
         if row >= 0 and places[row][0] < border < places[row][1]:
             inner.setdefault(row, set()).add(border)
-    found = []
-    for row, (start, end) in enumerate(places):
-        found += pairwise([start, *sorted(inner.get(row, ())), end])
-    return found, len(inner)
+    found, done = [], 0
+    for row in sorted(inner):
+        start, end = places[row]
+        found += places[done:row]
+        found += pairwise([start, *sorted(inner[row]), end])
+        done = row + 1
+    return [*found, *places[done:]], len(inner)
