@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -88,6 +89,19 @@ class Reading(ReadingOptions):
     ) -> None:
         "Keep a finding."
         self.findings.append(Finding(kind, where, message, severity))
+
+    @contextmanager
+    def told(
+        self,
+        where: str,  # "file:line"
+    ) -> Iterator[list[DataError]]:  # takes the error that ended the block
+        "Keep a DataError of the block as a finding: its record is passed over."
+        errors: list[DataError] = []
+        try:
+            yield errors
+        except DataError as error:
+            errors.append(error)
+            self.add("unreadable", where, str(error).removeprefix(f"{where}: "))
 
     def ignore(
         self,
@@ -526,12 +540,9 @@ class RecordFormat(Format):
         examples = []
         for record in content:
             text, offsets, spans = record.text, record.tokens, None
-            try:
+            with reading.told(record.where) as errors:
                 check_unicode(text, record.where)
-            except DataError as error:
-                reading.add(
-                    "unreadable", record.where, str(error).removeprefix(f"{record.where}: ")
-                )
+            if errors:
                 continue
             if offsets is None:
                 offsets = [(start, end) for _, start, end in split_words(text, reading.by)]
