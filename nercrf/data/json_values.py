@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 
 from nercrf.data.examples import DataError, file_stem
-from nercrf.data.records import Mention, Reading, check_unicode
+from nercrf.data.records import Mention, Reading, check_unicode, told
 
 # %% auto #0
 __all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'DOCUMENT_KEYS', 'ID_KEYS',
@@ -341,6 +341,6 @@ def each_record(
     "Make something of each object; those that cannot be read are told and passed over."
     made = []
     for number, (where, record) in enumerate(json_records(reading, text)):
-        with reading.told(where):
+        with told(reading, where):
             made.append(make(where, record, number))
     return made

@@ -29,7 +29,7 @@ from nercrf.data.json_tokens import (
     row_tags,
     token_records,
 )
-from nercrf.data.records import Format, Reading, Record, RecordFormat, Survey
+from nercrf.data.records import Format, Reading, Record, RecordFormat, Survey, told
 from nercrf.files import move_file, write_bytes
 from nercrf.labels import label_list
 
@@ -69,7 +69,7 @@ def _prepare_rows(
     records = []
     for number, row in enumerate(rows):
         where = f"{place}{number}"
-        with reading.told(where):
+        with told(reading, where):
             if is_text:
                 records.append(span_record(reading, where, dict(row), number))
             else:
