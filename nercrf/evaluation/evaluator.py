@@ -167,9 +167,7 @@ class AskedEntities:
         self,
         dataset: FeatureDataset,  # sentences, with their annotated entities
         config: NerCrfConfig,  # labels, scheme and temperature of the model
-        name: Callable[
-            [str], str | None
-        ] = str,  # what a type of the model is called; None: left out
+        name: Callable[[str], str | None] = str,  # of a type of the model; None: left out
     ):
         self.dataset, self.config = dataset, config
         self.names = {each: name(each) for each in entity_types(config.labels)}
