@@ -285,7 +285,7 @@ def _is_as_written(piece: Piece, place: Place) -> bool:
 
 def _verify(journal: JournalFiles) -> None:
     "ValueError where parts of an earlier run are not as they were written."
-    for piece, place in journal.pieces.values():
+    for piece, place in journal.pieces.values() if journal.goes_on else ():
         if not _is_as_written(piece, place):
             raise ValueError(
                 f"{place.path}: is not as it was written; give --restart to begin anew"
@@ -391,8 +391,7 @@ class Journal(JournalFiles):
         if not part.exists() and not os.path.lexists(name):
             raise ValueError(f"{part}: is gone; bring it back, or give --restart to begin anew")
         if part.exists():
-            if self.goes_on:
-                _verify(self)
+            _verify(self)
             for file in self.files:
                 file.close()
             self.files = []
