@@ -73,7 +73,7 @@ def reading_table(
         table[place.end] &= ~continues[tags[place.end - 1]]
     return table
 
-# %% ../../nbs/5_evaluation/13_label_errors.ipynb #f21c8fb9
+# %% ../../nbs/5_evaluation/13_label_errors.ipynb #96a57354
 @dataclass(frozen=True)
 class Doubt:
     "A place whose label is in doubt."
@@ -81,11 +81,12 @@ class Doubt:
     place: Place  # the words, and both readings of them
     log_given: float  # log probability of the given reading, nats
     log_suggested: float  # log probability of the suggested one, nats
+    words: int  # whose tags differ, at least 1
 
     @property
-    def score(self) -> float:  # nats; the lower, the more suspicious
+    def score(self) -> float:  # nats a word; the lower, the more suspicious
         "How much less probable the given reading is than the suggested one."
-        return self.log_given - self.log_suggested
+        return (self.log_given - self.log_suggested) / self.words
 
     @property
     def probability(self) -> float:  # of 0 to 1
@@ -100,6 +101,11 @@ class Judgement(NamedTuple):
     doubts: list[Doubt]  # where the two differ, the most suspicious place first
     suggested: list[Span]  # entities of the best labeling
     chances: list[float]  # probability of each given entity, in the order of the label
+
+    @property
+    def worst(self) -> float:  # nats a word; 0 where the model agrees
+        "The score of the most suspicious place."
+        return min((doubt.score for doubt in self.doubts), default=0.0)
 
 
 @torch.no_grad()
@@ -143,16 +149,17 @@ def _judge_places(
     continues = torch.tensor(chain.steps.continues, dtype=torch.bool)
     rows = torch.tensor([row for row, _ in places], device=device)
     some = replace(chain, emissions=chain.emissions[rows], mask=chain.mask[rows])
-    sides = []
-    for spans in (given, suggested):
-        allowed = torch.ones(some.emissions.shape, dtype=torch.bool)
+    readings = torch.ones(2, *some.emissions.shape, dtype=torch.bool)
+    for side, spans in enumerate((given, suggested)):
         for number, (row, place) in enumerate(places):
             table = reading_table(place, spans[row], words[row], labels, scheme, continues)
-            allowed[number, : words[row]] = table
-        sides.append(some.log_prob(allowed.to(device)).tolist())
+            readings[side, number, : words[row]] = table
+    sides = [some.log_prob(allowed.to(device)).tolist() for allowed in readings]
     doubts: list[list[Doubt]] = [[] for _ in found]
-    for (row, place), *chances in zip(places, *sides, strict=True):
-        doubts[row].append(Doubt(place, *chances))
+    for number, (row, place) in enumerate(places):
+        inside = readings[:, number, place.start : place.end]
+        differ = int((inside[0] != inside[1]).any(1).sum())
+        doubts[row].append(Doubt(place, sides[0][number], sides[1][number], differ))
     return [sorted(held, key=lambda doubt: doubt.score) for held in doubts]
 
 # %% ../../nbs/5_evaluation/13_label_errors.ipynb #e57b94b7

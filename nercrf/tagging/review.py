@@ -48,17 +48,14 @@ def judge_sentences(
             judged[place] = judgement
     return judged
 
-# %% ../../nbs/7_tagging/17_review.ipynb #808387f6
+# %% ../../nbs/7_tagging/17_review.ipynb #8fc1aba0
 def judgement_record(
     judgement: Judgement,  # of a sentence
 ) -> dict[str, Any]:  # JSON-ready
     "A judgement as plain values."
+    names = ("log_given", "log_suggested", "words")
     doubts = [
-        {
-            **doubt.place._asdict(),
-            "log_given": doubt.log_given,
-            "log_suggested": doubt.log_suggested,
-        }
+        {**doubt.place._asdict(), **{name: getattr(doubt, name) for name in names}}
         for doubt in judgement.doubts
     ]
     return {**judgement._asdict(), "doubts": doubts}
@@ -72,11 +69,11 @@ def read_judgement(
     for each in record["doubts"]:
         given, suggested = ([Span(*x) for x in each[side]] for side in ("given", "suggested"))
         place = Place(each["start"], each["end"], given, suggested)
-        doubts.append(Doubt(place, each["log_given"], each["log_suggested"]))
+        doubts.append(Doubt(place, each["log_given"], each["log_suggested"], each["words"]))
     suggested = [Span(*each) for each in record["suggested"]]
     return Judgement(record["score"], doubts, suggested, record["chances"])
 
-# %% ../../nbs/7_tagging/17_review.ipynb #26dc69ad
+# %% ../../nbs/7_tagging/17_review.ipynb #50c25d37
 class Review(NamedTuple):
     "A labelled sentence with what a model thinks of its label."
 
@@ -84,9 +81,10 @@ class Review(NamedTuple):
     judgement: Judgement
 
     @property
-    def suspicion(self) -> tuple[float, str, str]:  # a key to sort by, the most suspicious first
-        "By the score; what is equal by what stands there, so that the order of a file is nothing."
-        return self.judgement.score, self.example.text, repr(self.example.spans)
+    def suspicion(self) -> tuple[float, float, str, str]:  # a key to sort by
+        "By the worst place, then the sentence; what is equal by its text, not by the file's order."
+        example, judged = self.example, self.judgement
+        return judged.worst, judged.score, example.text, repr(example.spans)
 
     def readings(
         self,
