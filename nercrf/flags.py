@@ -21,14 +21,16 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, get_ar
 from fastcore.docments import docments
 
 from nercrf.data.corpus import find_sources
+from nercrf.data.markup import brat_paths
 from nercrf.data.read_config import ReadConfig
 from nercrf.data.splits import read_shares
+from nercrf.destinations import check_destination, check_folder
 from nercrf.evaluation.evaluation_config import EvaluationConfig
 from nercrf.features.feature_config import CacheConfig, WindowConfig
 from nercrf.fields import NotNegative, check_fields, field_bounds
 from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
 from nercrf.tables import visible
-from nercrf.files import TakenError, is_claimed, is_stream
+from nercrf.files import TakenError, is_claimed
 from nercrf.tagging.predict_config import PredictConfig
 from nercrf.training.run_folder import (
     RUN_RECORD,
@@ -568,35 +570,34 @@ def results_folder(
     return (folder.parent if within else folder) / EVALUATIONS
 
 
-def _check_folder(place: Path, folder: Path, flag: str) -> None:
-    "ValueError where a folder for what is to be written cannot be made or written to."
-    folder = folder.absolute()
-    above = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
-    if not above.is_dir():
-        raise ValueError(f"{place}: {above} is no folder; choose another place with {flag}")
-    if not os.access(above, os.W_OK | os.X_OK) and not is_stream(place):
-        raise ValueError(
-            f"{place}: expected a folder that can be written to, got {above}, which cannot; choose "
-            f"another place with {flag}"
-        )
-
-
 def _check_results(args: ScriptConfig) -> None:
     "What is written when the work is done: ValueError or OSError where it could not be."
     if args.dry_run:
         return
     if args.do_train:
-        _check_folder(Path(args.output_dir), Path(args.output_dir), "--output_dir")
+        check_folder(Path(args.output_dir), Path(args.output_dir), "--output_dir")
     elif args.do_eval:
-        _check_folder(results_folder(args), results_folder(args), "--output_dir")
+        check_folder(results_folder(args), results_folder(args), "--output_dir")
     if not args.do_predict or args.output == "-":
         return
-    place = predictions_file(args)
+    place, flag = predictions_file(args), "--output" if args.output else "--output_dir"
     if not args.output and os.path.lexists(place) and not is_claimed(place):
         raise TakenError(place)
-    if place.is_dir():
-        raise ValueError(f"{place} is a folder: expected a file to write; give another name")
-    _check_folder(place, place.parent, "--output" if args.output else "--output_dir")
+    check_destination(place, flag, args.input)
+    if args.output_format == "brat":
+        _check_pair(place, args.input)
+
+
+def _check_pair(place: Path, inputs: Sequence[str]) -> None:
+    "brat writes two files: ValueError where one of them is read, or is somebody else's."
+    goes_on = place.with_name(f"{place.name}.journal").is_file()
+    for path in brat_paths(place):
+        check_destination(path, "--output", inputs)
+        if path != place and os.path.lexists(path) and not goes_on:
+            raise ValueError(
+                f"--output {place}: {path} stands beside it and would be replaced: move it away, "
+                "or choose another name"
+            )
 
 # %% ../nbs/8_commands/01_flags.ipynb #04a94078
 def _check_training(args: ScriptConfig) -> None:

@@ -240,7 +240,7 @@ def _predict_files(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> Ite
     )
     with main_process_first() if processes > 1 else nullcontext(True) as is_first:
         if args.restart and is_first:
-            job.journal.forget()
+            job.journal.restart()
     with job.journal:
         done = job.counts[0]
         if done and info.is_main:
