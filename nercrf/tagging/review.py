@@ -78,7 +78,7 @@ class Review(NamedTuple):
     "A labelled sentence with what a model thinks of its label."
 
     example: Example  # with the given entities
-    judgement: Judgement
+    judgement: Judgement  # of its label
 
     @property
     def suspicion(self) -> tuple[float, float, str, str]:  # a key to sort by
@@ -154,7 +154,7 @@ def review_line(
 def write_reviews(
     path: str | Path,  # the file; it appears when it is complete
     reviews: Sequence[Review],  # in the order in which they are to be looked at
-    output_format: ReviewFormat = "label_studio",
+    output_format: ReviewFormat = "label_studio",  # of the file
 ) -> None:
     "Write sentences to be corrected."
     names = document_names([each.example for each in reviews])
