@@ -45,11 +45,11 @@ from transformers import (
 
 from nercrf.data.examples import Example
 from nercrf.data.formats import read_examples
-from nercrf.labels import entity_types, label_list
+from nercrf.labels import entity_types, ids_to_spans, label_list
 from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
-from nercrf.tagging.tagger import Tagger, best_spans
+from nercrf.tagging.tagger import Tagger
 
 DATA = {"resume": "test.char.bmes", "wnut17": "test.annotated"}
 
@@ -158,7 +158,8 @@ def main() -> None:
 
     def decoding() -> None:
         for _, chain in tagger.engine.chains(examples):
-            best_spans(chain, config)
+            for tags in chain.best_lists():
+                ids_to_spans(tags, config.labels, config.scheme, "lenient")
 
     runs = {f"encoder {size}": bare_encoder(tagger, examples, size) for size in args.sizes}
     runs |= {

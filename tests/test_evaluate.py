@@ -14,6 +14,7 @@ from workers import run_workers
 from nercrf.distributed.devices import BatchDataParallel
 from nercrf.evaluation.evaluator import (
     UNLEARNABLE,
+    AskedEntities,
     evaluate,
     evaluation_batches,
     result_record,
@@ -180,3 +181,37 @@ def test_correct_missed_and_left_out_make_all_gold(sentences):
         len(p) for _, p, _ in triples
     )
     assert (scores.gold, scores.predicted) == (scores.correct + missed, scores.correct + wrong)
+
+
+def test_probabilities_of_entities_are_those_of_the_chain(model):
+    """One pass gives gold and found entities the probability that the sentence's chain gives."""
+    result = evaluate(model, DEV, batch_size=8, with_chances=True)
+    assert result == evaluate(model, DEV, batch_size=8)
+    for table in (result.gold, result.found):
+        told = iter(result.chances.look_up(table).tolist())
+        for index, spans in enumerate(table.to_lists()[:10]):
+            batch = DEV.collate(np.array([index]))
+            with torch.no_grad():
+                output = model(**batch)
+            chain = model.crf.chain(output.logits, batch["word_mask"])
+            (expected,) = chain.entity_probabilities([spans])
+            assert [next(told) for _ in spans] == pytest.approx(expected, abs=1e-5)
+
+
+def test_types_that_become_one_add_their_probabilities(model):
+    names = {"PER": "NAME", "ORG": "NAME", "LOC": "LOC"}
+    plain = AskedEntities(DEV, model.config)
+    joint = AskedEntities(DEV, model.config, names.get)
+    batch = DEV.collate(np.array([0]))
+    chain = model.crf.chain(model(**batch).logits, batch["word_mask"])
+    tags = model.decode(chain.emissions, chain.mask)
+    spans = DEV.gold_spans(0)
+    tags = [[model.config.label2id["O"]] * len(tags[0])]
+    tags[0][spans[0].start] = model.config.label2id["B-PER"]
+    known = {(plain.types[x.type_id], x.start, x.end) for x in plain(chain, [0], tags)[0]}
+    start = spans[0].start
+    assert ("PER", start, start + 1) in known
+    found = {(joint.types[x.type_id], x.start, x.end): x.value for x in joint(chain, [0], tags)[0]}
+    parts = [Span(name, start, start + 1) for name in ("PER", "ORG")]
+    expected = sum(chain.entity_probabilities([parts])[0])
+    assert found["NAME", start, start + 1] == pytest.approx(expected, abs=1e-6)

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import numba
@@ -64,6 +65,11 @@ def kernel_folder() -> Path | None:
     return private_folder(Path(base, f"kernels-{_sources_digest()}-numba-{numba.__version__}"))
 
 # %% ../../nbs/3_crf/06_kernel_cache.ipynb #3fbe9d8f
+# what pickle, llvm and numba raise for bytes that another version of them wrote
+_UNREADABLE = (ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError)
+_UNREADABLE += (OSError, PickleError, RuntimeError, TypeError, ValueError)
+
+
 class _KernelFiles(IndexDataCacheFile):
     "Index and data of one kernel; read only as they were written."
 
@@ -88,7 +94,7 @@ class _KernelFiles(IndexDataCacheFile):
         "What was compiled for these types; None where it has to be compiled."
         try:
             return super().load(key) if self._whole() else None
-        except Exception:  # an old format, of another machine, ...
+        except _UNREADABLE:  # an old format, of another machine, ...
             return None
 
     def save(self, key: Any, data: Any) -> None:
@@ -127,7 +133,7 @@ class KernelCache(FunctionCache):
         "A compiled kernel; None where it has to be compiled."
         try:
             return super().load_overload(sig, target_context)
-        except Exception:  # it was compiled for another machine
+        except _UNREADABLE:  # it was compiled for another machine
             return None
 
     def _save_overload(self, sig: Any, data: Any) -> None:

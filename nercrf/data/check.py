@@ -30,7 +30,7 @@ from nercrf.data.formats import examine
 from nercrf.data.read_config import ReadConfig
 from nercrf.data.reading import BLANK, is_visible
 from nercrf.data.records import Examined
-from nercrf.data.splits import divide_examples, document_keys, read_shares
+from nercrf.data.splits import divide_files, read_shares
 from nercrf.data.type_names import similar_types
 from nercrf.data.statistics import DataSet, PieceCounts, Split, count_split, find_train
 from nercrf.labels import SCHEMES, Span, spans_to_tags
@@ -612,14 +612,10 @@ def _whole_files(
 
 def _cut_files(files: Sequence[Examined], shares: Mapping[str, float], seed: int) -> list[Split]:
     "The splits that the files are cut into; what was found in a file stands with its first part."
-    keys, owners = [], {}
-    for file in files:
-        is_document = len(files) > 1 and file.format.name == "brat"
-        keys += document_keys(file.reading, file.examples, is_document)
-        owners |= {id(example): file.path for example in file.examples}
-    examples = [example for file in files for example in file.examples]
+    owners = {id(example): file.path for file in files for example in file.examples}
     splits, told = [], set()
-    for name, held in divide_examples(examples, keys, shares, seed).items():
+    read = [(file.reading, file.format.name, file.examples) for file in files]
+    for name, held in divide_files(read, shares, seed).items():
         parts, own = [], {}
         for each in held:
             own.setdefault(owners[id(each)], []).append(each)

@@ -32,7 +32,7 @@ from nercrf.data.formats import Prepared, detect_path, detect_text, prepare_file
 from nercrf.data.records import Survey
 from nercrf.data.splitting import find_splitter
 from nercrf.data.read_config import ReadConfig
-from nercrf.data.splits import divide_examples, document_keys, read_shares
+from nercrf.data.splits import divide_files, read_shares
 from nercrf.labels import Span, get_scheme, label_list, parse_tag, spans_to_tags
 
 logger = logging.getLogger(__name__)
@@ -368,15 +368,15 @@ class _Group:
         on_bad: str | None = None,  # None: as the corpus is read
     ) -> dict[str, list[Example]]:  # by split
         "The sentences of the files; a DataError for what does not fit."
-        examples, keys, findings = [], [], []
-        many = len(self.files) > 1
+        read, findings = [], []
         for taken, survey in zip(self.files, self.surveys, strict=True):
             taken.reading.scheme = scheme
             found, odd = taken.finish_file(survey)
-            keys += document_keys(taken.reading, found, many and taken.format.name == "brat")
-            examples, findings = examples + found, findings + odd
+            read.append((taken.reading, taken.format.name, found))
+            findings += odd
+        examples = [example for _, _, held in read for example in held]
         findings += check_entities(self.splits[0], self.files[0], examples)
-        if many:
+        if len(self.files) > 1:
             names = ", ".join(each.reading.path.name for each in self.files[:4])
             more = ", ..." if len(self.files) > 4 else ""
             warnings.append(f"{self.corpus.folder}: {self.splits[0]} is {names}{more}")
@@ -384,7 +384,7 @@ class _Group:
         if self.corpus.shares is None:
             return {self.splits[0]: examples}
         seed = self.corpus.options["split_seed"]
-        return divide_examples(examples, keys, self.corpus.shares, seed)
+        return divide_files(read, self.corpus.shares, seed)
 
 
 def _readers(corpus: CorpusFiles, splits: list[str]) -> list[_Group]:

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 
 from nercrf.data.examples import DataError, file_stem
-from nercrf.data.records import Mention, Reading, check_unicode
+from nercrf.data.records import Mention, Reading, check_unicode, told
 
 # %% auto #0
 __all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'DOCUMENT_KEYS', 'ID_KEYS',
@@ -284,14 +284,12 @@ def _is_spread(text: str) -> bool:
     return False
 
 
-def _is_whole(text: str) -> bool:
-    "Whether a text is JSON values and nothing else."
+def _whole_objects(reading: Reading, text: str) -> list[tuple[str, object]] | None:
+    "The values of a text that is JSON and nothing else; None for any other."
     try:
-        return bool(list(_json_objects(Reading("a"), text)))
+        return list(_json_objects(reading, text)) or None
     except json.JSONDecodeError:
-        return False
-    except DataError:  # for who reads it to say
-        return True
+        return None
 
 
 def unwrapped(
@@ -318,11 +316,14 @@ def json_records(
     text: str,  # JSON lines or a JSON array
 ) -> Iterator[tuple[str, dict]]:  # "file:line" and the object
     "The objects of JSON lines or of a JSON array, with file and line."
-    read = _json_array if text.lstrip().startswith("[") else _json_lines
-    if read is _json_lines and (_is_spread(text) or "\n" not in text.strip()):
-        read = _json_objects if _is_whole(text) else _json_lines
-    values = read(reading, text)
-    if read is not _json_lines:
+    values = None
+    if text.lstrip().startswith("["):
+        values = _json_array(reading, text)
+    elif _is_spread(text) or "\n" not in text.strip():
+        values = _whole_objects(reading, text)
+    if values is None:
+        values = _json_lines(reading, text)
+    else:
         values = (pair for where, value in values for pair in unwrapped(where, value))
     for where, value in values:
         if not isinstance(value, dict):
@@ -340,8 +341,6 @@ def each_record(
     "Make something of each object; those that cannot be read are told and passed over."
     made = []
     for number, (where, record) in enumerate(json_records(reading, text)):
-        try:
+        with told(reading, where):
             made.append(make(where, record, number))
-        except DataError as error:
-            reading.add("unreadable", where, str(error).removeprefix(f"{where}: "))
     return made

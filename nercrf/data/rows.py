@@ -29,7 +29,7 @@ from nercrf.data.json_tokens import (
     row_tags,
     token_records,
 )
-from nercrf.data.records import Format, Reading, Record, RecordFormat, Survey
+from nercrf.data.records import Format, Reading, Record, RecordFormat, Survey, told
 from nercrf.files import move_file, write_bytes
 from nercrf.labels import label_list
 
@@ -69,13 +69,11 @@ def _prepare_rows(
     records = []
     for number, row in enumerate(rows):
         where = f"{place}{number}"
-        try:
+        with told(reading, where):
             if is_text:
                 records.append(span_record(reading, where, dict(row), number))
             else:
                 records += token_records(reading, where, dict(row), number, names)
-        except DataError as error:
-            reading.add("unreadable", where, str(error).removeprefix(f"{where}: "))
     return records
 
 # %% ../../nbs/1_data/15_rows.ipynb #fd0f9238

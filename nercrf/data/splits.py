@@ -15,7 +15,7 @@ from nercrf.data.examples import DataError, Example
 from nercrf.data.records import Reading
 
 # %% auto #0
-__all__ = ['SHARES', 'read_shares', 'document_keys', 'divide', 'divide_examples']
+__all__ = ['SHARES', 'read_shares', 'document_keys', 'divide', 'divide_examples', 'divide_files']
 
 # %% ../../nbs/1_data/17_splits.ipynb #bfad9fb5
 SHARES = ("train", "dev", "test")
@@ -103,3 +103,16 @@ def divide_examples(
             f"{len(documents)} documents; give larger shares (--split)"
         )
     return splits
+
+# %% ../../nbs/1_data/17_splits.ipynb #bfbf98b5
+def divide_files(
+    files: Sequence[tuple[Reading, str, Sequence[Example]]],  # each with its format's name
+    shares: Mapping[str, float],  # of each split
+    seed: int = 42,  # of the order in which documents are dealt
+) -> dict[str, list[Example]]:  # by split, in the order of the files
+    "Cut files into splits, whole documents; of several files of brat's each is a document."
+    keys, examples = [], []
+    for reading, kind, held in files:
+        keys += document_keys(reading, held, len(files) > 1 and kind == "brat")
+        examples += held
+    return divide_examples(examples, keys, shares, seed)

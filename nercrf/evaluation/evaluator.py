@@ -30,17 +30,25 @@ from nercrf.evaluation.intervals import Interval, UnitCounts, count_units, score
 from nercrf.evaluation.metrics import EntityScores, report, score_tables, unseen_rows
 from nercrf.evaluation.result_files import type_figures
 from nercrf.evaluation.scores import score_overlaps
-from nercrf.evaluation.spans import SpanTable, sorted_table, table_of_ids
+from nercrf.crf.distribution import TagChain
+from nercrf.evaluation.spans import (
+    SpanTable,
+    align_tables,
+    sorted_keys,
+    sorted_table,
+    table_of_ids,
+)
 from nercrf.data.type_names import TypeChoice
 from nercrf.features.batches import FeatureDataset, plan_batches
 from nercrf.features.conversion import Features
-from nercrf.labels import Span, entity_types
+from nercrf.labels import Span, entity_types, ids_to_spans
+from nercrf.model.modeling import NerCrfConfig
 
 # %% auto #0
-__all__ = ['UNLEARNABLE', 'evaluation_batches', 'move_batch', 'SentenceResult', 'predict_batches', 'Evaluation', 'gold_table',
-           'unlearnable_table', 'EvaluationInterrupted', 'TaggedWords', 'gather_results', 'evaluate',
-           'describe_unannotated', 'describe_result', 'unseen_f1', 'result_record', 'describe_interval',
-           'window_groups']
+__all__ = ['UNLEARNABLE', 'evaluation_batches', 'move_batch', 'Chance', 'SentenceResult', 'predict_batches', 'AskedEntities',
+           'EntityChances', 'Evaluation', 'gold_table', 'unlearnable_table', 'EvaluationInterrupted', 'TaggedWords',
+           'gather_results', 'evaluate', 'describe_unannotated', 'describe_result', 'unseen_f1', 'result_record',
+           'describe_interval', 'window_groups']
 
 # %% ../../nbs/5_evaluation/04_evaluator.ipynb #46e83c94
 def evaluation_batches(
@@ -78,12 +86,22 @@ def move_batch(
     }
 
 # %% ../../nbs/5_evaluation/04_evaluator.ipynb #101fb927
+class Chance(NamedTuple):
+    "The probability of an entity."
+
+    type_id: int  # index in a list of types
+    start: int  # first word
+    end: int  # word after the last
+    value: float  # 0 to 1
+
+
 class SentenceResult(NamedTuple):
     "What a model makes of one sentence."
 
     index: int  # of the sentence in the data set
     tags: list[int]  # label id of each word
     loss: float | None  # negative log likelihood of its labels, nats; None where it has none
+    chances: Sequence[Chance] = ()  # of the entities that were asked for
 
 # %% ../../nbs/5_evaluation/04_evaluator.ipynb #79d2c9a9
 def predict_batches(
@@ -91,6 +109,7 @@ def predict_batches(
     dataset: FeatureDataset,  # the sentences
     batches: list[np.ndarray],  # indices of the sentences of each batch
     precision: torch.dtype | None = None,  # half precision of the encoder; None: full
+    ask: AskedEntities | None = None,  # entities whose probabilities are wanted; None: none
 ) -> Iterator[SentenceResult]:  # in the order of the batches
     "Run a model over batches of sentences, as many at a time as there are devices."
     bare = unwrap_model(model)
@@ -103,7 +122,7 @@ def predict_batches(
         with whole_parameters(bare):
             for first in range(0, len(batches), at_once):
                 inputs = [dataset.collate(indices) for indices in batches[first : first + at_once]]
-                yield from _predict_at_once(model if several else bare, inputs, precision)
+                yield from _predict_at_once(model if several else bare, inputs, precision, ask)
     finally:
         model.train(was_training)
 
@@ -113,6 +132,7 @@ def _predict_at_once(
     model: nn.Module,  # on one device, or on as many as there are batches
     inputs: list[dict[str, torch.Tensor]],  # as `FeatureDataset.collate` makes them
     precision: torch.dtype | None,
+    ask: AskedEntities | None,
 ) -> list[SentenceResult]:  # batch after batch
     "Run one batch on each device and decode what comes out."
     bare = unwrap_model(model)
@@ -132,8 +152,99 @@ def _predict_at_once(
         # (batch, words)
         mask = batch["word_mask"].to(output.logits.device)
         tags = bare.decode(output.logits, mask)
-        results += map(SentenceResult, indices, tags, losses)
+        if ask is None:
+            results += map(SentenceResult, indices, tags, losses)
+        else:
+            chances = ask(bare.crf.chain(output.logits, mask), indices, tags)
+            results += map(SentenceResult, indices, tags, losses, chances)
     return results
+
+# %% ../../nbs/5_evaluation/04_evaluator.ipynb #a282cac7
+class AskedEntities:
+    "Asks a chain for the probabilities of the entities that are annotated and of those found."
+
+    def __init__(
+        self,
+        dataset: FeatureDataset,  # sentences, with their annotated entities
+        config: NerCrfConfig,  # labels, scheme and temperature of the model
+        name: Callable[[str], str | None] = str,  # of a type of the model; None: left out
+    ):
+        self.dataset, self.config = dataset, config
+        self.names = {each: name(each) for each in entity_types(config.labels)}
+        self.models: dict[str, list[str]] = {}  # the model's types of each name
+        for own, new in self.names.items():
+            self.models.setdefault(new, []).append(own)
+        self.types = sorted({*dataset.types, *filter(None, self.names.values())})
+
+    def __call__(
+        self,
+        chain: TagChain,  # of a batch
+        indices: Sequence[int],  # of its sentences in the data set
+        tags: Sequence[Sequence[int]],  # what was found, label numbers
+    ) -> list[list[Chance]]:  # of each sentence
+        "The probabilities, each entity once."
+        asked = [self._asked(*each) for each in zip(indices, tags, strict=True)]
+        models = [
+            [Span(own, *span[1:]) for span in spans for own in self.models.get(span[0], ())]
+            for spans in asked
+        ]
+        temperature = self.config.probability_temperature
+        known = chain if temperature == 1.0 else chain.tempered(temperature)
+        found = known.entity_probabilities(models)
+        return list(map(self._sums, asked, models, found))
+
+    def _asked(self, index: int, tags: Sequence[int]) -> list[Span]:
+        "The entities of a sentence under their names."
+        spans = ids_to_spans(tags, self.config.labels, self.config.scheme, "lenient")
+        named = (span._replace(label=self.names[span.label]) for span in spans)
+        kept = [span for span in named if span.label is not None]
+        return list(dict.fromkeys([*kept, *self.dataset.gold_spans(index)]))
+
+    def _sums(self, asked: list[Span], models: list[Span], chances: list[float]) -> list[Chance]:
+        "The summed probabilities of each entity."
+        sums = dict.fromkeys(asked, 0.0)
+        for span, chance in zip(models, chances, strict=True):
+            sums[Span(self.names[span.label], *span[1:])] += chance
+        return [
+            Chance(self.types.index(span.label), *span[1:], min(chance, 1.0))
+            for span, chance in sums.items()
+        ]
+
+# %% ../../nbs/5_evaluation/04_evaluator.ipynb #5e803c51
+@dataclass(frozen=True, eq=False)
+class EntityChances:
+    "The probabilities of entities."
+
+    table: SpanTable  # the entities
+    values: np.ndarray  # float64 (entities,) 0 to 1
+
+    @classmethod
+    def of(
+        cls,
+        rows: np.ndarray,  # float64 (entities, 5) sentence, type, start, end, probability
+        types: Sequence[str],  # that the second column counts
+        sentences: int,  # of the data set
+    ) -> EntityChances:  # in the order of the text
+        "The probabilities of rows in any order, each entity once."
+        sentence, type_id, start, end = rows[:, :4].astype(np.int64).T
+        names = sorted(types)
+        type_id = np.array([names.index(each) for each in types], np.int64)[type_id]
+        order = np.lexsort((type_id, end, start, sentence))
+        columns = (sentence[order], type_id[order], start[order], end[order])
+        return cls(SpanTable(*columns, tuple(names), sentences), rows[order, 4])
+
+    def look_up(
+        self,
+        table: SpanTable,  # entities of the same sentences
+    ) -> np.ndarray:  # float64 (entities,) NaN for one that nobody asked for
+        "The probability of each entity of a table."
+        found = np.full(len(table), np.nan)
+        known, wanted = sorted_keys(*align_tables(self.table, table))
+        if len(known) and len(wanted):
+            places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+            there = known[places] == wanted
+            found[there] = self.values[places[there]]
+        return found
 
 # %% ../../nbs/5_evaluation/04_evaluator.ipynb #eef35ccb
 @dataclass
@@ -150,6 +261,8 @@ class Evaluation:
     unannotated: int = 0  # sentences that were not evaluated, since nobody annotated them
     # int64 (sentences,) -1 where a sentence was not evaluated; None: all were
     units: np.ndarray | None = field(default=None, compare=False, repr=False)
+    # probabilities of gold and predicted entities; None: nobody asked for them
+    chances: EntityChances | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def counted(self) -> tuple[SpanTable, SpanTable]:  # gold, predicted
@@ -254,6 +367,7 @@ class TaggedWords(NamedTuple):
     ids: np.ndarray  # int32 (words,) label numbers of all sentences, one after the other
     offsets: np.ndarray  # int64 (sentences + 1,) where each sentence begins
     losses: np.ndarray  # float64 (sentences,) nats; NaN where a sentence has no loss
+    chances: np.ndarray  # float64 (entities, 5) sentence, type, start, end, probability
 
 
 def gather_results(
@@ -264,17 +378,21 @@ def gather_results(
 ) -> TaggedWords:  # the same on every process
     "The results of all processes, one for each of the sentences, in the order of the data set."
     places, sizes, ids, losses = array("q"), array("q"), array("i"), array("d")
+    chances = array("d")
     with closing(own):
         for result in own:
             places.append(result.index)
             sizes.append(len(result.tags))
             ids.extend(result.tags)
             losses.append(math.nan if result.loss is None else result.loss)
+            for each in result.chances:
+                chances.extend((result.index, *each))
             if should_stop is not None and should_stop():
                 break
     _leave_if_stopped(should_stop, name)
-    columns = [gather_array(np.asarray(column)) for column in (places, sizes, ids, losses)]
-    places, sizes, ids, losses = map(np.concatenate, columns)
+    columns = (places, sizes, ids, losses, chances)
+    gathered = [gather_array(np.asarray(column)) for column in columns]
+    places, sizes, ids, losses, chances = map(np.concatenate, gathered)
     order = np.argsort(places, kind="stable")
     if not np.array_equal(places[order], sentences):
         raise RuntimeError(
@@ -284,7 +402,7 @@ def gather_results(
     starts, sizes = (np.cumsum(sizes) - sizes)[order], sizes[order]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     words = np.repeat(starts - offsets[:-1], sizes) + np.arange(len(ids))
-    return TaggedWords(ids[words], offsets, losses[order])
+    return TaggedWords(ids[words], offsets, losses[order], chances.reshape(-1, 5))
 
 # %% ../../nbs/5_evaluation/04_evaluator.ipynb #7509654f
 def evaluate(
@@ -296,6 +414,7 @@ def evaluate(
     unlearnable: str = EvaluationConfig.unlearnable,  # gold that no tag can hold
     should_stop: Callable[[], bool] | None = None,  # asked after a batch; on each process or none
     types: TypeChoice | None = None,  # by which the gold was read; predictions are chosen alike
+    with_chances: bool = False,  # also the probabilities of gold and predicted entities
 ) -> Evaluation:  # the same on every process
     """Evaluate a model on the annotated sentences of a data set; every process of the group must
     call it.
@@ -310,13 +429,15 @@ def evaluate(
     if not len(sentences):
         raise ValueError(f"nothing to evaluate: no sentence of {name!r} is annotated")
     batches = evaluation_batches(dataset, batch_size, get_rank(), get_world_size(), sentences)
-    own = predict_batches(model, dataset, batches, precision)
-    results = gather_results(own, sentences, name, should_stop)
     config = unwrap_model(model).config
+    rename = types.for_model(entity_types(config.labels)).name if types else str
+    ask = AskedEntities(dataset, config, rename) if with_chances else None
+    own = predict_batches(model, dataset, batches, precision, ask)
+    results = gather_results(own, sentences, name, should_stop)
     found = table_of_ids(results.ids, results.offsets, config.labels, config.scheme, "lenient")
     found = replace(found, sentence=sentences[found.sentence], sentences=len(dataset))
     if types:
-        found = found.renamed(types.for_model(entity_types(config.labels)).name)
+        found = found.renamed(rename)
     losses = results.losses[~np.isnan(results.losses)].tolist()
     lost = unlearnable_table(dataset)
     return Evaluation(
@@ -329,6 +450,7 @@ def evaluate(
         ignored=lost if unlearnable == "ignored" else None,
         unannotated=len(dataset) - len(sentences),
         units=np.where(dataset.features.annotated, np.arange(len(dataset)), -1),
+        chances=ask and EntityChances.of(results.chances, ask.types, len(dataset)),
     )
 
 # %% ../../nbs/5_evaluation/04_evaluator.ipynb #79554c61

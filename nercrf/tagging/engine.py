@@ -36,6 +36,7 @@ from nercrf.features.running_text import (
 )
 from nercrf.features.windows import convert_pieces, shape_windows
 from nercrf.model.modeling import PASS_PIECES, NerCrfForTokenClassification, emit
+from nercrf.tagging.packed import PackedTwins
 
 # %% auto #0
 __all__ = ['BLOCK_PIECES', 'KnownWords', 'TextPieces', 'Sheet', 'piece_budget', 'Engine']
@@ -212,6 +213,7 @@ class Engine:
     ):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self._tokenize = TextPieces()
+        self._twins = PackedTwins()
 
     @cached_property
     def layout(self) -> Layout:  # what stands around the words of a window
@@ -274,7 +276,7 @@ class Engine:
     @torch.inference_mode()
     def _scores(self, sheet: Sheet, windows: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         "Scores (words, labels) of the words of some windows, and their numbers (words,)."
-        model, scores, numbers = self.model, [], []
+        model, scores, numbers = self._twins.model(self.model), [], []
         width = model.config.hidden_size or model.config.encoder.hidden_size
         budget = piece_budget(width, model.device)
         for batch in plan_batches(

@@ -37,6 +37,7 @@ from nercrf.files import (
     verify_folder,
     write_folder,
 )
+from nercrf.evaluation.result_files import result_text
 from nercrf.training.reporting import greater_is_better
 from nercrf.training.run_folder import CHECKPOINT_NAME
 
@@ -329,20 +330,21 @@ def write_evaluation(
     figures: Mapping[str, float],  # by name; all of them, whatever counts today
 ) -> None:
     "Put the figures of an evaluation into a checkpoint."
-    text = json.dumps({name: repr(float(figure)) for name, figure in figures.items()}, indent=1)
-    Path(folder, EVALUATION).write_text(text + "\n", encoding="utf-8")
+    numbers = {name: float(figure) for name, figure in figures.items()}
+    Path(folder, EVALUATION).write_text(result_text(numbers), encoding="utf-8")
 
 
 def read_scores(
     output_dir: str | os.PathLike,  # the folder that holds the checkpoints
     metric: str,  # name of a figure
 ) -> dict[int, float]:  # by step; without those that were not evaluated
-    "The figures of all checkpoints that have one of this name."
+    "The figures of all checkpoints that have one of this name; those of before are texts."
     scores = {}
     for path in list_checkpoints(output_dir):
         with suppress(OSError, ValueError, KeyError, TypeError):
             figures = json.loads((path / EVALUATION).read_text())
-            scores[_step_of(path)] = float(figures[metric])
+            figure = figures[metric]
+            scores[_step_of(path)] = math.nan if figure is None else float(figure)
     return scores
 
 # %% ../../nbs/6_training/11_checkpoint.ipynb #d587d770
