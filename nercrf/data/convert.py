@@ -30,7 +30,7 @@ from nercrf.data.examples import (
 )
 from nercrf.data.formats import FORMATS, detect_path, examine, find_format, write_examples
 from nercrf.data.records import Examined
-from nercrf.data.splits import divide_examples, document_keys
+from nercrf.data.splits import divide_files
 from nercrf.files import complete_file, is_stream, move_file
 
 # %% auto #0
@@ -328,19 +328,15 @@ def convert_splits(
     **options,  # further fields of `Reading`
 ) -> list[Conversion]:  # one a split
     "Cut files into splits and write a file for each."
-    examples, keys, findings, read = [], [], [], None
+    files, findings = [], []
     for path in paths:
         read = examine(path, from_format, encoding, scheme=from_scheme, **options)
         if len(paths) > 1:
             _name_documents(read)
-        keys += document_keys(read.reading, read.examples)
-        examples += read.examples
+        files.append((read.reading, read.format.name, read.examples))
         findings += read.findings
     report_findings(findings, on_bad)
-    splits, ending = (
-        divide_examples(examples, keys, shares, seed),
-        find_format(to_format).extensions[0],
-    )
+    splits, ending = divide_files(files, shares, seed), find_format(to_format).extensions[0]
     found = []
     for split, held in splits.items():
         part = replace(read, examples=held, findings=[] if found else findings)

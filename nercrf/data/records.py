@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +23,8 @@ from nercrf.files import write_lines
 from nercrf.labels import Span, detect_scheme, parse_tag
 
 # %% auto #0
-__all__ = ['READINGS', 'ReadingOptions', 'Reading', 'Mention', 'Record', 'utf16_offsets', 'in_characters', 'Survey', 'Examined',
-           'Change', 'Format', 'check_unicode', 'RecordFormat', 'MentionRepair']
+__all__ = ['READINGS', 'ReadingOptions', 'Reading', 'told', 'Mention', 'Record', 'utf16_offsets', 'in_characters', 'Survey',
+           'Examined', 'Change', 'Format', 'check_unicode', 'RecordFormat', 'MentionRepair']
 
 # %% ../../nbs/1_data/06_records.ipynb #baa0634f
 _CHOICES = {
@@ -151,6 +152,20 @@ class Reading(ReadingOptions):
         for number, line in enumerate(text.split("\n"), self.first_line):
             if line.strip():
                 yield number, f"{self.path}:{number}", line
+
+# %% ../../nbs/1_data/06_records.ipynb #8b7a3a29
+@contextmanager
+def told(
+    reading: Reading,  # takes the finding
+    where: str,  # "file:line"
+) -> Iterator[list[DataError]]:  # takes the error that ended the block
+    "Keep a DataError of the block as a finding: its record is passed over."
+    errors: list[DataError] = []
+    try:
+        yield errors
+    except DataError as error:
+        errors.append(error)
+        reading.add("unreadable", where, str(error).removeprefix(f"{where}: "))
 
 # %% ../../nbs/1_data/06_records.ipynb #2668b31c
 @dataclass
@@ -526,12 +541,9 @@ class RecordFormat(Format):
         examples, cutter = [], find_splitter(reading.by)
         for record in content:
             text, offsets, spans = record.text, record.tokens, None
-            try:
+            with told(reading, record.where) as errors:
                 check_unicode(text, record.where)
-            except DataError as error:
-                reading.add(
-                    "unreadable", record.where, str(error).removeprefix(f"{record.where}: ")
-                )
+            if errors:
                 continue
             if offsets is None:
                 offsets = list(cutter.places(text))
