@@ -26,6 +26,7 @@ from nercrf.data.read_config import ReadConfig
 from nercrf.data.splits import read_shares
 from nercrf.destinations import check_destination, check_folder
 from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.evaluation.report_page import check_report_place
 from nercrf.features.feature_config import CacheConfig, WindowConfig
 from nercrf.fields import NotNegative, check_fields, field_bounds
 from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
@@ -33,6 +34,7 @@ from nercrf.tables import visible
 from nercrf.files import TakenError, is_claimed
 from nercrf.tagging.predict_config import PredictConfig
 from nercrf.training.run_folder import (
+    REPORT,
     RUN_RECORD,
     holder_of,
     in_use,
@@ -51,7 +53,7 @@ from nercrf.training.training_config import (
 __all__ = ['OLD_NAMES', 'UNSHOWN', 'SCRIPT', 'READING', 'VERBS', 'SUFFIXES', 'EVALUATIONS', 'RunConfig', 'ScriptConfig',
            'FlagParser', 'add_section', 'read_config_file', 'config_words', 'sections_of', 'build_parser',
            'parse_words', 'parse_args', 'Given', 'parse_command', 'Verb', 'verb_parser', 'parse_verb', 'check_files',
-           'fills_folder', 'predictions_file', 'results_folder', 'finished_folder']
+           'fills_folder', 'predictions_file', 'results_folder', 'report_file', 'finished_folder']
 
 # %% ../nbs/8_commands/01_flags.ipynb #7aeeaeea
 @dataclass
@@ -66,6 +68,7 @@ class RunConfig:
     model: str | None = None  # trained tagger, or folder of its run; none: that of --output_dir
     eval_all_checkpoints: bool = False  # evaluate every checkpoint, not only the best model
     errors: Annotated[int, NotNegative] = 0  # sentences with an error to show, gold beside found
+    report: str | None = None  # page of the evaluation, .html; in training report.html, or no
     config: str | None = None  # JSON or YAML file of flags; those of the command line come on top
     server_ip: str | None = None  # of a remote debugger; refused
     server_port: str | None = None  # of a remote debugger; refused
@@ -402,7 +405,7 @@ VERBS = {
     "train": Verb(
         "train on labelled files (the built-in sample without --data_dir), evaluate, predict",
         {"do_train": True, "do_eval": True, "do_predict": True},
-        {RunConfig: "sample dry_run eval_all_checkpoints config"}
+        {RunConfig: "sample dry_run eval_all_checkpoints report config"}
         | dict.fromkeys(sections_of(TrainingConfig), "")
         | {PredictConfig: "output -output_format"},
     ),
@@ -410,7 +413,7 @@ VERBS = {
         "evaluate a trained model on the labelled files of a folder",
         {"do_train": False, "do_eval": True, "do_predict": False},
         {
-            RunConfig: "model eval_all_checkpoints errors config",
+            RunConfig: "model eval_all_checkpoints errors report config",
             **_READING,
             WindowConfig: "eval_max_seq_length nested",
             EvaluationConfig: "",
@@ -579,6 +582,17 @@ def results_folder(
     return (folder.parent if within else folder) / EVALUATIONS
 
 
+def report_file(
+    args: ScriptConfig,  # flags; do_train, do_eval, report and output_dir are read
+) -> Path | None:  # None: no page
+    "Where the page of an evaluation goes."
+    if not args.do_eval or args.report in ("no", "none"):
+        return None
+    if args.report is None:
+        return Path(args.output_dir, REPORT) if args.do_train else None
+    return Path(args.report)
+
+
 def _check_results(args: ScriptConfig) -> None:
     "What is written when the work is done: ValueError or OSError where it could not be."
     if args.dry_run:
@@ -587,6 +601,9 @@ def _check_results(args: ScriptConfig) -> None:
         check_folder(Path(args.output_dir), Path(args.output_dir), "--output_dir")
     elif args.do_eval:
         check_folder(results_folder(args), results_folder(args), "--output_dir")
+    if args.report and report_file(args):
+        check_report_place(args.report)
+        check_folder(Path(args.report), Path(args.report).parent, "--report")
     if not args.do_predict or args.output == "-":
         return
     place, flag = predictions_file(args), "--output" if args.output else "--output_dir"
