@@ -422,7 +422,7 @@ def test_files_that_would_become_one_are_refused(model, tmp_path, capsys):
     assert "would both become" in capsys.readouterr().err
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xfd")
     os.remove(tmp_path / "a.md")
-    assert predict(model, tmp_path, "--output", f"{tmp_path}/out/", "--on_bad", "warn") != 0
+    assert predict(model, tmp_path, "--output", f"{tmp_path}/out/") != 0
     (tmp_path / "b.txt").write_text(TEXTS[1], encoding="utf-8")  # mended: it goes on
     assert predict(model, tmp_path, "--output", f"{tmp_path}/out/") == 0
     assert sorted(each.name for each in (tmp_path / "out").glob("*.jsonl")) == [
