@@ -10,6 +10,8 @@ parser = ConfigParser(delimiters=["="])
 parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 
+REPORT_FILES = ["report_page.html", "report_page.css", "report_page.js", "report_schema.json"]
+
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -33,7 +35,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["nercrf", "nercrf.*"]),
-    package_data={"nercrf": ["py.typed"]},
+    package_data={"nercrf": ["py.typed"], "nercrf.evaluation": REPORT_FILES},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={

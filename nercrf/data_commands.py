@@ -51,6 +51,7 @@ class CheckConfig:
     all: bool = False  # show every finding
     fix: bool = False  # write repaired copies, as NAME.fixed.EXT or to --output
     output: str | None = None  # folder for the repaired copies
+    with_model: bool = False  # find wrong labels by training on the rest; more: --with_model --help
 
 
 def check_parser() -> FlagParser:  # of `nercrf check`
@@ -125,7 +126,12 @@ def check_main(
     argv: Sequence[str] | None = None,  # the words of the command line; None: those of the process
 ) -> int:  # exit code: 0 clean, 1 findings, 2 for what cannot be read
     "The command `nercrf check`."
-    flags, reading, given = parse_command(check_parser(), CheckConfig, argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if any(word.partition("=")[0].replace("-", "_") == "__with_model" for word in words):
+        from nercrf.label_command import label_main
+
+        return label_main(words)
+    flags, reading, given = parse_command(check_parser(), CheckConfig, words)
     return guarded(lambda: _run_check(reading, given["paths"], flags))
 
 # %% ../nbs/8_commands/07_data_commands.ipynb #e2c05180

@@ -21,16 +21,20 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, get_ar
 from fastcore.docments import docments
 
 from nercrf.data.corpus import find_sources
+from nercrf.data.markup import brat_paths
 from nercrf.data.read_config import ReadConfig
 from nercrf.data.splits import read_shares
+from nercrf.destinations import check_destination, check_folder
 from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.evaluation.report_page import check_report_place
 from nercrf.features.feature_config import CacheConfig, WindowConfig
 from nercrf.fields import NotNegative, check_fields, field_bounds
 from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
 from nercrf.tables import visible
-from nercrf.files import TakenError, is_claimed, is_stream
+from nercrf.files import TakenError, is_claimed
 from nercrf.tagging.predict_config import PredictConfig
 from nercrf.training.run_folder import (
+    REPORT,
     RUN_RECORD,
     holder_of,
     in_use,
@@ -49,7 +53,7 @@ from nercrf.training.training_config import (
 __all__ = ['OLD_NAMES', 'UNSHOWN', 'SCRIPT', 'READING', 'VERBS', 'EVALUATIONS', 'RunConfig', 'ScriptConfig', 'FlagParser',
            'add_section', 'read_config_file', 'config_words', 'sections_of', 'build_parser', 'parse_words',
            'parse_args', 'Given', 'parse_command', 'Verb', 'verb_parser', 'parse_verb', 'check_files',
-           'predictions_file', 'results_folder', 'finished_folder']
+           'predictions_file', 'results_folder', 'report_file', 'finished_folder']
 
 # %% ../nbs/8_commands/01_flags.ipynb #7aeeaeea
 @dataclass
@@ -64,6 +68,7 @@ class RunConfig:
     model: str | None = None  # trained tagger, or folder of its run; none: that of --output_dir
     eval_all_checkpoints: bool = False  # evaluate every checkpoint, not only the best model
     errors: Annotated[int, NotNegative] = 0  # sentences with an error to show, gold beside found
+    report: str | None = None  # page of the evaluation, .html; in training report.html, or no
     config: str | None = None  # JSON or YAML file of flags; those of the command line come on top
     server_ip: str | None = None  # of a remote debugger; refused
     server_port: str | None = None  # of a remote debugger; refused
@@ -400,7 +405,7 @@ VERBS = {
     "train": Verb(
         "train on labelled files (the built-in sample without --data_dir), evaluate, predict",
         {"do_train": True, "do_eval": True, "do_predict": True},
-        {RunConfig: "sample dry_run eval_all_checkpoints config"}
+        {RunConfig: "sample dry_run eval_all_checkpoints report config"}
         | dict.fromkeys(sections_of(TrainingConfig), "")
         | {PredictConfig: "output -output_format"},
     ),
@@ -408,7 +413,7 @@ VERBS = {
         "evaluate a trained model on the labelled files of a folder",
         {"do_train": False, "do_eval": True, "do_predict": False},
         {
-            RunConfig: "model eval_all_checkpoints errors config",
+            RunConfig: "model eval_all_checkpoints errors report config",
             **_READING,
             WindowConfig: "eval_max_seq_length nested",
             EvaluationConfig: "",
@@ -568,17 +573,15 @@ def results_folder(
     return (folder.parent if within else folder) / EVALUATIONS
 
 
-def _check_folder(place: Path, folder: Path, flag: str) -> None:
-    "ValueError where a folder for what is to be written cannot be made or written to."
-    folder = folder.absolute()
-    above = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
-    if not above.is_dir():
-        raise ValueError(f"{place}: {above} is no folder; choose another place with {flag}")
-    if not os.access(above, os.W_OK | os.X_OK) and not is_stream(place):
-        raise ValueError(
-            f"{place}: expected a folder that can be written to, got {above}, which cannot; choose "
-            f"another place with {flag}"
-        )
+def report_file(
+    args: ScriptConfig,  # flags; do_train, do_eval, report and output_dir are read
+) -> Path | None:  # None: no page
+    "Where the page of an evaluation goes."
+    if not args.do_eval or args.report in ("no", "none"):
+        return None
+    if args.report is None:
+        return Path(args.output_dir, REPORT) if args.do_train else None
+    return Path(args.report)
 
 
 def _check_results(args: ScriptConfig) -> None:
@@ -586,17 +589,32 @@ def _check_results(args: ScriptConfig) -> None:
     if args.dry_run:
         return
     if args.do_train:
-        _check_folder(Path(args.output_dir), Path(args.output_dir), "--output_dir")
+        check_folder(Path(args.output_dir), Path(args.output_dir), "--output_dir")
     elif args.do_eval:
-        _check_folder(results_folder(args), results_folder(args), "--output_dir")
+        check_folder(results_folder(args), results_folder(args), "--output_dir")
+    if args.report and report_file(args):
+        check_report_place(args.report)
+        check_folder(Path(args.report), Path(args.report).parent, "--report")
     if not args.do_predict or args.output == "-":
         return
-    place = predictions_file(args)
+    place, flag = predictions_file(args), "--output" if args.output else "--output_dir"
     if not args.output and os.path.lexists(place) and not is_claimed(place):
         raise TakenError(place)
-    if place.is_dir():
-        raise ValueError(f"{place} is a folder: expected a file to write; give another name")
-    _check_folder(place, place.parent, "--output" if args.output else "--output_dir")
+    check_destination(place, flag, args.input)
+    if args.output_format == "brat":
+        _check_pair(place, args.input)
+
+
+def _check_pair(place: Path, inputs: Sequence[str]) -> None:
+    "brat writes two files: ValueError where one of them is read, or is somebody else's."
+    goes_on = place.with_name(f"{place.name}.journal").is_file()
+    for path in brat_paths(place):
+        check_destination(path, "--output", inputs)
+        if path != place and os.path.lexists(path) and not goes_on:
+            raise ValueError(
+                f"--output {place}: {path} stands beside it and would be replaced: move it away, "
+                "or choose another name"
+            )
 
 # %% ../nbs/8_commands/01_flags.ipynb #04a94078
 def _check_training(args: ScriptConfig) -> None:

@@ -107,6 +107,8 @@ KINDS = {
     "model": "the model that did best on dev, with its tokenizer; `Tagger` loads it, and it can be "
     "moved alone: its own README is its card",
     "eval_results.json": "its figures at the end of the training",
+    "report.html": "the same to look at: intervals, causes, probabilities, every error",
+    "report.json": "what the report shows, for programs",
     "evaluations": "figures of later evaluations, a file each",
     "predictions.*": "the entities that it found in the test file",
     "history.jsonl": "loss, learning rates and figures on dev, as the training went on",

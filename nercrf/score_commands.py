@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from nercrf.data.examples import DataError
 from nercrf.data.read_config import ReadConfig
+from nercrf.destinations import check_destination
 from nercrf.evaluation.compare import compare_counts, comparison_table
 from nercrf.evaluation.result_files import result_text
 from nercrf.evaluation.score_files import align_files, score_lines, score_record, spread
@@ -68,6 +69,8 @@ def score_parser() -> FlagParser:  # of `nercrf score`
 
 def _run_score(reading: dict[str, Any], flags: ScoreConfig, gold: str, paths: list[str]) -> int:
     "Score each file, print, and give the exit code."
+    if flags.json is not None:
+        check_destination(flags.json, "--json", [gold, *paths])
     files = align_files(
         gold, paths, flags.repair, flags.by_document, scheme=flags.scheme, **reading
     )
@@ -144,6 +147,9 @@ def _run_compare(
     if not flags.resamples:
         raise ValueError("--resamples 0 draws nothing to compare by: give at least 1, such as 2000")
     first, second = map(_seeds, sides)
+    if flags.json is not None:
+        read = [gold, *first, *second, *filter(None, [flags.other_gold])]
+        check_destination(flags.json, "--json", read)
     options = reading | {"scheme": flags.scheme}
     content: dict[str, Any] = {"first": first, "second": second, "settings": asdict(flags)}
     for title, path in (("gold", gold), ("other_gold", flags.other_gold)):

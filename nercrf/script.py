@@ -50,6 +50,8 @@ from nercrf.evaluation.evaluator import (
     unseen_f1,
     window_groups,
 )
+from nercrf.evaluation.report_data import report_data, split_record, transition_record
+from nercrf.evaluation.report_page import data_path, write_report
 from nercrf.evaluation.result_files import describe_unseen, result_text, write_result
 from nercrf.data.splitting import find_splitter
 from nercrf.files import is_stream, write_bytes
@@ -66,11 +68,17 @@ from nercrf.tagging.inputs import Source
 from nercrf.tagging.predict_config import PredictConfig, read_thresholds
 from nercrf.tagging.stream import FileTagging, input_files, tell_source
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
-from nercrf.flags import ScriptConfig, finished_folder, predictions_file, results_folder
+from nercrf.flags import (
+    ScriptConfig,
+    finished_folder,
+    predictions_file,
+    report_file,
+    results_folder,
+)
 from nercrf.opening import load_model, model_dataset, prepare_data, reading_of
 from nercrf.card_facts import gather_facts
 from nercrf.guide import is_toy, next_steps, other_files, tell_other_guide, write_guide
-from nercrf.training.reporting import package_versions
+from nercrf.training.reporting import find_history, package_versions
 from nercrf.training.checkpoint import list_checkpoints
 from nercrf.training.run_folder import RESULTS, claim_run_file
 from nercrf.training.training_config import TrainingConfig
@@ -85,6 +93,7 @@ def evaluate(
     model: NerCrfForTokenClassification,  # the model, bare or wrapped
     dataset: FeatureDataset,  # labelled sentences
     prefix: str = "dev",  # name of the data, for titles
+    with_chances: bool = False,  # also the probabilities of gold and predicted entities
 ) -> Evaluation:  # the same on every process
     "Evaluate as the flags say: the reference's form of `nercrf.evaluation.evaluator.evaluate`."
     return evaluator.evaluate(
@@ -95,6 +104,7 @@ def evaluate(
         precision=autocast_dtype(args.fp16, args.bf16),
         unlearnable=args.unlearnable,
         types=chosen_types(args),
+        with_chances=with_chances,
     )
 
 # %% ../nbs/8_commands/05_script.ipynb #d636332c
@@ -103,6 +113,7 @@ def evaluate_splits(
     loaded: LoadedModel,  # the model to evaluate, on its device
     corpus: CachedCorpus,  # the data
     info: ProcessInfo,  # what this process is
+    pages: dict[str, dict] | None = None,  # takes what a report shows of each; None: no report
 ) -> dict[str, dict[str, float]]:  # the figures of each labelled split
     "Evaluate on dev and test, as far as they have labels; every process must call it."
     figures, summary = {}, corpus.summary
@@ -111,7 +122,7 @@ def evaluate_splits(
         if split not in summary.labelled:
             continue
         dataset = _renamed_dataset(args, loaded, corpus, split)
-        result = evaluate(args, loaded.model, dataset, split)
+        result = evaluate(args, loaded.model, dataset, split, with_chances=pages is not None)
         figures[split] = result_record(result)
         lines = [describe_result(result), describe_interval(figures[split])]
         if surfaces is not None:
@@ -125,6 +136,13 @@ def evaluate_splits(
             if getattr(args, "errors", 0):
                 _explain(corpus, dataset, split, result, surfaces is not None)
                 _show_errors(args.errors, corpus, split, result)
+            if pages is not None:
+                known = _known_names(args, corpus) if surfaces is not None else None
+                words, config = summary.words(split), loaded.model.config
+                pages[split] = split_record(
+                    *(result, figures[split], words, known, _window_edges(dataset, result)),
+                    *(config.joined_by, config.probability_temperature),
+                )
     return figures
 
 
@@ -153,11 +171,26 @@ def _explain(
 ) -> None:
     "Print what goes wrong, and where; by what training has shown, where that is known."
     known = KnownNames.of(corpus.files.read("train")) if is_known else None
-    table = find_causes(*result.counted)
-    edges = tuple(window_groups(dataset.features, side) for side in (table.gold, table.found))
-    if not any(side.any() for side in edges):
-        edges = None  # every sentence has one window
+    table, edges = find_causes(*result.counted), _window_edges(dataset, result)
     say("\n" + explain_errors(table, corpus.summary.words(split), known, edges))
+
+
+def _window_edges(
+    dataset: FeatureDataset, result: Evaluation
+) -> tuple[np.ndarray, np.ndarray] | None:
+    "Groups of gold and predicted entities by window; None where every sentence has one window."
+    edges = tuple(window_groups(dataset.features, side) for side in result.counted)
+    return edges if any(side.any() for side in edges) else None
+
+
+_MANY = 100_000  # training sentences that are not read again for a report nobody asked for
+
+
+def _known_names(args: TrainingConfig, corpus: CachedCorpus) -> KnownNames | None:
+    "The names of the training data; None where reading them again would take long."
+    if args.do_train and corpus.summary.survey.sentences.get("train", 0) > _MANY:
+        return None
+    return KnownNames.of(corpus.files.read("train"))
 
 
 def _show_errors(count: int, corpus: CachedCorpus, split: str, result: Evaluation) -> None:
@@ -240,7 +273,7 @@ def _predict_files(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> Ite
     )
     with main_process_first() if processes > 1 else nullcontext(True) as is_first:
         if args.restart and is_first:
-            job.journal.forget()
+            job.journal.restart()
     with job.journal:
         done = job.counts[0]
         if done and info.is_main:
@@ -399,7 +432,11 @@ def run_evaluation(
         if info.is_main and len(folders) > 1:
             say(f"\n{name}")
         loaded = _load_finished(info, folder, args.base_model)
-        figures[name] = evaluate_splits(args, loaded, corpus, info)
+        pages = {} if name == "model" and report_file(args) else None
+        figures[name] = evaluate_splits(args, loaded, corpus, info, pages)
+        if pages and info.is_main:
+            about = _evaluation_record(args, corpus, {name: folder})
+            _write_report(args, loaded, pages, about)
     if not args.do_train and not any(figures.values()):
         raise ValueError(f"{args.data_dir}: no labelled dev or test file to evaluate on: add one")
     if info.is_main and args.do_train:
@@ -409,6 +446,23 @@ def run_evaluation(
         folder, name = results_folder(args), Path(args.data_dir).resolve().name
         logger.info("figures written to %s", write_result(folder, name, record))
     return figures
+
+
+def _write_report(
+    args: ScriptConfig, loaded: LoadedModel, pages: dict[str, dict], about: dict[str, Any]
+) -> None:
+    "Write the page of an evaluation, and its data."
+    crf, labels = loaded.model.crf, loaded.model.config.labels
+    scores = crf.chain(crf.start_transitions.detach().new_zeros(1, 1, len(labels))).scores
+    folder = results_folder(args).parent
+    title = folder.resolve().name
+    data = report_data(pages, about, transition_record(labels, scores), find_history(folder), title)
+    path = report_file(args)
+    if args.report is None:  # in the folder of a training
+        for each in (path, data_path(path)):
+            claim_run_file(args.output_dir, each.name)
+    write_report(path, data)
+    logger.info("report: %s, its figures beside it as JSON", path)
 
 
 def _evaluation_record(

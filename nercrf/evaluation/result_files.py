@@ -19,7 +19,7 @@ from nercrf.evaluation.metrics import EntityScores
 from nercrf.files import discard, move_file, write_bytes
 
 # %% auto #0
-__all__ = ['FEW', 'type_figures', 'describe_unseen', 'result_text', 'finite', 'write_result']
+__all__ = ['FEW', 'SCHEMA_VERSION', 'type_figures', 'describe_unseen', 'result_text', 'finite', 'write_result', 'check_version']
 
 # %% ../../nbs/5_evaluation/06_result_files.ipynb #a6aea904
 def type_figures(
@@ -83,3 +83,18 @@ def write_result(
             return path
     finally:
         discard(temporary)
+
+# %% ../../nbs/5_evaluation/06_result_files.ipynb #9a97c4bb
+SCHEMA_VERSION = 1  # of a report's data; goes up where a reader of before would go wrong
+
+
+def check_version(
+    data: Mapping[str, Any],  # what a file holds
+) -> None:
+    "ValueError unless this version can read the data of a report."
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"expected a report of schema_version {SCHEMA_VERSION}, got {version!r}; write it "
+            "again with nercrf evaluate MODEL DATA --report FILE"
+        )

@@ -5,19 +5,20 @@
 # %% ../../nbs/7_tagging/11_journal.ipynb #0d2a8d81
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from nercrf.files import complete_file, discard, move_file
+from nercrf.files import TakenError, complete_file, discard, move_file
 
 # %% auto #0
-__all__ = ['FORMAT', 'Piece', 'Place', 'JournalFiles', 'Journal']
+__all__ = ['FORMAT', 'Piece', 'Place', 'JournalFiles', 'check_names', 'Journal']
 
 # %% ../../nbs/7_tagging/11_journal.ipynb #464ca17a
 FORMAT = "nercrf journal 1"
@@ -30,7 +31,7 @@ class Piece(NamedTuple):
     count: int  # its sentences
     worded: int  # those with words
     lost: int  # those that could not be read
-    digest: str  # of what was read
+    digest: str  # of what was read and, behind it, of what was written
     size: int  # bytes in the part
     rejected: int  # bytes in the part of the rejects
 
@@ -44,26 +45,81 @@ class Place(NamedTuple):
     rejects_start: int  # its first byte there
 
 # %% ../../nbs/7_tagging/11_journal.ipynb #937b56d6
-def _read_journal(path: Path) -> tuple[dict[str, Any] | None, list[Piece], int | None, int]:
-    "Settings, pieces, their number where all are there, and bytes up to the last whole line."
-    settings, pieces, complete, end = None, [], None, 0
-    for line in path.read_bytes().splitlines(keepends=True):
+def _is_regular(path: Path) -> bool:
+    "Is this a file, and neither a link nor a pipe?"
+    return path.is_file() and not path.is_symlink()
+
+
+def _is_count(value: object) -> bool:
+    "Can this number count something?"
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is_piece(record: object) -> bool:
+    "Is this the record of a piece?"
+    if not isinstance(record, list) or len(record) != len(Piece._fields):
+        return False
+    values = dict(zip(Piece._fields, record, strict=True))
+    return isinstance(values.pop("digest"), str) and all(map(_is_count, values.values()))
+
+
+class _Notes(NamedTuple):
+    "What a journal says."
+
+    settings: dict[str, Any] | None  # None: its first line was not finished
+    pieces: Sequence[Piece]  # in the order of the part
+    complete: int | None  # number of all pieces, where all are there
+    end: int  # bytes up to the last line that is a record
+
+
+def _read_header(path: Path, line: bytes) -> dict[str, Any] | None:
+    "The settings; None for a line that is cut off, ValueError for a file that is not ours."
+    head = f'{{"format": "{FORMAT}"'.encode()
+    if not line.endswith(b"\n") and line[: len(head)] == head[: len(line)]:
+        return None
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a journal of this program; move it away")
+    if not isinstance(record.get("settings"), dict):
+        raise ValueError(f"{path}: expected a journal that names its settings; move it away")
+    return record["settings"]
+
+
+def _read_journal(path: Path) -> _Notes:
+    "Read up to the first line that is no record; ValueError for a file that is not ours."
+    if not _is_regular(path):
+        raise TakenError(path)
+    first, *lines = path.read_bytes().splitlines(keepends=True) or [b""]
+    settings, pieces, complete, end = _read_header(path, first), {}, None, 0
+    if settings is None:
+        return _Notes(None, [], None, 0)
+    end = len(first)
+    for line in lines:
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except (ValueError, RecursionError):
             break
-        if not line.endswith(b"\n"):
+        if _is_piece(record) and record[0] not in pieces:
+            pieces[record[0]] = Piece(*record)
+        elif isinstance(record, dict) and _is_count(record.get("complete")):
+            complete = record["complete"]
+        else:
             break
         end += len(line)
-        if settings is None:
-            if not isinstance(record, dict) or record.get("format") != FORMAT:
-                raise ValueError(f"{path}: expected a journal of this program; move it away")
-            settings = record["settings"]
-        elif isinstance(record, list):
-            pieces.append(Piece(*record))
-        else:
-            complete = record["complete"]
-    return settings, pieces, complete, end
+    return _Notes(settings, list(pieces.values()), complete, end)
+
+
+def _check_size(part: Path, size: int, journal: Path) -> None:
+    "Refuse a part that does not hold what its journal says."
+    found = part.stat().st_size if part.exists() else 0
+    if found < size:
+        raise ValueError(
+            f"{part}: expected {size} bytes, as {journal.name} says, got {found}; bring the "
+            "file back, or give --restart to begin anew"
+        )
 
 
 def _append(file: BinaryIO, data: bytes) -> None:
@@ -88,6 +144,9 @@ class JournalFiles:
         self.path = self.beside(".journal")
         self.pieces: dict[int, tuple[Piece, Place]] = {}
         self.complete: int | None = None  # how many pieces there are, where all are there
+        self.goes_on = False  # an earlier run has left some
+        self.files: list[BinaryIO] = []  # part, part of the rejects, journal: those that are open
+        self.lock = FileLock(self.beside(".journal.lock"), timeout=0)
 
     def beside(
         self,
@@ -98,7 +157,7 @@ class JournalFiles:
         number = self.process if process is None else process
         return self.output.with_name(f"{self.output.name}{ending}{f'-{number}' * (number > 0)}")
 
-    def _journals(self) -> list[tuple[int, Path]]:
+    def journals(self) -> list[tuple[int, Path]]:
         "The journals that stand beside the output, with the numbers of their processes."
         pattern = re.compile(re.escape(self.output.name) + r"\.journal(?:-(\d+))?")
         folder = self.output.parent
@@ -108,28 +167,31 @@ class JournalFiles:
 
     def forget(self) -> None:
         "Remove what an earlier run has left."
-        for number, path in self._journals():
-            _read_journal(path)  # raises for one that is not ours
+        check_names(self)
+        for number, _ in self.journals():
             for ending in (".part", ".rejects.part", ".journal"):
                 discard(self.beside(ending, number))
 
     def read(self) -> None:
         "Read what is tagged already, by whichever process: ValueError for other settings."
-        self.pieces, self.complete = {}, None
-        for number, path in self._journals():
-            settings, pieces, complete, _ = _read_journal(path)
-            if settings is not None and settings != self.settings:
-                self._refuse(path, settings)
+        self.pieces, complete, sizes = {}, None, []
+        for number, path in self.journals():
+            notes = _read_journal(path)
+            if notes.settings is not None and notes.settings != self.settings:
+                self._refuse(path, notes.settings)
             part, rejects = self.beside(".part", number), self.beside(".rejects.part", number)
             start = rejects_start = 0
-            for piece in pieces:
+            for piece in notes.pieces:
                 place = Place(part, start, rejects, rejects_start)
                 self.pieces[piece.number] = piece, place
                 start, rejects_start = start + piece.size, rejects_start + piece.rejected
-            self.complete = complete if complete is not None else self.complete
-            if complete is None:
-                self._check_size(part, start, path)
-                self._check_size(rejects, rejects_start, path)
+            complete = notes.complete if notes.complete is not None else complete
+            sizes += [(part, start, path), (rejects, rejects_start, path)]
+        whole = complete == len(self.pieces) and all(map(self.pieces.__contains__, range(complete)))
+        self.complete = complete if whole else None
+        if not whole or self.beside(".part", 0).exists():
+            for size in sizes:
+                _check_size(*size)
 
     def _refuse(self, path: Path, settings: dict[str, Any]) -> None:
         "Say what is other than in an earlier run."
@@ -143,15 +205,6 @@ class JournalFiles:
             f"{path}: an earlier run that did not end was begun with other settings ({told}); "
             "give those to go on with it, or --restart to begin anew"
         )
-
-    def _check_size(self, part: Path, size: int, journal: Path) -> None:
-        "Refuse a part that does not hold what its journal says."
-        found = part.stat().st_size if part.exists() else 0
-        if found < size:
-            raise ValueError(
-                f"{part}: expected {size} bytes, as {journal.name} says, got {found}; bring the "
-                "file back, or give --restart to begin anew"
-            )
 
     def content(
         self,
@@ -173,14 +226,70 @@ class JournalFiles:
                     yield block
 
 # %% ../../nbs/7_tagging/11_journal.ipynb #390a2c3a
+def _rejects_of(journal: JournalFiles) -> Path:
+    "The file of what could not be read."
+    return journal.output.with_name(f"{journal.output.name}.rejects")
+
+
+def check_names(
+    journal: JournalFiles,  # of a run that is to begin
+) -> None:
+    "TakenError where a name beside the output belongs to somebody else."
+    known = [number for number, path in journal.journals() if _read_journal(path)]
+    for number in {*known, journal.process}:
+        for path in (journal.beside(".part", number), journal.beside(".rejects.part", number)):
+            if os.path.lexists(path) and not (
+                _is_regular(path) and (number in known or not path.stat().st_size)
+            ):
+                raise TakenError(path, "belongs to no journal")
+    path = _rejects_of(journal)
+    if os.path.lexists(path) and not _is_regular(path):
+        raise TakenError(path)
+    if path.exists():
+        with open(path, "rb") as file:
+            if file.read(9) not in (b'{"source"', b""):
+                raise TakenError(path)
+
+
+def _check_lock(journal: JournalFiles) -> None:
+    "TakenError where the lock's name belongs to somebody else."
+    path = Path(journal.lock.lock_file)
+    if os.path.lexists(path) and not (_is_regular(path) and not path.stat().st_size):
+        raise TakenError(path)
+
+
 def _write_rejects(journal: JournalFiles) -> None:
     "Write the rejects of a complete journal, or remove those of an earlier run."
-    target = journal.output.with_name(f"{journal.output.name}.rejects")
+    check_names(journal)
+    target = _rejects_of(journal)
     if any(piece.rejected for piece, _ in journal.pieces.values()):
         with complete_file(target) as file:
             file.writelines(journal.content(rejects=True))
-    elif target.exists() and target.read_bytes()[:9] == b'{"source"':
+    else:
         discard(target)
+
+
+def _is_as_written(piece: Piece, place: Place) -> bool:
+    "Do the parts hold of a piece what its journal says?"
+    digest = hashlib.sha256()
+    for path, start, size in (
+        (place.path, place.start, piece.size),
+        (place.rejects, place.rejects_start, piece.rejected),
+    ):
+        if size:
+            with open(path, "rb") as file:
+                file.seek(start)
+                digest.update(file.read(size))
+    return piece.digest.endswith(digest.hexdigest()[:32])
+
+
+def _verify(journal: JournalFiles) -> None:
+    "ValueError where parts of an earlier run are not as they were written."
+    for piece, place in journal.pieces.values() if journal.goes_on else ():
+        if not _is_as_written(piece, place):
+            raise ValueError(
+                f"{place.path}: is not as it was written; give --restart to begin anew"
+            )
 
 
 def _open_parts(journal: JournalFiles) -> list[BinaryIO]:
@@ -190,8 +299,6 @@ def _open_parts(journal: JournalFiles) -> list[BinaryIO]:
     if journal.path.exists():
         _, pieces, _, end = _read_journal(journal.path)
         sizes = [sum(each.size for each in pieces), sum(each.rejected for each in pieces)]
-    elif names[0].exists():
-        raise FileExistsError(f"{names[0]} belongs to no journal: move it away")
     files = [open(name, "ab") for name in names]  # noqa: SIM115, `Journal` closes them
     for file, size in zip(files, [*sizes, end], strict=True):
         file.truncate(size)
@@ -204,41 +311,41 @@ def _open_parts(journal: JournalFiles) -> list[BinaryIO]:
 class Journal(JournalFiles):
     "The result of a prediction as it grows."
 
-    def __init__(
-        self,
-        output: str | Path,  # the file that is to be there in the end
-        settings: Mapping[str, Any],  # JSON: what the result depends on, besides the input
-        process: int = 0,  # the number of this process
-    ):
-        super().__init__(output, settings, process)
-        self._files: list[BinaryIO] = []
-        self._lock = FileLock(self.beside(".journal.lock"), timeout=0)
-
-    def __enter__(self) -> Journal:
+    def _take(self) -> None:
+        "Be the only process that writes this output; ValueError where another one does."
         self.output.parent.mkdir(parents=True, exist_ok=True)
+        _check_lock(self)
         try:
-            self._lock.acquire()
+            self.lock.acquire()
         except Timeout:
             told = "another process is writing it; wait for it, or choose another --output"
             raise ValueError(f"{self.output}: {told}") from None
+
+    def __enter__(self) -> Journal:
+        self._take()
         try:
+            check_names(self)
             self.read()
+            self.goes_on = bool(self.pieces)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *problem: object) -> None:
-        for file in self._files:
+        for file in self.files:
             file.close()
-        self._files = []
-        self._lock.release()
-        discard(self._lock.lock_file)
+        self.files = []
+        discard(self.lock.lock_file)  # before it is released: nobody else can have it then
+        self.lock.release()
 
-    def _begin(self) -> list[BinaryIO]:
-        "Open the files of this process."
-        self._files = _open_parts(self)
-        return self._files
+    def restart(self) -> None:
+        "Remove what an earlier run has left; ValueError where it is under way."
+        self._take()
+        try:
+            self.forget()
+        finally:
+            self.__exit__()
 
     def add(
         self,
@@ -247,8 +354,11 @@ class Journal(JournalFiles):
         rejects: bytes = b"",  # what could not be read
     ) -> None:
         "Append the result of a piece."
-        part, rejected, journal = self._files or self._begin()
-        piece = piece._replace(size=len(lines), rejected=len(rejects))
+        self.files = self.files or _open_parts(self)
+        part, rejected, journal = self.files
+        written = hashlib.sha256(lines + rejects).hexdigest()[:32]
+        sizes = {"size": len(lines), "rejected": len(rejects)}
+        piece = piece._replace(digest=piece.digest + written, **sizes)
         place = Place(Path(part.name), part.tell(), Path(rejected.name), rejected.tell())
         _append(part, lines)
         if rejects:
@@ -268,8 +378,8 @@ class Journal(JournalFiles):
                 f"{self.output}: expected {count} pieces, got all but {len(missing)} of them (the "
                 f"first is {missing[0]}); start again with the same command to make them"
             )
-        journal = (self._files or self._begin())[2]
-        _append(journal, f"{json.dumps({'complete': count})}\n".encode())
+        self.files = self.files or _open_parts(self)
+        _append(self.files[2], f"{json.dumps({'complete': count})}\n".encode())
         self.complete = count
 
     def finish(
@@ -278,12 +388,15 @@ class Journal(JournalFiles):
     ) -> None:
         "Give the result its name, and remove what nobody needs any more; the main process only."
         part, name = self.beside(".part"), self.output
+        if not part.exists() and not os.path.lexists(name):
+            raise ValueError(f"{part}: is gone; bring it back, or give --restart to begin anew")
         if part.exists():
-            for file in self._files:
+            _verify(self)
+            for file in self.files:
                 file.close()
-            self._files = []
+            self.files = []
             _write_rejects(self)
-            alone = len(self._journals()) == 1
+            alone = len(self.journals()) == 1
             if write is None and alone and [*self.pieces] == sorted(self.pieces):
                 if name.exists():
                     part.chmod(name.stat().st_mode & 0o777)

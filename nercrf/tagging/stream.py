@@ -146,7 +146,7 @@ def model_digest(
 
 # %% ../../nbs/7_tagging/12_stream.ipynb #20e92a41
 _SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")  # by the library `datasets`
-_OWN = re.compile(r"\.(part|journal|rejects)(-\d+)?$|\.journal\.lock$")
+_OWN = re.compile(r"\.(part|journal|rejects)(-\d+)?$|\.journal\.lock(-\d+)?$")
 
 
 def input_files(
@@ -286,7 +286,7 @@ class FileTagging:
     def _compare(self, work: Work) -> None:
         "Refuse an input that is not the one of which this piece was tagged."
         done = self.journal.pieces[work.number][0]
-        if work.digest != done.digest:
+        if not done.digest.startswith(work.digest):
             where = work.sentences[0].example.source
             raise ValueError(
                 f"{where}: the {done.count} sentences from here on are not those that an earlier "

@@ -34,12 +34,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from nercrf import __version__
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.files import is_disk_full, write_bytes, write_lines
-from nercrf.training.run_folder import CURVE, HISTORY, RUN_RECORD, claim_run_file
+from nercrf.training.run_folder import CURVE, HISTORY, RUN_RECORD, claim_run_file, is_of_run
 
 # %% auto #0
-__all__ = ['logger', 'REPORTERS', 'append_text', 'History', 'read_history', 'plot_history', 'greater_is_better', 'LearningCurve',
-           'data_fingerprint', 'package_versions', 'git_state', 'RunRecord', 'progress_line', 'ProgressBar',
-           'TensorBoard', 'WeightsAndBiases', 'report_callbacks']
+__all__ = ['logger', 'REPORTERS', 'append_text', 'History', 'read_history', 'find_history', 'plot_history', 'greater_is_better',
+           'LearningCurve', 'data_fingerprint', 'package_versions', 'git_state', 'RunRecord', 'progress_line',
+           'ProgressBar', 'TensorBoard', 'WeightsAndBiases', 'report_callbacks']
 
 # %% ../../nbs/6_training/06_reporting.ipynb #6b39ee28
 logger = logging.getLogger(__name__)
@@ -114,6 +114,16 @@ def read_history(
     path = Path(output_dir) / HISTORY
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def find_history(
+    folder: str | Path,  # of a run, or of something else
+) -> list[dict[str, Any]] | None:  # None where there is no log of ours
+    "The log of a run, if one can be read there."
+    try:
+        return read_history(folder) if is_of_run(Path(folder, HISTORY)) else None
+    except (OSError, ValueError):
+        return None
 
 # %% ../../nbs/6_training/06_reporting.ipynb #24d89797
 def plot_history(

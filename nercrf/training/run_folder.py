@@ -41,14 +41,16 @@ except ImportError:  # Windows
     fcntl = None
 
 # %% auto #0
-__all__ = ['HISTORY', 'RUN_RECORD', 'CURVE', 'RESULTS', 'RUN_FILES', 'CHECKPOINT_NAME', 'logger', 'is_of_run', 'claim_run_file',
-           'adopt_run_files', 'earlier_run', 'taken_places', 'refuse_places', 'refuse_folder', 'in_use', 'holder_of',
-           'own_folder']
+__all__ = ['HISTORY', 'RUN_RECORD', 'CURVE', 'RESULTS', 'REPORT', 'REPORT_DATA', 'RUN_FILES', 'CHECKPOINT_NAME', 'logger',
+           'is_of_run', 'claim_run_file', 'adopt_run_files', 'earlier_run', 'taken_places', 'refuse_places',
+           'refuse_folder', 'in_use', 'holder_of', 'own_folder']
 
 # %% ../../nbs/6_training/05_run_folder.ipynb #f67e9331
 HISTORY, RUN_RECORD = "history.jsonl", "run.json"  # the log, and what the run is
 CURVE, RESULTS = "learning_curve.png", "eval_results.json"
-RUN_FILES = (HISTORY, RUN_RECORD, CURVE, RESULTS)  # single files in the folder of a run
+REPORT, REPORT_DATA = "report.html", "report.json"
+# single files in the folder of a run
+RUN_FILES = (HISTORY, RUN_RECORD, CURVE, RESULTS, REPORT, REPORT_DATA)
 
 
 def _is_of_before(path: Path) -> bool:

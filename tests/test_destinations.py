@@ -1,0 +1,240 @@
+"""Where a command writes is asked before it works, and nothing of others is touched there."""
+
+import json
+import os
+import stat
+
+import pytest
+from training import CORPUS, TOKENIZER, make_model
+
+from nercrf import cli
+from nercrf.data.formats import write_examples
+from nercrf.tagging import stream
+
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_model(0.0).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def gold(tmp_path):
+    write_examples(CORPUS.dev, tmp_path / "gold.txt", "columns")
+    write_examples(CORPUS.dev, tmp_path / "found.txt", "columns")
+    return tmp_path / "gold.txt"
+
+
+def run(*words):
+    return cli.main(list(map(str, words)))
+
+
+@pytest.mark.parametrize("verb", ["score", "compare", "calibrate"])
+@pytest.mark.parametrize("kind", ["folder", "below a file", "gold", "link to gold", "other link"])
+def test_figures_have_a_place_before_they_are_computed(
+    verb, kind, gold, model, tmp_path, monkeypatch, capsys
+):
+    found = tmp_path / "found.txt"
+    words = {
+        "score": ["score", gold, found],
+        "compare": ["compare", gold, found, found],
+        "calibrate": ["calibrate", model, gold, "--measure_only"],
+    }[verb]
+    (tmp_path / "link").symlink_to(gold)
+    (tmp_path / "away").symlink_to(tmp_path / "found.txt" / "nothing")
+    place = {
+        "folder": tmp_path,
+        "below a file": found / "figures.json",
+        "gold": gold,
+        "link to gold": tmp_path / "link",
+        "other link": tmp_path / "away",
+    }[kind]
+    before = gold.read_bytes()
+    for name in (
+        "nercrf.score_commands.align_files",
+        "nercrf.tagging.tagger.Tagger.from_pretrained",
+    ):
+        monkeypatch.setattr(name, lambda *a, **o: pytest.fail("it worked before it asked"))
+    assert run(*words, "--json", place) == 2
+    said = capsys.readouterr().err
+    assert "--json" in said or "give another name" in said
+    assert gold.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["jsonl", "columns", "html"])
+def test_a_prediction_never_replaces_its_input(name, model, tmp_path, capsys):
+    source = tmp_path / "in.txt"
+    source.write_text("Ada sings\n")
+    (tmp_path / "link.txt").symlink_to(source)
+    os.link(source, tmp_path / "same.txt")
+    for output in ("in.txt", "link.txt", "same.txt"):
+        words = ["predict", model, source, "--output", tmp_path / output]
+        assert run(*words, "--output_format", name, "--no_cuda") == 2
+        assert "is read: choose another" in capsys.readouterr().err
+    assert source.read_text() == "Ada sings\n"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_annotations_beside_a_text_are_not_replaced(model, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("Ada sings\n")
+    words = ["predict", model, tmp_path / "in.txt", "--output_format", "brat", "--no_cuda"]
+    assert run(*words, "--output", tmp_path / "in.ann") == 2  # would write in.txt
+    (tmp_path / "out.ann").write_text("T1\tPER 0 3\tAda\n")
+    assert run(*words, "--output", tmp_path / "out.txt") == 2
+    assert "out.ann stands beside" in capsys.readouterr().err
+    assert (tmp_path / "out.ann").read_text() == "T1\tPER 0 3\tAda\n"
+    assert run(*words, "--output", tmp_path / "new.txt") == 0
+    assert (tmp_path / "new.txt").read_text() == "Ada sings\n"
+
+
+def plant(kind, path):
+    """Something of somebody else."""
+    if kind == "file":
+        path.write_text("a thesis\n")
+    elif kind == "link":
+        (path.parent / "thesis.tex").write_text("a thesis\n")
+        path.symlink_to(path.parent / "thesis.tex")
+    elif kind == "dangling link":
+        path.symlink_to(path.parent / "elsewhere")
+    elif kind == "folder":
+        path.mkdir()
+        (path / "thesis.tex").write_text("a thesis\n")
+    else:
+        os.mkfifo(path)
+
+
+def state(folder):
+    """Everything in a folder, by name."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        kind = path.lstat().st_mode
+        regular = stat.S_ISREG(kind)
+        found[path.name] = os.readlink(path) if path.is_symlink() else regular and path.read_bytes()
+    return found
+
+
+KINDS = ["file", "link", "dangling link", "folder", "fifo"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "ending", ["part", "rejects.part", "rejects", "journal", "journal-3", "journal.lock"]
+)
+def test_names_beside_an_output_may_be_taken(kind, ending, model, tmp_path, capsys):
+    (tmp_path / "in.txt").write_bytes(b"Ada sings\nMalfr\xedd sings\n")
+    plant(kind, tmp_path / f"out.jsonl.{ending}")
+    before = state(tmp_path)
+    for more in ([], ["--restart"]):
+        words = ["predict", model, tmp_path / "in.txt", "--output", tmp_path / "out.jsonl"]
+        assert run(*words, "--no_cuda", *more) == 2
+        said = capsys.readouterr().err
+        assert f"out.jsonl.{ending}" in said, said
+        assert "move it away" in said, said
+    assert state(tmp_path) == before
+
+
+HEADER = '{"format": "nercrf journal 1", "settings": %s}\n'
+BROKEN = {
+    "settings missing": '{"format": "nercrf journal 1"}\n',
+    "settings a list": HEADER % "[1]",
+    "deep": "[" * 100_000 + "\n",
+    "not text": "\x00\x00\n",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_journal_is_one_sentence(name, model, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("Ada sings\n")
+    (tmp_path / "out.jsonl.journal").write_text(BROKEN[name])
+    words = ["predict", model, tmp_path / "in.txt", "--output", tmp_path / "out.jsonl", "--no_cuda"]
+    code = run(*words)
+    said = capsys.readouterr().err
+    if name == "empty":  # killed before its first line
+        assert code == 0
+    else:
+        assert code == 2
+        assert "out.jsonl.journal" in said
+        assert "--restart" in said or "move it away" in said
+
+
+LINES = {
+    "too few": "[0, 1]",
+    "too many": "[0, 8, 8, 0, 'd', 1, 0, 1]",
+    "words": '["0", "8", "8", "0", "d", "1", "0"]',
+    "negative": '[0, 8, 8, 0, "d", -900, 0]',
+    "fractions": '[0, 8, 8, 0, "d", 1.5, 0]',
+    "huge": '[0, 8, 8, 0, "d", 1e999, 0]',
+    "a yes": '[true, 8, 8, 0, "d", 1, 0]',
+    "no record": "7",
+    "complete a word": '{"complete": "all"}',
+    "complete, much too much": '{"complete": 99999}',
+    "complete, of nothing": '{"complete": -1}',
+    "something else": '{"done": 3}',
+    "not json": "}{",
+}
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+@pytest.mark.parametrize("name", LINES)
+def test_a_line_that_is_none_counts_as_none(name, where, model, tmp_path, monkeypatch, capsys):
+    """What a journal says after it is made again; the result is that of a run in one go."""
+    monkeypatch.setattr(stream, "PIECE", 8)
+    source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("".join(f"{' '.join(example.tokens)}\n" for example in CORPUS.train[:40]))
+    words = ["predict", model, source, "--no_cuda", "--output"]
+    assert run(*words, tmp_path / "whole.jsonl") == 0
+    works = stream.FileTagging._works
+
+    def two(job):
+        for number, work in enumerate(works(job)):
+            if number == 2:
+                raise ValueError("enough")
+            yield work
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream.FileTagging, "_works", two)
+        assert run(*words, output) == 2
+    journal = tmp_path / "out.jsonl.journal"
+    head, *lines = journal.read_text().splitlines(keepends=True)
+    lines.insert(0 if where == "first" else 2, f"{LINES[name]}\n")
+    journal.write_text("".join([head, *lines]))
+    capsys.readouterr()
+    assert run(*words, output) == 0, capsys.readouterr().err
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "in.txt",
+        "out.jsonl",
+        "whole.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "all gone"])
+def test_a_part_that_lost_bytes_is_no_result(damage, model, tmp_path, monkeypatch, capsys):
+    """Killed when everything was noted as complete, before the result had its name."""
+    source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("Ada sings\nBo sings\n")
+    words = ["predict", model, source, "--no_cuda", "--output", output]
+
+    def enough(*arguments, **options):
+        raise ValueError("enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nercrf.tagging.journal.Journal.finish", enough)
+        assert run(*words) == 2
+    part = tmp_path / "out.jsonl.part"
+    assert '"complete"' in (tmp_path / "out.jsonl.journal").read_text()
+    if damage == "cut":
+        part.write_bytes(part.read_bytes()[:-5])
+    else:
+        part.unlink()
+    capsys.readouterr()
+    assert run(*words) == 2
+    assert "--restart" in capsys.readouterr().err
+    assert not output.exists()
+    assert run(*words, "--restart") == 0
+    assert [json.loads(x)["text"] for x in output.open()] == ["Ada sings", "Bo sings"]

@@ -1,0 +1,178 @@
+"""Wrong labels: folds, a planted error that is found, a run that was killed, files that come back."""
+
+import json
+import random
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from nercrf.cli import main
+from nercrf.data.examples import Example, document_of
+from nercrf.data.formats import read_examples, write_examples
+from nercrf.data.sample import sample_corpus
+from nercrf.evaluation.label_errors import deal_folds
+from nercrf.files import write_bytes
+from nercrf.labels import Span
+
+SMALL = ["--no_cuda", "--save_steps", "0", "--no_learning_curve", "--logging_steps", "1000"]
+
+
+def documents(count, seed=0):
+    "Sentences of documents of different lengths."
+    draw = random.Random(seed)
+    return [
+        Example(
+            f"{number}-{place}",
+            [f"w{number}", f"{place}"],
+            [],
+            f"a.txt:{number}",
+            document=f"d{number}",
+        )
+        for number in range(count)
+        for place in range(draw.randint(1, 6))
+    ]
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_no_document_is_in_two_folds_and_folds_are_of_about_one_size(folds):
+    examples = documents(40)
+    dealt = deal_folds(examples, folds)
+    assert sorted(row for held in dealt for row in held) == list(range(len(examples)))
+    held = [{document_of(examples[row]) for row in rows} for rows in dealt]
+    assert sum(map(len, held)) == 40
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 6
+    for rows in dealt:  # sentences of a document stay in their order
+        same = [
+            (a, b)
+            for a, b in pairwise(rows)
+            if document_of(examples[a]) == document_of(examples[b])
+        ]
+        assert all(a < b for a, b in same)
+
+
+def test_folds_do_not_depend_on_the_order_of_a_file():
+    examples = documents(30)
+    groups = {}
+    for example in examples:
+        groups.setdefault(document_of(example), []).append(example)
+    order = list(groups)
+    random.Random(1).shuffle(order)
+    shuffled = [example for name in order for example in groups[name]]
+    first, second = (
+        [[x[row].id for row in rows] for rows in deal_folds(x, 4)] for x in (examples, shuffled)
+    )
+    assert first == second
+
+
+def planted(folder):
+    "A file of the sample in which a full stop is an entity."
+    examples = sample_corpus(sizes=(120, 10, 10), language="english").train
+    row = next(row for row, x in enumerate(examples) if x.tokens[-1] == "." and x.spans)
+    last = len(examples[row].tokens)
+    stop = Span(examples[row].spans[0].label, last - 1, last)
+    wrong = examples[row] = replace(examples[row], spans=[*examples[row].spans, stop])
+    write_examples(examples, folder / "data.jsonl", "jsonl")
+    return wrong
+
+
+def test_a_planted_error_is_found_and_a_killed_command_goes_on(tmp_path, capsys, monkeypatch):
+    """The second fold's training is broken off; the same command then says what a command that
+    nobody disturbed says, and trains only what was missing.
+    """
+    from nercrf import label_command
+
+    monkeypatch.chdir(tmp_path)
+    wrong = planted(tmp_path)
+    words = ["check", "data.jsonl", "--with_model", "--folds", "2", "--json", "--max_steps", "40"]
+    words += [*SMALL, "--output_dir"]
+    assert main([*words, "whole"]) == 0
+    whole = capsys.readouterr().out
+    found = json.loads(whole)
+    places = [each["doubts"][0]["given"] for each in found[:20] if each["doubts"]]
+    assert any(given[0]["text"] == "." for given in places if given)
+    assert wrong.text in [each["text"] for each in found[:20]]
+
+    trained, whole_work = [], label_command.work
+
+    def broken_off(args):
+        trained.append(Path(args.output_dir).name)
+        return 75 if len(trained) == 2 else whole_work(args)
+
+    monkeypatch.setattr(label_command, "work", broken_off)
+    assert main([*words, "parts"]) == 75
+    capsys.readouterr()
+    assert main([*words, "parts"]) == 0
+    assert capsys.readouterr().out == whole
+    assert trained == ["fold-1", "fold-2", "fold-2"]
+    kept = Path("parts", "fold-1.json").read_bytes()
+    assert kept == Path("whole", "fold-1.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--with_model", "data.jsonl"], "expected PATH, got none"),
+        (["data.jsonl", "--with_model", "--folds", "1"], "expected at least 2"),
+        (["data.jsonl", "--with_model", "--folds", "0"], "--folds"),
+        (["data.jsonl", "--with_model", "--folds", "9"], "give fewer --folds"),
+        (["data.jsonl", "--with_model", "--context", "1"], "do not tell documents"),
+        (["data.jsonl", "--with_model", "nowhere"], "nowhere"),
+        (["nowhere.jsonl", "--with_model"], "nowhere.jsonl"),
+        (["bare.jsonl", "--with_model"], "got none with an entity"),
+        (["data.jsonl", "--with_model", "--output_format", "brat"], "--output_format"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_trained(
+    tmp_path, monkeypatch, capsys, words, says
+):
+    monkeypatch.chdir(tmp_path)
+    span = '{"start": 0, "end": 3, "label": "PER"}'
+    lines = [f'{{"text": "Ada met Max {number}", "spans": [{span}]}}\n' for number in range(3)]
+    write_bytes("data.jsonl", "".join(lines).encode())
+    write_bytes("bare.jsonl", b'{"text": "Ada"}\n')
+    try:
+        code = main(["check", *words])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert says in capsys.readouterr().err
+    assert not Path("outputs").exists()
+
+
+def test_the_plain_check_needs_no_torch(tmp_path):
+    import subprocess
+    import sys
+
+    write_bytes(tmp_path / "a.txt", b"Ada B-PER\nmet O\n")
+    code = (
+        "import sys\nfrom nercrf.cli import main\n"
+        f"main(['check', {str(tmp_path / 'a.txt')!r}])\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("kind", ["label_studio", "doccano", "jsonl"])
+def test_texts_of_every_script_come_back_from_a_file_to_correct(tmp_path, kind):
+    from nercrf.evaluation.label_errors import Judgement
+    from nercrf.tagging.review import Review, write_reviews
+
+    texts = ["他在北京。", "זה בתל אביב.", "e\u0301cole \U0001f600 A", 'a "b" <c> \\ d']
+    examples = [
+        Example(
+            str(number),
+            list(text.replace(" ", "")),
+            [Span("X", 0, 2)],
+            f"a:{number}",
+            "",
+            "".join(text.split()),
+        )
+        for number, text in enumerate(texts)
+    ]
+    reviews = [Review(each, Judgement(-1.0, [], [], [0.5])) for each in examples]
+    write_reviews(tmp_path / "tasks.json", reviews, kind)
+    again = read_examples(tmp_path / "tasks.json", kind, by="characters", on_bad="warn")
+    assert [x.text for x in again] == [x.text for x in examples]
+    for x, y in zip(again, examples, strict=True):
+        assert next(x.surface(span) for span in x.spans).startswith(y.text[:1])
