@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from nercrf.data.read_config import ReadConfig
+from nercrf.destinations import check_destination
 from nercrf.evaluation.result_files import result_text
 from nercrf.fields import Bounds
 from nercrf.files import sha256_of, write_bytes
@@ -118,6 +119,8 @@ def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, 
     from nercrf.tagging.fitting import fit_probabilities, keep_fitting
     from nercrf.tagging.tagger import Tagger
 
+    if flags.json is not None:
+        check_destination(flags.json, "--json", [path])
     with trust_remote_code(flags.trust_remote_code):
         tagger = Tagger.from_pretrained(model, base_model=flags.base_model)
         splitter = f"{tagger.splitter.name}@{tagger.splitter.version}"
