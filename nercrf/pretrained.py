@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ from typing import Any
 import huggingface_hub.constants as hub
 import torch
 import transformers.dynamic_module_utils as code
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -38,7 +40,7 @@ from nercrf.files import (
 
 # %% auto #0
 __all__ = ['trust_remote_code', 'is_trusted', 'ModelError', 'MissingModelError', 'check_no_code', 'reading', 'read_tensors',
-           'missing_model', 'open_config', 'verify_model', 'holds_tagger', 'new_encoder', 'open_encoder',
+           'check_kinds', 'missing_model', 'open_config', 'verify_model', 'holds_tagger', 'new_encoder', 'open_encoder',
            'open_tokenizer', 'open_saved_tokenizer', 'open_adapter_config']
 
 # %% ../nbs/0_ground/06_pretrained.ipynb #d508ca9c
@@ -162,6 +164,36 @@ def read_tensors(
     with reading(path, "tensors (safetensors)", "copy it again, or save the model anew"):
         return load_file(path)
 
+# %% ../nbs/0_ground/06_pretrained.ipynb #84e3fd69
+_WEIGHTS = re.compile(r".*(weight|bias|gamma|beta|transitions|transition)$")
+_KINDS = ("F64", "F32", "F16", "BF16")
+
+
+def check_kinds(
+    folder: str | Path,  # of a model; a name is passed over
+) -> None:
+    "Refuse weights that are whole numbers or of 8 bits: ModelError that names the tensor."
+    if not Path(folder).is_dir() or "quantization_config" in _config_of(folder):
+        return
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with reading(path, "tensors (safetensors)", "copy it again"), safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118, it is no dictionary
+                kind = file.get_slice(name).get_dtype()
+                if _WEIGHTS.fullmatch(name) and kind not in _KINDS:
+                    raise ModelError(
+                        f"{path}: expected {name} in float32, float16 or bfloat16, got {kind}, "
+                        "which means nothing without its scale; give the model that was not "
+                        "quantized"
+                    )
+
+
+def _config_of(folder: str | Path) -> dict[str, Any]:
+    "What a model's config.json says; nothing where it cannot be read."
+    try:
+        return read_object(Path(folder, "config.json"))
+    except (OSError, ValueError):
+        return {}
+
 # %% ../nbs/0_ground/06_pretrained.ipynb #58305fe4
 def _check_config_file(name: str | Path) -> None:
     "Refuse a folder whose config.json is not one object in JSON, or asks for code: ModelError."
@@ -236,6 +268,7 @@ def verify_model(
 ) -> None:
     "Compare a folder with its manifest, if it has one: ModelError where they differ."
     if not Path(folder, MANIFEST).is_file():
+        check_kinds(folder)
         return
     memory = DigestMemory([Path(cache) if cache else user_cache_folder()])
 
@@ -281,6 +314,7 @@ def open_encoder(
 ) -> Any:  # the encoder; with `output_loading_info` a report as well
     "Load an encoder with its weights: FileNotFoundError or ModelError."
     remedy = f"copy the model again, or name another one with {flag}"
+    check_kinds(name)
     with reading(name, "the weights of an encoder", remedy, local_files_only):
         try:
             return AutoModel.from_pretrained(

@@ -130,6 +130,11 @@ def reshape(part):
     )
 
 
+def cast(part, dtype):
+    """Another kind of number in the tensors whose names hold this."""
+    return change_tensors(lambda x: {k: v.to(dtype) if part in k else v for k, v in x.items()})
+
+
 def flip_bit(name, share=0.5):
     """Flip a bit in the middle of a file."""
 
@@ -286,6 +291,8 @@ SHARED += tuple(name for name in TAGGERS if name.startswith(("index", "tokenizer
 SHARED += ("weights missing", "weights a folder", "weights cut", "weights cut in the header")
 SHARED += ("weights with a long header", "weights pickled", "weights of other names")
 SHARED += ("weights pickled under another name", "weights none")
+TAGGERS["a matrix in 8 bits"] = cast("classifier.weight", torch.int8)
+TAGGERS["moves in whole numbers"] = cast("transitions", torch.int64)
 # what is done to the folder of an encoder
 ENCODERS = {
     **{name: TAGGERS[name] for name in SHARED},
@@ -300,6 +307,10 @@ ENCODERS = {
     "a width in words": change_json("config.json", hidden_size="wide"),
     "an activation of nobody": change_json("config.json", hidden_act="nobody"),
     "NaN": change_tensors(lambda x: {k: v * float("nan") for k, v in x.items()}),
+    "a matrix in 8 bits": cast("layer.0.attention.self.query", torch.int8),
+    "a vector of whole numbers": cast("layer.0.output.dense.bias", torch.int64),
+    "a table of truths": cast("word_embeddings", torch.bool),
+    "a matrix in half of half": cast("layer.0.output.dense.weight", torch.float8_e4m3fn),
     "a bit of the header": flip_bit("model.safetensors", 0.001),
     "more pieces": more_pieces,
     "fewer rows": fewer_rows,
