@@ -5,8 +5,9 @@
 # %% ../nbs/8_commands/09_calibrate_command.ipynb #1e949d4c
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from nercrf.data.read_config import ReadConfig
 from nercrf.destinations import check_destination
 from nercrf.evaluation.result_files import result_text
 from nercrf.fields import Bounds
-from nercrf.files import write_bytes
+from nercrf.files import sha256_of, write_bytes
 from nercrf.flags import READING, FlagParser, add_section, parse_command
 from nercrf.run_ner_crf import guarded
 from nercrf.tables import say, text_table
@@ -36,6 +37,7 @@ class CalibrateConfig:
     precision: Annotated[float, Share] | None = None  # that entities above the thresholds have
     recall: Annotated[float, Share] | None = None  # that they have; one of the two at most
     by_type: bool = False  # a threshold for each type
+    coverage: list[float] = field(default_factory=list)  # of sets that hold the truth: 0.9 0.95
     scheme: str | None = None  # tag scheme of the file; none: found from its tags
     measure_only: bool = False  # change nothing in the model's folder
     base_model: str | None = None  # the encoder that was adapted, where it is not in its place
@@ -48,11 +50,16 @@ class CalibrateConfig:
             raise ValueError("--precision and --recall: expected one of them, got both")
         if self.by_type and self.precision is None and self.recall is None:
             raise ValueError("--by_type needs a --precision or a --recall")
+        for each in self.coverage:
+            if not 0 < each < 1:
+                raise ValueError(f"--coverage: expected numbers between 0 and 1, got {each}")
 
 
 def calibrate_parser() -> FlagParser:  # of `nercrf calibrate`
     "The flags of the command."
-    says = "Fit a tagger's temperature and thresholds on held-out sentences. Exit code 2: error."
+    says = (
+        "Fit a tagger's temperature, thresholds and sets on held-out sentences. Exit code 2: error."
+    )
     parser = FlagParser("nercrf calibrate", says, "MODEL FILE")
     parser.add_argument("model", metavar="MODEL", help="a tagger's folder, or that of its run")
     text = "labelled sentences that it has not learned from, such as dev; in any format"
@@ -99,6 +106,9 @@ def fitting_lines(
             rows.append([name, *figures, str(each.kept)])
         lines += ["", "measured here, so expect a little less elsewhere:", *text_table(rows)]
     lines += [f"{name}: {why}; it has the common one" for name, why in fitting.unreachable.items()]
+    for name, floors in (fitting.conformal or {"floors": {}})["floors"].items():
+        odds = " and ".join(f"{kind} from {math.exp(x):.2g} on" for kind, x in floors.items())
+        lines.append(f"coverage {name}: {odds}; nercrf.Tagger(..., coverage={name})")
     return lines
 
 # %% ../nbs/8_commands/09_calibrate_command.ipynb #bcd52a15
@@ -115,9 +125,15 @@ def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, 
         tagger = Tagger.from_pretrained(model, base_model=flags.base_model)
         splitter = f"{tagger.splitter.name}@{tagger.splitter.version}"
         examples = read_examples(path, **({"by": splitter, "scheme": flags.scheme} | reading))
-        wanted = (flags.precision, flags.recall, flags.by_type)
+        data = sha256_of(path) if Path(path).is_file() else ""
+        if data and data in (getattr(tagger.model.config, "trained_on", None) or ()):
+            raise ValueError(
+                f"{path}: expected held-out sentences, got the training file of this model; give "
+                "its dev file: on what it has learned every probability seems true"
+            )
+        wanted = (flags.precision, flags.recall, flags.by_type, flags.coverage, data)
         fitting = fit_probabilities(tagger, examples, *wanted)
-        say("\n".join(fitting_lines(fitting)))
+        say("\n".join([f"fitted on {path}: {len(examples)} sentences", *fitting_lines(fitting)]))
         if flags.json is not None:
             write_bytes(Path(flags.json), result_text(fitting.to_dict()).encode())
         if not flags.measure_only:

@@ -50,10 +50,10 @@ from nercrf.training.training_config import (
 )
 
 # %% auto #0
-__all__ = ['OLD_NAMES', 'UNSHOWN', 'SCRIPT', 'READING', 'VERBS', 'EVALUATIONS', 'RunConfig', 'ScriptConfig', 'FlagParser',
-           'add_section', 'read_config_file', 'config_words', 'sections_of', 'build_parser', 'parse_words',
-           'parse_args', 'Given', 'parse_command', 'Verb', 'verb_parser', 'parse_verb', 'check_files',
-           'predictions_file', 'results_folder', 'report_file', 'finished_folder']
+__all__ = ['OLD_NAMES', 'UNSHOWN', 'SCRIPT', 'READING', 'VERBS', 'SUFFIXES', 'EVALUATIONS', 'RunConfig', 'ScriptConfig',
+           'FlagParser', 'add_section', 'read_config_file', 'config_words', 'sections_of', 'build_parser',
+           'parse_words', 'parse_args', 'Given', 'parse_command', 'Verb', 'verb_parser', 'parse_verb', 'check_files',
+           'fills_folder', 'predictions_file', 'results_folder', 'report_file', 'finished_folder']
 
 # %% ../nbs/8_commands/01_flags.ipynb #7aeeaeea
 @dataclass
@@ -540,7 +540,7 @@ def _check_data(args: ScriptConfig) -> None:
         )
 
 # %% ../nbs/8_commands/01_flags.ipynb #9b648727
-_SUFFIX = {
+SUFFIXES = {
     "jsonl": "jsonl",
     "cluener": "json",
     "columns": "tsv",
@@ -553,11 +553,20 @@ _SUFFIX = {
 }
 
 
+def fills_folder(
+    args: ScriptConfig,  # flags; input and output are read
+) -> bool:  # True for --output FOLDER: a folder that is there, or a name that ends like one
+    "Does each file to tag get a file of its own?"
+    if not args.input or args.output in (None, "-"):
+        return False
+    return args.output.endswith(("/", os.sep)) or Path(args.output).is_dir()
+
+
 def predictions_file(
     args: ScriptConfig,  # flags; output, output_dir and output_format are read
 ) -> Path:  # "-" for standard output
     "Where the entities of a tagged file go."
-    name = f"predictions.{_SUFFIX[args.output_format]}"
+    name = f"predictions.{SUFFIXES[args.output_format]}"
     return Path(args.output) if args.output else Path(args.output_dir, name)
 
 
@@ -598,6 +607,9 @@ def _check_results(args: ScriptConfig) -> None:
     if not args.do_predict or args.output == "-":
         return
     place, flag = predictions_file(args), "--output" if args.output else "--output_dir"
+    if fills_folder(args):
+        check_folder(place, place, flag)
+        return
     if not args.output and os.path.lexists(place) and not is_claimed(place):
         raise TakenError(place)
     check_destination(place, flag, args.input)

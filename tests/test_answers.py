@@ -53,7 +53,7 @@ def test_lower_thresholds_only_add_entities(model, chains, levels, data):
         assert set(one.spans) <= set(other.spans)
         assert all(
             chance >= (low if span.label in moved else high)
-            for span, chance in zip(*other, strict=True)
+            for span, chance in zip(other.spans, other.probabilities, strict=True)
         )
         words = [word for span in other.spans for word in range(span.start, span.end)]
         assert words == sorted(set(words))

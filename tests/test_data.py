@@ -12,9 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import regex
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nercrf.data import splitting
 from nercrf.data.conll import write_columns
 from nercrf.data.corpus import find_split_files, read_corpus
 from nercrf.data.examples import DataError, Example, file_digest, flatten_spans
@@ -22,7 +24,7 @@ from nercrf.data.formats import read_examples
 from nercrf.data.json_spans import write_cluener
 from nercrf.data.reading import is_visible
 from nercrf.data.sample import sample_corpus, write_sample
-from nercrf.data.splitting import split_words
+from nercrf.data.splitting import find_splitter, split_words
 from nercrf.labels import SCHEMES, Span, spans_to_tags
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -587,3 +589,24 @@ def test_reading_needs_no_torch():
     code = "import sys, nercrf.data.convert, nercrf.data.sample; raise SystemExit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert importlib.util.find_spec("nercrf.data.examples")
+
+
+_NASTY = (
+    *("中", "国", "李", "，", "。", "：", "“", "@", "a", "b", "X", "0", "9", "٣", "²", "〇", "𠀀"),
+    *(".", ",", ";", ":", "-", "--", "!", "?", "(", ")", "&", "&amp;", "#", "_", "'", "’", "n't"),
+    *("'s", "http://", "www.", "U.S.", ")D", "%", "é", "ß", "א", "م", "ก", "ा", "क", "한", "カ"),
+    *(" ", "\n", "\t", "\x1c", "\xa0", "\u3000", "\u200b", "\ufeff", "\u200d", "\u0301", "\ufe0f"),
+    *("\U0001f1e9", "\U0001f44d", "\U0001f3fd"),
+)
+
+
+@settings(max_examples=300)
+@given(parts=st.lists(st.sampled_from(_NASTY), max_size=14))
+@pytest.mark.parametrize("name", ["words", "penn", "punctuation"])
+def test_the_plain_words_that_are_found_at_once_are_those_of_the_rules(name, parts):
+    at_once = (splitting._PLAIN, splitting._PLAIN_HAN)
+    rules = [rule for rule in splitting._RULES[name] if rule not in at_once]
+    one_by_one = regex.compile("|".join(rf"(?:{rule})\p{{M}}*" for rule in rules), regex.V1)
+    text = "".join(parts)
+    expected = [found.span() for found in one_by_one.finditer(text)]
+    assert list(find_splitter(name).places(text)) == expected

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -378,3 +379,53 @@ def test_files_and_folders_are_tagged_into_one(model, tmp_path):
         for each in record["entities"]:
             assert record["text"][each["start"] : each["end"]] == each["text"]
             assert 0 <= each["probability"] <= 1
+
+
+@pytest.mark.parametrize("output_format", ["jsonl", "brat", "columns"])
+def test_each_file_gets_one_of_its_own_in_a_folder(output_format, model, tmp_path, monkeypatch):
+    """What each holds is what the file alone gives; a run that was killed at the end goes on."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    inputs = {"in/a.txt": TEXTS[:3], "in/deep/b.txt": TEXTS[3:5], "c.txt": TEXTS[5:6]}
+    suffix = {"jsonl": "jsonl", "brat": "txt", "columns": "tsv"}[output_format]
+    for name, texts in inputs.items():
+        (tmp_path / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
+    words = ("--output_format", output_format, "--output")
+    target = tmp_path / "in" / "out"  # within what is read: it is no input
+    arguments = (tmp_path / "in", tmp_path / "c.txt", *words, f"{target}/")
+    with monkeypatch.context() as patch:
+        patch.setattr(stream.FileTagging, "finish", None)
+        assert predict(model, *arguments) != 0
+    assert len(list(target.rglob("*.journal"))) == 3
+    with monkeypatch.context() as patch:  # nothing is tagged twice
+        patch.setattr(stream, "tag_work", None)
+        assert predict(model, *arguments) == 0
+    for _ in range(2):
+        made = {"a": "in/a.txt", "deep/b": "in/deep/b.txt", "c": "c.txt"}
+        assert {
+            str(path.relative_to(target).with_suffix(""))
+            for path in target.rglob("*")
+            if path.is_file()
+        } == set(made)
+        for name, source in made.items():
+            alone = tmp_path / f"alone-{name[-1]}{len(list(tmp_path.iterdir()))}.txt"
+            assert predict(model, tmp_path / source, *words, alone) == 0
+            assert Path(target, f"{name}.{suffix}").read_bytes() == alone.read_bytes()
+        assert predict(model, *arguments) == 0
+
+
+def test_files_that_would_become_one_are_refused(model, tmp_path, capsys):
+    for name in ("a.txt", "a.md"):
+        (tmp_path / name).write_text(TEXTS[0], encoding="utf-8")
+    assert predict(model, tmp_path, "--output", tmp_path / "out/") == 0  # a file, as before
+    os.remove(tmp_path / "out")
+    assert predict(model, tmp_path, "--output", f"{tmp_path}/out/") != 0
+    assert "would both become" in capsys.readouterr().err
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xfd")
+    os.remove(tmp_path / "a.md")
+    assert predict(model, tmp_path, "--output", f"{tmp_path}/out/") != 0
+    (tmp_path / "b.txt").write_text(TEXTS[1], encoding="utf-8")  # mended: it goes on
+    assert predict(model, tmp_path, "--output", f"{tmp_path}/out/") == 0
+    assert sorted(each.name for each in (tmp_path / "out").glob("*.jsonl")) == [
+        "a.jsonl",
+        "b.jsonl",
+    ]

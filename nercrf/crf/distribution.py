@@ -33,6 +33,7 @@ from nercrf.crf.entities import (
     EntityChain,
     best_entities,
     entity_chain,
+    likely_spans,
     span_probabilities,
     sure_entities,
 )
@@ -275,6 +276,13 @@ class TagChain(ChainBatch):
     ) -> list[list[tuple[Span, float]]]:  # entities and their probabilities
         "The entities with the largest expected number of right ones, less their prices."
         return best_entities(_entity_chain(self), price)
+
+    def spans_above(
+        self,
+        floor: float,  # leave out spans below this probability; above 0
+    ) -> list[list[tuple[Span, float]]]:  # in the order of the text; they may overlap
+        "Every entity that is not below a floor, with its probability."
+        return likely_spans(_entity_chain(self), floor)
 
     def span_probabilities(
         self,

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['EntityChain', 'entity_chain', 'span_probabilities', 'best_entities', 'without_overlap', 'sure_entities']
+__all__ = ['EntityChain', 'entity_chain', 'span_probabilities', 'best_entities', 'without_overlap', 'sure_entities',
+           'likely_spans']
 
 # %% ../../nbs/3_crf/14_entities.ipynb #2a21bc3e
 from collections.abc import Iterable, Sequence
@@ -202,3 +203,27 @@ def sure_entities(
         chance = chances[sequence, start, reach].item()
         found[sequence].append((Span(kind, start, start + reach + 1), chance))
     return list(map(without_overlap, found))
+
+# %% ../../nbs/3_crf/14_entities.ipynb #bcad921d
+def likely_spans(
+    chain: EntityChain,  # of `entity_chain`
+    floor: float,  # leave out spans below this probability; above 0
+) -> list[list[tuple[Span, float]]]:  # in the order of the text; they may overlap
+    "Every span and type that is not below a floor, with its probability."
+    if not 0 < floor <= 1:
+        raise ValueError(f"expected a floor above 0 and of 1 at most, got {floor}")
+    found: list[list[tuple[Span, float]]] = [[] for _ in chain.lengths]
+    state = chain.enter
+    for length in range(chain.enter.shape[1]):
+        # (batch, starts, types)
+        chances = (state * chain.leave[:, length:]) @ chain.belongs
+        rows = (chances >= floor).nonzero()
+        values = chances[tuple(rows.unbind(1))].tolist()
+        for (sequence, start, kind), chance in zip(rows.tolist(), values, strict=True):
+            span = Span(chain.types[kind], start, start + length + 1)
+            found[sequence].append((span, chance))
+        if not bool((state.sum(2) >= floor).any()):
+            break
+        # (batch, starts, 1, from) @ (batch, starts, from, to)
+        state = (state[:, :-1].unsqueeze(2) @ chain.stay[:, length:]).squeeze(2)
+    return [sorted(each, key=lambda pair: (pair[0][1:], pair[0])) for each in found]

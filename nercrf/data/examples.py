@@ -55,10 +55,11 @@ class Example:
         "Character offsets of the tokens in `text`."
         if self.token_offsets is not None:
             return self.token_offsets
-        offsets, start = [], 0
+        offsets, start, gap = [], 0, len(self.sep)
         for token in self.tokens:
-            offsets.append((start, start + len(token)))
-            start += len(token) + len(self.sep)
+            end = start + len(token)
+            offsets.append((start, end))
+            start = end + gap
         return offsets
 
     def surface(
@@ -74,9 +75,11 @@ class Example:
 # %% ../../nbs/1_data/01_examples.ipynb #893a2991
 def character_spans(
     example: Example,  # labelled or not
+    offsets: Sequence[tuple[int, int]] | None = None,  # those of its tokens, where they are at hand
 ) -> list[Span]:  # label, start and end in characters of its text
     "The spans of an example in characters of its text."
-    offsets = example.offsets
+    if offsets is None and example.spans:
+        offsets = example.offsets
     return [
         Span(label, offsets[start][0], offsets[end - 1][1])
         for label, start, end in example.spans or []

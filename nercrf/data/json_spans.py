@@ -38,7 +38,7 @@ from nercrf.data.json_values import (
     told_misspelt,
 )
 from nercrf.data.reading import BLANK
-from nercrf.data.splitting import split_words
+from nercrf.data.splitting import find_splitter
 from nercrf.data.records import (
     Change,
     Examined,
@@ -413,16 +413,15 @@ class JsonLines(RecordFormat):
 
     def line(self, example: Example, document: str = "") -> str:
         "One example as JSON with spans, surfaces and, if need be, document and tokens."
-        text = example.text
+        text, offsets = example.text, list(map(tuple, example.offsets))
         record = {"id": json_id(example.id), **named_document(document), "text": text}
         if example.spans is not None:
             record["spans"] = [
                 {"start": start, "end": end, "label": label, "text": text[start:end]}
-                for label, start, end in character_spans(example)
+                for label, start, end in character_spans(example, offsets)
             ]
-        cut = [(start, end) for _, start, end in split_words(text)]
-        if cut != [tuple(pair) for pair in example.offsets]:
-            record["tokens"] = [list(pair) for pair in example.offsets]
+        if find_splitter().places(text) != offsets:
+            record["tokens"] = offsets
         return json.dumps(record, ensure_ascii=False)
 
     def lines_of(self, examples: Sequence[Example]) -> Iterable[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from nercrf.data.examples import SUCH_AS, DataError, Example, Finding, shorten, split_place
 from nercrf.data.reading import BLANK, align_spans
-from nercrf.data.splitting import cut_at, find_splitter, split_words
+from nercrf.data.splitting import cut_at, find_splitter
 from nercrf.data.tag_forms import TagForm, find_form
 from nercrf.data.type_names import TypeChoice, read_type_map
 from nercrf.files import write_lines
@@ -538,7 +538,7 @@ class RecordFormat(Format):
     def finish(self, reading: Reading, content: list[Record], survey: Survey) -> list[Example]:
         "The examples of records; what does not fit goes to the reading."
         counted = survey.offsets(reading.end, reading.units)
-        examples = []
+        examples, cutter = [], find_splitter(reading.by)
         for record in content:
             text, offsets, spans = record.text, record.tokens, None
             with told(reading, record.where) as errors:
@@ -546,7 +546,7 @@ class RecordFormat(Format):
             if errors:
                 continue
             if offsets is None:
-                offsets = [(start, end) for _, start, end in split_words(text, reading.by)]
+                offsets = list(cutter.places(text))
             if not offsets:
                 reading.add("blank-text", record.where, f"the text {text!r} has no token; left out")
                 for mention in record.mentions or ():

@@ -64,23 +64,34 @@ _RUN = (
 )
 
 
-_PLAIN = r"[A-Za-z]+(?=[\s,;)]|$)"  # most words of English, found at once
+# most words and signs, found at once: no other rule fits where these do
+_PLAIN = r"[A-Za-z]+(?=[\s,;)]|$)|[0-9A-Za-z]+(?=\s|$)|[!-/:-@\[-`{-~](?=\s|$)"
+_HAN, _STOPS = r"[\u4e00-\u9fff]", "[，。、：；（）“”]"
+_PLAIN_HAN = rf"{_HAN}(?={_HAN}|{_STOPS}|$)|{_STOPS}(?={_HAN}|$)"  # in a text without a mailbox
 
 
-def _pattern(*rules: str) -> regex.Pattern:
-    "Of several rules the first one that fits holds; marks belong to what stands before them."
-    return regex.compile("|".join(rf"(?:{rule})\p{{M}}*" for rule in rules), regex.V1)
+def _pattern(rules: Sequence[str], has_at: bool = False) -> regex.Pattern:
+    """Of several rules the first one that fits holds; marks belong to what stands before them.
+
+    White space is passed over at once; `has_at` is for texts with an "@", which may be a mailbox.
+    """
+    rules = [rule for rule in rules if not (has_at and rule is _PLAIN_HAN)]
+    words = "|".join(rf"(?:{rule})\p{{M}}*" for rule in rules)
+    return regex.compile(rf"[{_SPACE}]*+\K(?:{words})", regex.V1)
 
 # %% ../../nbs/1_data/03_splitting.ipynb #022d51b6
 _PENN_NUMBER = r"\p{N}+(?:[.,:/\-]\p{N}+)+"
 _PENN_WORD = rf"{_LETTER}+?(?={_NOT})|{_LETTER}+(?:(?:(?!{_CLITIC}){_APOSTROPHE}|-){_LETTER}+)*"
 _RULES = {
-    "words": (_PLAIN, *_ADDRESS, *_SHORT, *_CLITICS, _NUMBER, _WORD, _OTHER_SCRIPTS, *_RUN, _ALONE),
-    "penn": (
-        *(_PLAIN, *_ADDRESS, *_SHORT, r"\p{Lu}\.(?=\s+\p{Lu})", *_CLITICS, _PENN_NUMBER),
-        *(_PENN_WORD, _OTHER_SCRIPTS, *_RUN, _ALONE),
+    "words": (
+        *(_PLAIN, _PLAIN_HAN, *_ADDRESS, *_SHORT, *_CLITICS, _NUMBER),
+        *(_WORD, _OTHER_SCRIPTS, *_RUN, _ALONE),
     ),
-    "punctuation": (_PLAIN, rf"{_LETTER}+", _OTHER_SCRIPTS, _ALONE),
+    "penn": (
+        *(_PLAIN, _PLAIN_HAN, *_ADDRESS, *_SHORT, r"\p{Lu}\.(?=\s+\p{Lu})", *_CLITICS),
+        *(_PENN_NUMBER, _PENN_WORD, _OTHER_SCRIPTS, *_RUN, _ALONE),
+    ),
+    "punctuation": (_PLAIN, _PLAIN_HAN, rf"{_LETTER}+", _OTHER_SCRIPTS, _ALONE),
     "blanks": (rf"[^{_SPACE}{_SEPARATORS}]+",),
     "characters": (r"[!-~](?![\p{M}\p{Cf}])", _ALONE),
 }
@@ -110,17 +121,19 @@ class Splitter:
         return [(text[start:end], start, end) for start, end in self.places(text)]
 
 
-def _by_pattern(name: str, version: int, compiled: Callable[[], regex.Pattern]) -> Splitter:
+def _by_pattern(name: str, version: int, compiled: Callable[[bool], regex.Pattern]) -> Splitter:
     "A splitter whose words are what a pattern finds; it is compiled when it is first used."
     compiled = cache(compiled)
-    return Splitter(
-        name, version, lambda text: (found.span() for found in compiled().finditer(text))
-    )
+
+    def places(text: str) -> Iterable[tuple[int, int]]:
+        return [found.span() for found in compiled("@" in text).finditer(text)]
+
+    return Splitter(name, version, places)
 
 
 _VERSIONS = {"words": 3, "penn": 3}  # the others are still at their second
 _BY_RULES = {
-    name: _by_pattern(name, _VERSIONS.get(name, 2), partial(_pattern, *rules))
+    name: _by_pattern(name, _VERSIONS.get(name, 2), partial(_pattern, rules))
     for name, rules in _RULES.items()
 }
 _JOINED = regex.compile(r"[\p{M}\p{Cf}\p{RI}]|\p{Emoji_Modifier}")
@@ -148,10 +161,10 @@ _FIRST_VERSIONS = {
 }
 _WITH_SIGN = rf"[@#]{_LETTER}+"  # names of users and topics, one word in version 2
 _OLDER = {  # `re` and `regex` do not count the same characters as letters
-    f"{name}@1": _by_pattern(name, 1, partial(re.compile, rule))
+    f"{name}@1": _by_pattern(name, 1, lambda _, rule=rule: re.compile(rule))
     for name, rule in _FIRST_VERSIONS.items()
 } | {
-    f"{name}@2": _by_pattern(name, 2, partial(_pattern, _WITH_SIGN, *_RULES[name]))
+    f"{name}@2": _by_pattern(name, 2, partial(_pattern, (_WITH_SIGN, *_RULES[name])))
     for name in _VERSIONS
 }
 
@@ -311,7 +324,10 @@ def cut_at(
         row = bisect_right(starts, border) - 1
         if row >= 0 and places[row][0] < border < places[row][1]:
             inner.setdefault(row, set()).add(border)
-    found = []
-    for row, (start, end) in enumerate(places):
-        found += pairwise([start, *sorted(inner.get(row, ())), end])
-    return found, len(inner)
+    found, done = [], 0
+    for row in sorted(inner):
+        start, end = places[row]
+        found += places[done:row]
+        found += pairwise([start, *sorted(inner[row]), end])
+        done = row + 1
+    return [*found, *places[done:]], len(inner)

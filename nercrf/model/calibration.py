@@ -12,7 +12,7 @@ from typing import Any
 from nercrf.labels import entity_types
 
 # %% auto #0
-__all__ = ['check_temperature', 'check_thresholds', 'keep_calibration']
+__all__ = ['check_temperature', 'check_thresholds', 'check_conformal', 'keep_calibration']
 
 # %% ../../nbs/4_model/06_calibration.ipynb #3c070905
 def check_temperature(
@@ -39,13 +39,29 @@ def check_thresholds(
     return {name: float(value) for name, value in thresholds.items()}
 
 
+def check_conformal(
+    conformal: Mapping[str, Any],  # sentences: how many; data: a digest; floors: by coverage
+) -> dict[str, Any]:  # the same
+    "ValueError unless there are two log probabilities for each coverage."
+    for name, floors in conformal["floors"].items():
+        values = [floors.get(kind) for kind in ("labelings", "entities")]
+        if not all(isinstance(each, float) and -math.inf < each <= 0 for each in values):
+            raise ValueError(
+                f"floors of coverage {name}: expected log probabilities of labelings and "
+                f"entities, got {floors!r}"
+            )
+    return dict(conformal)
+
+
 def keep_calibration(
     config: Any,  # `NerCrfConfig` of the model
     temperature: float = 1.0,  # by which scores are divided before probabilities are computed
     thresholds: Mapping[str, float] | None = None,  # by type; None: no fitted ones
+    conformal: Mapping[str, Any] | None = None,  # floors by coverage; None: no fitted ones
 ) -> None:
     "Keep what an evaluation has fitted in a configuration; it is saved with the model."
     temperature = check_temperature(temperature)
+    config.conformal = None if conformal is None else check_conformal(conformal)
     types = entity_types(config.labels)
     config.thresholds = None if thresholds is None else check_thresholds(thresholds, types)
     config.probability_temperature = temperature

@@ -146,6 +146,7 @@ class NerCrfConfig(PreTrainedConfig):
         split_version: int | str = 1,  # of the splitter; 1: a model of before
         probability_temperature: float = 1.0,  # that divides scores before probabilities
         thresholds: dict[str, float] | None = None,  # fitted, by type; None: no fitted ones
+        conformal: dict[str, Any] | None = None,  # floors by coverage; None: no fitted ones
         **kwargs: Any,  # everything that a PreTrainedConfig takes
     ):
         if isinstance(encoder, dict):
@@ -169,7 +170,7 @@ class NerCrfConfig(PreTrainedConfig):
         check_base(base_encoder)
         self.scheme = get_scheme(scheme).name
         self.probability_temperature = check_temperature(probability_temperature)
-        self.thresholds = thresholds
+        self.thresholds, self.conformal = thresholds, conformal
         self.classifier_dropout = classifier_dropout
         self.constrain = constrain
         self.constrain_likelihood = constrain_likelihood

@@ -16,6 +16,7 @@ from nercrf.crf.operating_points import OperatingPoint, find_operating_point
 from nercrf.labels import Span, entity_types, ids_to_spans
 from nercrf.model.calibration import check_thresholds
 from nercrf.model.modeling import NerCrfConfig
+from nercrf.tagging.prediction_sets import FoundSet, find_sets, read_floors
 from nercrf.tagging.predict_config import Decoding
 
 # %% auto #0
@@ -27,6 +28,7 @@ class Found(NamedTuple):
 
     spans: list[Span]  # in words
     probabilities: list[float]  # of each
+    alternatives: FoundSet | None = None  # what else may be right; None: nobody asked
 
 
 class Decoder:
@@ -40,6 +42,7 @@ class Decoder:
         operating_point: OperatingPoint | str | None = None,  # or its name in the model's file
         labelings: int = 5,  # tag sequences whose entities `threshold` looks at
         folder: str | Path | None = None,  # of the model; None: as its configuration says
+        coverage: float | None = None,  # of sets of alternatives, a fitted one; None: no sets
     ):
         if decoding not in get_args(Decoding):
             raise ValueError(
@@ -52,19 +55,18 @@ class Decoder:
             )
         self.config, self.decoding, self.labelings = config, decoding, labelings
         if isinstance(operating_point, str):
-            folder = config.name_or_path if folder is None else folder
-            operating_point = find_operating_point(folder, operating_point)
+            operating_point = find_operating_point(folder or config.name_or_path, operating_point)
         self.operating_point = operating_point
         self.types = entity_types(config.labels)
         if threshold is not None and not isinstance(threshold, Mapping):
             threshold = dict.fromkeys(self.types, threshold)
         self.threshold = check_thresholds(threshold or {}, self.types)
+        self.floors = None if coverage is None else read_floors(config, coverage)
 
     @property
     def thresholds(self) -> list[float]:  # in the order of `types`
         "The threshold of each type: the given one, the model's, or 0.5."
-        known = (self.config.thresholds or {}) | self.threshold
-        return [known.get(name, 0.5) for name in self.types]
+        return [((self.config.thresholds or {}) | self.threshold).get(x, 0.5) for x in self.types]
 
     def __call__(
         self,
@@ -77,7 +79,12 @@ class Decoder:
             chain = replace(chain, scores=scores)
         spans = getattr(self, f"_{self.decoding}")(chain)
         found = list(map(Found, spans, calibrated.entity_probabilities(spans)))
-        return list(map(self._above, found)) if self.decoding == "threshold" else found
+        if self.decoding == "threshold":
+            found = list(map(self._above, found))
+        if self.floors is not None:
+            sets = find_sets(calibrated, self.config, self.floors)
+            found = [each._replace(alternatives=x) for each, x in zip(found, sets, strict=True)]
+        return found
 
     def calibrated(
         self,
@@ -111,7 +118,7 @@ class Decoder:
         limits = dict(zip(self.types, self.thresholds, strict=True))
         kept = [
             (span, chance)
-            for span, chance in without_overlap(zip(*found, strict=True))
+            for span, chance in without_overlap(zip(*found[:2], strict=True))
             if chance >= limits[span.label]
         ]
         return Found([span for span, _ in kept], [chance for _, chance in kept])

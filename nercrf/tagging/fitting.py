@@ -37,6 +37,7 @@ from nercrf.model.modeling import NerCrfConfig
 from nercrf.pretrained import open_config
 from nercrf.tagging.decoder import Decoder
 from nercrf.tagging.engine import Engine
+from nercrf.tagging.prediction_sets import fit_floors
 from nercrf.tagging.tagger import Tagger
 
 # %% ../../nbs/7_tagging/15_fitting.ipynb #1c82b1aa
@@ -133,6 +134,7 @@ class Fitting:
     thresholds: dict[str, Threshold]  # by type; empty: none were asked for
     unreachable: dict[str, str]  # types without a threshold of their own, and why
     left_out: int  # sentences that were of no use
+    conformal: dict[str, Any] | None = None  # what the floors were fitted on, and they; None: none
 
     def to_dict(self) -> dict[str, Any]:  # JSON-ready
         "Everything as plain numbers."
@@ -146,6 +148,7 @@ class Fitting:
             "thresholds": {name: each._asdict() for name, each in self.thresholds.items()},
             "unreachable": self.unreachable,
             "left_out": self.left_out,
+            "conformal": self.conformal,
         }
 
 
@@ -155,6 +158,8 @@ def fit_probabilities(
     precision: float | None = None,  # that the entities above a threshold should have; or
     recall: float | None = None,  # that they should have
     by_type: bool = False,  # a threshold for each type
+    coverages: Sequence[float] = (),  # of sets of labelings and entities
+    data: str = "",  # digest of the sentences, kept with the floors
 ) -> Fitting:  # ValueError where nothing is annotated, or no threshold gives what is wanted
     "Fit the temperature and, if asked for, thresholds."
     sentences = held_out(tagger, examples)
@@ -185,7 +190,17 @@ def fit_probabilities(
         thresholds,
         unreachable,
         sentences.left_out,
+        _conformal(sentences, fitted.value, coverages, data) if coverages else None,
     )
+
+
+def _conformal(
+    sentences: HeldOut, temperature: float, coverages: Sequence[float], data: str
+) -> dict[str, Any]:
+    "Floors, and what they were fitted on."
+    with torch.no_grad():
+        floors = fit_floors(sentences.batches, sentences.gold, temperature, coverages)
+    return {"sentences": sum(map(len, sentences.gold)), "data": data, "floors": floors}
 
 
 def _pick(
@@ -214,7 +229,8 @@ def keep_fitting(
     path = find_model(folder)
     config = open_config(path)
     thresholds = {name: each.value for name, each in fitting.thresholds.items()}
-    keep_calibration(config, fitting.temperature.value, thresholds or config.thresholds)
+    kept = thresholds or config.thresholds
+    keep_calibration(config, fitting.temperature.value, kept, fitting.conformal)
     names = listed_files(path)
     if names is None:
         with complete_file(path / "config.json") as file:

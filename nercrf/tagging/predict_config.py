@@ -66,7 +66,7 @@ class PredictConfig:
 
     input: list[str] = field(default_factory=list)  # files to tag, - for standard input
     input_format: ReadFormat = "auto"  # of the input: found, or named; text: a sentence a line
-    output: str | None = None  # file or - (standard output); none: - for FILE, else in the run
+    output: str | None = None  # file, FOLDER/ for one each, or -; none: -, else in the run
     output_format: OutputFormat = "jsonl"  # of the result
     restart: bool = False  # begin anew, whatever an earlier run of --output has left unfinished
     batch_wait: Annotated[float, NotNegative] = 0.0  # seconds that standard input may fill a batch

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 
 # %% auto #0
 __all__ = ['PIECE', 'LONGEST_PIECE', 'Work', 'cut_pieces', 'add_context', 'tag_work', 'reject_line', 'model_digest',
-           'input_files', 'tell_source', 'Progress', 'FileTagging']
+           'input_files', 'outputs_in', 'tell_source', 'Progress', 'FileTagging']
 
 # %% ../../nbs/7_tagging/12_stream.ipynb #92b4086e
 PIECE = 1024  # sentences
@@ -151,7 +152,7 @@ _OWN = re.compile(r"\.(part|journal|rejects)(-\d+)?$|\.journal\.lock(-\d+)?$")
 
 def input_files(
     paths: Iterable[str],  # files, folders, - for standard input
-    output: str | None = None,  # the file that is to be written; it may stand in a folder
+    output: str | None = None,  # file or folder that is to be written; it may stand in a folder
 ) -> list[str]:  # in order
     "The files that are meant: ValueError for a folder without any."
     found = []
@@ -166,11 +167,35 @@ def input_files(
             and not any(part.startswith(".") for part in each.relative_to(path).parts)
             and not _OWN.search(each.name)
             and not (each.suffix == ".ann" and each.with_suffix(".txt").exists())
-            and str(each) != str(output)
+            and (output is None or Path(output) not in (each, *each.parents))
         ]
         if not inside:
             raise ValueError(f"{path}: expected a folder with files to tag, got one without any")
         found += map(str, inside)
+    return found
+
+
+def outputs_in(
+    folder: str,  # that is to hold the results
+    paths: Sequence[str],  # files and folders
+    suffix: str,  # of the results, such as "jsonl"
+) -> dict[str, str]:  # the result of each file that is meant
+    "A file in a folder for each file to tag, called as it is; ValueError for names that meet."
+    found: dict[str, str] = {}
+    if "-" in paths:
+        raise ValueError(f"--output {folder}: standard input has no name: give --output FILE")
+    for path in paths:
+        inside = input_files([path], folder)
+        top = Path(path).parent if inside == [str(Path(path))] else Path(path)
+        for each in inside:
+            found[each] = str(Path(folder, Path(each).relative_to(top)).with_suffix(f".{suffix}"))
+    for one, number in Counter(found.values()).items():
+        if number > 1:
+            same = [each for each, output in found.items() if output == one]
+            raise ValueError(
+                f"--output {folder}: {' and '.join(same)} would both become {one}; tag them one "
+                "after the other, into folders of their own"
+            )
     return found
 
 
@@ -240,13 +265,14 @@ class FileTagging:
     processes: int = 1  # how many there are
     pieces: int = 0  # those that were read
     error: str | None = None  # the first of the sentences that could not be read
+    digest: str | None = None  # of the tagger; None: it is made
 
     def __post_init__(self):
         if self.on_bad not in ("error", "warn"):
             raise ValueError(f"expected on_bad='error' or 'warn', got {self.on_bad!r}")
         names = [source.name for source in self.sources]
         known = {"inputs": names, "output_format": self.output_format}
-        known |= {"model": model_digest(self.tagger), **self.settings}
+        known |= {"model": self.digest or model_digest(self.tagger), **self.settings}
         self.journal = Journal(self.output, known, self.process)
         self.write = finish_lines(self.output_format, self.journal.output)
 
@@ -305,10 +331,14 @@ class FileTagging:
         self.journal.add(piece, *(text.encode() for text in texts))
         return written
 
-    def finish(self) -> None:
-        "Give the result its name; DataError where nothing could be read."
+    def seal(self) -> None:
+        "Note that all pieces are there."
         if self.journal.complete is None:
             self.journal.seal(self.pieces)
+
+    def finish(self) -> None:
+        "Give the result its name; DataError where nothing could be read."
+        self.seal()
         if self.error and not any(piece.worded for piece, _ in self.journal.pieces.values()):
             self.journal.forget()
             raise DataError(self.error)

@@ -21,11 +21,12 @@ from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
 from nercrf.labels import Span
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import without_bars
-from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
 from nercrf.tagging.decoder import Decoder, Found
 from nercrf.tagging.engine import Engine
 from nercrf.tagging.html import html_line
+from nercrf.tagging.prediction_sets import FoundSet
 from nercrf.tagging.quantized import PARITY, Bits, check_parity, quantized
 
 # %% auto #0
@@ -58,6 +59,7 @@ class Tagged:
     fields: dict[str, Any] = field(default_factory=dict)  # what else its record said
     error: str | None = None  # why it could not be read; it has no words then
     probabilities: list[float] = field(default_factory=list)  # of the spans; or none of any
+    alternatives: FoundSet | None = None  # what else may be right; None: no coverage was asked for
 
     def __post_init__(self):
         if self.probabilities and len(self.probabilities) != len(self.spans):
@@ -73,9 +75,28 @@ class Tagged:
     @property
     def entities(self) -> list[Entity]:  # with character offsets
         "The entities in characters."
+        return self._in_characters(zip_longest(self.spans, self.probabilities))
+
+    def to_dict(self) -> dict[str, Any]:  # JSON-ready
+        "The entities and, where a coverage was asked for, what else may be right."
+        content: dict[str, Any] = {"entities": [each.to_dict() for each in self.entities]}
+        if (found := self.alternatives) is not None:
+            content["labelings"] = [
+                {
+                    "probability": each.probability,
+                    "entities": [x.to_dict() for x in self._in_characters(each.pairs)],
+                }
+                for each in found.labelings
+            ]
+            content["candidates"] = [x.to_dict() for x in self._in_characters(found.entities)]
+            content["is_whole"] = found.is_whole
+        return content
+
+    def _in_characters(self, found: Iterable[tuple[Span, float | None]]) -> list[Entity]:
+        "Spans and their probabilities as entities."
         text, offsets = self.example.text, self.example.offsets
         entities = []
-        for span, chance in zip_longest(self.spans, self.probabilities):
+        for span, chance in found:
             label, first, behind = span
             start, end = offsets[first][0], offsets[behind - 1][1]
             entities.append(Entity(label, text[start:end], start, end, first, behind, chance))
@@ -100,7 +121,7 @@ def _warn_of_words(sentences: Sequence[Tagged]) -> None:
         warnings.warn(
             "texts of one word each, tagged one by one: expected the words of one sentence? Give "
             "a list with them in it: tagger([words])",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -111,11 +132,14 @@ def _is_one_word(sentence: Tagged) -> bool:
 # %% ../../nbs/7_tagging/05_tagger.ipynb #22488004
 def _with_found(sentence: Tagged, found: Found) -> Tagged:
     "A sentence with what was found in it."
-    return replace(sentence, spans=found.spans, probabilities=found.probabilities)
+    spans, probabilities, alternatives = found
+    return replace(sentence, spans=spans, probabilities=probabilities, alternatives=alternatives)
 
 # %% ../../nbs/7_tagging/05_tagger.ipynb #97aef429
 def _check_texts(inputs: Any) -> None:
     "TypeError for what has no order, or gives names of columns where it is asked for its elements."
+    if isinstance(inputs, str):
+        raise TypeError("expected texts, got one; give a list: tagger.tagged([text])")
     if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
         raise TypeError(f"expected a text or texts, got {type(inputs).__name__}")
     if isinstance(inputs, Mapping | Set) or hasattr(inputs, "columns"):
@@ -123,6 +147,16 @@ def _check_texts(inputs: Any) -> None:
             f"expected a text or texts, got {type(inputs).__name__}; give a list, or one column: "
             "tagger(frame['text'])"
         )
+
+# %% ../../nbs/7_tagging/05_tagger.ipynb #1c166b44
+def _own_splitter(config: NerCrfConfig) -> Splitter:
+    "The splitter that the model was trained with."
+    if config.split_by.startswith(CUSTOM):
+        raise ValueError(
+            f"the model was trained with {config.split_by}, a function that is in no file; "
+            "give it: Tagger(..., splitter=Splitter(...))"
+        )
+    return find_splitter(f"{config.split_by}@{config.split_version}")
 
 # %% ../../nbs/7_tagging/05_tagger.ipynb #6f22a7c2
 class Tagger:
@@ -136,14 +170,14 @@ class Tagger:
         device: str | torch.device | None = None,  # None: the GPU if there is one
         splitter: Splitter | None = None,  # None: the one that the model was trained with
         quantize: Bits | None = None,  # "int8", "bf16": fewer bits; None: all of them
-        **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point
+        **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point, coverage
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = quantized(model.to(device).eval(), quantize)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.engine = Engine(self.model, tokenizer, batch_size)
-        self.splitter = splitter or self._own_splitter()
+        self.splitter = splitter or _own_splitter(model.config)
         self.decoder = Decoder(model.config, **decoding)
 
     @classmethod
@@ -156,23 +190,13 @@ class Tagger:
         base_model: str | Path | None = None,  # of an adapter: where its encoder is now
         splitter: Splitter | None = None,  # None: the one that the model was trained with
         quantize: Bits | None = None,  # "int8", "bf16": fewer bits; None: all of them
-        **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point
+        **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point, coverage
     ) -> Tagger:  # ready to use
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
         model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
         options = {"quantize": quantize, "folder": path} | decoding
         return cls(model, open_tokenizer(path), batch_size, device, splitter, **options)
-
-    def _own_splitter(self) -> Splitter:
-        "The splitter that the model was trained with."
-        config = self.model.config
-        if config.split_by.startswith(CUSTOM):
-            raise ValueError(
-                f"the model was trained with {config.split_by}, a function that is in no file; "
-                "give it: Tagger(..., splitter=Splitter(...))"
-            )
-        return find_splitter(f"{config.split_by}@{config.split_version}")
 
     def find(
         self,
@@ -192,7 +216,7 @@ class Tagger:
         with_context: bool = True,  # with those around, if trained so
     ) -> list[list[Span]]:  # the entities of each, in words
         "Tag sentences of words."
-        return [spans for spans, _ in self.find(examples, with_context)]
+        return [found.spans for found in self.find(examples, with_context)]
 
     def __call__(
         self,
@@ -202,13 +226,21 @@ class Tagger:
         "Tag a text, a list of texts (strings), or a list of sentences, each a list of words."
         if isinstance(inputs, str):
             return self([inputs])[0]
+        return [sentence.entities for sentence in self.tagged(inputs, connected)]
+
+    def tagged(
+        self,
+        inputs: Sequence[str] | Sequence[Sequence[str]],  # texts, or sentences of words
+        connected: bool = False,  # of one document: `context` crosses elements
+    ) -> list[Tagged]:  # of each element, with alternatives where a coverage was asked for
+        "Tag texts, and keep all that was found in them."
         _check_texts(inputs)
         sentences = [self.read(item, place) for place, item in enumerate(inputs)]
         _warn_of_words(sentences)
         source = {"source": ""} if connected else {}  # of one document, so from one place
         examples = [replace(sentence.example, **source) for sentence in sentences]
         results = zip(sentences, self.find(examples, with_context=connected), strict=True)
-        return [_with_found(sentence, found).entities for sentence, found in results]
+        return [_with_found(sentence, found) for sentence, found in results]
 
     def read(
         self,
