@@ -27,7 +27,8 @@ from nercrf.features.pieces import cache_key
 from nercrf.features.running_text import unknown_words
 from nercrf.features.summary import CorpusSummary
 from nercrf.features.batches import FeatureDataset
-from nercrf.data.examples import Example
+from nercrf.data.examples import DataError, Example
+from nercrf.data.markup import brat_paths
 from nercrf.data.read_config import ReadConfig
 from nercrf.data.type_names import chosen_types
 from nercrf.distributed.processes import (
@@ -66,10 +67,13 @@ from nercrf.tagging.errors import choose_shown, has_error, mark_errors
 from nercrf.tagging.output import source_batches, write_tagged
 from nercrf.tagging.inputs import Source
 from nercrf.tagging.predict_config import PredictConfig, read_thresholds
-from nercrf.tagging.stream import FileTagging, input_files, tell_source
+from nercrf.tagging.stream import FileTagging, input_files, model_digest, outputs_in, tell_source
 from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
+from nercrf.destinations import check_destination
 from nercrf.flags import (
+    SUFFIXES,
     ScriptConfig,
+    fills_folder,
     finished_folder,
     predictions_file,
     report_file,
@@ -262,29 +266,73 @@ def _sources(args: ScriptConfig, tagger: Tagger) -> tuple[list[Source], str]:
     return found, args.on_bad or "warn"
 
 # %% ../nbs/8_commands/05_script.ipynb #d5b5e813
-def _predict_files(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> Iterator[Tagged]:
-    "Tag files into one, with a journal; every process must call it."
+def _file_jobs(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> list[FileTagging]:
+    "What is tagged into one file each."
     sources, on_bad = _sources(args, tagger)
     names = [each.name for each in (*fields(ReadConfig), *fields(PredictConfig))]
     names = sorted({*names, "per_gpu_eval_batch_size"} - set(_NOT_IN_RESULT))
     settings = {name: getattr(args, name) for name in names}
     processes = info.world_size if is_shared(args) else 1
-    job = FileTagging(
-        *(tagger, sources, args.output, args.output_format, settings, on_bad),
-        *(info.rank, processes),
-    )
-    with main_process_first() if processes > 1 else nullcontext(True) as is_first:
+    groups = {args.output: sources}
+    if fills_folder(args):
+        made = outputs_in(args.output, args.input, SUFFIXES[args.output_format])
+        by_path = {source.path: source for source in sources}
+        groups = {output: [by_path[path]] for path, output in made.items()}
+        for output in groups:
+            for path in brat_paths(Path(output)) if args.output_format == "brat" else [output]:
+                check_destination(path, "--output", made)
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
+    digest = model_digest(tagger)
+    return [
+        FileTagging(
+            *(tagger, group, output, args.output_format, settings, on_bad),
+            *(info.rank, processes),
+            digest=digest,
+        )
+        for output, group in groups.items()
+    ]
+
+
+def _predict_files(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> Iterator[Tagged]:
+    "Tag files into one, or into one each, with a journal; every process must call it."
+    jobs = _file_jobs(args, tagger, info)
+    shared = info.world_size > 1 and is_shared(args)
+    with main_process_first() if shared else nullcontext(True) as is_first:
         if args.restart and is_first:
-            job.journal.restart()
-    with job.journal:
-        done = job.counts[0]
-        if done and info.is_main:
-            logger.info("%s: goes on behind %d sentences of an earlier run", args.output, done)
-        yield from job.run()
-        barrier()
-        if info.is_main:
-            job.finish()
-            _tell_counts(args.output, *job.counts, [job.error] if job.error else [])
+            for job in jobs:
+                job.journal.restart()
+    counts, errors = [], []
+    for job in jobs:
+        with job.journal:
+            done = job.counts[0]
+            if done and info.is_main:
+                logger.info(
+                    "%s: goes on behind %d sentences of an earlier run", job.journal.output, done
+                )
+            yield from job.run()
+            barrier()
+            if info.is_main:
+                # of several files none is finished before all are tagged: a next run goes on
+                job.seal() if jobs[1:] else job.finish()
+                counts.append(job.counts)
+                errors += [job.error] if job.error else []
+    if info.is_main:
+        failed = _finish_all(jobs) if jobs[1:] else None
+        _tell_counts(args.output, *map(sum, zip(*counts, strict=True)), errors)
+        if failed:
+            raise failed
+
+
+def _finish_all(jobs: Sequence[FileTagging]) -> DataError | None:
+    "Give results their names; the first error of a file in which nothing could be read."
+    failed = None
+    for job in jobs:
+        with job.journal:
+            try:
+                job.finish()
+            except DataError as error:
+                failed = failed or error
+    return failed
 
 
 _NOT_IN_RESULT = ("input", "input_format", "output", "output_format", "restart", "batch_wait")
