@@ -122,6 +122,9 @@ def evaluate_splits(
     "Evaluate on dev and test, as far as they have labels; every process must call it."
     figures, summary = {}, corpus.summary
     surfaces = summary.surfaces() if _knows_training(loaded, corpus) else None
+    known = None
+    if pages is not None and surfaces is not None and info.is_main:
+        known = _known_names(args, corpus)
     for split in ("dev", "test"):
         if split not in summary.labelled:
             continue
@@ -141,7 +144,6 @@ def evaluate_splits(
                 _explain(corpus, dataset, split, result, surfaces is not None)
                 _show_errors(args.errors, corpus, split, result)
             if pages is not None:
-                known = _known_names(args, corpus) if surfaces is not None else None
                 words, config = summary.words(split), loaded.model.config
                 pages[split] = split_record(
                     *(result, figures[split], words, known, _window_edges(dataset, result)),

@@ -238,7 +238,7 @@ function heat(parent, { caption, corner, columns, rows, file, strongest, cell })
   add(element, "caption", {}, caption);
   const head = add(add(element, "thead"), "tr");
   add(head, "th", { scope: "col" }, corner);
-  columns.forEach((name) => add(add(head, "th", { scope: "col" }), "div", { class: columns.length > 6 ? "slant" : "", title: name }, isolated(name)));
+  columns.forEach((name) => add(add(head, "th", { scope: "col" }), "div", { class: columns.length > 6 || columns.some((each) => each.length > 14) ? "slant" : "", title: name }, isolated(name)));
   const body = add(element, "tbody");
   rows.forEach(([name, values], place) => {
     const row = add(body, "tr");
