@@ -151,8 +151,9 @@ def read_object(
 ) -> dict[str, Any]:
     "Read an object in JSON: FileNotFoundError where there is no file, ValueError for any other."
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path}: expected a file, got a folder; {remedy}")
+    if path.exists() and not path.is_file():
+        found = "folder" if path.is_dir() else "pipe or device"
+        raise ValueError(f"{path}: expected a file, got a {found}; {remedy}")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -30,6 +30,7 @@ from nercrf.distributed.processes import (
 )
 from nercrf.files import read_object
 from nercrf.labels import entity_types, label_list
+from nercrf.model.calibration import keep_calibration
 from nercrf.model.encoder_config import find_model, named_model
 from nercrf.model.encoders import check_vocabulary
 from nercrf.model.loading import (
@@ -180,7 +181,15 @@ def _go_on_with(
         }
         words = [f"{what} {', '.join(names)}" for what, names in parts.items() if names]
         logger.info("the tagger %s", "; ".join(words))
-    return load_tagger(args, config, labels, windows, args.scheme, renamed)
+    loaded = load_tagger(args, config, labels, windows, args.scheme, renamed)
+    config = loaded.model.config
+    if config.probability_temperature != 1.0 or config.thresholds or config.conformal:
+        logger.warning(
+            "the tagger's temperature, thresholds and sets belong to its weights of before: left "
+            "out; fit them again with nercrf calibrate"
+        )
+        keep_calibration(config)
+    return loaded
 
 # %% ../nbs/8_commands/04_opening.ipynb #329f160c
 def _splitter(args: TrainingConfig, summary: CorpusSummary) -> str:

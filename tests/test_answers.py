@@ -1,7 +1,10 @@
 """What the tagger answers: probabilities, decodings, operating points, streams, threads."""
 
+import copy
 import itertools
 import json
+import math
+import os
 import threading
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nercrf.crf.operating_points import OperatingPoint, write_operating_points
+from nercrf.crf.operating_points import OPERATING_POINTS, OperatingPoint, write_operating_points
 from nercrf.data.sample import sample_corpus
 from nercrf.labels import entity_types
 from nercrf.model.calibration import keep_calibration
@@ -87,6 +90,29 @@ def test_a_calibration_is_saved_with_the_model(model, tmp_path):
     assert all(one.probability != other.probability for one, other in pairs)
     write_operating_points(tmp_path, {"default": OperatingPoint()})
     assert Tagger.from_pretrained(tmp_path, operating_point="default")(texts) == before
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [-0.5, math.nan, "half", [0.5], True, 10**40, {"PER": 2.0}, {"PER": math.nan}, {"NONE": 0.5}],
+)
+def test_thresholds_that_are_none_are_told_whatever_is_decoded(model, thresholds):
+    config = copy.deepcopy(model.config)
+    config.thresholds = thresholds
+    for decoding in ("viterbi", "expected", "threshold"):
+        with pytest.raises(ValueError, match="threshold"):
+            Decoder(config, decoding)
+
+
+def test_a_file_of_operating_points_that_is_none_is_told(model, tmp_path):
+    path = tmp_path / OPERATING_POINTS
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="expected an object in JSON"):
+        Decoder(model.config, operating_point="default", folder=tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="got a pipe or device"):
+        Decoder(model.config, operating_point="default", folder=tmp_path)
 
 
 def test_predict_decodes_as_its_flags_say(model, tmp_path, capsys):

@@ -29,6 +29,7 @@ from training import (
 from nercrf.cli import main
 from nercrf.features.conversion import convert_examples_to_features
 from nercrf.files import write_folder
+from nercrf.model.calibration import keep_calibration
 from nercrf.model.modeling import NerCrfConfig
 from nercrf.tagging.tagger import Tagger
 from nercrf.training.identity import (
@@ -318,6 +319,21 @@ def test_a_tagger_goes_on_with_other_types(
     assert len(shared) > 10
     for key in shared:
         assert torch.allclose(moved[key], after[key], atol=1e-6), key
+
+
+def test_what_was_fitted_to_the_weights_of_before_is_left_out(
+    corpus, without_per, tmp_path, caplog
+):
+    """A training makes other probabilities: what calibrated those of before goes, with a line."""
+    folder, tagger = tmp_path / "fitted", Tagger.from_pretrained(without_per)
+    keep_calibration(tagger.model.config, 2.0, {"LOC": 0.3})
+    for part in (tagger.model, tagger.tokenizer):
+        part.save_pretrained(folder)
+    with caplog.at_level(logging.WARNING):
+        assert main(words_for(corpus, tmp_path / "run", "--model_name_or_path", folder)) == 0
+    assert "fit them again with nercrf calibrate" in caplog.text
+    config = Tagger.from_pretrained(tmp_path / "run").model.config
+    assert (config.probability_temperature, config.thresholds) == (1.0, None)
 
 
 def test_gold_of_a_type_that_the_model_lacks_is_missed(corpus, without_per, capsys):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nercrf.crf.chain import Scores
-from nercrf.files import write_bytes
+from nercrf.files import read_object, write_bytes
 from nercrf.labels import EntitySteps
 
 # %% auto #0
@@ -75,13 +75,10 @@ _PREFIX = "transition_bias_"
 def _read_object(path: Path) -> dict[str, Any]:
     "The content of a file of operating points; ValueError where it is none."
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, {error}") from error
-    points = content.get("operating_points", {}) if isinstance(content, dict) else None
-    if not isinstance(points, dict):
+    if not isinstance(content.get("operating_points", {}), dict):
         raise ValueError(
             f"{path}: expected an object with operating_points, an object of named sets"
         )

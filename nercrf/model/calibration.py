@@ -30,6 +30,8 @@ def check_thresholds(
     types: Sequence[str],  # of the model
 ) -> dict[str, float]:  # the same
     "ValueError for a type that the model does not have, or no probability."
+    if not isinstance(thresholds, Mapping):
+        raise ValueError(f"expected a threshold for each of some types, got {thresholds!r}")
     for name, value in thresholds.items():
         if name not in types:
             raise ValueError(f"expected thresholds of {', '.join(types)}, got {name!r}")

@@ -61,6 +61,8 @@ class Decoder:
         if threshold is not None and not isinstance(threshold, Mapping):
             threshold = dict.fromkeys(self.types, threshold)
         self.threshold = check_thresholds(threshold or {}, self.types)
+        if config.thresholds is not None:
+            check_thresholds(config.thresholds, self.types)
         self.floors = None if coverage is None else read_floors(config, coverage)
 
     @property
