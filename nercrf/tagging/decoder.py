@@ -30,7 +30,7 @@ class Found(NamedTuple):
     probabilities: list[float]  # of each
     alternatives: FoundSet | None = None  # what else may be right; None: nobody asked
 
-
+# %% ../../nbs/7_tagging/04_decoder.ipynb #5c1e7a90
 class Decoder:
     "Makes entities of chains."
 
