@@ -70,15 +70,12 @@ def scored_candidates(
         for batch in read_batches(source):
             worded = [each for each in batch if each.example.tokens]
             for places, chain in tagger.engine.chains([each.example for each in worded]):
-                chain = tagger.decoder.calibrated(chain)
                 how = (flags.by, config.labels, config.scheme, flags.per_word)
-                found = zip(uncertainty(chain, *how), tagger.decoder(chain), places, strict=True)
-                for worth, entities, place in found:
+                worths = uncertainty(tagger.decoder.calibrated(chain), *how)
+                for worth, each, place in zip(worths, tagger.decoder(chain), places, strict=True):
+                    found = {"spans": each.spans, "probabilities": each.probabilities}
                     fields = worded[place].fields | {"score": round(worth, 6)}
-                    spans, chances = entities
-                    tagged = replace(
-                        worded[place], spans=spans, probabilities=chances, fields=fields
-                    )
+                    tagged = replace(worded[place], **found, fields=fields)
                     yield candidate(worth, tagged.example.tokens, tagged)
 
 

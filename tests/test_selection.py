@@ -10,9 +10,11 @@ import torch
 from nercrf.cli import main
 from nercrf.data.sample import sample_corpus
 from nercrf.evaluation.selection import best_candidates, candidate, choose_diverse
+from nercrf.model.calibration import keep_calibration
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
+from nercrf.tagging.tagger import Tagger
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,24 @@ def test_files_without_a_word_are_an_error_and_nothing_is_written(tagger, tmp_pa
     assert "error" in capsys.readouterr().err
     assert not output.exists()
     assert main(["select", str(tmp_path / "nowhere"), str(path)]) == 2
+
+
+def test_probabilities_of_the_tasks_are_those_of_the_tagger(tagger, tmp_path):
+    folder, texts = tagger
+    hot = Tagger.from_pretrained(folder)
+    keep_calibration(hot.model.config, 3.0)
+    for part in (hot.model, hot.tokenizer):
+        part.save_pretrained(tmp_path / "hot")
+    source, output = tmp_path / "texts.txt", tmp_path / "tasks.jsonl"
+    source.write_text("".join(f"{each}\n" for each in texts[:8]))
+    words = ["select", tmp_path / "hot", source, "--number", 8, "--diversity", 0]
+    words += ["--output", output, "--output_format", "doccano"]
+    assert main(list(map(str, words))) == 0
+    expected = {
+        text: [round(each.probability, 4) for each in found]
+        for text, found in zip(texts[:8], hot(texts[:8]), strict=True)
+    }
+    assert sum(map(len, expected.values()))
+    for line in output.read_text().splitlines():
+        row = json.loads(line)
+        assert row["probabilities"] == expected[row["text"]]

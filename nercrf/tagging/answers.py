@@ -103,7 +103,7 @@ def explain(
     return Explanation(
         text=example.text,
         words=list(example.tokens),
-        entities=entities(*found),
+        entities=entities(found.spans, found.probabilities),
         alternatives=[entities(*each) for each in others],
         labelings=labelings,
         marginals=marginals,

@@ -101,8 +101,8 @@ def answer(
     rows: list[list[dict[str, Any]]] = [[] for _ in sentences]
     for places, chain in tagger.engine.chains(examples, asked.connected):
         found = [
-            replace(sentences[place], spans=spans, probabilities=probabilities)
-            for place, (spans, probabilities) in zip(places, decoder(chain), strict=True)
+            replace(sentences[place], spans=each.spans, probabilities=each.probabilities)
+            for place, each in zip(places, decoder(chain), strict=True)
         ]
         if by_word:
             marginals = decoder.calibrated(chain).marginals().tolist()
