@@ -87,14 +87,18 @@ def fitting_lines(
     before, after = fitting.before.to_dict(), fitting.after.to_dict()
     rows = [[f"{fitting.after.entities} predicted entities", "before", "after", "95 % interval"]]
     for name, text in _NAMES.items():
-        interval = "{:.4f} to {:.4f}".format(*fitting.intervals.get(name, (0, 0)))
+        ends = fitting.intervals.get(name)
+        interval = "-" if ends is None else "{:.4f} to {:.4f}".format(*ends)
         rows.append([text, f"{before[name]:.4f}", f"{after[name]:.4f}", interval])
     fitted = fitting.temperature
     losses = f"{fitted.loss_before:.4f} -> {fitted.loss:.4f} nats a sentence"
     lines = [f"temperature {fitted.value:.4f} (negative log likelihood {losses})"]
     if fitted.is_at_end:
         lines.append("the temperature is at its limit: the sentences are too few to fit one")
-    lines += text_table(rows)
+    if fitting.after.entities:
+        lines += text_table(rows)
+    else:
+        lines.append("no entity is predicted here, so nothing is known of their probabilities")
     if fitting.left_out:
         lines.append(
             f"{fitting.left_out} sentences are not annotated, or not in the model's labels"

@@ -25,6 +25,7 @@ from nercrf.data.examples import (
 )
 from nercrf.data.formats import read_examples, write_examples
 from nercrf.data.read_config import ReadConfig
+from nercrf.destinations import check_destination
 from nercrf.fields import NotNegative, Positive, check_fields
 from nercrf.features.feature_config import CacheConfig
 from nercrf.files import write_bytes
@@ -233,6 +234,10 @@ def _run_labels(
     from nercrf.pretrained import trust_remote_code
     from nercrf.tagging.review import rank_reviews, review_record, write_reviews
 
+    if flags.output is not None:
+        folders = (Path(path) for path in paths if Path(path).is_dir())
+        held = (path for folder in folders for path in folder.rglob("*"))
+        check_destination(flags.output, "--output", [*paths, *held])
     try:
         with trust_remote_code(args.trust_remote_code):
             if model is None:

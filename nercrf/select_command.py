@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from nercrf.data.examples import DataError
 from nercrf.data.read_config import ReadConfig
+from nercrf.destinations import check_destination
 from nercrf.fields import Bounds, Positive
 from nercrf.flags import FlagParser, add_section, parse_command
 from nercrf.run_ner_crf import guarded
@@ -88,12 +89,14 @@ def _run_select(flags: SelectConfig, reading: dict[str, Any], model: str, files:
     from nercrf.tagging.stream import input_files
     from nercrf.tagging.tagger import Tagger
 
+    paths = input_files(files, flags.output)
+    check_destination(flags.output, "--output", paths)
     with trust_remote_code(flags.trust_remote_code):
         base = {"base_model": flags.base_model, "batch_size": flags.batch_size}
         tagger = Tagger.from_pretrained(model, **base)
     kind, encoding = reading.pop("format", None), reading.pop("encoding", None)
     shape = (tagger.splitter, kind or "auto", encoding or "utf-8", reading)
-    sources = [Source(path, *shape) for path in input_files(files, flags.output)]
+    sources = [Source(path, *shape) for path in paths]
     size = flags.number * (POOL if flags.diversity else 1)
     pool = best_candidates(scored_candidates(tagger, sources, flags), size)
     chosen = choose_diverse(pool, flags.number, flags.diversity)

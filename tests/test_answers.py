@@ -6,6 +6,7 @@ import json
 import math
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
 from nercrf.tagging.decoder import Decoder
+from nercrf.tagging.fitting import fit_probabilities, held_out, predicted_outcomes
 from nercrf.tagging.tagger import Tagger, tag_stream
 
 CORPUS = sample_corpus(sizes=(60, 2, 30))
@@ -231,3 +233,31 @@ def test_columns_of_tables(model):
     assert list(frame["entities"]) == tagger(TEXTS[:3])
     with pytest.raises(TypeError, match="got DataFrame; give a list, or one column"):
         tagger(frame)
+
+
+def test_figures_of_a_type_are_those_of_its_own_entities(model):
+    """At one threshold for all types as well as at one for each."""
+    tagger = Tagger(model, TOKENIZER)
+    found = tagger.tag_examples(CORPUS.test)
+    examples = [
+        replace(each, spans=spans) if row % 2 else each
+        for row, (each, spans) in enumerate(zip(CORPUS.test, found, strict=True))
+    ]
+    fitted = fit_probabilities(tagger, examples, recall=0.2)
+    found = predicted_outcomes(
+        held_out(tagger, examples),
+        Decoder(_at(model.config, fitted.temperature.value), "threshold", 0.0),
+    )
+    assert len({each.value for each in fitted.thresholds.values()}) == 1
+    for name, threshold in fitted.thresholds.items():
+        own = found.of_type(name)
+        kept = own.outcomes.probabilities >= threshold.value
+        assert threshold.kept == kept.sum()
+        assert threshold.recall == pytest.approx(own.outcomes.right[kept].sum() / own.gold[name])
+    assert len({each.kept for each in fitted.thresholds.values()}) > 1
+
+
+def _at(config, temperature):
+    config = copy.copy(config)
+    config.probability_temperature = temperature
+    return config

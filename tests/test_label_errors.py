@@ -176,3 +176,15 @@ def test_texts_of_every_script_come_back_from_a_file_to_correct(tmp_path, kind):
     assert [x.text for x in again] == [x.text for x in examples]
     for x, y in zip(again, examples, strict=True):
         assert next(x.surface(span) for span in x.spans).startswith(y.text[:1])
+
+
+@pytest.mark.parametrize("given", ["train.conll", "."])
+def test_what_is_judged_is_not_replaced(tmp_path, capsys, monkeypatch, given):
+    """Neither a file nor one of a folder, and before anything is trained."""
+    monkeypatch.chdir(tmp_path)
+    text = "in O\nAsh B-LOC\n\nLake B-LOC\nAsh I-LOC\n"
+    Path("train.conll").write_text(text)
+    assert main(["check", given, "--with_model", "--output", "train.conll"]) == 2
+    assert "is read: choose another file" in capsys.readouterr().err
+    assert Path("train.conll").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["train.conll"]

@@ -134,3 +134,16 @@ def test_probabilities_of_the_tasks_are_those_of_the_tagger(tagger, tmp_path):
     for line in output.read_text().splitlines():
         row = json.loads(line)
         assert row["probabilities"] == expected[row["text"]]
+
+
+@pytest.mark.parametrize("through", ["name", "link"])
+def test_what_is_read_is_not_replaced(tagger, tmp_path, capsys, through):
+    folder, texts = tagger
+    source, output = tmp_path / "a.txt", tmp_path / "a.txt"
+    source.write_text("\n".join(texts[:3]))
+    if through == "link":
+        output = tmp_path / "link.txt"
+        output.symlink_to(source)
+    assert main(["select", str(folder), str(source), "--output", str(output)]) == 2
+    assert "is read: choose another file" in capsys.readouterr().err
+    assert source.read_text() == "\n".join(texts[:3])

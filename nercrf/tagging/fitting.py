@@ -202,6 +202,13 @@ def _conformal(
         floors = fit_floors(sentences.batches, sentences.gold, temperature, coverages)
     return {"sentences": sum(map(len, sentences.gold)), "data": data, "floors": floors}
 
+# %% ../../nbs/7_tagging/17_fitting.ipynb #91d3c5aa
+def _figures_at(value: float, outcomes: Outcomes, gold: int) -> Threshold:
+    "What a threshold gives; 0 where there is nothing to be right."
+    kept = outcomes.probabilities >= value
+    right, count = int(outcomes.right[kept].sum()), int(kept.sum())
+    return Threshold(value, right / max(count, 1), right / max(gold, 1), count)
+
 
 def _pick(
     candidates: Predicted,  # at a threshold of 0
@@ -211,9 +218,12 @@ def _pick(
 ) -> tuple[dict[str, Threshold], dict[str, str]]:  # by type; types without one, and why
     "Thresholds of all types."
     common = pick_threshold(candidates.outcomes, sum(candidates.gold.values()), precision, recall)
-    thresholds, unreachable = dict.fromkeys(candidates.gold, common), {}
-    for name in candidates.gold if by_type else ():
+    thresholds, unreachable = {}, {}
+    for name in candidates.gold:
         own = candidates.of_type(name)
+        thresholds[name] = _figures_at(common.value, own.outcomes, own.gold[name])
+        if not by_type:
+            continue
         try:
             thresholds[name] = pick_threshold(own.outcomes, own.gold[name], precision, recall)
         except ValueError as error:
