@@ -123,8 +123,8 @@ def evaluate_splits(
     figures, summary = {}, corpus.summary
     surfaces = summary.surfaces() if _knows_training(loaded, corpus) else None
     known = None
-    if pages is not None and surfaces is not None and info.is_main:
-        known = _known_names(args, corpus)
+    if pages is not None and surfaces is not None and info.is_main and not args.do_train:
+        known = KnownNames.of(corpus.files.read("train"))  # a training reads its data once
     for split in ("dev", "test"):
         if split not in summary.labelled:
             continue
@@ -187,16 +187,6 @@ def _window_edges(
     "Groups of gold and predicted entities by window; None where every sentence has one window."
     edges = tuple(window_groups(dataset.features, side) for side in result.counted)
     return edges if any(side.any() for side in edges) else None
-
-
-_MANY = 100_000  # training sentences that are not read again for a report nobody asked for
-
-
-def _known_names(args: TrainingConfig, corpus: CachedCorpus) -> KnownNames | None:
-    "The names of the training data; None where reading them again would take long."
-    if args.do_train and corpus.summary.survey.sentences.get("train", 0) > _MANY:
-        return None
-    return KnownNames.of(corpus.files.read("train"))
 
 
 def _show_errors(count: int, corpus: CachedCorpus, split: str, result: Evaluation) -> None:

@@ -193,6 +193,9 @@ def test_evaluate_writes_a_report(tmp_path, monkeypatch, capsys):
     assert main([*words, "out.html"]) == 0
     found = read_report("out.json")
     validate(found)
+    for split, other in zip(found["splits"].values(), kept["splits"].values(), strict=True):
+        said = [[row.pop("training") for row in each["errors"]] for each in (split, other)]
+        assert None not in said[0] and not any(said[1])  # a training reads its data once
     assert found["splits"] == kept["splits"]
     assert found["transitions"] == kept["transitions"]
     assert [row["step"] for row in found["training"]["history"] if "loss" in row] == [1, 2]
