@@ -77,6 +77,7 @@ def planted(folder):
     return wrong
 
 
+@pytest.mark.slow  # trains folds; the chapter of the command trains some, too
 def test_a_planted_error_is_found_and_a_killed_command_goes_on(tmp_path, capsys, monkeypatch):
     """The second fold's training is broken off; the same command then says what a command that
     nobody disturbed says, and trains only what was missing.
