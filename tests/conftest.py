@@ -24,6 +24,17 @@ def data_folder():
     return folder
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a tagger with random weights, for the tests of one file."""
+    from training import TOKENIZER, make_model
+
+    folder = tmp_path_factory.mktemp("model")
+    make_model(0.0).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def mount_disk(tmp_path):
     """Makes small file systems in memory; a test that asks for one is skipped where the machine

@@ -5,21 +5,14 @@ import os
 import stat
 
 import pytest
-from training import CORPUS, TOKENIZER, make_model
+from training import CORPUS
 
 from nercrf import cli
 from nercrf.data.formats import write_examples
 from nercrf.tagging import stream
+from nercrf.tagging.journal import Journal, Piece
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    make_model(0.0).save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -238,3 +231,19 @@ def test_a_part_that_lost_bytes_is_no_result(damage, model, tmp_path, monkeypatc
     assert not output.exists()
     assert run(*words, "--restart") == 0
     assert [json.loads(x)["text"] for x in output.open()] == ["Ada sings", "Bo sings"]
+
+
+def test_a_journal_of_before_goes_on(tmp_path):
+    """Its pieces do not say what was written: they are believed by their sizes, as they were."""
+    output, settings = tmp_path / "out.jsonl", {"inputs": ["a"]}
+    with Journal(output, settings) as journal:
+        journal.add(Piece(0, 1, 1, 0, "read", 0, 0), b"one\n")
+    path = tmp_path / "out.jsonl.journal"
+    header, piece = path.read_text().splitlines()
+    path.write_text(f"{header}\n{json.dumps(json.loads(piece)[:7])}\n")
+    with Journal(output, settings) as journal:
+        assert journal.pieces[0][0] == Piece(0, 1, 1, 0, "read", 4, 0)
+        journal.add(Piece(1, 1, 1, 0, "read", 0, 0), b"two\n")
+        journal.seal(2)
+        journal.finish()
+    assert output.read_text() == "one\ntwo\n"

@@ -8,22 +8,13 @@ import sys
 import numpy as np
 import psutil
 import pytest
-from training import CORPUS, TOKENIZER, make_model
+from training import CORPUS
 
 from nercrf.tagging.ray import tag
 from nercrf.tagging.tagger import Tagger
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The folder of a model with random weights."""
-    folder = tmp_path_factory.mktemp("model")
-    make_model(0.0).save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -31,15 +31,6 @@ SERVER.set_forkserver_preload(["test_streams"])
 assert script  # imported for the forks
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The folder of a model with random weights."""
-    folder = tmp_path_factory.mktemp("model")
-    make_model(0.0).save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return folder
-
-
 def write_texts(path, count):
     """Lines of text; each eleventh cannot be read, each thirteenth is empty."""
     lines = []

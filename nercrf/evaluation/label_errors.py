@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import torch
 
-from nercrf.crf.chain import Scores
-from nercrf.crf.distribution import TagChain
-from nercrf.crf.log_domain import widen
-from nercrf.data.examples import DataError, Example, document_names
-from nercrf.labels import Span, ids_to_spans, spans_to_tags
+from ..crf.chain import Scores
+from ..crf.distribution import TagChain
+from ..crf.log_domain import widen
+from ..data.examples import DataError, Example, document_names
+from ..labels import Span, ids_to_spans, spans_to_tags
 
 # %% ../../nbs/5_evaluation/13_label_errors.ipynb #fe4f99d6
 class Place(NamedTuple):
@@ -183,9 +183,10 @@ def deal_folds(
         raise ValueError(f"--folds {folds}: expected at least 2, one to learn from, one to judge")
     groups = document_groups(examples)
     if len(groups) < folds:
+        fewer = "fewer --folds, or " if len(groups) > 1 else ""
         raise DataError(
-            f"expected at least {folds} documents for {folds} folds, got {len(groups)}; give fewer "
-            "--folds, or a tagger that has not learned from them (--with_model MODEL)"
+            f"expected at least {folds} documents for {folds} folds, got {len(groups)}; give "
+            f"{fewer}a tagger that has not learned from them (--with_model MODEL)"
         )
 
     def digest(group: list[int]) -> str:

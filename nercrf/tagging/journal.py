@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from nercrf.files import TakenError, complete_file, discard, move_file
+from ..files import TakenError, complete_file, discard, move_file
 
 # %% auto #0
 __all__ = ['FORMAT', 'Piece', 'Place', 'JournalFiles', 'check_names', 'Journal']
@@ -31,9 +31,10 @@ class Piece(NamedTuple):
     count: int  # its sentences
     worded: int  # those with words
     lost: int  # those that could not be read
-    digest: str  # of what was read and, behind it, of what was written
+    digest: str  # of what was read
     size: int  # bytes in the part
     rejected: int  # bytes in the part of the rejects
+    written: str = ""  # digest of both; "": the journal of an older version does not say
 
 
 class Place(NamedTuple):
@@ -57,10 +58,12 @@ def _is_count(value: object) -> bool:
 
 def _is_piece(record: object) -> bool:
     "Is this the record of a piece?"
-    if not isinstance(record, list) or len(record) != len(Piece._fields):
+    count = len(Piece._fields)
+    if not isinstance(record, list) or len(record) not in (count - 1, count):
         return False
-    values = dict(zip(Piece._fields, record, strict=True))
-    return isinstance(values.pop("digest"), str) and all(map(_is_count, values.values()))
+    values = Piece(*record)._asdict()
+    texts = values.pop("digest"), values.pop("written")
+    return all(isinstance(each, str) for each in texts) and all(map(_is_count, values.values()))
 
 
 class _Notes(NamedTuple):
@@ -280,7 +283,7 @@ def _is_as_written(piece: Piece, place: Place) -> bool:
             with open(path, "rb") as file:
                 file.seek(start)
                 digest.update(file.read(size))
-    return piece.digest.endswith(digest.hexdigest()[:32])
+    return piece.written in ("", digest.hexdigest()[:32])
 
 
 def _verify(journal: JournalFiles) -> None:
@@ -357,8 +360,7 @@ class Journal(JournalFiles):
         self.files = self.files or _open_parts(self)
         part, rejected, journal = self.files
         written = hashlib.sha256(lines + rejects).hexdigest()[:32]
-        sizes = {"size": len(lines), "rejected": len(rejects)}
-        piece = piece._replace(digest=piece.digest + written, **sizes)
+        piece = piece._replace(size=len(lines), rejected=len(rejects), written=written)
         place = Place(Path(part.name), part.tell(), Path(rejected.name), rejected.tell())
         _append(part, lines)
         if rejects:

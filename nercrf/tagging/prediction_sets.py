@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nercrf.crf.distribution import TagChain
-from nercrf.evaluation.conformal import conformal_floor, labelings_above, least_probable
-from nercrf.evaluation.temperature import LabelledChains
-from nercrf.labels import Span, ids_to_spans
-from nercrf.model.modeling import NerCrfConfig
+from ..crf.distribution import TagChain
+from ..evaluation.conformal import conformal_floor, labelings_above, least_probable
+from ..evaluation.temperature import LabelledChains
+from ..labels import Span, ids_to_spans
+from ..model.modeling import NerCrfConfig
 
 # %% auto #0
 __all__ = ['MOST', 'Labeling', 'FoundSet', 'fit_floors', 'read_floors', 'find_sets']
@@ -64,9 +64,9 @@ def fit_floors(
         if min(found.values()) == -math.inf:
             least = math.ceil(coverage / (1 - coverage) - 1e-9)
             raise ValueError(
-                f"coverage {coverage}: expected at least {least} labelled sentences, and no more "
-                f"impossible ones than the promise allows, got {len(columns['labelings'])}; give "
-                "more sentences or a lower --coverage"
+                f"coverage {coverage}: expected at least {least} labelled sentences, nearly all "
+                "with labels that the model can give, got "
+                f"{len(columns['labelings'])}; give more sentences or a lower --coverage"
             )
         floors[f"{coverage:g}"] = {kind: min(each, 0.0) for kind, each in found.items()}
     return floors

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from nercrf.data.examples import DataError
-from nercrf.tagging.inputs import Source, read_batches
-from nercrf.tagging.journal import Journal, Piece
-from nercrf.tagging.output import finish_lines, json_line, sentence_lines
-from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
+from ..data.examples import DataError
+from .inputs import Source, read_batches
+from .journal import Journal, Piece
+from .output import finish_lines, json_line, sentence_lines
+from .tagger import Tagged, Tagger, tag_batches
 
 # %% auto #0
 __all__ = ['PIECE', 'LONGEST_PIECE', 'Work', 'cut_pieces', 'add_context', 'tag_work', 'reject_line', 'model_digest',
@@ -312,7 +312,7 @@ class FileTagging:
     def _compare(self, work: Work) -> None:
         "Refuse an input that is not the one of which this piece was tagged."
         done = self.journal.pieces[work.number][0]
-        if not done.digest.startswith(work.digest):
+        if done.digest != work.digest:
             where = work.sentences[0].example.source
             raise ValueError(
                 f"{where}: the {done.count} sentences from here on are not those that an earlier "
