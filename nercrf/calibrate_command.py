@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .data.read_config import ReadConfig
-from .destinations import check_destination
-from .evaluation.result_files import result_text
-from .fields import Bounds
-from .files import sha256_of, write_bytes
-from .flags import READING, FlagParser, add_section, parse_command
-from .run_ner_crf import guarded
-from .tables import say, text_table
+from nercrf.data.read_config import ReadConfig
+from nercrf.destinations import check_destination
+from nercrf.evaluation.result_files import result_text
+from nercrf.fields import Bounds
+from nercrf.files import sha256_of, write_bytes
+from nercrf.flags import READING, FlagParser, add_section, parse_command
+from nercrf.run_ner_crf import guarded
+from nercrf.tables import say, text_table
 
 if TYPE_CHECKING:
     from nercrf.tagging.fitting import Fitting

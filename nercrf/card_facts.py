@@ -11,12 +11,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .data.examples import Example
-from .features.cache import CachedCorpus
-from .files import read_object
-from .flags import ScriptConfig
-from .guide import is_toy
-from .model.card import FEW, CardFacts
+from nercrf.data.examples import Example
+from nercrf.features.cache import CachedCorpus
+from nercrf.files import read_object
+from nercrf.flags import ScriptConfig
+from nercrf.guide import is_toy
+from nercrf.model.card import FEW, CardFacts
 
 # %% auto #0
 __all__ = ['type_examples', 'try_on', 'gather_facts']

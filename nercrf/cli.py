@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
-from . import __version__
-from .calibrate_command import calibrate_main
-from .data_commands import cache_main, check_main, convert_main
-from .flags import VERBS, parse_verb
-from .model_commands import average_main, merge_main
-from .run_ner_crf import guarded, work
-from .select_command import select_main
-from .speed_command import benchmark_main
-from .score_commands import compare_main, score_main
-from .tables import visible
+from nercrf import __version__
+from nercrf.calibrate_command import calibrate_main
+from nercrf.data_commands import cache_main, check_main, convert_main
+from nercrf.flags import VERBS, parse_verb
+from nercrf.model_commands import average_main, merge_main
+from nercrf.run_ner_crf import guarded, work
+from nercrf.select_command import select_main
+from nercrf.speed_command import benchmark_main
+from nercrf.score_commands import compare_main, score_main
+from nercrf.tables import visible
 
 # %% auto #0
 __all__ = ['TOOLS', 'HELP', 'SHOWN', 'build_parser', 'main']

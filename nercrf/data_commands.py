@@ -13,24 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from .data.check import check_paths
+from nercrf.data.check import check_paths
 from nercrf.data.convert import (
     convert,
     convert_splits,
     format_of_name,
     plan_conversion,
 )
-from .data.corpus import find_sources
-from .data.formats import JSON_ENDINGS, find_format
-from .data.read_config import ReadConfig
-from .data.splits import read_shares
-from .data.repair import fix_report
-from .data.statistics import PieceCounts
-from .fields import Positive
-from .files import user_cache_folder
-from .flags import READING, FlagParser, add_section, parse_command
-from .run_ner_crf import guarded
-from .tables import json_visible, say, text_table
+from nercrf.data.corpus import find_sources
+from nercrf.data.formats import JSON_ENDINGS, find_format
+from nercrf.data.read_config import ReadConfig
+from nercrf.data.splits import read_shares
+from nercrf.data.repair import fix_report
+from nercrf.data.statistics import PieceCounts
+from nercrf.fields import Positive
+from nercrf.files import user_cache_folder
+from nercrf.flags import READING, FlagParser, add_section, parse_command
+from nercrf.run_ner_crf import guarded
+from nercrf.tables import json_visible, say, text_table
 
 # %% auto #0
 __all__ = ['CheckConfig', 'check_parser', 'load_piece_counter', 'piece_counter', 'check_main', 'ConvertConfig', 'convert_parser',

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from .files import is_stream
+from nercrf.files import is_stream
 
 # %% auto #0
 __all__ = ['check_folder', 'check_destination']

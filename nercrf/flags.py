@@ -20,19 +20,19 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, get_ar
 
 from fastcore.docments import docments
 
-from .data.corpus import find_sources
-from .data.markup import brat_paths
-from .data.read_config import ReadConfig
-from .data.splits import read_shares
-from .destinations import check_destination, check_folder
-from .evaluation.evaluation_config import EvaluationConfig
-from .evaluation.report_page import check_report_place
-from .features.feature_config import CacheConfig, WindowConfig
-from .fields import NotNegative, check_fields, field_bounds
-from .model.encoder_config import EncoderConfig, find_model, named_model
-from .tables import visible
-from .files import TakenError, is_claimed
-from .tagging.predict_config import PredictConfig
+from nercrf.data.corpus import find_sources
+from nercrf.data.markup import brat_paths
+from nercrf.data.read_config import ReadConfig
+from nercrf.data.splits import read_shares
+from nercrf.destinations import check_destination, check_folder
+from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.evaluation.report_page import check_report_place
+from nercrf.features.feature_config import CacheConfig, WindowConfig
+from nercrf.fields import NotNegative, check_fields, field_bounds
+from nercrf.model.encoder_config import EncoderConfig, find_model, named_model
+from nercrf.tables import visible
+from nercrf.files import TakenError, is_claimed
+from nercrf.tagging.predict_config import PredictConfig
 from nercrf.training.run_folder import (
     REPORT,
     RUN_RECORD,

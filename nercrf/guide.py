@@ -16,10 +16,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .data.read_config import ReadConfig
-from .files import read_object, write_bytes
-from .flags import ScriptConfig, config_words
-from .labels import entity_types
+from nercrf.data.read_config import ReadConfig
+from nercrf.files import read_object, write_bytes
+from nercrf.flags import ScriptConfig, config_words
+from nercrf.labels import entity_types
 
 # %% auto #0
 __all__ = ['logger', 'GUIDE', 'KINDS', 'own_command', 'reading_words', 'is_toy', 'NextStep', 'next_steps', 'plain_markdown',

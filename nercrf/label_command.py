@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from .data.corpus import find_sources
+from nercrf.data.corpus import find_sources
 from nercrf.data.examples import (
     DataError,
     Example,
@@ -23,16 +23,16 @@ from nercrf.data.examples import (
     flatten_spans,
     shorten,
 )
-from .data.formats import read_examples, write_examples
-from .data.read_config import ReadConfig
-from .destinations import check_destination
-from .fields import NotNegative, Positive, check_fields
-from .features.feature_config import CacheConfig
-from .files import write_bytes
-from .flags import READING, UNSHOWN, FlagParser, ScriptConfig, add_section, sections_of
-from .run_ner_crf import guarded, work
-from .tables import json_visible, one_line, say
-from .training.training_config import CheckpointConfig, ReportConfig, TrainingConfig
+from nercrf.data.formats import read_examples, write_examples
+from nercrf.data.read_config import ReadConfig
+from nercrf.destinations import check_destination
+from nercrf.fields import NotNegative, Positive, check_fields
+from nercrf.features.feature_config import CacheConfig
+from nercrf.files import write_bytes
+from nercrf.flags import READING, UNSHOWN, FlagParser, ScriptConfig, add_section, sections_of
+from nercrf.run_ner_crf import guarded, work
+from nercrf.tables import json_visible, one_line, say
+from nercrf.training.training_config import CheckpointConfig, ReportConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from nercrf.evaluation.label_errors import Judgement

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .flags import FlagParser, add_section, parse_command
-from .run_ner_crf import guarded
-from .tables import say
+from nercrf.flags import FlagParser, add_section, parse_command
+from nercrf.run_ner_crf import guarded
+from nercrf.tables import say
 
 # %% auto #0
 __all__ = ['MergeConfig', 'merge_parser', 'merge_main', 'AverageConfig', 'average_parser', 'average_main']

@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .features.cache import CachedCorpus, open_cached
-from .features.feature_config import WindowConfig
-from .features.conversion import convert_examples_to_features
-from .features.summary import CorpusSummary
-from .features.batches import FeatureDataset
-from .data.read_config import DEFAULTS as READ_DEFAULTS
-from .data.read_config import ReadConfig
-from .data.type_names import chosen_types
+from nercrf.features.cache import CachedCorpus, open_cached
+from nercrf.features.feature_config import WindowConfig
+from nercrf.features.conversion import convert_examples_to_features
+from nercrf.features.summary import CorpusSummary
+from nercrf.features.batches import FeatureDataset
+from nercrf.data.read_config import DEFAULTS as READ_DEFAULTS
+from nercrf.data.read_config import ReadConfig
+from nercrf.data.type_names import chosen_types
 from nercrf.distributed.processes import (
     main_process_first,
 )
-from .files import read_object
-from .labels import entity_types, label_list
-from .model.calibration import keep_calibration
-from .model.encoder_config import find_model, named_model
-from .model.encoders import check_vocabulary
+from nercrf.files import read_object
+from nercrf.labels import entity_types, label_list
+from nercrf.model.calibration import keep_calibration
+from nercrf.model.encoder_config import find_model, named_model
+from nercrf.model.encoders import check_vocabulary
 from nercrf.model.loading import (
     LoadedModel,
     WindowSizes,
@@ -41,14 +41,14 @@ from nercrf.model.loading import (
     fit_windows,
     load_tagger,
 )
-from .model.modeling import NerCrfConfig
-from .model.relabel import joint_labels
-from .flags import ScriptConfig, finished_folder
-from .data.sample import write_sample
-from .training.checkpoint import set_seed
-from .training.training_config import TrainingConfig
-from .training.defaults import describe_defaults, resolve_config
-from .training.resume import checkpoint_settings
+from nercrf.model.modeling import NerCrfConfig
+from nercrf.model.relabel import joint_labels
+from nercrf.flags import ScriptConfig, finished_folder
+from nercrf.data.sample import write_sample
+from nercrf.training.checkpoint import set_seed
+from nercrf.training.training_config import TrainingConfig
+from nercrf.training.defaults import describe_defaults, resolve_config
+from nercrf.training.resume import checkpoint_settings
 
 # %% ../nbs/8_commands/04_opening.ipynb #930ba09d
 logger = logging.getLogger(__name__)

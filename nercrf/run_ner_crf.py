@@ -20,9 +20,9 @@ if __name__ == "__main__" and not __package__ and "__file__" in globals():
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from . import lazy_names
-from .flags import ScriptConfig, check_files, parse_args
-from .tables import one_line, say
+from nercrf import lazy_names
+from nercrf.flags import ScriptConfig, check_files, parse_args
+from nercrf.tables import one_line, say
 
 # %% ../nbs/8_commands/06_run_ner_crf.ipynb #a3b4481f
 __getattr__, _names = lazy_names(

@@ -10,17 +10,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from .data.examples import DataError
-from .data.read_config import ReadConfig
-from .destinations import check_destination
-from .evaluation.compare import compare_counts, comparison_table
-from .evaluation.result_files import result_text
-from .evaluation.score_files import align_files, score_lines, score_record, spread
-from .fields import Bounds, NotNegative
-from .files import write_bytes
-from .flags import READING, FlagParser, add_section, parse_command
-from .run_ner_crf import guarded
-from .tables import say, text_table
+from nercrf.data.examples import DataError
+from nercrf.data.read_config import ReadConfig
+from nercrf.destinations import check_destination
+from nercrf.evaluation.compare import compare_counts, comparison_table
+from nercrf.evaluation.result_files import result_text
+from nercrf.evaluation.score_files import align_files, score_lines, score_record, spread
+from nercrf.fields import Bounds, NotNegative
+from nercrf.files import write_bytes
+from nercrf.flags import READING, FlagParser, add_section, parse_command
+from nercrf.run_ner_crf import guarded
+from nercrf.tables import say, text_table
 
 # %% auto #0
 __all__ = ['Level', 'Ratio', 'DrawConfig', 'ScoreConfig', 'score_parser', 'score_main', 'CompareConfig', 'compare_parser',

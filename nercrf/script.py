@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 from transformers import logging as transformers_logging
 
-from .features.cache import CachedCorpus
-from .features.conversion import unknown_share
-from .features.pieces import cache_key
-from .features.running_text import unknown_words
-from .features.summary import CorpusSummary
-from .features.batches import FeatureDataset
-from .data.examples import DataError, Example
-from .data.markup import brat_paths
-from .data.read_config import ReadConfig
-from .data.type_names import chosen_types
+from nercrf.features.cache import CachedCorpus
+from nercrf.features.conversion import unknown_share
+from nercrf.features.pieces import cache_key
+from nercrf.features.running_text import unknown_words
+from nercrf.features.summary import CorpusSummary
+from nercrf.features.batches import FeatureDataset
+from nercrf.data.examples import DataError, Example
+from nercrf.data.markup import brat_paths
+from nercrf.data.read_config import ReadConfig
+from nercrf.data.type_names import chosen_types
 from nercrf.distributed.processes import (
     ProcessInfo,
     barrier,
@@ -38,11 +38,11 @@ from nercrf.distributed.processes import (
     init_distributed,
     main_process_first,
 )
-from .training.cost import estimate_training
-from .evaluation import evaluator
-from .distributed.devices import autocast_dtype
-from .evaluation.evaluation_config import EvaluationConfig
-from .evaluation.causes import KnownNames, explain_errors, find_causes
+from nercrf.training.cost import estimate_training
+from nercrf.evaluation import evaluator
+from nercrf.distributed.devices import autocast_dtype
+from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.evaluation.causes import KnownNames, explain_errors, find_causes
 from nercrf.evaluation.evaluator import (
     Evaluation,
     describe_interval,
@@ -51,25 +51,25 @@ from nercrf.evaluation.evaluator import (
     unseen_f1,
     window_groups,
 )
-from .evaluation.report_data import report_data, split_record, transition_record
-from .evaluation.report_page import data_path, write_report
-from .evaluation.result_files import describe_unseen, result_text, write_result
-from .data.splitting import find_splitter
-from .files import is_stream, write_bytes
-from .labels import entity_types, label_list
-from .model.encoder_config import find_model
-from .model.loading import LoadedModel
-from .model.modeling import NerCrfForTokenClassification
-from .model.card import write_card
-from .pretrained import open_config, trust_remote_code
-from .tables import VisibleFormatter, say
-from .tagging.errors import choose_shown, has_error, mark_errors
-from .tagging.output import source_batches, write_tagged
-from .tagging.inputs import Source
-from .tagging.predict_config import PredictConfig, read_thresholds
-from .tagging.stream import FileTagging, input_files, model_digest, outputs_in, tell_source
-from .tagging.tagger import Tagged, Tagger, tag_batches
-from .destinations import check_destination
+from nercrf.evaluation.report_data import report_data, split_record, transition_record
+from nercrf.evaluation.report_page import data_path, write_report
+from nercrf.evaluation.result_files import describe_unseen, result_text, write_result
+from nercrf.data.splitting import find_splitter
+from nercrf.files import is_stream, write_bytes
+from nercrf.labels import entity_types, label_list
+from nercrf.model.encoder_config import find_model
+from nercrf.model.loading import LoadedModel
+from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.model.card import write_card
+from nercrf.pretrained import open_config, trust_remote_code
+from nercrf.tables import VisibleFormatter, say
+from nercrf.tagging.errors import choose_shown, has_error, mark_errors
+from nercrf.tagging.output import source_batches, write_tagged
+from nercrf.tagging.inputs import Source
+from nercrf.tagging.predict_config import PredictConfig, read_thresholds
+from nercrf.tagging.stream import FileTagging, input_files, model_digest, outputs_in, tell_source
+from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
+from nercrf.destinations import check_destination
 from nercrf.flags import (
     SUFFIXES,
     ScriptConfig,
@@ -79,14 +79,14 @@ from nercrf.flags import (
     report_file,
     results_folder,
 )
-from .opening import load_model, model_dataset, prepare_data, reading_of
-from .card_facts import gather_facts
-from .guide import is_toy, next_steps, other_files, tell_other_guide, write_guide
-from .training.reporting import find_history, package_versions
-from .training.checkpoint import list_checkpoints
-from .training.run_folder import RESULTS, claim_run_file
-from .training.training_config import TrainingConfig
-from .training.trainer import hold_folder, train
+from nercrf.opening import load_model, model_dataset, prepare_data, reading_of
+from nercrf.card_facts import gather_facts
+from nercrf.guide import is_toy, next_steps, other_files, tell_other_guide, write_guide
+from nercrf.training.reporting import find_history, package_versions
+from nercrf.training.checkpoint import list_checkpoints
+from nercrf.training.run_folder import RESULTS, claim_run_file
+from nercrf.training.training_config import TrainingConfig
+from nercrf.training.trainer import hold_folder, train
 
 # %% ../nbs/8_commands/05_script.ipynb #9f70207a
 logger = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from .data.examples import DataError
-from .data.read_config import ReadConfig
-from .destinations import check_destination
-from .fields import Bounds, Positive
-from .flags import FlagParser, add_section, parse_command
-from .run_ner_crf import guarded
-from .tables import say
+from nercrf.data.examples import DataError
+from nercrf.data.read_config import ReadConfig
+from nercrf.destinations import check_destination
+from nercrf.fields import Bounds, Positive
+from nercrf.flags import FlagParser, add_section, parse_command
+from nercrf.run_ner_crf import guarded
+from nercrf.tables import say
 
 if TYPE_CHECKING:
     from nercrf.evaluation.selection import Candidate
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nercrf.tagging.tagger import Tagger
 
 # %% auto #0
-__all__ = ['scored_candidates', 'select_main']
+__all__ = ['Likeness', 'POOL', 'SelectConfig', 'select_parser', 'scored_candidates', 'select_main']
 
 # %% ../nbs/8_commands/10_select_command.ipynb #9791bf37
 Likeness = Bounds("must be from 0 to 1", lambda x: 0 <= x <= 1)
@@ -35,7 +35,6 @@ class SelectConfig:
     "What is chosen, and where it goes."
 
     by: Literal["entropy", "least_confident", "expected_entities"] = "entropy"  # how unsure
-    )
     number: Annotated[int, Positive] = 100  # sentences
     diversity: Annotated[float, Likeness] = 0.5  # 0: none; 1: a copy of a chosen one is worthless
     per_word: bool = True  # per word; off: whole sentences are compared, the longer ones win

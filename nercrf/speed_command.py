@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from .data.read_config import ReadFormat
-from .fields import Positive
-from .flags import FlagParser, add_section, parse_command
-from .run_ner_crf import guarded
-from .tables import json_visible, say, text_table
+from nercrf.data.read_config import ReadFormat
+from nercrf.fields import Positive
+from nercrf.flags import FlagParser, add_section, parse_command
+from nercrf.run_ner_crf import guarded
+from nercrf.tables import json_visible, say, text_table
 
 # %% auto #0
 __all__ = ['STOCK_SIZES', 'BenchmarkConfig', 'benchmark_parser', 'benchmark_main']

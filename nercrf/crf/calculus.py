@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .chain import Scores
-from .log_domain import IMPOSSIBLE, backward_pass, forward_pass
+from nercrf.crf.chain import Scores
+from nercrf.crf.log_domain import IMPOSSIBLE, backward_pass, forward_pass
 
 # %% ../../nbs/3_crf/13_calculus.ipynb #07cf8203
 class ChainSteps(NamedTuple):

@@ -12,10 +12,10 @@ __all__ = ['graph_log_likelihood', 'graph_best_paths']
 import torch
 from torch import Tensor
 
-from .chain import Scores
-from .decoding import best_paths, best_paths_padded
-from .likelihood import checked_algorithm, evaluate
-from .log_domain import Batch, widen, widest_type
+from nercrf.crf.chain import Scores
+from nercrf.crf.decoding import best_paths, best_paths_padded
+from nercrf.crf.likelihood import checked_algorithm, evaluate
+from nercrf.crf.log_domain import Batch, widen, widest_type
 
 # %% ../../nbs/3_crf/12_compiled.ipynb #08d82819
 @torch.library.custom_op("nercrf::log_likelihood", mutates_args=())

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .chain import IGNORED, Scores, first_words
-from .likelihood import KernelError, choose_algorithm, run_kernel
+from nercrf.crf.chain import IGNORED, Scores, first_words
+from nercrf.crf.likelihood import KernelError, choose_algorithm, run_kernel
 from nercrf.crf.log_domain import (
     IMPOSSIBLE,
     Batch,
@@ -30,7 +30,7 @@ from nercrf.crf.log_domain import (
     log_partition,
     widen,
 )
-from .packing import LegalSteps, PackedBatch, packed_steps, to_numpy
+from nercrf.crf.packing import LegalSteps, PackedBatch, packed_steps, to_numpy
 
 # %% ../../nbs/3_crf/11_decoding.ipynb #b0c7950d
 def _legal_sums(

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .calculus import ChainSteps, chain_steps, cross_entropy, entropy, kl_divergence
-from .chain import IGNORED, Scores, follow_path, path_scores
-from .compiled import graph_best_paths, graph_log_likelihood
+from nercrf.crf.calculus import ChainSteps, chain_steps, cross_entropy, entropy, kl_divergence
+from nercrf.crf.chain import IGNORED, Scores, follow_path, path_scores
+from nercrf.crf.compiled import graph_best_paths, graph_log_likelihood
 from nercrf.crf.decoding import (
     BestPaths,
     best_paths,
@@ -37,10 +37,10 @@ from nercrf.crf.entities import (
     span_probabilities,
     sure_entities,
 )
-from .likelihood import log_likelihood
-from .log_domain import Batch, forward_pass, pair_marginals, widen, widest_type
-from .span_states import scaled_spans
-from ..labels import EntitySteps, Span
+from nercrf.crf.likelihood import log_likelihood
+from nercrf.crf.log_domain import Batch, forward_pass, pair_marginals, widen, widest_type
+from nercrf.crf.span_states import scaled_spans
+from nercrf.labels import EntitySteps, Span
 
 # %% ../../nbs/3_crf/16_distribution.ipynb #81f3f368
 def allowed_tags(

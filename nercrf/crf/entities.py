@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .chain import Scores
-from .decoding import forward_states
-from .log_domain import IMPOSSIBLE, backward_pass
-from .span_states import check_spans
-from ..labels import EntitySteps, Span
+from nercrf.crf.chain import Scores
+from nercrf.crf.decoding import forward_states
+from nercrf.crf.log_domain import IMPOSSIBLE, backward_pass
+from nercrf.crf.span_states import check_spans
+from nercrf.labels import EntitySteps, Span
 
 # %% ../../nbs/3_crf/14_entities.ipynb #bdce65aa
 class EntityChain(NamedTuple):

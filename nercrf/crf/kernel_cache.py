@@ -18,7 +18,7 @@ from typing import Any
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 
-from ..files import discard, read_object, sha256_of, user_cache_folder, write_bytes
+from nercrf.files import discard, read_object, sha256_of, user_cache_folder, write_bytes
 
 logger = logging.getLogger(__name__)
 

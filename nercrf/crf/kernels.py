@@ -24,7 +24,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from .packing import legal_steps
+from nercrf.crf.packing import legal_steps
 from nercrf.crf.recursions import (
     EVERY_STEP,
     BestTables,
@@ -49,7 +49,7 @@ from nercrf.crf.recursions import (
     scaled_forward_pass,
     weight_tables,
 )
-from .vectors import LANES, fill, helper, kernel, widened
+from nercrf.crf.vectors import LANES, fill, helper, kernel, widened
 
 # %% ../../nbs/3_crf/09_kernels.ipynb #87e0ce5e
 class WordPlan(NamedTuple):

@@ -16,11 +16,11 @@ import torch
 import torchcrf
 from torch import Tensor
 
-from .chain import IGNORED, Scores
-from .decoding import BestPaths
-from .distribution import TagChain
-from .likelihood import choose_algorithm
-from ..labels import Constraints, Span, allowed_transitions, entity_steps
+from nercrf.crf.chain import IGNORED, Scores
+from nercrf.crf.decoding import BestPaths
+from nercrf.crf.distribution import TagChain
+from nercrf.crf.likelihood import choose_algorithm
+from nercrf.labels import Constraints, Span, allowed_transitions, entity_steps
 
 # %% ../../nbs/3_crf/17_layer.ipynb #4c3c4b65
 def allowed_scores(

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chain import Scores, check_path
+from nercrf.crf.chain import Scores, check_path
 from nercrf.crf.log_domain import (
     Batch,
     Derivative,
@@ -32,9 +32,9 @@ from nercrf.crf.log_domain import (
     log_domain_likelihood,
     widest_type,
 )
-from .packing import to_numpy
-from .scaled import scaled_likelihood
-from .scan import loop_likelihood, scan_likelihood
+from nercrf.crf.packing import to_numpy
+from nercrf.crf.scaled import scaled_likelihood
+from nercrf.crf.scan import loop_likelihood, scan_likelihood
 
 # %% ../../nbs/3_crf/10_likelihood.ipynb #47fd5087
 _logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .chain import Scores, TagPath, first_words, follow_path, path_scores
+from nercrf.crf.chain import Scores, TagPath, first_words, follow_path, path_scores
 
 # %% ../../nbs/3_crf/02_log_domain.ipynb #6ac9597a
 IMPOSSIBLE = -1e30

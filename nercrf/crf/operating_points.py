@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from .chain import Scores
-from ..files import read_object, write_bytes
-from ..labels import EntitySteps
+from nercrf.crf.chain import Scores
+from nercrf.files import read_object, write_bytes
+from nercrf.labels import EntitySteps
 
 # %% auto #0
 __all__ = ['OPERATING_POINTS', 'OperatingPoint', 'read_operating_points', 'find_operating_point', 'write_operating_points']

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chain import Scores, check_path
-from .log_domain import Batch
+from nercrf.crf.chain import Scores, check_path
+from nercrf.crf.log_domain import Batch
 
 # %% ../../nbs/3_crf/03_packing.ipynb #40388bce
 class Packing(NamedTuple):

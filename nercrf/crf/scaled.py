@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chain import Scores, check_path
-from .log_domain import Batch, Outcome
-from .packing import PackedBatch, Packing, to_numpy
+from nercrf.crf.chain import Scores, check_path
+from nercrf.crf.log_domain import Batch, Outcome
+from nercrf.crf.packing import PackedBatch, Packing, to_numpy
 
 # %% ../../nbs/3_crf/04_scaled.ipynb #13340aa7
 SAFE_RANGE = 200.0

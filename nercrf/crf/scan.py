@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .chain import Scores, TagPath, path_scores
-from .log_domain import Batch, Outcome
-from .scaled import FLOOR, SAFE_RANGE
+from nercrf.crf.chain import Scores, TagPath, path_scores
+from nercrf.crf.log_domain import Batch, Outcome
+from nercrf.crf.scaled import FLOOR, SAFE_RANGE
 
 # %% ../../nbs/3_crf/05_scan.ipynb #5f066b9f
 class StepWeights(NamedTuple):

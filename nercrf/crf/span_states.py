@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .log_domain import Batch
-from .packing import PackedBatch, Packing
-from .scaled import Passes, add_up, run_passes, weigh
-from ..labels import EntitySteps
+from nercrf.crf.log_domain import Batch
+from nercrf.crf.packing import PackedBatch, Packing
+from nercrf.crf.scaled import Passes, add_up, run_passes, weigh
+from nercrf.labels import EntitySteps
 
 # %% auto #0
 __all__ = ['check_spans', 'SpanStates', 'scaled_spans']

@@ -22,7 +22,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .kernel_cache import keep_on_disk
+from nercrf.crf.kernel_cache import keep_on_disk
 
 # %% ../../nbs/3_crf/07_vectors.ipynb #c625ce14
 helper = njit(nogil=True, error_model="numpy", fastmath={"contract"})

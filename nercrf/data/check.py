@@ -15,8 +15,8 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from .check_report import CheckReport, finding_order
-from .corpus import SPLIT_NAMES, find_sources, split_of
+from nercrf.data.check_report import CheckReport, finding_order
+from nercrf.data.corpus import SPLIT_NAMES, find_sources, split_of
 from nercrf.data.examples import (
     DataError,
     Example,
@@ -26,14 +26,14 @@ from nercrf.data.examples import (
     span_name,
     split_place,
 )
-from .formats import examine
-from .read_config import ReadConfig
-from .reading import BLANK, is_visible
-from .records import Examined
-from .splits import divide_files, read_shares
-from .type_names import similar_types
-from .statistics import DataSet, PieceCounts, Split, count_split, find_train
-from ..labels import SCHEMES, Span, spans_to_tags
+from nercrf.data.formats import examine
+from nercrf.data.read_config import ReadConfig
+from nercrf.data.reading import BLANK, is_visible
+from nercrf.data.records import Examined
+from nercrf.data.splits import divide_files, read_shares
+from nercrf.data.type_names import similar_types
+from nercrf.data.statistics import DataSet, PieceCounts, Split, count_split, find_train
+from nercrf.labels import SCHEMES, Span, spans_to_tags
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'read_for_check', 'check_file', 'check_paths']

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
-from .examples import KINDS, SEVERITIES, Finding, Kind, split_place
-from .formats import FORMATS
-from .statistics import DataSet, Overlap, SplitStatistics
-from ..tables import text_table
+from nercrf.data.examples import KINDS, SEVERITIES, Finding, Kind, split_place
+from nercrf.data.formats import FORMATS
+from nercrf.data.statistics import DataSet, Overlap, SplitStatistics
+from nercrf.tables import text_table
 
 # %% auto #0
 __all__ = ['MOST_TYPES', 'MOST_FINDINGS', 'finding_order', 'CheckReport']

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-from .examples import DataError
-from .reading import BLANK
-from .records import Reading
-from .tag_forms import OUTSIDE, find_form
-from ..labels import Span, detect_scheme, tags_to_spans
+from nercrf.data.examples import DataError
+from nercrf.data.reading import BLANK
+from nercrf.data.records import Reading
+from nercrf.data.tag_forms import OUTSIDE, find_form
+from nercrf.labels import Span, detect_scheme, tags_to_spans
 
 # %% auto #0
 __all__ = ['TOKEN_NAMES', 'TAG_NAMES', 'SENTENCE_NAMES', 'CHUNKS', 'split_columns', 'is_border', 'LineNote', 'ColumnLayout',

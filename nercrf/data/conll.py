@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from .column_layout import ColumnLayout, LineNote, find_layout, told_layout
+from nercrf.data.column_layout import ColumnLayout, LineNote, find_layout, told_layout
 from nercrf.data.examples import (
     DataError,
     Example,
@@ -25,12 +25,12 @@ from nercrf.data.examples import (
     span_order,
     split_place,
 )
-from .reading import DIRT, is_visible, only_characters, separators_of
-from .records import Change, Examined, Format, Reading, Survey
-from .tag_forms import MISSING, STANDARD, odd_tags, rename_tags
-from .type_names import is_one_off, type_key
-from ..files import write_lines
-from ..labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans
+from nercrf.data.reading import DIRT, is_visible, only_characters, separators_of
+from nercrf.data.records import Change, Examined, Format, Reading, Survey
+from nercrf.data.tag_forms import MISSING, STANDARD, odd_tags, rename_tags
+from nercrf.data.type_names import is_one_off, type_key
+from nercrf.files import write_lines
+from nercrf.labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans
 
 # %% auto #0
 __all__ = ['tag_runs', 'ColumnSentence', 'parse_columns', 'check_tokens', 'wrong_tags', 'check_tag_names', 'pass_wrong_tags',

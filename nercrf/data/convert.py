@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from .corpus import find_sources
+from nercrf.data.corpus import find_sources
 from nercrf.data.examples import (
     DataError,
     Example,
@@ -28,10 +28,10 @@ from nercrf.data.examples import (
     report_findings,
     split_place,
 )
-from .formats import FORMATS, detect_path, examine, find_format, write_examples
-from .records import Examined
-from .splits import divide_files
-from ..files import complete_file, is_stream, move_file
+from nercrf.data.formats import FORMATS, detect_path, examine, find_format, write_examples
+from nercrf.data.records import Examined
+from nercrf.data.splits import divide_files
+from nercrf.files import complete_file, is_stream, move_file
 
 # %% auto #0
 __all__ = ['LOSSES', 'Loss', 'compare_examples', 'Conversion', 'read_sources', 'write_checked', 'examine_companions', 'convert',

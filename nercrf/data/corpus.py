@@ -28,12 +28,12 @@ from nercrf.data.examples import (
     no_entity,
     report_findings,
 )
-from .formats import Prepared, detect_path, detect_text, prepare_file
-from .records import Survey
-from .splitting import find_splitter
-from .read_config import ReadConfig
-from .splits import divide_files, read_shares
-from ..labels import Span, get_scheme, label_list, parse_tag, spans_to_tags
+from nercrf.data.formats import Prepared, detect_path, detect_text, prepare_file
+from nercrf.data.records import Survey
+from nercrf.data.splitting import find_splitter
+from nercrf.data.read_config import ReadConfig
+from nercrf.data.splits import divide_files, read_shares
+from nercrf.labels import Span, get_scheme, label_list, parse_tag, spans_to_tags
 
 logger = logging.getLogger(__name__)
 

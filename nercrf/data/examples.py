@@ -15,9 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import sha256_of
-from ..labels import Span
-from ..tables import one_line
+from nercrf.files import sha256_of
+from nercrf.labels import Span
+from nercrf.tables import one_line
 
 # %% auto #0
 __all__ = ['KINDS', 'SEVERITIES', 'COUNTED', 'SUCH_AS', 'MOST_UNREADABLE', 'POLICIES', 'DataError', 'Example', 'character_spans',

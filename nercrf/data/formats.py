@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .column_layout import TAG_NAMES, TOKEN_NAMES, named_columns
-from .conll import Columns
+from nercrf.data.column_layout import TAG_NAMES, TOKEN_NAMES, named_columns
+from nercrf.data.conll import Columns
 from nercrf.data.examples import (
     DataError,
     Example,
@@ -22,18 +22,18 @@ from nercrf.data.examples import (
     odd_types,
     report_findings,
 )
-from .json_spans import Cluener, Doccano, JsonLines
-from .json_tokens import JsonTokens, is_token_record
-from .json_values import json_records
-from .label_studio import LabelStudio, task_regions
-from .markup import Brat, Inline, PlainText, brat_paths
-from .reading import read_text
-from .records import Examined, Format, Reading, Survey
-from .rows import Datasets, DocBin, Parquet
-from .separated import Separated, find_separator
-from .tag_forms import STANDARD, find_form
-from .type_names import TypeChoice
-from ..labels import get_scheme
+from nercrf.data.json_spans import Cluener, Doccano, JsonLines
+from nercrf.data.json_tokens import JsonTokens, is_token_record
+from nercrf.data.json_values import json_records
+from nercrf.data.label_studio import LabelStudio, task_regions
+from nercrf.data.markup import Brat, Inline, PlainText, brat_paths
+from nercrf.data.reading import read_text
+from nercrf.data.records import Examined, Format, Reading, Survey
+from nercrf.data.rows import Datasets, DocBin, Parquet
+from nercrf.data.separated import Separated, find_separator
+from nercrf.data.tag_forms import STANDARD, find_form
+from nercrf.data.type_names import TypeChoice
+from nercrf.labels import get_scheme
 
 # %% auto #0
 __all__ = ['FORMATS', 'JSON_ENDINGS', 'find_format', 'detect_text', 'detect_format', 'detect_path', 'Prepared', 'prepare_file',

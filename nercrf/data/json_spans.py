@@ -37,8 +37,8 @@ from nercrf.data.json_values import (
     record_id,
     told_misspelt,
 )
-from .reading import BLANK
-from .splitting import find_splitter
+from nercrf.data.reading import BLANK
+from nercrf.data.splitting import find_splitter
 from nercrf.data.records import (
     Change,
     Examined,
@@ -49,8 +49,8 @@ from nercrf.data.records import (
     RecordFormat,
     check_unicode,
 )
-from ..files import write_lines
-from ..labels import Span
+from nercrf.files import write_lines
+from nercrf.labels import Span
 
 # %% auto #0
 __all__ = ['ANSWER', 'parse_cluener', 'json_id', 'cluener_line', 'Cluener', 'write_cluener', 'span_record', 'JsonLines',

@@ -30,12 +30,12 @@ from nercrf.data.json_values import (
     record_id,
     told_misspelt,
 )
-from .reading import separators_of
-from .records import READINGS, Format, Mention, Reading, Survey, check_unicode
-from .tag_forms import MISSING, STANDARD, odd_tags, rename_tags
-from .type_names import TypeChoice
-from ..files import write_lines
-from ..labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans
+from nercrf.data.reading import separators_of
+from nercrf.data.records import READINGS, Format, Mention, Reading, Survey, check_unicode
+from nercrf.data.tag_forms import MISSING, STANDARD, odd_tags, rename_tags
+from nercrf.data.type_names import TypeChoice
+from nercrf.files import write_lines
+from nercrf.labels import Span, find_ill_formed, get_scheme, parse_tag, spans_to_tags, tags_to_spans
 
 # %% auto #0
 __all__ = ['TOKEN_KEYS', 'TAG_KEYS', 'MENTION_KEYS', 'TokenRecord', 'is_token_record', 'named_tags', 'token_records',

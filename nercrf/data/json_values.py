@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 
-from .examples import DataError, file_stem
-from .records import Mention, Reading, check_unicode, told
+from nercrf.data.examples import DataError, file_stem
+from nercrf.data.records import Mention, Reading, check_unicode, told
 
 # %% auto #0
 __all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'DOCUMENT_KEYS', 'ID_KEYS',

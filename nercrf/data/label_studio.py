@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from .examples import DataError, Example, character_spans, document_names
-from .json_spans import json_id
+from nercrf.data.examples import DataError, Example, character_spans, document_names
+from nercrf.data.json_spans import json_id
 from nercrf.data.json_values import (
     each_record,
     first_of,
@@ -20,8 +20,8 @@ from nercrf.data.json_values import (
     record_id,
     told_misspelt,
 )
-from .records import Mention, Reading, Record, RecordFormat
-from ..files import write_lines
+from nercrf.data.records import Mention, Reading, Record, RecordFormat
+from nercrf.files import write_lines
 
 # %% auto #0
 __all__ = ['task_regions', 'task_text', 'LabelStudio']

@@ -19,8 +19,8 @@ from nercrf.data.examples import (
     file_stem,
     span_order,
 )
-from .reading import BLANK, read_text
-from .splitting import split_words
+from nercrf.data.reading import BLANK, read_text
+from nercrf.data.splitting import split_words
 from nercrf.data.records import (
     Change,
     Examined,
@@ -30,8 +30,8 @@ from nercrf.data.records import (
     Record,
     RecordFormat,
 )
-from ..files import write_lines
-from ..labels import Span
+from nercrf.files import write_lines
+from nercrf.labels import Span
 
 # %% auto #0
 __all__ = ['PlainText', 'brat_paths', 'brat_text', 'join_lines', 'Brat', 'parse_inline', 'format_inline', 'Inline']

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import regex
 
-from .examples import DataError, Finding, shorten, span_order
-from ..labels import Span
+from nercrf.data.examples import DataError, Finding, shorten, span_order
+from nercrf.labels import Span
 
 # %% auto #0
 __all__ = ['UNPACKED', 'RATIO', 'LINE_END', 'DIRT', 'BLANK', 'read_bytes', 'refuse_binary', 'clean_lines', 'read_text',

@@ -14,13 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .examples import SUCH_AS, DataError, Example, Finding, shorten, split_place
-from .reading import BLANK, align_spans
-from .splitting import cut_at, find_splitter
-from .tag_forms import TagForm, find_form
-from .type_names import TypeChoice, read_type_map
-from ..files import write_lines
-from ..labels import Span, detect_scheme, parse_tag
+from nercrf.data.examples import SUCH_AS, DataError, Example, Finding, shorten, split_place
+from nercrf.data.reading import BLANK, align_spans
+from nercrf.data.splitting import cut_at, find_splitter
+from nercrf.data.tag_forms import TagForm, find_form
+from nercrf.data.type_names import TypeChoice, read_type_map
+from nercrf.files import write_lines
+from nercrf.labels import Span, detect_scheme, parse_tag
 
 # %% auto #0
 __all__ = ['READINGS', 'ReadingOptions', 'Reading', 'told', 'Mention', 'Record', 'utf16_offsets', 'in_characters', 'Survey',

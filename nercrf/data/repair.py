@@ -10,13 +10,13 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .check import check_file, read_for_check
-from .check_report import CheckReport, finding_order
-from .examples import DataError, Finding
-from .reading import read_bytes, read_text
-from .records import Change, Examined
-from ..files import discard, write_bytes
-from ..tables import text_table
+from nercrf.data.check import check_file, read_for_check
+from nercrf.data.check_report import CheckReport, finding_order
+from nercrf.data.examples import DataError, Finding
+from nercrf.data.reading import read_bytes, read_text
+from nercrf.data.records import Change, Examined
+from nercrf.files import discard, write_bytes
+from nercrf.tables import text_table
 
 # %% auto #0
 __all__ = ['Repair', 'fix_file', 'fix_report']

@@ -20,7 +20,7 @@ from nercrf.data.examples import (
     flatten_spans,
     report_findings,
 )
-from .json_spans import span_record
+from nercrf.data.json_spans import span_record
 from nercrf.data.json_tokens import (
     TAG_KEYS,
     TokenFormat,
@@ -29,9 +29,9 @@ from nercrf.data.json_tokens import (
     row_tags,
     token_records,
 )
-from .records import Format, Reading, Record, RecordFormat, Survey, told
-from ..files import move_file, write_bytes
-from ..labels import label_list
+from nercrf.data.records import Format, Reading, Record, RecordFormat, Survey, told
+from nercrf.files import move_file, write_bytes
+from nercrf.labels import label_list
 
 # %% auto #0
 __all__ = ['RowFormat', 'Datasets', 'Parquet', 'from_dataset', 'to_dataset', 'DocBin']

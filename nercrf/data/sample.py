@@ -12,11 +12,11 @@ import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .corpus import SPLIT_NAMES, Corpus
-from .conll import write_columns
-from .examples import Example
-from ..files import move_file, unfinished_folder, write_folder
-from ..labels import Span
+from nercrf.data.corpus import SPLIT_NAMES, Corpus
+from nercrf.data.conll import write_columns
+from nercrf.data.examples import Example
+from nercrf.files import move_file, unfinished_folder, write_folder
+from nercrf.labels import Span
 
 # %% auto #0
 __all__ = ['SAMPLE_TYPES', 'SAMPLE_LANGUAGES', 'sample_corpus', 'write_sample']

@@ -21,7 +21,7 @@ from nercrf.data.column_layout import (
     find_layout,
     named_columns,
 )
-from .conll import Columns, ColumnSentence, parse_columns
+from nercrf.data.conll import Columns, ColumnSentence, parse_columns
 from nercrf.data.examples import (
     DataError,
     Example,
@@ -29,10 +29,10 @@ from nercrf.data.examples import (
     document_starts,
     example_name,
 )
-from .reading import is_visible
-from .records import Examined, Reading
-from ..files import write_lines
-from ..labels import spans_to_tags
+from nercrf.data.reading import is_visible
+from nercrf.data.records import Examined, Reading
+from nercrf.files import write_lines
+from nercrf.labels import spans_to_tags
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'has_quotes', 'table_rows', 'find_separator', 'Table', 'table_lines', 'Separated']

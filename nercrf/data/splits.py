@@ -11,8 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from .examples import DataError, Example
-from .records import Reading
+from nercrf.data.examples import DataError, Example
+from nercrf.data.records import Reading
 
 # %% auto #0
 __all__ = ['SHARES', 'read_shares', 'document_keys', 'divide', 'divide_examples', 'divide_files']

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .examples import Example, Finding
-from .records import Examined
+from nercrf.data.examples import Example, Finding
+from nercrf.data.records import Examined
 
 # %% auto #0
 __all__ = ['Split', 'find_train', 'Lengths', 'PieceCounts', 'measure_lengths', 'Overlap', 'SplitStatistics', 'DataSet',

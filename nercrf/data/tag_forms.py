@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..labels import parse_tag
+from nercrf.labels import parse_tag
 
 # %% auto #0
 __all__ = ['STANDARD', 'OUTSIDE', 'MISSING', 'BARE', 'MOST_TYPES', 'join_tags', 'open_brackets', 'TagForm', 'find_form',

@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from .examples import Example
-from .read_config import ReadConfig
-from ..labels import Span
+from nercrf.data.examples import Example
+from nercrf.data.read_config import ReadConfig
+from nercrf.labels import Span
 
 # %% auto #0
 __all__ = ['read_type_map', 'TypeChoice', 'chosen_types', 'type_key', 'is_one_off', 'SimilarType', 'similar_types']

@@ -18,7 +18,7 @@ from torch import nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from .processes import ProcessInfo, get_world_size, is_main_process
+from nercrf.distributed.processes import ProcessInfo, get_world_size, is_main_process
 
 # %% auto #0
 __all__ = ['logger', 'StateTree', 'autocast_dtype', 'autocast', 'BatchDataParallel', 'forward_each', 'unwrap_model', 'is_sharded',

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.examples import Example
-from .metrics import surface
-from .scores import Pairs, count_ratios, find_overlaps, take_best
-from .spans import SpanTable, align_tables, find_common
-from ..labels import Span
-from ..tables import text_table
+from nercrf.data.examples import Example
+from nercrf.evaluation.metrics import surface
+from nercrf.evaluation.scores import Pairs, count_ratios, find_overlaps, take_best
+from nercrf.evaluation.spans import SpanTable, align_tables, find_common
+from nercrf.labels import Span
+from nercrf.tables import text_table
 
 # %% auto #0
 __all__ = ['CAUSES', 'RIGHT', 'WINDOW_GROUPS', 'ErrorTable', 'find_causes', 'Property', 'range_groups', 'letter_group',

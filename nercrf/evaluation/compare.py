@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .intervals import RATIOS, UnitCounts, bootstrap, count_figures, find_interval
-from ..tables import text_table
+from nercrf.evaluation.intervals import RATIOS, UnitCounts, bootstrap, count_figures, find_interval
+from nercrf.tables import text_table
 
 # %% auto #0
 __all__ = ['adjust_p', 'Comparison', 'compare_counts', 'comparison_table']

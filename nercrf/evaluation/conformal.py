@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..crf.distribution import TagChain
+from nercrf.crf.distribution import TagChain
 
 # %% ../../nbs/5_evaluation/12_conformal.ipynb #3a2e9a32
 def conformal_floor(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..fields import Positive
+from nercrf.fields import Positive
 
 # %% auto #0
 __all__ = ['EvaluationConfig']

@@ -23,14 +23,14 @@ from nercrf.distributed.devices import (
     unwrap_model,
     whole_parameters,
 )
-from ..distributed.processes import all_reduce_sum, gather_array, get_rank, get_world_size
-from .evaluation_config import EvaluationConfig
-from .causes import find_causes, range_groups
-from .intervals import Interval, UnitCounts, count_units, score_intervals
-from .metrics import EntityScores, report, score_tables, unseen_rows
-from .result_files import type_figures
-from .scores import score_overlaps
-from ..crf.distribution import TagChain
+from nercrf.distributed.processes import all_reduce_sum, gather_array, get_rank, get_world_size
+from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.evaluation.causes import find_causes, range_groups
+from nercrf.evaluation.intervals import Interval, UnitCounts, count_units, score_intervals
+from nercrf.evaluation.metrics import EntityScores, report, score_tables, unseen_rows
+from nercrf.evaluation.result_files import type_figures
+from nercrf.evaluation.scores import score_overlaps
+from nercrf.crf.distribution import TagChain
 from nercrf.evaluation.spans import (
     SpanTable,
     align_tables,
@@ -38,11 +38,11 @@ from nercrf.evaluation.spans import (
     sorted_table,
     table_of_ids,
 )
-from ..data.type_names import TypeChoice
-from ..features.batches import FeatureDataset, plan_batches
-from ..features.conversion import Features
-from ..labels import Span, entity_types, ids_to_spans
-from ..model.modeling import NerCrfConfig
+from nercrf.data.type_names import TypeChoice
+from nercrf.features.batches import FeatureDataset, plan_batches
+from nercrf.features.conversion import Features
+from nercrf.labels import Span, entity_types, ids_to_spans
+from nercrf.model.modeling import NerCrfConfig
 
 # %% auto #0
 __all__ = ['UNLEARNABLE', 'evaluation_batches', 'move_batch', 'Chance', 'SentenceResult', 'predict_batches', 'AskedEntities',

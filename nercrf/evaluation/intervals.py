@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .scores import count_ratios
-from .spans import SpanTable, align_tables, find_common
+from nercrf.evaluation.scores import count_ratios
+from nercrf.evaluation.spans import SpanTable, align_tables, find_common
 
 # %% auto #0
 __all__ = ['RATIOS', 'METHODS', 'UnitCounts', 'count_units', 'count_figures', 'bootstrap', 'Interval', 'find_interval',

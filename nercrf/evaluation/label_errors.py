@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import torch
 
-from ..crf.chain import Scores
-from ..crf.distribution import TagChain
-from ..crf.log_domain import widen
-from ..data.examples import DataError, Example, document_names
-from ..labels import Span, ids_to_spans, spans_to_tags
+from nercrf.crf.chain import Scores
+from nercrf.crf.distribution import TagChain
+from nercrf.crf.log_domain import widen
+from nercrf.data.examples import DataError, Example, document_names
+from nercrf.labels import Span, ids_to_spans, spans_to_tags
 
 # %% ../../nbs/5_evaluation/13_label_errors.ipynb #fe4f99d6
 class Place(NamedTuple):

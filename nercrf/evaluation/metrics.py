@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.examples import Example
+from nercrf.data.examples import Example
 from nercrf.evaluation.spans import (
     SpanTable,
     align_tables,
@@ -20,8 +20,8 @@ from nercrf.evaluation.spans import (
     table_of_spans,
     table_of_tags,
 )
-from ..labels import Scheme, Span
-from ..tables import text_table
+from nercrf.labels import Scheme, Span
+from nercrf.tables import text_table
 
 # %% auto #0
 __all__ = ['Score', 'score_counts', 'EntityScores', 'score_tables', 'score_spans', 'score_tags', 'report', 'surface', 'surfaces',

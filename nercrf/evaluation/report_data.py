@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..crf.chain import Scores
+from nercrf.crf.chain import Scores
 from nercrf.evaluation.causes import (
     CAUSES,
     RIGHT,
@@ -22,18 +22,18 @@ from nercrf.evaluation.causes import (
     find_properties,
     group_figures,
 )
-from .evaluator import Evaluation
-from .metrics import surface
+from nercrf.evaluation.evaluator import Evaluation
+from nercrf.evaluation.metrics import surface
 from nercrf.evaluation.reliability import (
     Outcomes,
     calibration_figures,
     calibration_intervals,
     reliability,
 )
-from .result_files import SCHEMA_VERSION, finite
-from .scores import count_confusions
-from .spans import SpanTable
-from ..labels import Span
+from nercrf.evaluation.result_files import SCHEMA_VERSION, finite
+from nercrf.evaluation.scores import count_confusions
+from nercrf.evaluation.spans import SpanTable
+from nercrf.labels import Span
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'DIGITS', 'TRAINING', 'threshold_counts', 'ErrorRecords', 'error_records', 'calibration_record',

@@ -13,9 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .result_files import check_version, finite, result_text
-from ..files import read_object, write_bytes
-from ..tables import json_visible
+from nercrf.evaluation.result_files import check_version, finite, result_text
+from nercrf.files import read_object, write_bytes
+from nercrf.tables import json_visible
 
 # %% auto #0
 __all__ = ['script_json', 'page_html', 'data_path', 'check_report_place', 'write_report', 'read_report']

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .causes import CAUSES
-from .scores import MISSED, SPURIOUS
+from nercrf.evaluation.causes import CAUSES
+from nercrf.evaluation.scores import MISSED, SPURIOUS
 
 # %% auto #0
 __all__ = ['plot_types', 'plot_confusion', 'plot_causes', 'plot_reliability', 'plot_thresholds', 'plot_transitions',

@@ -15,8 +15,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .metrics import EntityScores
-from ..files import discard, move_file, write_bytes
+from nercrf.evaluation.metrics import EntityScores
+from nercrf.files import discard, move_file, write_bytes
 
 # %% auto #0
 __all__ = ['FEW', 'SCHEMA_VERSION', 'type_figures', 'describe_unseen', 'result_text', 'finite', 'write_result', 'check_version']

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data.examples import DataError, Example, flatten_spans, report_findings, split_place
-from ..data.formats import examine
-from ..data.records import Examined
-from .causes import cause_table, find_causes
-from .intervals import UnitCounts, count_units, score_intervals
-from .metrics import score_tables
+from nercrf.data.examples import DataError, Example, flatten_spans, report_findings, split_place
+from nercrf.data.formats import examine
+from nercrf.data.records import Examined
+from nercrf.evaluation.causes import cause_table, find_causes
+from nercrf.evaluation.intervals import UnitCounts, count_units, score_intervals
+from nercrf.evaluation.metrics import score_tables
 from nercrf.evaluation.scores import (
     confusion_table,
     count_confusions,
@@ -27,8 +27,8 @@ from nercrf.evaluation.scores import (
     score_ratios,
     word_accuracy,
 )
-from .spans import SpanTable, align_tables, table_of_spans
-from ..tables import one_line, text_table
+from nercrf.evaluation.spans import SpanTable, align_tables, table_of_spans
+from nercrf.tables import one_line, text_table
 
 # %% auto #0
 __all__ = ['REPAIRS', 'read_labelled', 'check_aligned', 'AlignedFiles', 'align_files', 'score_record', 'spread', 'score_lines']

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .metrics import EntityScores
-from .spans import SpanTable, align_tables
-from ..tables import text_table
+from nercrf.evaluation.metrics import EntityScores
+from nercrf.evaluation.spans import SpanTable, align_tables
+from nercrf.tables import text_table
 
 # %% auto #0
 __all__ = ['WAYS', 'MISSED', 'SPURIOUS', 'Ratios', 'count_ratios', 'score_ratios', 'Pairs', 'find_overlaps', 'take_best',

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ..crf.distribution import TagChain
-from ..labels import ids_to_spans
+from nercrf.crf.distribution import TagChain
+from nercrf.labels import ids_to_spans
 
 # %% ../../nbs/5_evaluation/14_selection.ipynb #b37a4988
 Measure = Literal["entropy", "least_confident", "expected_entities"]

@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from ..labels import Scheme, Span, entity_steps
+from nercrf.labels import Scheme, Span, entity_steps
 
 # %% auto #0
 __all__ = ['SpanTable', 'sorted_table', 'table_of_spans', 'NumberedNames', 'with_types', 'align_tables', 'find_common',

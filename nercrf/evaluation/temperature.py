@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..crf.chain import IGNORED
-from ..crf.distribution import ChainBatch
-from ..model.modeling import NerCrfForTokenClassification
+from nercrf.crf.chain import IGNORED
+from nercrf.crf.distribution import ChainBatch
+from nercrf.model.modeling import NerCrfForTokenClassification
 
 # %% ../../nbs/5_evaluation/11_temperature.ipynb #ef202cc0
 class LabelledChains(NamedTuple):

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from .conversion import Features
-from .pieces import row_offsets, row_ranges
-from ..labels import Span, entity_types
+from nercrf.features.conversion import Features
+from nercrf.features.pieces import row_offsets, row_ranges
+from nercrf.labels import Span, entity_types
 
 # %% auto #0
 __all__ = ['sentence_tensors', 'collate_sentences', 'padded_windows', 'SentenceIndex', 'FeatureDataset', 'plan_batches',

@@ -18,21 +18,21 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 import nercrf
-from ..data.corpus import CorpusFiles, CorpusSurvey, open_corpus
-from ..data.examples import DataError, Example, data_files
-from ..data.formats import detect_path, find_format
-from ..data.read_config import ReadConfig
-from ..distributed.processes import get_rank
-from .batches import FeatureDataset
-from .cache_files import CacheFiles, DataDigests, cache_folders, write_first
-from .conversion import Features, convert_examples_to_features
-from .large_corpus import LargeCorpus
-from .parts import LINE_FORMATS, resolve_format
-from .pieces import cache_key, describe_tokenizer
-from .store import RESIDENT, load_features, save_features, write_column_file
-from .summary import CorpusSummary, load_summary, summarize_corpus
-from ..files import unfinished_folder
-from ..labels import get_scheme, label_list
+from nercrf.data.corpus import CorpusFiles, CorpusSurvey, open_corpus
+from nercrf.data.examples import DataError, Example, data_files
+from nercrf.data.formats import detect_path, find_format
+from nercrf.data.read_config import ReadConfig
+from nercrf.distributed.processes import get_rank
+from nercrf.features.batches import FeatureDataset
+from nercrf.features.cache_files import CacheFiles, DataDigests, cache_folders, write_first
+from nercrf.features.conversion import Features, convert_examples_to_features
+from nercrf.features.large_corpus import LargeCorpus
+from nercrf.features.parts import LINE_FORMATS, resolve_format
+from nercrf.features.pieces import cache_key, describe_tokenizer
+from nercrf.features.store import RESIDENT, load_features, save_features, write_column_file
+from nercrf.features.summary import CorpusSummary, load_summary, summarize_corpus
+from nercrf.files import unfinished_folder
+from nercrf.labels import get_scheme, label_list
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from filelock import FileLock, Timeout
 
-from ..data.examples import DataError, data_files, file_digest
-from ..distributed.processes import main_process_first
-from .store import CacheError, read_header
+from nercrf.data.examples import DataError, data_files, file_digest
+from nercrf.distributed.processes import main_process_first
+from nercrf.features.store import CacheError, read_header
 from nercrf.files import (
     DIGESTS,
     DigestMemory,

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..data.examples import POLICIES, DataError, Example, flatten_spans
-from .pieces import SpecialTokens, name_sentence, row_offsets
-from .windows import convert_pieces, shape_windows
-from ..labels import Span, entity_types, parse_tag, spans_to_tags
+from nercrf.data.examples import POLICIES, DataError, Example, flatten_spans
+from nercrf.features.pieces import SpecialTokens, name_sentence, row_offsets
+from nercrf.features.windows import convert_pieces, shape_windows
+from nercrf.labels import Span, entity_types, parse_tag, spans_to_tags
 
 # %% auto #0
 __all__ = ['Features', 'GoldSpans', 'gather_spans', 'convert_examples_to_features', 'unknown_share']

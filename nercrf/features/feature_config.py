@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..fields import NotNegative, Positive
+from nercrf.fields import NotNegative, Positive
 
 # %% auto #0
 __all__ = ['WindowConfig', 'CacheConfig']

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..data.corpus import CorpusFiles, CorpusSurvey, first_tags, unseen_tags
-from ..data.conll import check_tag_names, check_tags, label_sentences
+from nercrf.data.corpus import CorpusFiles, CorpusSurvey, first_tags, unseen_tags
+from nercrf.data.conll import check_tag_names, check_tags, label_sentences
 from nercrf.data.examples import (
     DataError,
     Example,
@@ -35,9 +35,9 @@ from nercrf.data.examples import (
     odd_types,
     report_findings,
 )
-from ..data.records import Survey as TextSurvey
-from ..data.formats import find_format
-from .conversion import convert_examples_to_features
+from nercrf.data.records import Survey as TextSurvey
+from nercrf.data.formats import find_format
+from nercrf.features.conversion import convert_examples_to_features
 from nercrf.features.parts import (
     PART,
     FileSummary,
@@ -54,11 +54,11 @@ from nercrf.features.parts import (
     surface_survey,
     whole_findings,
 )
-from .pieces import describe_tokenizer, save_tokenizer
-from .store import ColumnSource, is_row_column, load_features, save_features
-from .summary import CorpusSummary, SummaryBuilder
-from ..labels import find_ill_formed, label_list, tags_to_spans
-from ..pretrained import open_saved_tokenizer
+from nercrf.features.pieces import describe_tokenizer, save_tokenizer
+from nercrf.features.store import ColumnSource, is_row_column, load_features, save_features
+from nercrf.features.summary import CorpusSummary, SummaryBuilder
+from nercrf.labels import find_ill_formed, label_list, tags_to_spans
+from nercrf.pretrained import open_saved_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -15,17 +15,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..data.column_layout import find_layout, split_columns
-from ..data.conll import ColumnSentence
-from ..data.examples import DataError, Example, Finding
-from ..data.reading import LINE_END, clean_lines, read_text, refuse_binary
-from ..data.splitting import SAMPLE
-from ..data.records import Reading
-from ..data.records import Survey as TextSurvey
-from ..data.tag_forms import STANDARD, find_form
-from ..data.formats import FORMATS, Prepared, detect_text, prepare_text
-from ..data.json_spans import ANSWER
-from ..labels import Span
+from nercrf.data.column_layout import find_layout, split_columns
+from nercrf.data.conll import ColumnSentence
+from nercrf.data.examples import DataError, Example, Finding
+from nercrf.data.reading import LINE_END, clean_lines, read_text, refuse_binary
+from nercrf.data.splitting import SAMPLE
+from nercrf.data.records import Reading
+from nercrf.data.records import Survey as TextSurvey
+from nercrf.data.tag_forms import STANDARD, find_form
+from nercrf.data.formats import FORMATS, Prepared, detect_text, prepare_text
+from nercrf.data.json_spans import ANSWER
+from nercrf.labels import Span
 
 # %% auto #0
 __all__ = ['PART', 'LINE_FORMATS', 'Part', 'cut_file', 'find_first_line', 'find_answer', 'resolve_format', 'is_plain',

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..data.examples import Example, file_digest
+from nercrf.data.examples import Example, file_digest
 
 # %% auto #0
 __all__ = ['row_offsets', 'row_ranges', 'Layout', 'read_layout', 'SpecialTokens', 'PieceTable', 'make_table', 'name_sentence',

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..data.examples import Example
-from .pieces import PieceTable, make_table, name_sentence, row_offsets, row_ranges
+from nercrf.data.examples import Example
+from nercrf.features.pieces import PieceTable, make_table, name_sentence, row_offsets, row_ranges
 
 # %% auto #0
 __all__ = ['logger', 'WordPieces', 'join_pieces', 'deal_pieces', 'sentence_pieces', 'are_marks', 'TextBounds', 'text_bounds',

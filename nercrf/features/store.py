@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ..files import complete_file, move_file
-from .conversion import Features
+from nercrf.files import complete_file, move_file
+from nercrf.features.conversion import Features
 
 # %% auto #0
 __all__ = ['logger', 'BLOCK', 'RESIDENT', 'CacheError', 'ColumnSource', 'write_column_file', 'save_columns', 'save_features',

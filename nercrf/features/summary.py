@@ -15,11 +15,11 @@ from typing import Any, overload
 
 import numpy as np
 
-from ..data.corpus import Corpus, CorpusSurvey
-from ..data.examples import Example
-from ..data.splitting import SAMPLE, fitting_splitter
-from .store import CacheError, Column, load_columns, save_columns
-from ..labels import tags_to_spans
+from nercrf.data.corpus import Corpus, CorpusSurvey
+from nercrf.data.examples import Example
+from nercrf.data.splitting import SAMPLE, fitting_splitter
+from nercrf.features.store import CacheError, Column, load_columns, save_columns
+from nercrf.labels import tags_to_spans
 
 # %% auto #0
 __all__ = ['TextBuilder', 'Texts', 'SentenceWords', 'CountedWords', 'CorpusSummary', 'load_summary', 'SummaryBuilder',

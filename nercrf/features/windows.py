@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..data.examples import Example
-from .pieces import Layout, row_offsets, row_ranges
+from nercrf.data.examples import Example
+from nercrf.features.pieces import Layout, row_offsets, row_ranges
 from nercrf.features.running_text import (
     CorpusPieces,
     ReadPieces,

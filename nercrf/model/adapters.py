@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ..pretrained import ModelError, open_adapter_config, read_tensors, reading
+from nercrf.pretrained import ModelError, open_adapter_config, read_tensors, reading
 
 # %% auto #0
 __all__ = ['ADAPTER', 'import_peft', 'AdapterLayers', 'adapter_layers', 'has_adapter', 'Apart', 'take_apart', 'put_together',

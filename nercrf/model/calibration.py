@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..labels import entity_types
+from nercrf.labels import entity_types
 
 # %% auto #0
 __all__ = ['check_temperature', 'check_thresholds', 'check_conformal', 'keep_calibration']

@@ -14,9 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..files import sha256_of, write_beside, write_bytes
-from ..labels import entity_types
-from ..tables import one_line
+from nercrf.files import sha256_of, write_beside, write_bytes
+from nercrf.labels import entity_types
+from nercrf.tables import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..fields import Positive, Share
-from ..files import read_object
-from ..labels import get_scheme
+from nercrf.fields import Positive, Share
+from nercrf.files import read_object
+from nercrf.labels import get_scheme
 
 # %% auto #0
 __all__ = ['TAGGER', 'EncoderConfig', 'AdapterConfig', 'find_model', 'named_model']

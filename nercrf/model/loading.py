@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from .adapters import fold_adapter, has_adapter
-from .encoder_config import EncoderConfig
-from .encoders import encoder_traits, take_encoder, takes_window
-from .modeling import NerCrfConfig, NerCrfForTokenClassification, learn_traits
-from .relabel import relabel
-from .small_encoder import SmallEncoderConfig
-from .vocabulary import Sentence, build_tokenizer
+from nercrf.model.adapters import fold_adapter, has_adapter
+from nercrf.model.encoder_config import EncoderConfig
+from nercrf.model.encoders import encoder_traits, take_encoder, takes_window
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification, learn_traits
+from nercrf.model.relabel import relabel
+from nercrf.model.small_encoder import SmallEncoderConfig
+from nercrf.model.vocabulary import Sentence, build_tokenizer
 from nercrf.pretrained import (
     ModelError,
     new_encoder,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..files import MANIFEST, write_folder
+from nercrf.files import MANIFEST, write_folder
 from nercrf.model.adapters import (
     ADAPTER,
     adapter_folder,
@@ -25,9 +25,9 @@ from nercrf.model.adapters import (
     inject_adapter,
     weights_digest,
 )
-from .encoder_config import find_model
-from .encoders import take_encoder
-from .modeling import NerCrfForTokenClassification, load_base
+from nercrf.model.encoder_config import find_model
+from nercrf.model.encoders import take_encoder
+from nercrf.model.modeling import NerCrfForTokenClassification, load_base
 
 # %% auto #0
 __all__ = ['logger', 'linear_layers', 'default_targets', 'LoraShare', 'add_lora', 'lora_share', 'merge_folder']

@@ -24,11 +24,11 @@ from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 
-from ..crf.layer import CRF
-from ..data.splitting import CUSTOM, find_splitter
-from ..files import MANIFEST, discard, listed_files
-from ..labels import get_scheme
-from .card import CardedModel, keep_card, read_card
+from nercrf.crf.layer import CRF
+from nercrf.data.splitting import CUSTOM, find_splitter
+from nercrf.files import MANIFEST, discard, listed_files
+from nercrf.labels import get_scheme
+from nercrf.model.card import CardedModel, keep_card, read_card
 from nercrf.model.adapters import (
     ADAPTER,
     Apart,
@@ -40,7 +40,7 @@ from nercrf.model.adapters import (
     weights_digest,
     write_adapter,
 )
-from .calibration import check_temperature
+from nercrf.model.calibration import check_temperature
 from nercrf.model.encoders import (
     EncoderTraits,
     PADDING,
@@ -54,7 +54,7 @@ from nercrf.model.encoders import (
     take_encoder,
     traits_as_before,
 )
-from .small_encoder import SmallEncoderConfig
+from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.pretrained import (
     ModelError,
     check_no_code,

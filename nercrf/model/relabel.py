@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from ..labels import entity_types, get_scheme, label_list, parse_tag
-from .modeling import NerCrfConfig, NerCrfForTokenClassification, new_crf
+from nercrf.labels import entity_types, get_scheme, label_list, parse_tag
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification, new_crf
 
 # %% auto #0
 __all__ = ['joint_labels', 'relabel']

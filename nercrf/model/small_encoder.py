@@ -14,7 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-from .dropout import cheap_attention
+from nercrf.model.dropout import cheap_attention
 
 # %% auto #0
 __all__ = ['SmallEncoderConfig', 'bigram_buckets', 'drop_words', 'SmallBigrams', 'SmallEmbeddings', 'SmallConvolution',

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data.examples import DataError, Example, example_name
-from ..data.formats import find_format
-from ..data.json_spans import json_id
-from ..data.markup import PlainText, brat_paths
-from ..files import complete_file
-from ..labels import Span
-from .tagger import Entity, Tagged
+from nercrf.data.examples import DataError, Example, example_name
+from nercrf.data.formats import find_format
+from nercrf.data.json_spans import json_id
+from nercrf.data.markup import PlainText, brat_paths
+from nercrf.files import complete_file
+from nercrf.labels import Span
+from nercrf.tagging.tagger import Entity, Tagged
 
 # %% auto #0
 __all__ = ['doccano_record', 'studio_record', 'studio_array', 'raw_record', 'read_raw', 'brat_record', 'write_brat',

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from ..crf.distribution import TagChain
-from ..labels import Span, ids_to_spans
-from .tagger import Entity, Tagger
+from nercrf.crf.distribution import TagChain
+from nercrf.labels import Span, ids_to_spans
+from nercrf.tagging.tagger import Entity, Tagger
 
 # %% auto #0
 __all__ = ['Labeling', 'Explanation', 'explain']

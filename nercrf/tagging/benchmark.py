@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForTokenClassification, pipeline
 
-from .tagger import Tagger
+from nercrf.tagging.tagger import Tagger
 
 # %% auto #0
 __all__ = ['HEADING', 'PARTS', 'bootstrap_rate', 'Speed', 'peak_memory', 'measure_tagging', 'stock_pipeline']

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from ..crf.distribution import TagChain
-from ..crf.entities import without_overlap
-from ..crf.operating_points import OperatingPoint, find_operating_point
-from ..labels import Span, entity_types, ids_to_spans
-from ..model.calibration import check_thresholds
-from ..model.modeling import NerCrfConfig
-from .prediction_sets import FoundSet, find_sets, read_floors
-from .predict_config import Decoding
+from nercrf.crf.distribution import TagChain
+from nercrf.crf.entities import without_overlap
+from nercrf.crf.operating_points import OperatingPoint, find_operating_point
+from nercrf.labels import Span, entity_types, ids_to_spans
+from nercrf.model.calibration import check_thresholds
+from nercrf.model.modeling import NerCrfConfig
+from nercrf.tagging.prediction_sets import FoundSet, find_sets, read_floors
+from nercrf.tagging.predict_config import Decoding
 
 # %% auto #0
 __all__ = ['Found', 'Decoder']

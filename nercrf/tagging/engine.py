@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..crf.distribution import TagChain
-from ..data.examples import Example
-from ..features.batches import plan_batches
+from nercrf.crf.distribution import TagChain
+from nercrf.data.examples import Example
+from nercrf.features.batches import plan_batches
 from nercrf.features.pieces import (
     Layout,
     SpecialTokens,
@@ -34,9 +34,9 @@ from nercrf.features.running_text import (
     join_pieces,
     tokenize_corpus,
 )
-from ..features.windows import convert_pieces, shape_windows
-from ..model.modeling import PASS_PIECES, NerCrfForTokenClassification, emit
-from .packed import PackedTwins
+from nercrf.features.windows import convert_pieces, shape_windows
+from nercrf.model.modeling import PASS_PIECES, NerCrfForTokenClassification, emit
+from nercrf.tagging.packed import PackedTwins
 
 # %% auto #0
 __all__ = ['BLOCK_PIECES', 'KnownWords', 'TextPieces', 'Sheet', 'piece_budget', 'Engine']

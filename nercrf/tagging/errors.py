@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..data.examples import flatten_spans
-from ..tables import one_line
-from .output import mark_up
-from .tagger import Tagged
+from nercrf.data.examples import flatten_spans
+from nercrf.tables import one_line
+from nercrf.tagging.output import mark_up
+from nercrf.tagging.tagger import Tagged
 
 # %% auto #0
 __all__ = ['has_error', 'mark_errors', 'choose_shown']

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..crf.chain import IGNORED
-from ..data.examples import Example
+from nercrf.crf.chain import IGNORED
+from nercrf.data.examples import Example
 from nercrf.evaluation.reliability import (
     CalibrationFigures,
     Outcomes,
@@ -28,17 +28,17 @@ from nercrf.evaluation.reliability import (
     calibration_intervals,
     pick_threshold,
 )
-from ..evaluation.temperature import FittedTemperature, LabelledChains, fit_temperature
-from ..files import MANIFEST, complete_file, listed_files, write_folder
-from ..labels import Span, entity_types, spans_to_tags
-from ..model.calibration import keep_calibration
-from ..model.encoder_config import find_model
-from ..model.modeling import NerCrfConfig
-from ..pretrained import open_config
-from .decoder import Decoder
-from .engine import Engine
-from .prediction_sets import fit_floors
-from .tagger import Tagger
+from nercrf.evaluation.temperature import FittedTemperature, LabelledChains, fit_temperature
+from nercrf.files import MANIFEST, complete_file, listed_files, write_folder
+from nercrf.labels import Span, entity_types, spans_to_tags
+from nercrf.model.calibration import keep_calibration
+from nercrf.model.encoder_config import find_model
+from nercrf.model.modeling import NerCrfConfig
+from nercrf.pretrained import open_config
+from nercrf.tagging.decoder import Decoder
+from nercrf.tagging.engine import Engine
+from nercrf.tagging.prediction_sets import fit_floors
+from nercrf.tagging.tagger import Tagger
 
 # %% ../../nbs/7_tagging/17_fitting.ipynb #1c82b1aa
 def gold_tags(

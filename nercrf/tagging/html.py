@@ -11,7 +11,7 @@ from html import escape
 from typing import Protocol
 from zlib import crc32
 
-from ..tables import one_line
+from nercrf.tables import one_line
 
 # %% auto #0
 __all__ = ['Found', 'hue_of', 'text_html', 'html_line', 'html_page', 'terminal_line']

@@ -23,19 +23,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..data.column_layout import LineNote, find_layout, named_columns
-from ..data.examples import DataError, Example
-from ..data.formats import JSON_ENDINGS, detect_path, detect_text, find_format
-from ..data.json_tokens import MENTION_KEYS, TAG_KEYS, TOKEN_KEYS, TokenRecord
-from ..data.json_values import ID_KEYS, SPAN_KEYS, first_of, record_id, unwrapped
-from ..data.label_studio import task_text
-from ..data.markup import brat_paths, parse_inline
-from ..data.reading import clean_lines, read_text, refuse_binary, separators_of
-from ..data.records import Reading, check_unicode
-from ..data.separated import SEPARATORS, find_separator
-from ..data.splitting import Splitter
-from ..data.tag_forms import STANDARD, find_form
-from .tagger import Tagged, text_example
+from nercrf.data.column_layout import LineNote, find_layout, named_columns
+from nercrf.data.examples import DataError, Example
+from nercrf.data.formats import JSON_ENDINGS, detect_path, detect_text, find_format
+from nercrf.data.json_tokens import MENTION_KEYS, TAG_KEYS, TOKEN_KEYS, TokenRecord
+from nercrf.data.json_values import ID_KEYS, SPAN_KEYS, first_of, record_id, unwrapped
+from nercrf.data.label_studio import task_text
+from nercrf.data.markup import brat_paths, parse_inline
+from nercrf.data.reading import clean_lines, read_text, refuse_binary, separators_of
+from nercrf.data.records import Reading, check_unicode
+from nercrf.data.separated import SEPARATORS, find_separator
+from nercrf.data.splitting import Splitter
+from nercrf.data.tag_forms import STANDARD, find_form
+from nercrf.tagging.tagger import Tagged, text_example
 
 # %% auto #0
 __all__ = ['BLOCK', 'LONGEST', 'TEXT_NAMES', 'logger', 'open_bytes', 'line_blocks', 'PatientReader', 'encoded_blocks', 'Line',

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ..files import TakenError, complete_file, discard, move_file
+from nercrf.files import TakenError, complete_file, discard, move_file
 
 # %% auto #0
 __all__ = ['FORMAT', 'Piece', 'Place', 'JournalFiles', 'check_names', 'Journal']

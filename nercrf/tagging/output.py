@@ -17,13 +17,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ..data.conll import column_lines
-from ..data.examples import DataError
-from ..data.json_spans import cluener_line, json_id
-from ..data.splitting import find_splitter
-from ..evaluation.result_files import finite
-from ..files import complete_file
-from ..tables import json_visible
+from nercrf.data.conll import column_lines
+from nercrf.data.examples import DataError
+from nercrf.data.json_spans import cluener_line, json_id
+from nercrf.data.splitting import find_splitter
+from nercrf.evaluation.result_files import finite
+from nercrf.files import complete_file
+from nercrf.tables import json_visible
 from nercrf.tagging.annotators import (
     brat_record,
     doccano_record,
@@ -33,10 +33,10 @@ from nercrf.tagging.annotators import (
     write_brat,
     write_docbin,
 )
-from .html import html_line, html_page, terminal_line
-from .inputs import Source, read_batches
-from .predict_config import PredictConfig
-from .tagger import Tagged, Tagger, tag_batches
+from nercrf.tagging.html import html_line, html_page, terminal_line
+from nercrf.tagging.inputs import Source, read_batches
+from nercrf.tagging.predict_config import PredictConfig
+from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 
 # %% auto #0
 __all__ = ['SHOWN_FORMATS', 'OUTPUT_FORMATS', 'mark_up', 'json_line', 'entity_line', 'sentence_lines', 'finish_lines',

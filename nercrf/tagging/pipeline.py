@@ -16,12 +16,12 @@ from transformers.pipelines.token_classification import (
     TokenClassificationPipeline,
 )
 
-from ..crf.operating_points import OperatingPoint
-from ..data.splitting import Splitter
-from ..labels import spans_to_tags
-from ..model.modeling import NerCrfConfig
-from .predict_config import Decoding
-from .tagger import Tagged, Tagger
+from nercrf.crf.operating_points import OperatingPoint
+from nercrf.data.splitting import Splitter
+from nercrf.labels import spans_to_tags
+from nercrf.model.modeling import NerCrfConfig
+from nercrf.tagging.predict_config import Decoding
+from nercrf.tagging.tagger import Tagged, Tagger
 
 # %% auto #0
 __all__ = ['CHUNK', 'entity_rows', 'token_rows', 'PipelineOptions', 'answer', 'TaggerPipeline', 'TokenClassification',

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from ..data.read_config import ReadFormat
-from ..fields import NotNegative
+from nercrf.data.read_config import ReadFormat
+from nercrf.fields import NotNegative
 
 # %% auto #0
 __all__ = ['OutputFormat', 'Decoding', 'read_thresholds', 'PredictConfig']

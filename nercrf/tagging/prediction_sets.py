@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..crf.distribution import TagChain
-from ..evaluation.conformal import conformal_floor, labelings_above, least_probable
-from ..evaluation.temperature import LabelledChains
-from ..labels import Span, ids_to_spans
-from ..model.modeling import NerCrfConfig
+from nercrf.crf.distribution import TagChain
+from nercrf.evaluation.conformal import conformal_floor, labelings_above, least_probable
+from nercrf.evaluation.temperature import LabelledChains
+from nercrf.labels import Span, ids_to_spans
+from nercrf.model.modeling import NerCrfConfig
 
 # %% auto #0
 __all__ = ['MOST', 'Labeling', 'FoundSet', 'fit_floors', 'read_floors', 'find_sets']

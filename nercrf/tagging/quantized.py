@@ -13,8 +13,8 @@ from typing import get_args, Literal
 import torch
 from torch import nn
 
-from ..labels import Span
-from ..model.modeling import NerCrfForTokenClassification
+from nercrf.labels import Span
+from nercrf.model.modeling import NerCrfForTokenClassification
 
 # %% auto #0
 __all__ = ['Bits', 'PARITY', 'quantized', 'check_parity']

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .tagger import Tagger
+from nercrf.tagging.tagger import Tagger
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..data.examples import Example, document_names
-from ..data.json_spans import Doccano, JsonLines
-from ..data.json_values import named_document
-from ..evaluation.label_errors import Doubt, Judgement, Place, judge_labels
-from ..files import complete_file
-from ..labels import Span
-from .annotators import studio_array, studio_record
-from .fitting import gold_tags
-from .output import json_line
-from .tagger import Tagged, Tagger
+from nercrf.data.examples import Example, document_names
+from nercrf.data.json_spans import Doccano, JsonLines
+from nercrf.data.json_values import named_document
+from nercrf.evaluation.label_errors import Doubt, Judgement, Place, judge_labels
+from nercrf.files import complete_file
+from nercrf.labels import Span
+from nercrf.tagging.annotators import studio_array, studio_record
+from nercrf.tagging.fitting import gold_tags
+from nercrf.tagging.output import json_line
+from nercrf.tagging.tagger import Tagged, Tagger
 
 # %% auto #0
 __all__ = ['ReviewFormat', 'judge_sentences', 'judgement_record', 'read_judgement', 'Review', 'rank_reviews', 'review_record',

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from ..data.examples import DataError
-from .inputs import Source, read_batches
-from .journal import Journal, Piece
-from .output import finish_lines, json_line, sentence_lines
-from .tagger import Tagged, Tagger, tag_batches
+from nercrf.data.examples import DataError
+from nercrf.tagging.inputs import Source, read_batches
+from nercrf.tagging.journal import Journal, Piece
+from nercrf.tagging.output import finish_lines, json_line, sentence_lines
+from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
 
 # %% auto #0
 __all__ = ['PIECE', 'LONGEST_PIECE', 'Work', 'cut_pieces', 'add_context', 'tag_work', 'reject_line', 'model_digest',

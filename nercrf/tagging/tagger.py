@@ -16,18 +16,18 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..data.examples import Example
-from ..data.splitting import CUSTOM, Splitter, find_splitter
-from ..labels import Span
-from ..model.encoder_config import find_model
-from ..model.loading import without_bars
-from ..model.modeling import NerCrfConfig, NerCrfForTokenClassification
-from ..pretrained import open_tokenizer
-from .decoder import Decoder, Found
-from .engine import Engine
-from .html import html_line
-from .prediction_sets import FoundSet
-from .quantized import PARITY, Bits, check_parity, quantized
+from nercrf.data.examples import Example
+from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
+from nercrf.labels import Span
+from nercrf.model.encoder_config import find_model
+from nercrf.model.loading import without_bars
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
+from nercrf.pretrained import open_tokenizer
+from nercrf.tagging.decoder import Decoder, Found
+from nercrf.tagging.engine import Engine
+from nercrf.tagging.html import html_line
+from nercrf.tagging.prediction_sets import FoundSet
+from nercrf.tagging.quantized import PARITY, Bits, check_parity, quantized
 
 # %% auto #0
 __all__ = ['Entity', 'Tagged', 'text_example', 'Tagger', 'tag_batches', 'tag_stream', 'quantized_tagger']

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from ..distributed.processes import ProcessInfo
-from ..evaluation.evaluator import Evaluation
-from ..features.batches import FeatureDataset
-from .plan import UpdatePlan
-from .training_config import TrainingConfig
+from nercrf.distributed.processes import ProcessInfo
+from nercrf.evaluation.evaluator import Evaluation
+from nercrf.features.batches import FeatureDataset
+from nercrf.training.plan import UpdatePlan
+from nercrf.training.training_config import TrainingConfig
 
 # %% auto #0
 __all__ = ['logger', 'Batch', 'Kind', 'Progress', 'TrainingView', 'TrainingCallback', 'Callbacks']

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from ..distributed.processes import barrier, broadcast_json
+from nercrf.distributed.processes import barrier, broadcast_json
 from nercrf.files import (
     DiskFullError,
     MANIFEST,
@@ -37,9 +37,9 @@ from nercrf.files import (
     verify_folder,
     write_folder,
 )
-from ..evaluation.result_files import result_text
-from .reporting import greater_is_better
-from .run_folder import CHECKPOINT_NAME
+from nercrf.evaluation.result_files import result_text
+from nercrf.training.reporting import greater_is_better
+from nercrf.training.run_folder import CHECKPOINT_NAME
 
 # %% auto #0
 __all__ = ['logger', 'EVALUATION', 'BEST', 'MODEL_WEIGHTS', 'CheckpointError', 'StateSnapshot', 'take_snapshot', 'save_state',

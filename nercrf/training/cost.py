@@ -16,13 +16,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .callbacks import TrainingCallback
-from ..distributed.processes import ProcessInfo
-from ..features.batches import FeatureDataset
-from .run import Training, start_training
-from .defaults import resolve_config
-from .trainer import check_config
-from .training_config import TrainingConfig
+from nercrf.training.callbacks import TrainingCallback
+from nercrf.distributed.processes import ProcessInfo
+from nercrf.features.batches import FeatureDataset
+from nercrf.training.run import Training, start_training
+from nercrf.training.defaults import resolve_config
+from nercrf.training.trainer import check_config
+from nercrf.training.training_config import TrainingConfig
 
 # %% auto #0
 __all__ = ['logger', 'BUCKET_BYTES', 'padded_pieces', 'peak_memory', 'Estimate', 'estimate_training', 'Workload', 'ring_bytes',

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .training_config import TrainingConfig
+from nercrf.training.training_config import TrainingConfig
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'FROM_SCRATCH', 'WIDTH', 'HIGHEST_RATE', 'BATCH_SIZES', 'MOST_EPOCHS', 'Regime', 'encoder_rate',

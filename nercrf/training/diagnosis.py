@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.metrics import EntityScores
-from ..features.batches import FeatureDataset
-from .callbacks import TrainingCallback, TrainingView
-from .reporting import HISTORY, read_history
+from nercrf.evaluation.metrics import EntityScores
+from nercrf.features.batches import FeatureDataset
+from nercrf.training.callbacks import TrainingCallback, TrainingView
+from nercrf.training.reporting import HISTORY, read_history
 
 # %% auto #0
 __all__ = ['logger', 'POOR', 'LONG_SENTENCE', 'FEW_ENTITIES', 'RARE_ENTITIES', 'FOREIGN_SHARE', 'FALLEN', 'FEW_UPDATES', 'STEEP',

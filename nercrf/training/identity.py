@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
-from ..features.batches import FeatureDataset
-from .plan import UpdatePlan
-from .recipes import recipe_flags
-from .reporting import data_fingerprint
-from .training_config import TrainingConfig
+from nercrf.features.batches import FeatureDataset
+from nercrf.training.plan import UpdatePlan
+from nercrf.training.recipes import recipe_flags
+from nercrf.training.reporting import data_fingerprint
+from nercrf.training.training_config import TrainingConfig
 
 # %% auto #0
 __all__ = ['EFFECTS', 'training_identity', 'Change', 'compare_identity', 'changed_flags', 'as_typed', 'refuse_changes',

@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..features.batches import FeatureDataset
-from ..model.encoders import NoPooler
-from ..model.modeling import NerCrfForTokenClassification
-from .optim import encoder_layers
+from nercrf.features.batches import FeatureDataset
+from nercrf.model.encoders import NoPooler
+from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.training.optim import encoder_layers
 
 # %% auto #0
 __all__ = ['seen_pieces', 'trial', 'word_scores', 'same_numbers', 'SeenEmbedding', 'fit_rows', 'use_seen_embedding',

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..features.batches import deal_batch, plan_batches
+from nercrf.features.batches import deal_batch, plan_batches
 
 # %% auto #0
 __all__ = ['count_steps', 'is_due', 'Update', 'UpdatePlan', 'build_plan']

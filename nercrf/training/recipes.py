@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from .callbacks import TrainingCallback
-from ..crf.layer import CRF
-from ..distributed.devices import unwrap_model
-from ..features.running_text import are_marks
-from .lean import weight_norm
-from .optim import encoder_layers, layer_depths
-from .training_config import RecipeConfig
+from nercrf.training.callbacks import TrainingCallback
+from nercrf.crf.layer import CRF
+from nercrf.distributed.devices import unwrap_model
+from nercrf.features.running_text import are_marks
+from nercrf.training.lean import weight_norm
+from nercrf.training.optim import encoder_layers, layer_depths
+from nercrf.training.training_config import RecipeConfig
 
 # %% auto #0
 __all__ = ['attacked_parameters', 'changed_parameters', 'FGM', 'AWP', 'crf_divergence', 'repeat_batch', 'RDrop', 'hidden_words',

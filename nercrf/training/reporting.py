@@ -31,10 +31,10 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .. import __version__
-from .callbacks import TrainingCallback
-from ..files import is_disk_full, write_bytes, write_lines
-from .run_folder import CURVE, HISTORY, RUN_RECORD, claim_run_file, is_of_run
+from nercrf import __version__
+from nercrf.training.callbacks import TrainingCallback
+from nercrf.files import is_disk_full, write_bytes, write_lines
+from nercrf.training.run_folder import CURVE, HISTORY, RUN_RECORD, claim_run_file, is_of_run
 
 # %% auto #0
 __all__ = ['logger', 'REPORTERS', 'append_text', 'History', 'read_history', 'find_history', 'plot_history', 'greater_is_better',

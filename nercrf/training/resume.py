@@ -31,10 +31,10 @@ from nercrf.distributed.processes import (
     is_main_process,
     refuse_everywhere,
 )
-from ..features.pieces import save_tokenizer
-from ..files import read_object, restore_folders, write_lines
-from ..model.adapters import put_together, take_apart
-from .callbacks import Progress
+from nercrf.features.pieces import save_tokenizer
+from nercrf.files import read_object, restore_folders, write_lines
+from nercrf.model.adapters import put_together, take_apart
+from nercrf.training.callbacks import Progress
 from nercrf.training.checkpoint import (
     CheckpointError,
     checkpoint_problems,
@@ -57,10 +57,10 @@ from nercrf.training.identity import (
     refuse_changes,
     refuse_model,
 )
-from .lean import fit_rows
-from .reporting import HISTORY
-from .run import Training
-from .run_folder import CHECKPOINT_NAME
+from nercrf.training.lean import fit_rows
+from nercrf.training.reporting import HISTORY
+from nercrf.training.run import Training
+from nercrf.training.run_folder import CHECKPOINT_NAME
 
 # %% auto #0
 __all__ = ['logger', 'save_best_model', 'save_checkpoint', 'load_checkpoint', 'find_resume', 'checkpoint_settings']

@@ -18,20 +18,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..distributed.devices import autocast_dtype, unwrap_model, wrap_model
-from ..distributed.processes import ProcessInfo, init_distributed
-from ..data.type_names import chosen_types
+from nercrf.distributed.devices import autocast_dtype, unwrap_model, wrap_model
+from nercrf.distributed.processes import ProcessInfo, init_distributed
+from nercrf.data.type_names import chosen_types
 from nercrf.evaluation.evaluator import (
     Evaluation,
     describe_unannotated,
     evaluate,
     move_batch,
 )
-from ..features.batches import FeatureDataset
-from ..model.lora import add_lora
-from .callbacks import Callbacks, TrainingCallback
-from .checkpoint import Checkpoints, set_seed
-from .identity import training_identity
+from nercrf.features.batches import FeatureDataset
+from nercrf.model.lora import add_lora
+from nercrf.training.callbacks import Callbacks, TrainingCallback
+from nercrf.training.checkpoint import Checkpoints, set_seed
+from nercrf.training.identity import training_identity
 from nercrf.training.lean import (
     SeenEmbedding,
     restore_embedding,
@@ -40,12 +40,12 @@ from nercrf.training.lean import (
     use_seen_embedding,
     whole_last_layer,
 )
-from .optim import build_optimizer, build_schedule, encoder_layers
-from .plan import UpdatePlan, build_plan, count_steps, is_due
-from .recipes import prepare_model, recipe_callbacks
-from .speed import slow_precision, speed_up
-from .training_config import TrainingConfig
-from .update import Learner, LossWatch
+from nercrf.training.optim import build_optimizer, build_schedule, encoder_layers
+from nercrf.training.plan import UpdatePlan, build_plan, count_steps, is_due
+from nercrf.training.recipes import prepare_model, recipe_callbacks
+from nercrf.training.speed import slow_precision, speed_up
+from nercrf.training.training_config import TrainingConfig
+from nercrf.training.update import Learner, LossWatch
 
 # %% auto #0
 __all__ = ['logger', 'Training', 'plan_training', 'freeze_unused_parameters', 'ready_model', 'restore_model', 'start_training']

@@ -32,8 +32,8 @@ from nercrf.files import (
     open_list,
     read_list,
 )
-from ..model.encoder_config import named_model
-from .training_config import TrainingConfig
+from nercrf.model.encoder_config import named_model
+from nercrf.training.training_config import TrainingConfig
 
 try:
     import fcntl

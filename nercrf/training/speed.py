@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..model.dropout import use_cheap_dropout
-from ..model.modeling import NerCrfForTokenClassification
+from nercrf.model.dropout import use_cheap_dropout
+from nercrf.model.modeling import NerCrfForTokenClassification
 
 # %% auto #0
 __all__ = ['processor_features', 'slow_precision', 'leave_out_full_mask', 'set_attention', 'use_gradient_checkpointing',

@@ -19,20 +19,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..crf.likelihood import choose_algorithm
+from nercrf.crf.likelihood import choose_algorithm
 from nercrf.distributed.processes import (
     ProcessInfo,
     all_reduce_sum,
     get_world_size,
     refuse_everywhere,
 )
-from ..evaluation.evaluator import EvaluationInterrupted
-from ..features.batches import FeatureDataset
-from ..fields import check_fields
-from ..files import discard, discard_folder, restore_folders
-from .callbacks import TrainingCallback
-from .defaults import resolve_config
-from .diagnosis import Diagnosis
+from nercrf.evaluation.evaluator import EvaluationInterrupted
+from nercrf.features.batches import FeatureDataset
+from nercrf.fields import check_fields
+from nercrf.files import discard, discard_folder, restore_folders
+from nercrf.training.callbacks import TrainingCallback
+from nercrf.training.defaults import resolve_config
+from nercrf.training.diagnosis import Diagnosis
 from nercrf.training.reporting import (
     History,
     LearningCurve,
@@ -41,8 +41,8 @@ from nercrf.training.reporting import (
     greater_is_better,
     report_callbacks,
 )
-from .resume import find_resume, load_checkpoint, save_best_model, save_checkpoint
-from .run import Training, restore_model, start_training
+from nercrf.training.resume import find_resume, load_checkpoint, save_best_model, save_checkpoint
+from nercrf.training.run import Training, restore_model, start_training
 from nercrf.training.run_folder import (
     adopt_run_files,
     earlier_run,
@@ -50,7 +50,7 @@ from nercrf.training.run_folder import (
     refuse_folder,
     refuse_places,
 )
-from .training_config import TrainingConfig, check_metric
+from nercrf.training.training_config import TrainingConfig, check_metric
 
 # %% ../../nbs/6_training/15_trainer.ipynb #ec9deb92
 logger = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from ..data.read_config import ReadConfig
-from ..evaluation.evaluation_config import EvaluationConfig
-from ..features.feature_config import CacheConfig, WindowConfig
-from ..fields import AtLeastOne, Factor, NotNegative, Positive, Share, Steps
-from ..model.encoder_config import AdapterConfig, EncoderConfig
+from nercrf.data.read_config import ReadConfig
+from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.features.feature_config import CacheConfig, WindowConfig
+from nercrf.fields import AtLeastOne, Factor, NotNegative, Positive, Share, Steps
+from nercrf.model.encoder_config import AdapterConfig, EncoderConfig
 
 # %% auto #0
 __all__ = ['FIGURES', 'BatchConfig', 'OptimizerConfig', 'PrecisionConfig', 'DeviceConfig', 'SpeedConfig', 'RecipeConfig',

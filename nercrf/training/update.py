@@ -21,13 +21,13 @@ from nercrf.distributed.devices import (
     exchange_gradients,
     forward_each,
 )
-from ..distributed.processes import ProcessInfo, all_reduce_sum
-from ..evaluation.evaluator import move_batch
-from ..features.batches import FeatureDataset
-from .callbacks import Batch, Callbacks, Progress
-from .lean import SeenEmbedding, decay_rest
-from .plan import UpdatePlan
-from .speed import leave_out_full_mask
+from nercrf.distributed.processes import ProcessInfo, all_reduce_sum
+from nercrf.evaluation.evaluator import move_batch
+from nercrf.features.batches import FeatureDataset
+from nercrf.training.callbacks import Batch, Callbacks, Progress
+from nercrf.training.lean import SeenEmbedding, decay_rest
+from nercrf.training.plan import UpdatePlan
+from nercrf.training.speed import leave_out_full_mask
 
 # %% auto #0
 __all__ = ['logger', 'LossWatch', 'clip_scaled', 'scaled_step', 'Learner']
