@@ -67,8 +67,10 @@ class Page:
         return time.perf_counter() - begun
 
     def ask(self, expression):
-        """The value of an expression in JavaScript."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of an expression in JavaScript; of a promise, what it promises."""
+        found = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
