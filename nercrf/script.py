@@ -121,11 +121,8 @@ def evaluate_splits(
 ) -> dict[str, dict[str, float]]:  # the figures of each labelled split
     "Evaluate on dev and test, as far as they have labels; every process must call it."
     figures, summary = {}, corpus.summary
-    surfaces = summary.surfaces() if _knows_training(loaded, corpus) else None
-    known, errors = None, getattr(args, "errors", 0)
-    is_asked = errors or (pages is not None and not args.do_train)  # a training reads once
-    if is_asked and surfaces is not None and info.is_main:
-        known = KnownNames.of(corpus.files.read("train"))
+    known = KnownNames(summary.names()) if _knows_training(loaded, corpus) else None
+    errors = getattr(args, "errors", 0)
     for split in ("dev", "test"):
         if split not in summary.labelled:
             continue
@@ -133,8 +130,8 @@ def evaluate_splits(
         result = evaluate(args, loaded.model, dataset, split, with_chances=pages is not None)
         figures[split] = result_record(result)
         lines = [describe_result(result), describe_interval(figures[split])]
-        if surfaces is not None:
-            unseen = unseen_f1(result, summary.words(split), surfaces)
+        if known is not None:
+            unseen = unseen_f1(result, summary.words(split), known)
             lines.append(describe_unseen(unseen, result.scores.micro.gold))
             # over nothing there is no ratio
             figures[split] |= unseen if unseen["unseen_gold"] else {"unseen_gold": 0}
