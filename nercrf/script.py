@@ -478,7 +478,8 @@ def run_evaluation(
         write_bytes(claim_run_file(args.output_dir, RESULTS), result_text(figures).encode())
     elif info.is_main:
         record = _evaluation_record(args, corpus, folders) | {"results": figures}
-        folder, name = results_folder(args), Path(args.data_dir).resolve().name
+        folder, data = results_folder(args), Path(args.data_dir).resolve()
+        name = data.stem if data.is_file() else data.name
         logger.info("figures written to %s", write_result(folder, name, record))
     return figures
 
