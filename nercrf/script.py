@@ -9,6 +9,7 @@ __all__ = ['logger', 'UNKNOWN_WORDS', 'evaluate', 'evaluate_splits', 'can_go_on'
 # %% ../nbs/8_commands/05_script.ipynb #222ccd52
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -55,7 +56,7 @@ from nercrf.evaluation.report_data import report_data, split_record, transition_
 from nercrf.evaluation.report_page import data_path, write_report
 from nercrf.evaluation.result_files import describe_unseen, result_text, write_result
 from nercrf.data.splitting import find_splitter
-from nercrf.files import TakenError, is_stream, write_bytes
+from nercrf.files import TakenError, claim_file, is_claimed, is_stream, write_bytes
 from nercrf.labels import entity_types, label_list
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import LoadedModel
@@ -261,10 +262,15 @@ def _file_jobs(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> list[Fi
         made = outputs_in(args.output, args.input, SUFFIXES[args.output_format])
         by_path = {source.path: source for source in sources}
         groups = {output: [by_path[path]] for path, output in made.items()}
-        for output in groups:
-            for path in brat_paths(Path(output)) if args.output_format == "brat" else [output]:
-                check_destination(path, "--output", made)
-            Path(output).parent.mkdir(parents=True, exist_ok=True)
+        is_pair = args.output_format == "brat"
+        results = [x for each in groups for x in (brat_paths(Path(each)) if is_pair else [each])]
+        for path in results:
+            check_destination(path, "--output", made)
+            if os.path.lexists(path) and not is_claimed(path):
+                raise TakenError(path)
+        for path in results:  # when nothing is in the way of any
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            claim_file(path)
     digest = model_digest(tagger)
     return [
         FileTagging(
