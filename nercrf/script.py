@@ -61,7 +61,7 @@ from nercrf.evaluation.report_data import (
 from nercrf.evaluation.report_page import data_path, write_report
 from nercrf.evaluation.result_files import describe_unseen, result_text, write_result
 from nercrf.data.splitting import find_splitter
-from nercrf.files import is_stream, write_bytes
+from nercrf.files import TakenError, is_stream, write_bytes
 from nercrf.labels import entity_types, label_list
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import LoadedModel
@@ -612,7 +612,10 @@ def _say_what_comes_next(
     steps = next_steps(args, bool(evaluated))
     versions, model = package_versions(), find_model(args.output_dir)
     facts = gather_facts(args, corpus, model, figures, versions, shown)
-    write_card(model, open_config(model), facts)
+    try:
+        write_card(model, open_config(model), facts)
+    except TakenError as error:
+        logger.warning("%s; it stays as it is", error)
     write_guide(args, steps, figures, versions)
     out = sys.stderr if args.output == "-" else sys.stdout
     if is_toy(args):
