@@ -52,7 +52,13 @@ from nercrf.evaluation.evaluator import (
     unseen_f1,
     window_groups,
 )
-from nercrf.evaluation.report_data import report_data, split_record, transition_record
+from nercrf.evaluation.report_data import (
+    calibration_summary,
+    describe_calibration,
+    report_data,
+    split_record,
+    transition_record,
+)
 from nercrf.evaluation.report_page import data_path, write_report
 from nercrf.evaluation.result_files import describe_unseen, result_text, write_result
 from nercrf.data.splitting import find_splitter
@@ -121,21 +127,23 @@ def evaluate_splits(
     pages: dict[str, dict] | None = None,  # takes what a report shows of each; None: no report
 ) -> dict[str, dict[str, float]]:  # the figures of each labelled split
     "Evaluate on dev and test, as far as they have labels; every process must call it."
-    figures, summary = {}, corpus.summary
-    surfaces = summary.surfaces() if _knows_training(loaded, corpus) else None
+    figures, texts, config = {}, corpus.summary, loaded.model.config
+    surfaces = texts.surfaces() if _knows_training(loaded, corpus) else None
     known, errors = None, getattr(args, "errors", 0)
     is_asked = errors or (pages is not None and not args.do_train)  # a training reads once
     if is_asked and surfaces is not None and info.is_main:
         known = KnownNames.of(corpus.files.read("train"))
     for split in ("dev", "test"):
-        if split not in summary.labelled:
+        if split not in texts.labelled:
             continue
         dataset = _renamed_dataset(args, loaded, corpus, split)
-        result = evaluate(args, loaded.model, dataset, split, with_chances=pages is not None)
-        figures[split] = result_record(result)
+        result = evaluate(args, loaded.model, dataset, split, with_chances=True)
+        summary = calibration_summary(result, config.probability_temperature)
+        figures[split] = result_record(result) | {"calibration": summary}
         lines = [describe_result(result), describe_interval(figures[split])]
+        lines.append(describe_calibration(summary))
         if surfaces is not None:
-            unseen = unseen_f1(result, summary.words(split), surfaces)
+            unseen = unseen_f1(result, texts.words(split), surfaces)
             lines.append(describe_unseen(unseen, result.scores.micro.gold))
             # over nothing there is no ratio
             figures[split] |= unseen if unseen["unseen_gold"] else {"unseen_gold": 0}
@@ -143,14 +151,14 @@ def evaluate_splits(
             say("\n".join(["", *lines]))
             _tell_unknown_types(dataset, result)
             if errors:
-                words, edges = summary.words(split), _window_edges(dataset, result)
+                words, edges = texts.words(split), _window_edges(dataset, result)
                 say("\n" + explain_errors(find_causes(*result.counted), words, known, edges))
                 _show_errors(errors, corpus, split, result)
             if pages is not None:
-                words, config = summary.words(split), loaded.model.config
                 pages[split] = split_record(
-                    *(result, figures[split], words, known, _window_edges(dataset, result)),
-                    *(config.joined_by, config.probability_temperature),
+                    *(result, figures[split], texts.words(split), known),
+                    *(_window_edges(dataset, result), config.joined_by),
+                    config.probability_temperature,
                 )
     return figures
 
