@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from nercrf.data.read_config import ReadConfig
-from nercrf.destinations import check_destination
-from nercrf.evaluation.result_files import result_text
+from nercrf.destinations import check_destination, check_rewritable
+from nercrf.evaluation.result_files import FEW, result_text
 from nercrf.fields import Bounds
 from nercrf.files import sha256_of, write_bytes
 from nercrf.flags import READING, FlagParser, add_section, parse_command
+from nercrf.model.encoder_config import find_model
 from nercrf.run_ner_crf import guarded
 from nercrf.tables import say, text_table
+from nercrf.training.run_folder import holder_of
 
 if TYPE_CHECKING:
     from nercrf.tagging.fitting import Fitting
 
 # %% auto #0
-__all__ = ['Share', 'CalibrateConfig', 'calibrate_parser', 'fitting_lines', 'calibrate_main']
+__all__ = ['Share', 'CalibrateConfig', 'calibrate_parser', 'fitting_lines', 'doubts', 'calibrate_main']
 
 # %% ../nbs/8_commands/11_calibrate_command.ipynb #c33374ba
 Share = Bounds("must be between 0 and 1", lambda x: 0 < x < 1)
@@ -115,16 +117,48 @@ def fitting_lines(
         lines.append(f"coverage {name}: {odds}; nercrf.Tagger(..., coverage={name})")
     return lines
 
+
+_WORSE = ("error", "log_loss", "brier")  # of a calibration, smaller is better
+
+
+def doubts(
+    fitting: Fitting,  # of a tagger
+    sentences: int,  # on which it was fitted
+) -> list[str]:  # warnings to be printed
+    "Why a fitting may not be worth keeping."
+    found, entities = [], fitting.after.entities
+    if sentences < FEW or entities < FEW:
+        found.append(
+            f"warning: {sentences} sentences with {entities} predicted entities are few: elsewhere "
+            "the figures will be others; give the whole dev file, some hundred sentences"
+        )
+    before, after = fitting.before.to_dict(), fitting.after.to_dict()
+    worse = [x for x in _WORSE if entities and round(after[x], 3) > round(before[x], 3)]
+    if worse:
+        words = ", ".join(f"{_NAMES[x]} {before[x]:.4f} -> {after[x]:.4f}" for x in worse)
+        found.append(
+            f"warning: entities are worse calibrated than before ({words}): the temperature makes "
+            "whole sentences more likely; --measure_only keeps nothing"
+        )
+    return found
+
 # %% ../nbs/8_commands/11_calibrate_command.ipynb #bcd52a15
 def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, path: str) -> int:
     "Fit, print and keep; texts of the file are cut as the model's training data were."
     from nercrf.data.formats import read_examples
     from nercrf.pretrained import trust_remote_code
-    from nercrf.tagging.fitting import fit_probabilities, keep_fitting
+    from nercrf.tagging.fitting import ELSEWHERE, fit_probabilities, keep_fitting
     from nercrf.tagging.tagger import Tagger
 
     if flags.json is not None:
         check_destination(flags.json, "--json", [path])
+    if not flags.measure_only:
+        folder = check_rewritable(find_model(model), ELSEWHERE)
+        if holder := holder_of(folder.parent):  # its training replaces the model
+            raise ValueError(
+                f"{folder.parent} belongs to a training under way ({holder}): wait for its end, or "
+                "give --measure_only"
+            )
     with trust_remote_code(flags.trust_remote_code):
         tagger = Tagger.from_pretrained(model, base_model=flags.base_model)
         splitter = f"{tagger.splitter.name}@{tagger.splitter.version}"
@@ -137,7 +171,8 @@ def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, 
             )
         wanted = (flags.precision, flags.recall, flags.by_type, flags.coverage, data)
         fitting = fit_probabilities(tagger, examples, *wanted)
-        say("\n".join([f"fitted on {path}: {len(examples)} sentences", *fitting_lines(fitting)]))
+        said = [*fitting_lines(fitting), *doubts(fitting, len(examples) - fitting.left_out)]
+        say("\n".join([f"fitted on {path}: {len(examples)} sentences", *said]))
         if flags.json is not None:
             write_bytes(Path(flags.json), result_text(fitting.to_dict()).encode())
         if not flags.measure_only:

@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from nercrf.files import is_stream
+from nercrf.files import TakenError, foreign_files, is_stream, listed_files
 
 # %% auto #0
-__all__ = ['check_folder', 'check_destination']
+__all__ = ['check_folder', 'check_destination', 'check_rewritable']
 
 # %% ../nbs/0_ground/07_destinations.ipynb #d5a10006
 def check_folder(
@@ -51,3 +51,25 @@ def check_destination(
             )
     if not is_stream(place):
         check_folder(place, Path(os.path.realpath(place)).parent, flag)
+
+# %% ../nbs/0_ground/07_destinations.ipynb #c8477247
+def check_rewritable(
+    folder: str | Path,  # of a model, with config.json
+    remedy: str,  # what to do where it cannot be written
+) -> Path:  # its real path
+    "ValueError or TakenError where the configuration of a model cannot be written anew."
+    folder = Path(os.path.realpath(folder))
+    config = folder / "config.json"
+    if config.is_symlink() or not config.is_file():
+        raise ValueError(
+            f"{config}: expected a file of the model's own, got a link or none: what it leads to "
+            f"may be of others; {remedy}"
+        )
+    names = listed_files(folder)
+    for each in [] if names is None else foreign_files(folder):
+        if each.relative_to(folder).as_posix() in names:
+            raise TakenError(each)
+    for place in (folder, *([] if names is None else [folder.parent])):
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ValueError(f"{place}: may not be written to; change its mode, or {remedy}")
+    return folder

@@ -501,9 +501,15 @@ def write_beside(
     name: str,  # of a file in it
     data: bytes,  # what it holds from now on
 ) -> Path:  # the file
-    "Write one file of a folder whole; a manifest that knows the folder then knows the new file."
+    """Write one file of a folder whole; a manifest that knows the folder then knows the new file.
+
+    TakenError where somebody else's stands there, or a link.
+    """
     folder = Path(folder)
-    path = write_bytes(folder / name, data)
+    path, names = folder / name, listed_files(folder)
+    if path.is_symlink() or (os.path.lexists(path) and names is not None and name not in names):
+        raise TakenError(path)
+    write_bytes(path, data, through=False)
     content = _read_manifest(folder)
     if content is not None and isinstance(content.get("files"), dict):
         files = content["files"] | {name: _describe_file(path)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 
 import pytest
@@ -9,6 +10,7 @@ from training import CORPUS
 
 from nercrf import cli
 from nercrf.data.formats import write_examples
+from nercrf.files import verify_folder, write_folder
 from nercrf.tagging import stream
 from nercrf.tagging.journal import Journal, Piece
 
@@ -56,6 +58,68 @@ def test_figures_have_a_place_before_they_are_computed(
     said = capsys.readouterr().err
     assert "--json" in said or "give another name" in said
     assert gold.read_bytes() == before
+
+
+CONFIGS = ["link", "dangling link", "pipe", "listed link", "read-only", "no folder", "trained"]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_calibration_that_could_not_be_kept_is_told_before_the_work(
+    kind, gold, model, tmp_path, monkeypatch, capsys
+):
+    """A hub's cache holds links to files that other models share."""
+    folder, outside = tmp_path / "run" / "model", tmp_path / "blob"
+    if kind in ("listed link", "trained"):
+        with write_folder(folder) as temporary:
+            shutil.copytree(model, temporary, dirs_exist_ok=True)
+    else:
+        shutil.copytree(model, folder)
+    config, told = folder / "config.json", "config.json"
+    shutil.copy(config, outside)
+    if kind in ("link", "listed link"):
+        config.unlink()
+        config.symlink_to(outside)
+    elif kind == "read-only":
+        access = os.access
+        monkeypatch.setattr(
+            os, "access", lambda path, mode: access(path, mode) and str(path) != str(folder)
+        )
+        told = "may not be written"
+    elif kind == "trained":
+        monkeypatch.setattr("nercrf.calibrate_command.holder_of", lambda folder: "process 17")
+        told = "belongs to a training under way (process 17)"
+    elif kind in ("dangling link", "pipe"):
+        config.unlink()
+        config.symlink_to(tmp_path / "nothing") if kind != "pipe" else os.mkfifo(config)
+    elif kind == "no folder":
+        shutil.rmtree(folder)
+        folder.write_text("a poem")
+        told = "run"
+    before = outside.read_bytes()
+    monkeypatch.setattr(
+        "nercrf.tagging.tagger.Tagger.from_pretrained",
+        lambda *a, **o: pytest.fail("it worked before it asked"),
+    )
+    for name in ("run", "run/model"):
+        assert run("calibrate", tmp_path / name, gold) == 2
+        assert told in capsys.readouterr().err
+    assert outside.read_bytes() == before
+    assert os.path.lexists(config) or kind == "no folder"
+
+
+def test_a_calibration_of_a_folder_by_a_link_keeps_its_manifest(gold, model, tmp_path):
+    folder = tmp_path / "run" / "model"
+    with write_folder(folder) as temporary:
+        shutil.copytree(model, temporary, dirs_exist_ok=True)
+    (tmp_path / "link").symlink_to(folder)
+    assert run("calibrate", tmp_path / "link", gold) == 0
+    assert verify_folder(folder) == []
+    assert json.loads((folder / "config.json").read_text())["probability_temperature"] != 1
+    assert (tmp_path / "link").is_symlink()
+    (folder / "thesis.tex").write_text("mine")
+    assert run("calibrate", tmp_path / "run", gold) == 0
+    assert (folder / "thesis.tex").read_text() == "mine"
+    assert run("calibrate", tmp_path / "link", gold, "--measure_only") == 0
 
 
 @pytest.mark.parametrize("name", ["jsonl", "columns", "html"])

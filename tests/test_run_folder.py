@@ -5,6 +5,8 @@ import json
 import logging
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +20,9 @@ from test_files import plant, snapshot
 from training import ROOT, last_step, read_history, train_in
 
 from nercrf.cli import main
-from nercrf.files import TakenError, claimed_files, verify_folder
+from nercrf.files import TakenError, claimed_files, verify_folder, write_beside, write_folder
+from nercrf.model.modeling import NerCrfConfig
+from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.training import run_folder
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.training.run_folder import holder_of, own_folder
@@ -133,6 +137,59 @@ def test_a_thesis_put_into_the_folders_of_a_run_stays(tmp_path, caplog):
     after = snapshot(tmp_path)
     assert after.pop(".nercrf")[2].startswith(before.pop(".nercrf")[2])  # who held the folder
     assert after == before
+
+
+class Refused(TrainingCallback):
+    """A training that must not come to its first update."""
+
+    def on_update_begin(self, run, update):
+        pytest.fail("it trained before it looked")
+
+
+TAKEN = {
+    "config.json": "link to a file",
+    "model.safetensors": "dangling link",
+    "tokenizer.json": "folder",
+    "best.json": "file",
+    "training_config.json": "pipe",
+}
+
+
+def test_a_name_of_the_model_that_is_taken_is_told_before_the_first_update(
+    tmp_path, outside, capsys
+):
+    """Found when the model was to be saved, it would cost the hours of a training."""
+    train_in(tmp_path / "run", max_steps=2, save_steps=1, dev=False)
+    model = tmp_path / "run" / "model"
+    for name, kind in TAKEN.items():
+        shutil.rmtree(model)
+        with write_folder(model) as temporary:  # of a version that did not write this name
+            for each in TAKEN.keys() - {name}:
+                (temporary / each).write_text("{}")
+        plant(model / name, kind, outside)
+        before = snapshot(tmp_path / "run")
+        mark = before.pop(".nercrf")
+        if kind == "file":  # the trainer looks, too
+            with pytest.raises(ValueError, match=f"{re.escape(str(model / name))} was not written"):
+                train_in(tmp_path / "run", max_steps=4, resume="auto", callbacks=[Refused()])
+        for resume in ("auto", tmp_path / "run" / "checkpoint-1"):
+            said = refused(capsys, "train", "--output_dir", model.parent, "--resume", resume)
+            assert f"{model / name} was not written by this program: move it away" in said
+        after = snapshot(tmp_path / "run")
+        assert after.pop(".nercrf")[2].startswith(mark[2])
+        assert after == before
+
+
+@pytest.mark.parametrize("kind", ["file", "link to a file"])
+def test_a_card_of_somebody_else_stays_in_the_model(kind, tmp_path, outside, caplog):
+    """Put there while the training was under way, which writes its own card at the very end."""
+    with write_folder(tmp_path / "model") as temporary:
+        NerCrfConfig(SmallEncoderConfig(), id2label={0: "O"}).save_pretrained(temporary)
+    plant(tmp_path / "model" / "README.md", kind, outside)
+    before = snapshot(tmp_path)
+    with pytest.raises(TakenError, match=r"README\.md was not written by this program"):
+        write_beside(tmp_path / "model", "README.md", b"ours")
+    assert snapshot(tmp_path) == before
 
 
 def test_a_folder_of_a_version_without_lists_goes_on(tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -171,11 +171,23 @@ def score_tags(
 ) -> EntityScores:  # counts over all sentences
     "Compare gold and predicted tags of a corpus, entity by entity."
     _check_lengths("predicted sentences", gold, predicted)
-    lengths = [list(map(len, side)) for side in (gold, predicted)]
-    if lengths[0] != lengths[1]:
-        for number, (gold_tags, tags) in enumerate(zip(gold, predicted, strict=True)):
-            _check_lengths(f"tags in sentence {number}", gold_tags, tags)
-    return score_tables(*(table_of_tags(side, scheme, mode) for side in (gold, predicted)))
+    # a sentence with the same tags on both sides has the same entities: it is read once
+    differing = [
+        number
+        for number, (gold_tags, tags) in enumerate(zip(gold, predicted, strict=True))
+        if not (type(gold_tags) is type(tags) is list and gold_tags == tags)
+    ]
+    for number in differing:
+        _check_lengths(f"tags in sentence {number}", gold[number], predicted[number])
+    table = table_of_tags([*gold, *map(predicted.__getitem__, differing)], scheme, mode)
+    is_gold = table.sentence < len(gold)
+    differing = np.array(differing, int)
+    sentence = np.append(np.arange(len(gold)), differing)[table.sentence]
+    table = replace(table, sentence=sentence, sentences=len(gold))
+    differs = (np.bincount(differing, minlength=len(gold)) > 0)[sentence]
+    same = table.select(is_gold & ~differs)
+    scores = score_tables(table.select(is_gold & differs), table.select(~is_gold))
+    return scores.merge(score_tables(same, same))
 
 # %% ../../nbs/5_evaluation/02_metrics.ipynb #809b8313
 def report(

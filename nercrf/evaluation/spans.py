@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -282,8 +282,15 @@ def table_of_tags(
     mode: str = "strict",  # "strict" like seqeval, "lenient" like conlleval
 ) -> SpanTable:  # with the types that occur
     "A table of lists of tags."
-    ids, offsets, labels = number_tags(tags)
-    return table_of_ids(ids, offsets, labels, scheme, mode)
+    # most sentences of most data hold nothing, and a list counts quicker than words get numbers
+    rows = [
+        row
+        for row, each in enumerate(tags)
+        if type(each) is not list or each.count("O") < len(each)
+    ]
+    ids, offsets, labels = number_tags([tags[row] for row in rows])
+    table = table_of_ids(ids, offsets, labels, scheme, mode)
+    return replace(table, sentence=np.array(rows, int)[table.sentence], sentences=len(tags))
 
 
 def number_tags(

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['gold_tags', 'HeldOut', 'held_out', 'Predicted', 'predicted_outcomes', 'Fitting', 'fit_probabilities', 'keep_fitting']
+__all__ = ['ELSEWHERE', 'gold_tags', 'HeldOut', 'held_out', 'Predicted', 'predicted_outcomes', 'Fitting', 'fit_probabilities',
+           'keep_fitting']
 
 # %% ../../nbs/7_tagging/17_fitting.ipynb #a091bd52
 import copy
@@ -29,6 +30,7 @@ from nercrf.evaluation.reliability import (
     pick_threshold,
 )
 from nercrf.evaluation.temperature import FittedTemperature, LabelledChains, fit_temperature
+from nercrf.destinations import check_rewritable
 from nercrf.files import MANIFEST, complete_file, listed_files, write_folder
 from nercrf.labels import Span, entity_types, spans_to_tags
 from nercrf.model.calibration import keep_calibration
@@ -231,23 +233,27 @@ def _pick(
     return thresholds, unreachable
 
 # %% ../../nbs/7_tagging/17_fitting.ipynb #bdd01787
+ELSEWHERE = "copy the folder (cp -rL) and calibrate the copy, or give --measure_only"
+
+
 def keep_fitting(
     folder: str | Path,  # a model's folder, or the output folder of a run
     fitting: Fitting,  # of that model
 ) -> Path:  # the model's folder
     "Write a temperature and thresholds into the configuration of a model's folder."
-    path = find_model(folder)
+    path = check_rewritable(find_model(folder), ELSEWHERE)
     config = open_config(path)
     thresholds = {name: each.value for name, each in fitting.thresholds.items()}
     kept = thresholds or config.thresholds
     keep_calibration(config, fitting.temperature.value, kept, fitting.conformal)
     names = listed_files(path)
     if names is None:
-        with complete_file(path / "config.json") as file:
+        with complete_file(path / "config.json", through=False) as file:
             file.write(config.to_json_string().encode())
         return path
     with write_folder(path) as temporary:
-        for name in set(names) - {"config.json", MANIFEST}:
+        held = {name for name in names if (path / name).is_file()}  # a card may have been removed
+        for name in held - {"config.json", MANIFEST}:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path / name, temporary / name)
         config.save_pretrained(temporary)

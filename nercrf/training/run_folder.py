@@ -13,9 +13,9 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from nercrf.files import (
@@ -125,6 +125,7 @@ def earlier_run(
 # %% ../../nbs/6_training/05_run_folder.ipynb #b881253a
 def taken_places(
     folder: str | Path,  # the output folder of a training
+    resumed: str | Path | None = None,  # a checkpoint of another folder, with which it goes on
 ) -> list[str]:  # in words; [] where every place is free, or ours
     "What of others stands where a training writes."
     folder, found = Path(folder), []
@@ -140,14 +141,27 @@ def taken_places(
     mark = folder / OWN_FILES
     if os.path.lexists(mark) and os.lstat(mark).st_size and not read_list(folder):
         found.append(str(TakenError(mark)))
-    return found
+    more = [] if resumed is None else [Path(resumed)]
+    return found + [str(TakenError(each)) for each in _taken_names(folder, more)]
+
+
+def _taken_names(folder: Path, more: Sequence[Path]) -> list[Path]:
+    "What of others stands in our model under a name that the model of this training has."
+    model, written = folder / "model", {"best.json", "training_config.json"}
+    if listed_files(model) is None:
+        return []
+    for path in [model, *_checkpoints(folder), *more]:
+        for name in listed_files(path) or ():
+            written |= {name, *map(str, PurePosixPath(name).parents)}
+    others = foreign_files(model)
+    return [each for each in others if each.relative_to(model).as_posix() in written]
 
 # %% ../../nbs/6_training/05_run_folder.ipynb #b1763f43
 def refuse_places(
-    args: TrainingConfig,  # output_dir is read
+    args: TrainingConfig,  # output_dir and resume are read
 ) -> str | None:  # the reason in words; None: all is free, or ours
     "Why a training may not write in its output folder."
-    taken = taken_places(args.output_dir)
+    taken = taken_places(args.output_dir, args.resume if args.resume != "auto" else None)
     more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
     return f"--output_dir {args.output_dir}: {taken[0]}{more}" if taken else None
 
