@@ -128,11 +128,8 @@ def evaluate_splits(
 ) -> dict[str, dict[str, float]]:  # the figures of each labelled split
     "Evaluate on dev and test, as far as they have labels; every process must call it."
     figures, texts, config = {}, corpus.summary, loaded.model.config
-    surfaces = texts.surfaces() if _knows_training(loaded, corpus) else None
-    known, errors = None, getattr(args, "errors", 0)
-    is_asked = errors or (pages is not None and not args.do_train)  # a training reads once
-    if is_asked and surfaces is not None and info.is_main:
-        known = KnownNames.of(corpus.files.read("train"))
+    known = KnownNames(texts.names()) if _knows_training(loaded, corpus) else None
+    errors = getattr(args, "errors", 0)
     for split in ("dev", "test"):
         if split not in texts.labelled:
             continue
@@ -142,8 +139,8 @@ def evaluate_splits(
         figures[split] = result_record(result) | {"calibration": summary}
         lines = [describe_result(result), describe_interval(figures[split])]
         lines.append(describe_calibration(summary))
-        if surfaces is not None:
-            unseen = unseen_f1(result, texts.words(split), surfaces)
+        if known is not None:
+            unseen = unseen_f1(result, texts.words(split), known)
             lines.append(describe_unseen(unseen, result.scores.micro.gold))
             # over nothing there is no ratio
             figures[split] |= unseen if unseen["unseen_gold"] else {"unseen_gold": 0}
