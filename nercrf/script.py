@@ -561,6 +561,7 @@ def run_prediction(
 def run(
     args: ScriptConfig,  # checked flags
     show: int = 0,  # how many tagged sentences to print after predicting
+    is_last: bool = True,  # False: what comes next is not printed
 ) -> None:
     "Train, evaluate and predict, as the flags say."
     info = init_distributed(
@@ -582,12 +583,12 @@ def run(
             tell_other_guide(args.output_dir)
         held = hold_folder(args.output_dir, info.is_main) if owns else nullcontext()
         with held, trust_remote_code(args.trust_remote_code):
-            _run_parts(args, info, show)
+            _run_parts(args, info, show, is_last)
     finally:
         close_distributed()
 
 
-def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
+def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int, is_last: bool) -> None:
     "Train, evaluate and predict among processes that know each other."
     corpus = None
     if args.do_train or args.do_eval or not args.input:
@@ -604,7 +605,7 @@ def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
             close_distributed()  # nobody has to wait for the main process
         if info.is_main or is_shared(args):
             run_prediction(args, corpus, info, show if info.is_main else 0)
-    if info.is_main and args.do_train:
+    if info.is_main and args.do_train and is_last:
         _say_what_comes_next(args, corpus, figures.get("model", {}), shown)
 
 
