@@ -557,6 +557,19 @@ def run_prediction(
         say("\n".join(mark_errors(sentence) for sentence in shown))
     return count
 
+# %% ../nbs/8_commands/05_script.ipynb #763db723
+def _set_up_logging(info: ProcessInfo) -> None:
+    "One log: the main process speaks, the others only in trouble."
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    level = logging.INFO if info.is_main else logging.ERROR
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(True)
+    for noisy in ("httpx", "filelock", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
 # %% ../nbs/8_commands/05_script.ipynb #e86e498e
 def run(
     args: ScriptConfig,  # checked flags
@@ -645,16 +658,3 @@ def _can_predict(args: ScriptConfig, corpus: CachedCorpus | None) -> bool:
         )
     logger.info("%s has no test file: nothing to predict", args.data_dir)
     return False
-
-
-def _set_up_logging(info: ProcessInfo) -> None:
-    "One log: the main process speaks, the others only in trouble."
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    level = logging.INFO if info.is_main else logging.ERROR
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.captureWarnings(True)
-    for noisy in ("httpx", "filelock", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
