@@ -9,6 +9,7 @@ __all__ = ['logger', 'UNKNOWN_WORDS', 'evaluate', 'evaluate_splits', 'can_go_on'
 # %% ../nbs/8_commands/05_script.ipynb #222ccd52
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -51,11 +52,17 @@ from nercrf.evaluation.evaluator import (
     unseen_f1,
     window_groups,
 )
-from nercrf.evaluation.report_data import report_data, split_record, transition_record
+from nercrf.evaluation.report_data import (
+    calibration_summary,
+    describe_calibration,
+    report_data,
+    split_record,
+    transition_record,
+)
 from nercrf.evaluation.report_page import data_path, write_report
 from nercrf.evaluation.result_files import describe_unseen, result_text, write_result
 from nercrf.data.splitting import find_splitter
-from nercrf.files import TakenError, is_stream, write_bytes
+from nercrf.files import TakenError, claim_file, is_claimed, is_stream, write_bytes
 from nercrf.labels import entity_types, label_list
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import LoadedModel
@@ -120,21 +127,20 @@ def evaluate_splits(
     pages: dict[str, dict] | None = None,  # takes what a report shows of each; None: no report
 ) -> dict[str, dict[str, float]]:  # the figures of each labelled split
     "Evaluate on dev and test, as far as they have labels; every process must call it."
-    figures, summary = {}, corpus.summary
-    surfaces = summary.surfaces() if _knows_training(loaded, corpus) else None
-    known, errors = None, getattr(args, "errors", 0)
-    is_asked = errors or (pages is not None and not args.do_train)  # a training reads once
-    if is_asked and surfaces is not None and info.is_main:
-        known = KnownNames.of(corpus.files.read("train"))
+    figures, texts, config = {}, corpus.summary, loaded.model.config
+    known = KnownNames(texts.names()) if _knows_training(loaded, corpus) else None
+    errors = getattr(args, "errors", 0)
     for split in ("dev", "test"):
-        if split not in summary.labelled:
+        if split not in texts.labelled:
             continue
         dataset = _renamed_dataset(args, loaded, corpus, split)
-        result = evaluate(args, loaded.model, dataset, split, with_chances=pages is not None)
-        figures[split] = result_record(result)
+        result = evaluate(args, loaded.model, dataset, split, with_chances=True)
+        summary = calibration_summary(result, config.probability_temperature)
+        figures[split] = result_record(result) | {"calibration": summary}
         lines = [describe_result(result), describe_interval(figures[split])]
-        if surfaces is not None:
-            unseen = unseen_f1(result, summary.words(split), surfaces)
+        lines.append(describe_calibration(summary))
+        if known is not None:
+            unseen = unseen_f1(result, texts.words(split), known)
             lines.append(describe_unseen(unseen, result.scores.micro.gold))
             # over nothing there is no ratio
             figures[split] |= unseen if unseen["unseen_gold"] else {"unseen_gold": 0}
@@ -142,14 +148,14 @@ def evaluate_splits(
             say("\n".join(["", *lines]))
             _tell_unknown_types(dataset, result)
             if errors:
-                words, edges = summary.words(split), _window_edges(dataset, result)
+                words, edges = texts.words(split), _window_edges(dataset, result)
                 say("\n" + explain_errors(find_causes(*result.counted), words, known, edges))
                 _show_errors(errors, corpus, split, result)
             if pages is not None:
-                words, config = summary.words(split), loaded.model.config
                 pages[split] = split_record(
-                    *(result, figures[split], words, known, _window_edges(dataset, result)),
-                    *(config.joined_by, config.probability_temperature),
+                    *(result, figures[split], texts.words(split), known),
+                    *(_window_edges(dataset, result), config.joined_by),
+                    config.probability_temperature,
                 )
     return figures
 
@@ -261,10 +267,15 @@ def _file_jobs(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> list[Fi
         made = outputs_in(args.output, args.input, SUFFIXES[args.output_format])
         by_path = {source.path: source for source in sources}
         groups = {output: [by_path[path]] for path, output in made.items()}
-        for output in groups:
-            for path in brat_paths(Path(output)) if args.output_format == "brat" else [output]:
-                check_destination(path, "--output", made)
-            Path(output).parent.mkdir(parents=True, exist_ok=True)
+        is_pair = args.output_format == "brat"
+        results = [x for each in groups for x in (brat_paths(Path(each)) if is_pair else [each])]
+        for path in results:
+            check_destination(path, "--output", made)
+            if os.path.lexists(path) and not is_claimed(path):
+                raise TakenError(path)
+        for path in results:  # when nothing is in the way of any
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            claim_file(path)
     digest = model_digest(tagger)
     return [
         FileTagging(
@@ -478,7 +489,8 @@ def run_evaluation(
         write_bytes(claim_run_file(args.output_dir, RESULTS), result_text(figures).encode())
     elif info.is_main:
         record = _evaluation_record(args, corpus, folders) | {"results": figures}
-        folder, name = results_folder(args), Path(args.data_dir).resolve().name
+        folder, data = results_folder(args), Path(args.data_dir).resolve()
+        name = data.stem if data.is_file() else data.name
         logger.info("figures written to %s", write_result(folder, name, record))
     return figures
 
@@ -545,10 +557,24 @@ def run_prediction(
         say("\n".join(mark_errors(sentence) for sentence in shown))
     return count
 
+# %% ../nbs/8_commands/05_script.ipynb #763db723
+def _set_up_logging(info: ProcessInfo) -> None:
+    "One log: the main process speaks, the others only in trouble."
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    level = logging.INFO if info.is_main else logging.ERROR
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(True)
+    for noisy in ("httpx", "filelock", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
 # %% ../nbs/8_commands/05_script.ipynb #e86e498e
 def run(
     args: ScriptConfig,  # checked flags
     show: int = 0,  # how many tagged sentences to print after predicting
+    is_last: bool = True,  # False: what comes next is not printed
 ) -> None:
     "Train, evaluate and predict, as the flags say."
     info = init_distributed(
@@ -570,12 +596,12 @@ def run(
             tell_other_guide(args.output_dir)
         held = hold_folder(args.output_dir, info.is_main) if owns else nullcontext()
         with held, trust_remote_code(args.trust_remote_code):
-            _run_parts(args, info, show)
+            _run_parts(args, info, show, is_last)
     finally:
         close_distributed()
 
 
-def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
+def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int, is_last: bool) -> None:
     "Train, evaluate and predict among processes that know each other."
     corpus = None
     if args.do_train or args.do_eval or not args.input:
@@ -592,7 +618,7 @@ def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
             close_distributed()  # nobody has to wait for the main process
         if info.is_main or is_shared(args):
             run_prediction(args, corpus, info, show if info.is_main else 0)
-    if info.is_main and args.do_train:
+    if info.is_main and args.do_train and is_last:
         _say_what_comes_next(args, corpus, figures.get("model", {}), shown)
 
 
@@ -632,16 +658,3 @@ def _can_predict(args: ScriptConfig, corpus: CachedCorpus | None) -> bool:
         )
     logger.info("%s has no test file: nothing to predict", args.data_dir)
     return False
-
-
-def _set_up_logging(info: ProcessInfo) -> None:
-    "One log: the main process speaks, the others only in trouble."
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    level = logging.INFO if info.is_main else logging.ERROR
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.captureWarnings(True)
-    for noisy in ("httpx", "filelock", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training import CORPUS, DEV, NESTED, WordTagger, make_dataset, make_model
+from training import CORPUS, DEV, NESTED, TOKENIZER, WordTagger, make_dataset, make_model
 from workers import run_workers
 
+from nercrf.cli import main
+from nercrf.data.formats import write_examples
 from nercrf.distributed.devices import BatchDataParallel
 from nercrf.evaluation.evaluator import (
     UNLEARNABLE,
@@ -23,6 +25,7 @@ from nercrf.evaluation.evaluator import (
 from nercrf.evaluation.metrics import score_tables
 from nercrf.evaluation.spans import table_of_spans
 from nercrf.labels import Span
+from nercrf.tagging.tagger import Tagger
 
 GOLD = sum(len(example.spans) for example in CORPUS.dev)
 
@@ -196,6 +199,33 @@ def test_probabilities_of_entities_are_those_of_the_chain(model):
             chain = model.crf.chain(output.logits, batch["word_mask"])
             (expected,) = chain.entity_probabilities([spans])
             assert [next(told) for _ in spans] == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_evaluation_tells_what_its_probabilities_are_worth(model, tmp_path, capsys):
+    """One line on the screen, and numbers in the file: those that the tagger's entities give."""
+    model.save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    write_examples(CORPUS.dev, tmp_path / "data" / "dev.jsonl", "jsonl")
+    folders = [str(tmp_path / "model"), str(tmp_path / "data")]
+    assert main(["evaluate", *folders, "--output_dir", str(tmp_path / "out"), "--no_cuda"]) == 0
+    (path,) = (tmp_path / "out" / "evaluations").iterdir()
+    told = json.loads(path.read_text())["results"]["model"]["dev"]["calibration"]
+    found = Tagger.from_pretrained(tmp_path / "model").find(CORPUS.dev)
+    pairs = [
+        (chance, span in example.spans)
+        for example, each in zip(CORPUS.dev, found, strict=True)
+        for span, chance in zip(each.spans, each.probabilities, strict=True)
+    ]
+    figures = told["figures"]
+    brier = sum((chance - right) ** 2 for chance, right in pairs) / len(pairs)
+    assert (figures["entities"], told["temperature"]) == (len(pairs), 1.0)
+    assert figures["brier"] == pytest.approx(brier, rel=1e-5)
+    assert figures["accuracy"] == pytest.approx(sum(right for _, right in pairs) / len(pairs))
+    low, high = told["intervals"]["brier"]
+    assert low <= brier <= high
+    said = capsys.readouterr().out
+    assert said.count(f"probabilities of {len(pairs)} predicted entities: expected calibrat") == 1
+    assert f"Brier score {brier:.4f}" in said
 
 
 def test_types_that_become_one_add_their_probabilities(model):

@@ -170,7 +170,8 @@ class AskedEntities:
         name: Callable[[str], str | None] = str,  # of a type of the model; None: left out
     ):
         self.dataset, self.config = dataset, config
-        self.names = {each: name(each) for each in entity_types(config.labels)}
+        self.labels, self.scheme = config.labels, config.scheme  # asked for at every sentence
+        self.names = {each: name(each) for each in entity_types(self.labels)}
         self.models: dict[str, list[str]] = {}  # the model's types of each name
         for own, new in self.names.items():
             self.models.setdefault(new, []).append(own)
@@ -195,7 +196,7 @@ class AskedEntities:
 
     def _asked(self, index: int, tags: Sequence[int]) -> list[Span]:
         "The entities of a sentence under their names."
-        spans = ids_to_spans(tags, self.config.labels, self.config.scheme, "lenient")
+        spans = ids_to_spans(tags, self.labels, self.scheme, "lenient")
         named = (span._replace(label=self.names[span.label]) for span in spans)
         kept = [span for span in named if span.label is not None]
         return list(dict.fromkeys([*kept, *self.dataset.gold_spans(index)]))

@@ -30,14 +30,15 @@ from nercrf.evaluation.reliability import (
     calibration_intervals,
     reliability,
 )
-from nercrf.evaluation.result_files import SCHEMA_VERSION, finite
+from nercrf.evaluation.result_files import FEW, SCHEMA_VERSION, finite
 from nercrf.evaluation.scores import count_confusions
-from nercrf.evaluation.spans import SpanTable
+from nercrf.evaluation.spans import SpanTable, find_common
 from nercrf.labels import Span
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'DIGITS', 'TRAINING', 'threshold_counts', 'ErrorRecords', 'error_records', 'calibration_record',
-           'split_record', 'transition_record', 'history_record', 'report_data']
+           'calibration_summary', 'describe_calibration', 'split_record', 'transition_record', 'history_record',
+           'report_data']
 
 # %% ../../nbs/5_evaluation/15_report_data.ipynb #be49ee06
 THRESHOLDS = (*(each / 100 for each in range(100)), 0.995, 0.999)
@@ -168,6 +169,17 @@ def error_records(
 _DRAWN = 20_000_000  # resamples x sentences of an interval, at most
 
 
+def _calibration_in_short(outcomes: Outcomes, temperature: float) -> dict[str, Any]:
+    "Figures with their intervals."
+    resamples = min(1000, _DRAWN // len(np.unique(outcomes.sentences)))
+    intervals = calibration_intervals(outcomes, resamples=resamples) if resamples > 99 else {}
+    return {
+        "temperature": temperature,
+        "figures": calibration_figures(outcomes).to_dict(),
+        "intervals": {name: list(ends) for name, ends in intervals.items()},
+    }
+
+
 def calibration_record(
     found: SpanTable,  # predicted entities
     chances: np.ndarray,  # float64 (entities,); NaN: unknown
@@ -182,16 +194,39 @@ def calibration_record(
     curve = reliability(outcomes)
     names = ("confidence", "accuracy", "count")
     rows = zip(*(column.tolist() for column in curve), strict=True)
-    resamples = min(1000, _DRAWN // len(np.unique(outcomes.sentences)))
-    intervals = calibration_intervals(outcomes, resamples=resamples) if resamples > 99 else {}
-    return {
-        "temperature": temperature,
-        "figures": calibration_figures(outcomes).to_dict(),
-        "intervals": {name: list(ends) for name, ends in intervals.items()},
+    return _calibration_in_short(outcomes, temperature) | {
         "curve": [dict(zip(names, row, strict=True)) for row in rows],
         "thresholds": list(THRESHOLDS),
         "types": threshold_counts(found.select(known), outcomes.probabilities, right[known]),
     }
+
+# %% ../../nbs/5_evaluation/15_report_data.ipynb #5cca57ba
+def calibration_summary(
+    result: Evaluation,  # with probabilities
+    temperature: float = 1.0,  # that they were computed at
+) -> dict[str, Any] | None:  # temperature, figures and intervals; None without a probability
+    "What the probabilities of an evaluation are worth, in a few numbers."
+    gold, found = result.counted
+    if result.chances is None or not len(found):
+        return None
+    chances = np.clip(result.chances.look_up(found), 0, 1)
+    outcomes = Outcomes(chances, find_common(gold, found)[1], found.sentence)
+    return _calibration_in_short(outcomes, temperature)
+
+
+def describe_calibration(
+    summary: Mapping[str, Any] | None,  # of `calibration_summary`
+) -> str:  # one line
+    "How much the probabilities of predicted entities mean."
+    if summary is None:
+        return "probabilities: nothing is predicted, so nothing is known of them"
+    figures, ends = summary["figures"], summary["intervals"].get("error")
+    interval = "" if ends is None else " ({:.4f} to {:.4f})".format(*ends)
+    few = ", too few to rely on" if figures["entities"] < FEW else ""
+    return (
+        f"probabilities of {figures['entities']} predicted entities: expected calibration error "
+        f"{figures['error']:.4f}{interval}, Brier score {figures['brier']:.4f}{few}"
+    )
 
 # %% ../../nbs/5_evaluation/15_report_data.ipynb #123805d6
 def split_record(

@@ -1,0 +1,153 @@
+"""Where a newcomer stumbles on the command line: it works, or one sentence says what does."""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from training import CORPUS
+
+from nercrf import cli
+from nercrf.data.formats import FORMATS, write_examples
+from nercrf.data.read_config import ReadFormat, WriteFormat
+
+
+def run(*words):
+    try:
+        return cli.main(list(map(str, words)))
+    except SystemExit as end:
+        return end.code
+
+
+@pytest.fixture
+def dev(tmp_path):
+    write_examples(CORPUS.dev, tmp_path / "dev.jsonl", "jsonl")
+    return tmp_path / "dev.jsonl"
+
+
+def test_a_file_is_evaluated_as_a_folder_with_it(dev, model, tmp_path, capsys):
+    """Also as predict and score take one file."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "test.jsonl").write_bytes(dev.read_bytes())
+    printed = {}
+    for place in (folder, dev):
+        words = ["evaluate", model, place, "--no_cuda", "--output_dir", tmp_path / "out"]
+        assert run(*words) == 0
+        printed[place] = capsys.readouterr().out
+    assert printed[dev] == printed[folder]
+    assert "test: 20 sentences" in printed[dev]
+    found = [
+        json.loads((tmp_path / "out" / "evaluations" / f"{name}.json").read_text())
+        for name in ("data", "dev")
+    ]
+    assert found[0]["results"] == found[1]["results"]
+    assert found[1]["data"]["files"] == {"test": str(dev)}
+    assert run("train", "--data_dir", dev, "--output_dir", tmp_path / "new") == 2
+    assert "cut it with --split 0.8,0.1,0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "score", "check"])
+@pytest.mark.parametrize("held", [[], ["dev.txt", "train.txt"]])
+def test_a_folder_in_the_place_of_a_file_is_told(verb, held, dev, model, tmp_path, capsys):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for name in held:
+        write_examples(CORPUS.dev, folder / name, "columns")
+    words = {"calibrate": [model], "score": [dev], "check": []}[verb]
+    code = run(verb, *words, folder)
+    if verb == "check" and held:  # it reads folders
+        assert code in (0, 1)
+        return
+    assert code == 2
+    said = capsys.readouterr().err
+    if verb != "check":
+        assert f"such as {folder / 'dev.txt'}" in said if held else "got an empty one" in said
+    assert "pip install" not in said
+
+
+@pytest.mark.parametrize("words", [["0.5", "0.8"], ["0.5,0.8"], ["0.5,", "0.8"]])
+def test_coverage_takes_numbers_with_commas(words, dev, model, capsys):
+    assert run("calibrate", model, dev, "--measure_only", "--coverage", *words) == 0
+    printed = capsys.readouterr().out
+    assert "coverage 0.5: " in printed
+    assert "coverage 0.8: " in printed
+    assert run("calibrate", model, dev, "--coverage", "0.5;0.8") == 2
+    assert "expected numbers, as in 0.9 0.95, got '0.5;0.8'" in capsys.readouterr().err
+
+
+def test_a_calibration_on_few_sentences_says_so(dev, model, tmp_path, capsys):
+    write_examples(CORPUS.dev[:3], tmp_path / "few.jsonl", "jsonl")
+    assert run("calibrate", model, tmp_path / "few.jsonl", "--measure_only") == 0
+    printed = capsys.readouterr().out
+    assert "warning: 3 sentences with" in printed
+    assert run("calibrate", model, dev, "--measure_only") == 0
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines() if line.startswith("log loss")]
+    assert float(rows[0][2]) < float(rows[0][3])  # a random model: sentences win, entities lose
+    assert f"log loss {rows[0][2]} -> {rows[0][3]}" in printed
+
+
+def test_lists_of_formats_are_whole(dev, tmp_path, capsys):
+    assert set(get_args(ReadFormat)) - {"auto"} == {n for n, x in FORMATS.items() if x.readable}
+    assert set(get_args(WriteFormat)) == set(FORMATS)
+    assert run("convert", dev, tmp_path / "out", "--to", "doc_bin") == 2
+    assert "docbin" in capsys.readouterr().err
+    assert run("convert", "--help") == 0
+    assert "datasets, docbin" in " ".join(capsys.readouterr().out.split())
+
+
+def test_tasks_of_several_files_have_ids_of_their_own_and_say_where_they_are_from(
+    model, tmp_path, capsys
+):
+    texts = [example.text for example in CORPUS.train[:12]]
+    for name, held in (("a", texts[:6]), ("b", texts[6:])):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{text}\n" for text in held))
+    output = tmp_path / "tasks.json"
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    assert run("select", model, *paths, "--number", 20, "--output", output) == 0
+    said = capsys.readouterr()
+    tasks = json.loads(output.read_text())
+    assert {task["data"]["text"] for task in tasks} == set(texts)
+    assert len({task["id"] for task in tasks}) == 12
+    for task in tasks:
+        path, _, number = task["data"]["source"].rpartition(":")
+        line = Path(path).read_text().splitlines()[int(number) - 1]
+        assert line == task["data"]["text"]
+    assert "warning: --number 20, but the files hold no more than 12" in said.err
+    assert run("select", model, *paths, "--number", 12, "--output", output) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_sentences_that_cannot_be_read_are_counted(model, tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes(b"Ada sings\nB\xff sings\n")
+    output = tmp_path / "tasks.json"
+    assert run("select", model, tmp_path / "a.txt", "--number", 1, "--output", output) == 0
+    said = capsys.readouterr().err
+    assert "warning: 1 sentences could not be read and were left out; first: " in said
+    assert "a.txt:2: expected utf-8, got byte 0xff" in said
+
+
+def test_types_of_one_fold_alone_are_told_before_a_training(tmp_path, monkeypatch, capsys):
+    def write(examples):
+        path = tmp_path / "data.jsonl"
+        lines = [
+            {"text": f"{name} sings {number}", "entities": [[0, 3, label]]}
+            for number, (name, label) in enumerate(examples)
+        ]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        return path
+
+    monkeypatch.setattr("nercrf.label_command.work", lambda *a, **o: 75)  # a signal came
+    words = ["--with_model", "--folds", 2, "--no_cuda", "--output_dir"]
+    path = write([("Ada", "PER")] * 9 + [("Ole", "ODD")])
+    assert run("check", path, *words, tmp_path / "one") == 75
+    said = capsys.readouterr().err
+    assert "warning: 1 of 10 sentences have types that stand in one fold alone (ODD)" in said
+    path = write([("Ada", "PER"), ("Ole", "ODD")])
+    assert run("check", path, *words, tmp_path / "two") == 2
+    assert "2 of 2 sentences have types that stand in one fold alone" in capsys.readouterr().err
+    assert not (tmp_path / "two").exists()
+    path = write([("Ada", "PER")] * 10)
+    assert run("check", path, *words, tmp_path / "three") == 75
+    assert "one fold alone" not in capsys.readouterr().err
