@@ -128,7 +128,7 @@ def run_step(options: argparse.Namespace) -> dict[str, float]:
         began = time.perf_counter()
         with PeakMemory() as memory:
             corpus = open_data(args, "cluener")
-            labelled, surfaces = corpus.summary.labelled, corpus.summary.surfaces()
+            labelled, surfaces = corpus.summary.labelled, corpus.summary.names()
         return {
             f"{options.step} s": time.perf_counter() - began,
             f"{options.step} MB": max(memory.peak, anonymous_mb()) - start,

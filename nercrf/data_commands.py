@@ -22,7 +22,7 @@ from nercrf.data.convert import (
 )
 from nercrf.data.corpus import find_sources
 from nercrf.data.formats import JSON_ENDINGS, find_format
-from nercrf.data.read_config import ReadConfig
+from nercrf.data.read_config import ReadConfig, WriteFormat
 from nercrf.data.splits import read_shares
 from nercrf.data.repair import fix_report
 from nercrf.data.statistics import PieceCounts
@@ -140,7 +140,7 @@ class ConvertConfig:
     "What is written."
 
     scheme: str | None = None  # tag scheme of IN; none: found from its tags
-    to: str | None = None  # format of OUT (columns, jsonl, ...); none: from its name
+    to: WriteFormat | None = None  # format of OUT; none: from its name
     to_scheme: str = "BIO"  # tag scheme of OUT
     strict: bool = False  # on any loss write nothing and exit with 1
     force: bool = False  # write over what is read, and over files beside OUT

@@ -260,8 +260,32 @@ def _add_value(
         text += f" [{each.default}]" if each.default not in (None, MISSING) else ""
     flags = [f"--{name}" for name in (each.name, *old)]
     many = {} if each.default_factory is MISSING else {"nargs": "+"}
-    group.add_argument(*flags, dest=each.name, type=kind, metavar=metavar, help=text, **many)
+    if many and kind in (int, float):
+        many |= {"type": _Numbers(kind), "action": _Flat}
+    options = {"type": kind, "metavar": metavar, "help": text} | many
+    group.add_argument(*flags, dest=each.name, **options)
     return dict.fromkeys(flags, False)
+
+
+class _Numbers:
+    "What a word of a list of numbers means: 0.9, or several as in 0.9,0.95."
+
+    def __init__(self, kind: type):
+        self.kind = kind
+
+    def __call__(self, word: str) -> list[float]:
+        try:
+            return [self.kind(part) for part in word.split(",") if part]
+        except ValueError:
+            says = f"expected numbers, as in 0.9 0.95, got {word!r}"
+            raise argparse.ArgumentTypeError(says) from None
+
+
+class _Flat(argparse.Action):
+    "Keeps the numbers of all words in one list."
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [number for held in values for number in held])
 
 # %% ../nbs/8_commands/01_flags.ipynb #334a40da
 def read_config_file(
@@ -423,7 +447,10 @@ VERBS = {
             CheckpointConfig: "output_dir",
         },
         (("model", "MODEL", "?"), ("data_dir", "DATA", "?")),
-        ("a trained tagger, or the folder of its run", "folder with labelled dev and test files"),
+        (
+            "a trained tagger, or the folder of its run",
+            "labelled file, or folder with dev and test",
+        ),
     ),
     "predict": Verb(
         "tag files, or the test file of a folder",
@@ -526,6 +553,11 @@ def _check_data(args: ScriptConfig) -> None:
             )
         return
     files = find_sources(args.data_dir, read_shares(args.split))
+    if args.do_train and not args.split and Path(args.data_dir).is_file():
+        raise ValueError(
+            f"--data_dir {args.data_dir}: expected a folder with train, dev and test, got a file; "
+            "cut it with --split 0.8,0.1,0.1"
+        )
     if args.do_train and "train" not in files:
         raise ValueError(
             f"{args.data_dir}: no labelled training file (train.*): --do_train needs one"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -28,7 +29,7 @@ from nercrf.data.read_config import ReadConfig
 from nercrf.destinations import check_destination
 from nercrf.fields import NotNegative, Positive, check_fields
 from nercrf.features.feature_config import CacheConfig
-from nercrf.files import write_bytes
+from nercrf.files import TakenError, write_bytes
 from nercrf.flags import READING, UNSHOWN, FlagParser, ScriptConfig, add_section, sections_of
 from nercrf.run_ner_crf import guarded, work
 from nercrf.tables import json_visible, one_line, say
@@ -121,6 +122,9 @@ def claim_folds(
     digest = hashlib.sha256(repr(held).encode("utf-8", "surrogatepass")).hexdigest()
     known = json.loads(json.dumps({"flags": flags, "folds": len(dealt), "sentences": digest}))
     path = folder / "folds.json"
+    taken = [] if path.is_file() else sorted(folder.glob("*")) if folder.is_dir() else []
+    if taken or (os.path.lexists(folder) and not folder.is_dir()):
+        raise TakenError(taken[0] if taken else folder, "stands where the folds go")
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else known
     other = [name for name in known if before.get(name) != known[name]]
     if other:

@@ -23,6 +23,7 @@ from nercrf.data.corpus import open_corpus
 from nercrf.data.examples import DataError
 from nercrf.data.formats import FORMATS
 from nercrf.data.read_config import ReadConfig
+from nercrf.evaluation.causes import KnownNames
 from nercrf.features.large_corpus import LargeCorpus, PartReader, Workers, open_workers
 from nercrf.features.parts import LINE_FORMATS, cut_file
 from nercrf.labels import Span, spans_to_tags
@@ -431,9 +432,11 @@ def test_progress_is_said_now_and_then(caplog, monkeypatch):
 
 def test_files_in_between_are_in_the_given_folder(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(nercrf.features.large_corpus, "PART", 20_000)
-    large = LargeCorpus(open_corpus(corpus, ReadConfig(on_bad="warn")), processes=1)
+    files = open_corpus(corpus, ReadConfig(on_bad="warn"))
+    large = LargeCorpus(files, processes=1)
     large.convert("train", TOKENIZER, {"max_seq_length": 8}, tmp_path)
     assert large.survey().survey.sentences["train"] == 3000
+    assert large.survey().names() == KnownNames.of(files.read("train"))
     count = len(cut_file(corpus / "train.txt", "columns", 20_000))
     assert sorted(os.listdir(tmp_path)) == [f"{index:06d}.safetensors" for index in range(count)]
 

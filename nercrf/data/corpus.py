@@ -170,7 +170,7 @@ def find_sources(
     folder: str | Path,  # a folder with the files of a data set, or one file
     shares: Mapping[str, float] | None = None,  # of the splits of one file
 ) -> dict[str, list[Path]]:  # the files of "train", "dev", "test", as far as they are there
-    "Find the files of the splits; with shares all files are those of each split."
+    "Find the files of the splits; shares: all files are those of each split. A file alone: test."
     folder = Path(folder)
     if shares is not None:
         files = [folder] if folder.is_file() else _documents(folder) if folder.is_dir() else []
@@ -180,10 +180,7 @@ def find_sources(
             )
         return dict.fromkeys(shares, files)
     if folder.is_file():
-        raise DataError(
-            f"{folder}: expected a folder with train, dev and test, got a file; cut it with "
-            "--split 0.8,0.1,0.1"
-        )
+        return {"test": [folder]}
     inner = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         named = split_of(f"{path.name}.txt") if path.is_dir() else None

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 # %% auto #0
-__all__ = ['ReadFormat', 'TASKS', 'DEFAULTS', 'ReadConfig']
+__all__ = ['ReadFormat', 'WriteFormat', 'TASKS', 'DEFAULTS', 'ReadConfig']
 
 # %% ../../nbs/1_data/00_read_config.ipynb #f51b5d67
 ReadFormat = Literal[
@@ -27,6 +27,7 @@ ReadFormat = Literal[
     "parquet",
     "datasets",
 ]
+WriteFormat = Literal[(*get_args(ReadFormat)[1:], "docbin")]
 TASKS = {
     "cner": {"format": "columns", "on_bad": "warn"},
     "cluener": {"format": "cluener", "on_bad": "warn"},

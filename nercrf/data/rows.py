@@ -106,6 +106,22 @@ def _row_kind(content: Sequence) -> type[Format]:
     return RecordFormat if content and isinstance(content[0], Record) else Format
 
 
+def _refuse_other_folder(path: Path) -> None:
+    "DataError for a folder that `datasets` has not saved: a file in it is meant."
+    names = sorted(each.name for each in path.iterdir()) if path.is_dir() else _SAVED
+    if not _SAVED.isdisjoint(names):
+        return
+    shown = [name for name in names if not name.startswith(".")]
+    held = f"one with {', '.join(shown[:3])}" if shown else "an empty one"
+    raise DataError(
+        f"{path}: expected a file, or a folder that datasets saved, got {held}; give a file"
+        + (f", such as {path / shown[0]}" if shown else "")
+    )
+
+
+_SAVED = {"dataset_info.json", "dataset_dict.json", "state.json"}  # one of them is there
+
+
 class Datasets(RowFormat):
     "A folder that `datasets` saved: rows of tokens and tags, or of text and spans."
 
@@ -114,6 +130,7 @@ class Datasets(RowFormat):
 
     def prepare(self, reading: Reading, text: str) -> list[TokenRecord] | list[Record]:
         "Rows of a folder that `save_to_disk` wrote."
+        _refuse_other_folder(reading.path)
         dataset = _optional("datasets").load_from_disk(str(reading.path))
         if isinstance(dataset, Mapping):
             if reading.split not in dataset:

@@ -70,24 +70,45 @@ def data_path(
     return path.with_suffix(".json")
 
 
+_MARKS = (  # of a page; the second one of those of before
+    b'<meta name="generator" content="nercrf report">',
+    b'<p class="kind">Evaluation report</p>',
+)
+
+
+def _is_page(path: Path) -> bool:
+    "Did this program write a page? A run that was killed may have left one without its data."
+    with open(path, "rb") as file:
+        head = file.read(1 << 17)
+    return any(mark in head for mark in _MARKS)
+
+
+def _are_data(path: Path) -> bool:
+    "Did this program write the data of a page?"
+    try:
+        return "schema_version" in read_object(path)
+    except (OSError, ValueError):
+        return False
+
+
 def check_report_place(
     path: str | Path,  # of the page
 ) -> None:
-    "ValueError where another file stands in the place of the data, or a folder in one of both."
+    "ValueError where something else stands in the place of the page or of its data."
     beside = data_path(path)
     for each in (Path(path), beside):
         if each.is_dir():
             raise ValueError(f"--report {path}: {each} is a folder; choose another name")
-    if beside.exists():
-        try:
-            ours = "schema_version" in read_object(beside)
-        except (OSError, ValueError):
-            ours = False
-        if not ours:
-            raise ValueError(
-                f"--report {path}: {beside}, where its data go, is no report of nercrf; choose "
-                "another name"
-            )
+    if beside.exists() and not _are_data(beside):
+        raise ValueError(
+            f"--report {path}: {beside}, where its data go, is no report of nercrf; choose "
+            "another name"
+        )
+    if Path(path).is_file() and not _is_page(Path(path)):
+        raise ValueError(
+            f"--report {path}: stands there and is no report of nercrf: move it away, or choose "
+            "another name"
+        )
 
 
 def write_report(

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 __all__ = ['logger', 'CACHE_FORMAT', 'LARGE', 'KEPT_WARNINGS', 'name_kind', 'describe_data', 'CachedCorpus', 'open_cached']
 
 # %% ../../nbs/2_features/11_cache.ipynb #6156b2be
-CACHE_FORMAT = 5  # raise it when the columns or their meaning change
+CACHE_FORMAT = 6  # raise it when the columns or their meaning change
 
 
 def name_kind(

@@ -288,16 +288,16 @@ def _word_sample(parsed: ParsedPart) -> list[list[str]]:
     return [list(tokens) for tokens in found[:SAMPLE]]
 
 
-def _mentions(parsed: ParsedPart) -> list[tuple[Sequence[str] | None, list[str]]]:
-    "Words that entities are made of, each once, with their tags; or with None, an entity's."
-    found = {}
+def _mentions(parsed: ParsedPart) -> list[tuple[Sequence[str] | str, list[str], int]]:
+    "Words of entities behind their tags, or behind the type of one; and how often they occur."
+    found: Counter[tuple[Sequence[str] | str, tuple[str, ...]]] = Counter()
     for sentence in parsed.sentences if parsed.labelled else []:
         for first, run in sentence.runs:
-            found[run, tuple(sentence.tokens[first : first + len(run)])] = None
+            found[run, tuple(sentence.tokens[first : first + len(run)])] += 1
     for example in parsed.examples:
-        for _, start, end in example.spans or ():
-            found[None, tuple(example.tokens[start:end])] = None
-    return [(run, list(tokens)) for run, tokens in found]
+        for label, start, end in example.spans or ():
+            found[label, tuple(example.tokens[start:end])] += 1
+    return [(run, list(tokens), count) for (run, tokens), count in found.items()]
 
 
 def scan_part(

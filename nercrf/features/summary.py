@@ -134,14 +134,19 @@ class CorpusSummary:
 
     def texts(
         self,
-        name: str,  # "surface", "word" or a split
+        name: str,  # "name", "word" or a split
     ) -> Texts:  # decoded where they are looked at
         "Some texts of the columns."
         return Texts(self.columns[f"{name}_text"], self.columns[f"{name}_offsets"])
 
-    def surfaces(self) -> set[str]:  # words joined by blanks
+    def names(self) -> dict[str, Counter[str]]:  # words joined by blanks -> type -> count
         "The texts of all entities in the training data."
-        return set(self.texts("surface"))
+        names: dict[str, Counter[str]] = {}
+        texts, types = self.texts("name"), self.survey.types
+        numbers = (self.columns[f"name_{column}"][:].tolist() for column in ("type", "count"))
+        for text, type_id, count in zip(texts, *numbers, strict=True):
+            names.setdefault(text, Counter())[types[type_id]] = count
+        return names
 
     def word_counts(self) -> Counter[str]:  # in the order in which they occur first
         "How often each word of the training data occurs in it."
@@ -195,6 +200,24 @@ def load_summary(
             f"{path}: expected a summary of a corpus, got a file without {error}; build it again"
         ) from error
 
+# %% ../../nbs/2_features/07_summary.ipynb #bd275328
+_Mention = tuple[tuple[str, ...] | str, tuple[str, ...]]  # tags or the type of an entity; words
+
+
+def _count_names(
+    mentions: Mapping[_Mention, int], survey: CorpusSurvey
+) -> Counter[tuple[str, int]]:
+    "How often each text is an entity of each type, which stands by its number."
+    names: Counter[tuple[str, int]] = Counter()
+    number = {label: place for place, label in enumerate(survey.types)}
+    for (tags, tokens), count in mentions.items():
+        spans = [(tags, 0, len(tokens))]
+        if not isinstance(tags, str):
+            spans = tags_to_spans(tags, survey.scheme, mode="lenient")
+        for label, start, end in spans:
+            names[" ".join(tokens[start:end]), number[label]] += count
+    return names
+
 # %% ../../nbs/2_features/07_summary.ipynb #bf9914b5
 class SummaryBuilder:
     "Gathers the texts of a corpus, in the order of its files."
@@ -204,8 +227,7 @@ class SummaryBuilder:
         splits: Iterable[str],  # the files there are
     ):
         self.counts: Counter[str] = Counter()
-        # tags, or None for the words of an entity; and words
-        self.mentions: dict[tuple[tuple[str, ...] | None, tuple[str, ...]], None] = {}
+        self.mentions: Counter[_Mention] = Counter()
         self.words = {split: TextBuilder() for split in splits if split != "train"}
         self.lengths = {split: array("q") for split in self.words}
         self.labelled: set[str] = set()
@@ -225,8 +247,8 @@ class SummaryBuilder:
                 self.counts.update(example.tokens)
                 if example.original is None:
                     self.add_sample([example.tokens])
-                for _, start, end in spans or ():
-                    self.mentions[None, tuple(example.tokens[start:end])] = None
+                for label, start, end in spans or ():
+                    self.mentions[label, tuple(example.tokens[start:end])] += 1
             else:
                 self.add_words(split, [example.tokens])
 
@@ -257,8 +279,9 @@ class SummaryBuilder:
             self.labelled.add(split)
         self.counts.update(scan.pop("counts"))
         self.add_sample(scan.pop("sample"))
-        for tags, tokens in scan.pop("mentions"):
-            self.mentions[tags and tuple(tags), tuple(tokens)] = None
+        for tags, tokens, count in scan.pop("mentions"):
+            label = tags if isinstance(tags, str) else tuple(tags)
+            self.mentions[label, tuple(tokens)] += count
         for tokens in scan.pop("words"):
             self.add_words(split, [tokens])
 
@@ -267,14 +290,13 @@ class SummaryBuilder:
         survey: CorpusSurvey,  # of the same files
     ) -> CorpusSummary:  # in memory
         "All that was added, in columns."
-        surfaces = set()
-        for tags, tokens in self.mentions:
-            spans = [(None, 0, len(tokens))]
-            if tags is not None:
-                spans = tags_to_spans(tags, survey.scheme, mode="lenient")
-            surfaces.update(" ".join(tokens[start:end]) for _, start, end in spans)
-        columns = {"word_counts": np.array(list(self.counts.values()), np.int64)}
-        for name, texts in (("surface", sorted(surfaces)), ("word", self.counts)):
+        rows = sorted(_count_names(self.mentions, survey).items())
+        columns = {
+            "word_counts": np.array(list(self.counts.values()), np.int64),
+            "name_type": np.array([type_id for (_, type_id), _ in rows], np.int64),
+            "name_count": np.array([count for _, count in rows], np.int64),
+        }
+        for name, texts in (("name", (text for (text, _), _ in rows)), ("word", self.counts)):
             builder = TextBuilder()
             builder.add(texts)
             columns |= builder.columns(name)
