@@ -9,6 +9,7 @@ __all__ = ['logger', 'UNKNOWN_WORDS', 'evaluate', 'evaluate_splits', 'can_go_on'
 # %% ../nbs/8_commands/05_script.ipynb #222ccd52
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -61,7 +62,7 @@ from nercrf.evaluation.report_data import (
 from nercrf.evaluation.report_page import data_path, write_report
 from nercrf.evaluation.result_files import describe_unseen, result_text, write_result
 from nercrf.data.splitting import find_splitter
-from nercrf.files import TakenError, is_stream, write_bytes
+from nercrf.files import TakenError, claim_file, is_claimed, is_stream, write_bytes
 from nercrf.labels import entity_types, label_list
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import LoadedModel
@@ -127,11 +128,8 @@ def evaluate_splits(
 ) -> dict[str, dict[str, float]]:  # the figures of each labelled split
     "Evaluate on dev and test, as far as they have labels; every process must call it."
     figures, texts, config = {}, corpus.summary, loaded.model.config
-    surfaces = texts.surfaces() if _knows_training(loaded, corpus) else None
-    known, errors = None, getattr(args, "errors", 0)
-    is_asked = errors or (pages is not None and not args.do_train)  # a training reads once
-    if is_asked and surfaces is not None and info.is_main:
-        known = KnownNames.of(corpus.files.read("train"))
+    known = KnownNames(texts.names()) if _knows_training(loaded, corpus) else None
+    errors = getattr(args, "errors", 0)
     for split in ("dev", "test"):
         if split not in texts.labelled:
             continue
@@ -141,8 +139,8 @@ def evaluate_splits(
         figures[split] = result_record(result) | {"calibration": summary}
         lines = [describe_result(result), describe_interval(figures[split])]
         lines.append(describe_calibration(summary))
-        if surfaces is not None:
-            unseen = unseen_f1(result, texts.words(split), surfaces)
+        if known is not None:
+            unseen = unseen_f1(result, texts.words(split), known)
             lines.append(describe_unseen(unseen, result.scores.micro.gold))
             # over nothing there is no ratio
             figures[split] |= unseen if unseen["unseen_gold"] else {"unseen_gold": 0}
@@ -271,10 +269,15 @@ def _file_jobs(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> list[Fi
         made = outputs_in(args.output, args.input, SUFFIXES[args.output_format])
         by_path = {source.path: source for source in sources}
         groups = {output: [by_path[path]] for path, output in made.items()}
-        for output in groups:
-            for path in brat_paths(Path(output)) if args.output_format == "brat" else [output]:
-                check_destination(path, "--output", made)
-            Path(output).parent.mkdir(parents=True, exist_ok=True)
+        is_pair = args.output_format == "brat"
+        results = [x for each in groups for x in (brat_paths(Path(each)) if is_pair else [each])]
+        for path in results:
+            check_destination(path, "--output", made)
+            if os.path.lexists(path) and not is_claimed(path):
+                raise TakenError(path)
+        for path in results:  # when nothing is in the way of any
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            claim_file(path)
     digest = model_digest(tagger)
     return [
         FileTagging(
@@ -488,7 +491,8 @@ def run_evaluation(
         write_bytes(claim_run_file(args.output_dir, RESULTS), result_text(figures).encode())
     elif info.is_main:
         record = _evaluation_record(args, corpus, folders) | {"results": figures}
-        folder, name = results_folder(args), Path(args.data_dir).resolve().name
+        folder, data = results_folder(args), Path(args.data_dir).resolve()
+        name = data.stem if data.is_file() else data.name
         logger.info("figures written to %s", write_result(folder, name, record))
     return figures
 
