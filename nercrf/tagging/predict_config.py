@@ -73,9 +73,7 @@ class PredictConfig:
     decoding: Decoding = "viterbi"  # best sequence, most right entities, or likely ones
     threshold: list[str] = field(default_factory=list)  # least probability: 0.5, or PER=0.3 LOC=0.6
     operating_point: str | None = None  # a set of biases of the model's viterbi_calibration.json
-    coverage: Annotated[float, Share] | None = (
-        None  # add sets that hold the truth so often (calibrate)
-    )
+    coverage: Annotated[float, Share] | None = None  # add sets that hold the truth so often
     predict_checkpoints: Annotated[int, NotNegative] = 0  # step of the checkpoint; 0: best model
 
     def check(self) -> None:
