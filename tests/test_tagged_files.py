@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import TOKENIZER, make_model
 
+from nercrf.data import rows
 from nercrf.data.formats import read_examples
 from nercrf.data.splitting import find_splitter
 from nercrf.files import write_lines
 from nercrf.labels import Span
-from nercrf.tagging import inputs
+from nercrf.tagging import lines
 from nercrf.tagging.decoder import Found
 from nercrf.tagging.inputs import Source, read_batches
 from nercrf.tagging.output import tag_file, tag_input
@@ -365,15 +367,29 @@ def test_standard_input_is_answered_as_it_comes(monkeypatch):
     for blocks in (
         [b"Ada sings\n", b"\n", b"Mo", b"or\n"],
         [b'{"text": "Ada"}\n', b'{"text": ""}\n'],
+        [b'[{"text": "Ada"}, ', b'{"text": ""}', b"]"],
+        [b"[", b"\n", b'{"text":', b' "Ada"},\n{"te', b'xt": ""}\n]'],
+        [b"Ada O\nsings O\n\n", b"Moor", b" O\nleft O\n\n"],
+        [b'id,text\n1,"Ada', b' sings in Lund"\n', b"2,\n"],
     ):
+        is_table = blocks[0].startswith(b"id")
         raw = Trickle(blocks)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(raw)))
         tagger = EveryWord()
-        batches = tag_batches(tagger, read_batches(Source("-", tagger.splitter)))
+        source = Source("-", tagger.splitter, "csv" if is_table else "auto")
+        batches = tag_batches(tagger, filter(None, read_batches(source)))
         given = [(raw.given, [each.example.text for each in batch]) for batch in batches]
         texts = [text for _, batch in given for text in batch]
-        assert texts in (["Ada sings", "", "Moor"], ["Ada", ""])
-        assert [number for number, _ in given][:2] == [1, 2]
+        assert texts in (
+            ["Ada sings", "", "Moor"],
+            ["Ada", ""],
+            ["Ada sings", "Moor left"],
+            ["Ada sings in Lund", ""],
+        )
+        late = blocks[0] == b"[" or is_table  # an element or a row that comes in pieces
+        first, second = [number for number, _ in given][:2]
+        assert (first, second) == ((2 if is_table else 4, len(blocks)) if late else (1, second))
+        assert second - first == 1 or blocks[0][:3] == b"Ada"
 
 
 def test_only_what_is_needed_is_held(tmp_path):
@@ -389,6 +405,82 @@ def test_only_what_is_needed_is_held(tmp_path):
         ]
         assert sum(sizes) == 30_000
         assert max(sizes) < 10_000
+
+
+def rows_of(count, separator, header=""):
+    """A table of words or a column file of sentences of three words."""
+    words = "".join(
+        f"{word}{separator}{tag}\n" for word, tag in zip(["Ada", "sings", "."], "BOO", strict=True)
+    )
+    return header + (words + "\n") * count
+
+
+LARGE = [
+    ("in.conll", lambda count: rows_of(count, "\t")),
+    ("characters.conll", lambda count: "林 B\n砚 I\n男 O\n\n" * count),
+    ("words.csv", lambda count: rows_of(count, ",", "token,tag\n")),
+    ("texts.csv", lambda count: "id,text\n" + '7,"Ada, she sings"\n' * count),
+    ("in.json", lambda count: json.dumps([{"text": "Ada sings"}] * count)),
+    ("indented.json", lambda count: json.dumps([{"text": "Ada sings"}] * count, indent=1)),
+    ("strings.json", lambda count: json.dumps(["Ada sings in Lund"] * count)),
+    ("values.json", lambda count: '{"text":\n"Ada sings"}\n' * count),
+    ("in.jsonl", lambda count: '{"text": "Ada sings"}\n' * count),
+    ("in.txt", lambda count: "Ada sings in Lund\n" * count),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), LARGE, ids=[name for name, _ in LARGE])
+def test_no_more_is_read_than_a_batch_needs(name, write, tmp_path, monkeypatch):
+    """Whatever the format: the first answers need some blocks of a file and of a pipe."""
+    encoding = "utf-16" if name in ("in.json", "words.csv") else "utf-8"
+    content = write(40_000).encode(encoding)
+    source = Source(str(tmp_path / name), EveryWord().splitter, encoding=encoding)
+    Path(source.path).write_bytes(content)
+    batches = read_batches(source)
+    assert 0 < len(next(batches)) < 15_000
+    assert source.position < min(4 * lines.BLOCK, len(content) / 1.5)
+    batches.close()
+    raw = Trickle(content[start : start + 8192] for start in range(0, len(content), 8192))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(raw, 8192)))
+    format = {".csv": "csv", ".json": "jsonl"}.get(Path(name).suffix, "auto")
+    assert next(filter(None, read_batches(Source("-", source.splitter, format, encoding))))
+    assert raw.given < 4 or name == "words.csv"  # which shows as a whole how it is to be read
+
+
+@pytest.mark.parametrize("name", ["in.parquet", "in.arrow", "stream.arrow", "saved"])
+def test_rows_are_read_some_at_a_time(name, tmp_path, monkeypatch):
+    arrow = pytest.importorskip("pyarrow")
+    path, texts = tmp_path / name, [f"Ada sings {number}" for number in range(5_000)]
+    table = arrow.table({"text": texts})
+    if name == "saved":
+        pytest.importorskip("datasets").Dataset(table).save_to_disk(path)
+    elif name == "in.parquet":
+        pytest.importorskip("pyarrow.parquet").write_table(table, path)
+    else:
+        make = arrow.ipc.new_stream if name == "stream.arrow" else arrow.ipc.new_file
+        with make(path, table.schema) as writer:
+            writer.write_table(table)
+    made, make_record = [], rows.span_record
+    monkeypatch.setattr(rows, "span_record", lambda *args: made.append(1) or make_record(*args))
+    batches = read_batches(Source(str(path), EveryWord().splitter))
+    first = next(batches)
+    assert len(made) <= 1024
+    assert [each.example.text for each in chain(first, *batches)] == texts
+
+
+def test_what_stands_before_a_broken_bracket_is_tagged(tmp_path):
+    """The end of an array is missing: the sentences before it are given, then the error comes."""
+    source = tmp_path / "in.json"
+    source.write_text(json.dumps(["Ada sings in Lund"] * 30_000, indent=0)[:-9], encoding="utf-8")
+    found = []
+
+    def read():
+        for batch in read_batches(Source(str(source), EveryWord().splitter)):
+            found.extend(batch)
+
+    with pytest.raises(ValueError, match=r"in\.json:30001: expected JSON, got .*cut off"):
+        read()
+    assert len(found) == 29_999
 
 
 def test_batches_of_any_size_give_what_one_gives(tagger):
@@ -422,7 +514,7 @@ def test_batches_of_any_size_give_what_one_gives(tagger):
     ids=("cut", "latin", "utf16", "gzip", "zip", "pdf", "line", "bomb"),
 )
 def test_a_file_that_nobody_can_read_is_an_error(content, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "LONGEST", 200_000)
+    monkeypatch.setattr(lines, "LONGEST", 200_000)
     source, target = tmp_path / "in.json", tmp_path / "out.jsonl"
     source.write_bytes(content)
     with pytest.raises(ValueError, match=message):

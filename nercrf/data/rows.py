@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 from nercrf.data.examples import (
     DataError,
@@ -57,36 +58,47 @@ def _class_names(features: Mapping, column: str) -> list[str] | None:
     return None if names is None else list(names)
 
 # %% ../../nbs/1_data/15_rows.ipynb #a27bf6b9
-def _prepare_rows(
-    reading: Reading, columns: Sequence[str], features: Mapping, rows: Sequence[Mapping]
-) -> list[TokenRecord] | list[Record]:
+def _row_records(
+    reading: Reading, columns: Sequence[str], features: Mapping, rows: Iterable[Mapping]
+) -> Iterator[TokenRecord | Record]:
     "Records of rows of tokens, or of text and spans."
     place = f"{reading.path}:row "
     tag_column = next((name for name in TAG_KEYS if name in columns), None)
-    first = next(iter(rows), {})
-    is_text = not is_token_record(first) or ("text" in columns and not {*TAG_KEYS} & {*columns})
-    names = _class_names(features, tag_column) if tag_column and not is_text else None
-    records = []
+    no_tags = "text" in columns and not {*TAG_KEYS} & {*columns}
+    names = is_text = None
     for number, row in enumerate(rows):
+        if is_text is None:
+            is_text = not is_token_record(row) or no_tags
+            names = _class_names(features, tag_column) if tag_column and not is_text else None
         where = f"{place}{number}"
         with told(reading, where):
             if is_text:
-                records.append(span_record(reading, where, dict(row), number))
+                yield span_record(reading, where, dict(row), number)
             else:
-                records += token_records(reading, where, dict(row), number, names)
-    return records
+                yield from token_records(reading, where, dict(row), number, names)
 
 # %% ../../nbs/1_data/15_rows.ipynb #fd0f9238
-def _dataset_rows(reading: Reading, dataset) -> list[TokenRecord] | list[Record]:
+def _dataset_rows(reading: Reading, dataset: Any) -> Iterator[TokenRecord | Record]:
     "The records of a `Dataset`."
     columns, features = list(dataset.column_names), getattr(dataset, "features", None) or {}
-    return _prepare_rows(reading, columns, features, list(dataset))
+    return _row_records(reading, columns, features, dataset)
 
 # %% ../../nbs/1_data/15_rows.ipynb #18527787
 class RowFormat(RecordFormat):
     "Rows of tokens, or of text and spans."
 
     reads_path = outermost_only = True
+
+    def stream(
+        self,
+        reading: Reading,  # names the file; takes what cannot be read
+    ) -> Iterator[TokenRecord | Record]:  # one after the other
+        "The rows of a file of any size."
+        raise NotImplementedError
+
+    def prepare(self, reading: Reading, text: str) -> list[TokenRecord] | list[Record]:
+        "The rows of a file, all at once."
+        return list(self.stream(reading))
 
     def survey(self, reading: Reading, content: list[TokenRecord] | list[Record]) -> Survey:
         "What the rows tell, be they tokens or text."
@@ -128,7 +140,7 @@ class Datasets(RowFormat):
     name = "datasets"
     extensions = ("",)
 
-    def prepare(self, reading: Reading, text: str) -> list[TokenRecord] | list[Record]:
+    def stream(self, reading: Reading) -> Iterator[TokenRecord | Record]:
         "Rows of a folder that `save_to_disk` wrote."
         _refuse_other_folder(reading.path)
         dataset = _optional("datasets").load_from_disk(str(reading.path))
@@ -170,35 +182,52 @@ def _arrow_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]
     return found
 
 
+_ROWS = 1024  # that are Python objects at once
+
+
 class Parquet(RowFormat):
     "A parquet or arrow file: rows of tokens and tags, or of text and spans."
 
     name = "parquet"
     extensions = (".parquet", ".arrow", ".feather")
 
-    def prepare(self, reading: Reading, text: str) -> list[TokenRecord] | list[Record]:
+    def stream(self, reading: Reading) -> Iterator[TokenRecord | Record]:
         "Rows of a file."
-        table = self._table(reading.path)
-        names = _arrow_names(table.schema.metadata)
-        features = {column: SimpleNamespace(names=held) for column, held in names.items()}
-        return _prepare_rows(reading, table.column_names, features, table.to_pylist())
-
-    def _table(self, path: Path):
-        "The rows of a file, be it parquet, or arrow as a file or a stream."
-        arrow = _optional("pyarrow")
+        path, arrow = reading.path, _optional("pyarrow")
         with open(path, "rb") as file:
             begin = file.read(6)
         try:
             if path.suffix == ".parquet":
-                return _optional("pyarrow.parquet").read_table(path)
-            if begin == b"ARROW1":
-                return arrow.ipc.open_file(str(path)).read_all()
-            return arrow.ipc.open_stream(path.read_bytes()).read_all()
+                reader = _optional("pyarrow.parquet").ParquetFile
+                with reader(path, buffer_size=1 << 20, pre_buffer=False) as file:
+                    batches = file.iter_batches(batch_size=_ROWS)
+                    yield from self._records(reading, file.schema_arrow, batches)
+            elif begin == b"ARROW1":
+                with arrow.ipc.open_file(str(path)) as file:
+                    batches = map(file.get_batch, range(file.num_record_batches))
+                    yield from self._records(reading, file.schema, batches)
+            else:
+                with arrow.ipc.open_stream(str(path)) as file:
+                    yield from self._records(reading, file.schema, file)
         except (arrow.ArrowInvalid, OSError) as error:
             kind = "parquet" if path.suffix == ".parquet" else "arrow"
             raise DataError(
                 f"{path}: expected a {kind} file, got {error}; is it cut off, or an LFS pointer?"
             ) from error
+
+    def _records(
+        self, reading: Reading, schema: Any, batches: Iterable[Any]
+    ) -> Iterator[TokenRecord | Record]:
+        "The rows of record batches, some at a time."
+        names = _arrow_names(schema.metadata)
+        features = {column: SimpleNamespace(names=held) for column, held in names.items()}
+        rows = (
+            row
+            for batch in batches
+            for start in range(0, batch.num_rows, _ROWS)
+            for row in batch.slice(start, _ROWS).to_pylist()
+        )
+        return _row_records(reading, schema.names, features, rows)
 
     def write(self, examples: Sequence[Example], path: Path, scheme: str) -> None:
         "Write a parquet file of tokens and tags by name."
@@ -230,7 +259,7 @@ def from_dataset(
             for split, rows in dataset.items()
         }
     reading = Reading(Path(name), scheme=scheme)
-    content = _dataset_rows(reading, dataset)
+    content = list(_dataset_rows(reading, dataset))
     kind = Datasets()
     examples = kind.finish(reading, content, kind.survey(reading, content))
     report_findings(reading.all_findings(), on_bad, warnings)

@@ -9,8 +9,8 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +35,8 @@ from nercrf.files import write_lines
 from nercrf.labels import spans_to_tags
 
 # %% auto #0
-__all__ = ['SEPARATORS', 'has_quotes', 'table_rows', 'find_separator', 'Table', 'table_lines', 'Separated']
+__all__ = ['SEPARATORS', 'has_quotes', 'read_rows', 'table_rows', 'find_separator', 'Table', 'column_rows', 'table_lines',
+           'Separated']
 
 # %% ../../nbs/1_data/09_separated.ipynb #b1fedb63
 SEPARATORS = "\t;,"
@@ -43,35 +44,48 @@ _TAG = re.compile(r"O|[A-Z][-_]\S+|[A-Za-z]+[-_][BIESMLU]")
 
 
 def has_quotes(
-    text: str,  # of a table
+    lines: Iterable[str],  # of a table, with their ends
     separator: str,  # of its cells
 ) -> bool:  # True needs a cell of at least one character in quotes
     "Whether cells are quoted, and no quote is a token of its own."
-    if '"' not in text:
-        return False
-    cell = rf'(?:^|{separator})("(?:[^"\n]|"")*"(?=[{separator}\r\n]|$)|")'
-    cells = re.findall(cell, text, re.MULTILINE)
-    if '"' in cells or not any(len(cell) > 2 for cell in cells):
-        return False
-    needed = any('""' in cell[1:-1] or separator in cell for cell in cells)
-    return needed or len(cells) == text.count(separator) + len(re.findall("(?m)^.", text))
+    cell = re.compile(rf'(?:^|{separator})("(?:[^"\n]|"")*"(?=[{separator}\r\n]|$)|")')
+    quoted = total = 0
+    is_long = is_needed = False
+    for line in lines:
+        total += line.count(separator) + (line.rstrip("\n") != "")
+        for found in cell.findall(line) if '"' in line else ():
+            if found == '"':
+                return False
+            quoted, is_long = quoted + 1, is_long or len(found) > 2
+            is_needed = is_needed or '""' in found[1:-1] or separator in found
+    return is_long and (is_needed or quoted == total)
+
+
+def read_rows(
+    lines: Iterable[str],  # of a table, with their ends
+    separator: str,  # of its cells
+    quoted: bool,  # as `has_quotes` says
+    name: str = "table",  # of the file, for a message
+) -> Iterator[tuple[int, list[str]]]:  # line and cells of each row; no cells for a blank line
+    "The rows of a table, one after the other."
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader, line = csv.reader(lines, delimiter=separator, quoting=quoting), 1
+    try:
+        for cells in reader:
+            yield line, [cell.strip(" ") or cell for cell in cells]
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{name}: line {line}: {error}; is a quote not closed?") from error
 
 
 def table_rows(
     text: str,  # of a table
     separator: str,  # of its cells
-) -> list[tuple[int, list[str]]]:  # line and cells of each row; no cells for a blank line
+    name: str = "table",  # of the file, for a message
+) -> list[tuple[int, list[str]]]:  # as of `read_rows`
     "The rows of a table."
-    quoting = csv.QUOTE_MINIMAL if has_quotes(text, separator) else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting)
-    rows, line = [], 1
-    try:
-        for cells in reader:
-            rows.append((line, [cell.strip(" ") or cell for cell in cells]))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"line {line}: {error}") from error
-    return rows
+    lines = list(io.StringIO(text, newline=""))
+    return list(read_rows(lines, separator, has_quotes(lines, separator), name))
 
 
 def find_separator(
@@ -81,7 +95,9 @@ def find_separator(
     head = "\n".join(text[:50_000].split("\n")[:400])
     is_quoted = '""' in text or text.lstrip().startswith('"')
     for separator in SEPARATORS:
-        if separator == "\t" and not (is_quoted and has_quotes(text, "\t")):
+        if separator == "\t" and not (
+            is_quoted and has_quotes(io.StringIO(text, newline=""), "\t")
+        ):
             continue
         rows = [cells for _, cells in table_rows(head, separator) if any(cells)]
         sizes = Counter(map(len, rows)).most_common(1)
@@ -116,26 +132,28 @@ def _line(cells: Sequence[str]) -> str:
     return "\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in cells)
 
 
-def table_lines(
+def column_rows(
     reading: Reading,  # takes what was understood
-    rows: Sequence[tuple[int, list[str]]],  # of `table_rows`
-) -> Table:  # what a reader of column files understands
-    "A table as lines of a column file."
-    filled = [cells for _, cells in rows if any(cells)]
+    rows: Iterable[tuple[int, list[str]]],  # of `read_rows`
+    head: Sequence[tuple[int, list[str]]],  # those of the beginning, or all
+) -> Iterator[tuple[int, str]]:  # number of the row, and line of a column file
+    "A table as lines that a reader of column files understands."
+    filled = [cells for _, cells in head if any(cells)]
     tokens, tags = (named_columns(filled[0], names) for names in (TOKEN_NAMES, TAG_NAMES))
     has_header = bool(tokens)
     place = next(iter(named_columns(filled[0], SENTENCE_NAMES)), None) if has_header else None
     if not has_header and len(filled[0]) > 2 and _numbers_sentences(filled):
         place = 0
+    if place is not None:
+        reading.understand(f"column {place} numbers the sentences", head[0][0])
     asked = (reading.token_column, reading.tag_column) != (None, None)
-    lines, numbers, sentence, header = [], [], None, has_header
+    sentence, header = None, has_header
     for number, cells in rows:
         if place is not None and len(cells) > place:
             value = cells[place]
             if value and value != sentence and not header:
                 if sentence is not None:
-                    lines.append("")
-                    numbers.append(number)
+                    yield number, ""
                 sentence = value
             if not asked:
                 cells = [cell for index, cell in enumerate(cells) if index != place]
@@ -143,13 +161,33 @@ def table_lines(
             header = False
             if not tags or asked:
                 continue
-        lines.append(_line(cells if any(cells) else []))
-        numbers.append(number)
-    if place is not None:
-        reading.understand(f"column {place} numbers the sentences", rows[0][0])
-    return Table(lines, numbers)
+        yield number, _line(cells if any(cells) else [])
+
+
+def table_lines(
+    reading: Reading,  # takes what was understood
+    rows: Sequence[tuple[int, list[str]]],  # of `table_rows`
+) -> Table:  # what a reader of column files understands
+    "A table as lines of a column file."
+    numbered = list(column_rows(reading, rows, rows))
+    return Table([line for _, line in numbered], [number for number, _ in numbered])
 
 # %% ../../nbs/1_data/09_separated.ipynb #11e29e58
+_HEAD = 2000  # rows that tell how a table is to be read
+
+
+def _parts(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    "Lines of a column file, cut between sentences."
+    part: list[tuple[int, str]] = []
+    for number, line in numbered:
+        part.append((number, line))
+        if not line and len(part) > _HEAD:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
 class Separated(Columns):
     "A table of tokens, separated by commas, semicolons, or TABs with quotes."
 
@@ -160,10 +198,7 @@ class Separated(Columns):
     def prepare(self, reading: Reading, text: str) -> list[ColumnSentence]:
         "Sentences of a table, their tags not yet read."
         separator = find_separator(text) or max(SEPARATORS, key=text.count)
-        try:
-            rows = table_rows(text, separator)
-        except DataError as error:
-            raise DataError(f"{reading.path}: {error}; is a quote not closed?") from error
+        rows = table_rows(text, separator, str(reading.path))
         if not any(any(cells) for _, cells in rows):
             return []
         reading.understand(
@@ -173,6 +208,28 @@ class Separated(Columns):
         layout = find_layout(reading, table.lines)
         sentences = parse_columns(reading, table.lines, layout, table.numbers)
         return self.settle(reading, sentences, layout)
+
+    def stream(
+        self,
+        reading: Reading,  # names the file
+        read: Callable[[], Iterable[str]],  # begins to read its lines, with their ends
+    ) -> Iterator[list[ColumnSentence]]:  # some at a time; their tags may be other columns
+        "Sentences of a table of any size, which is read three times, from its beginning."
+        text = "".join(islice(read(), _HEAD))
+        separator = find_separator(text) or max(SEPARATORS, key=text.count)
+        is_quoted = has_quotes(read(), separator)  # one reading ends before the next begins
+        rows = read_rows(read(), separator, is_quoted, str(reading.path))
+        head = list(islice(rows, _HEAD))
+        if not any(any(cells) for _, cells in head):
+            return
+        layout = None
+        for part in _parts(column_rows(reading, chain(head, rows), head)):
+            lines, numbers = [line for _, line in part], [number for number, _ in part]
+            is_first, layout = layout is None, layout or find_layout(reading, lines)
+            sentences = parse_columns(reading, lines, layout, numbers)
+            yield self.settle(reading, sentences, layout) if is_first else sentences
+            for kept in (reading.findings, reading.skipped, reading.documents):
+                kept.clear()  # nobody asks for them, and there may be many
 
     def repair(self, file: Examined, lines: list[str]) -> list:
         "Nothing: a cell may go over several lines."

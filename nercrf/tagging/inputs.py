@@ -6,187 +6,55 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import logging
 import re
-import select
-import sys
-import time
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
-from nercrf.data.column_layout import LineNote, find_layout, named_columns
+from nercrf.data.column_layout import (
+    ColumnLayout,
+    LineNote,
+    find_layout,
+    is_border,
+    named_columns,
+)
 from nercrf.data.examples import DataError, Example
 from nercrf.data.formats import JSON_ENDINGS, detect_path, detect_text, find_format
 from nercrf.data.json_tokens import MENTION_KEYS, TAG_KEYS, TOKEN_KEYS, TokenRecord
 from nercrf.data.json_values import ID_KEYS, SPAN_KEYS, first_of, record_id, unwrapped
 from nercrf.data.label_studio import task_text
 from nercrf.data.markup import brat_paths, parse_inline
-from nercrf.data.reading import clean_lines, read_text, refuse_binary, separators_of
+from nercrf.data.reading import clean_lines, only_characters, separators_of
 from nercrf.data.records import Reading, check_unicode
 from nercrf.data.separated import SEPARATORS, find_separator
 from nercrf.data.splitting import Splitter
 from nercrf.data.tag_forms import STANDARD, find_form
+from nercrf.tagging.json_elements import json_elements
+from nercrf.tagging.lines import (
+    LONGEST,
+    Line,
+    PatientReader,
+    byte_blocks,
+    decode_lines,
+    encoded_blocks,
+    line_blocks,
+    open_bytes,
+    text_blocks,
+    text_lines,
+    wrong_byte,
+)
 from nercrf.tagging.tagger import Tagged, text_example
 
 # %% auto #0
-__all__ = ['BLOCK', 'LONGEST', 'TEXT_NAMES', 'logger', 'open_bytes', 'line_blocks', 'PatientReader', 'encoded_blocks', 'Line',
-           'decode_lines', 'find_input_format', 'text_column', 'Source', 'record_sentences', 'is_json_lines',
+__all__ = ['TEXT_NAMES', 'logger', 'find_input_format', 'text_column', 'Source', 'record_sentences', 'is_json_lines',
            'read_batches']
-
-# %% ../../nbs/7_tagging/09_inputs.ipynb #66974689
-BLOCK = 1 << 17  # bytes that are read at once: about a thousand sentences
-LONGEST = 256 << 20  # bytes of a line: more is no text, but what a small gzip file can hold
-
-
-@contextmanager
-def open_bytes(
-    path: str,  # a file, gzipped or not; "-" for standard input
-) -> Iterator[BinaryIO]:  # to be read once, from its beginning
-    "The bytes of a file or of standard input, unpacked."
-    with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
-        head = file.peek(512) if hasattr(file, "peek") else b""
-        is_packed = head[:2] == b"\x1f\x8b"
-        if not is_packed:
-            refuse_binary("standard input" if path == "-" else path, head)
-        yield gzip.GzipFile(fileobj=file) if is_packed else file
-
-
-def line_blocks(
-    file: BinaryIO,  # as `open_bytes` gives it
-    name: str,  # of the file, for a message
-    size: int = BLOCK,  # bytes that are read at once, at most
-) -> Iterator[list[bytes]]:  # complete lines without their ends
-    "The lines of a file, together those that came together."
-    rest: list[bytes] = []
-    try:
-        while block := file.read1(size):
-            lines, end, tail = block.rpartition(b"\n")
-            if end:
-                yield b"".join([*rest, lines]).split(b"\n")
-                rest = []
-            rest.append(tail)
-            if sum(map(len, rest)) > LONGEST:
-                raise DataError(
-                    f"{name}: expected lines of text, got one of more than {LONGEST:,} bytes; cut "
-                    "it into documents, one a line"
-                )
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{name}: expected a whole gzip file, got a broken one ({error}); copy it again"
-        ) from error
-    if last := b"".join(rest):
-        yield [last]
-
-# %% ../../nbs/7_tagging/09_inputs.ipynb #142a778d
-class PatientReader:
-    "A pipe whose blocks may wait for more, so that a model gets fuller batches."
-
-    def __init__(
-        self,
-        file: BinaryIO,  # standard input, as `open_bytes` gives it
-        seconds: float,  # how long a line waits for others, at most
-    ):
-        self.file, self.seconds = file, seconds
-
-    def read(self) -> bytes:  # to the end
-        "All of it."
-        return self.file.read()
-
-    def read1(
-        self,
-        size: int,  # bytes, at most
-    ) -> bytes:  # none at the end
-        "What comes within the time, once something is there."
-        blocks = [self.file.read1(size)]
-        until = time.monotonic() + self.seconds
-        while blocks[-1] and (left := size - sum(map(len, blocks))) > 0:
-            if not select.select([self.file], [], [], max(0.0, until - time.monotonic()))[0]:
-                break
-            blocks.append(self.file.read1(left))
-        return b"".join(blocks)
-
-# %% ../../nbs/7_tagging/09_inputs.ipynb #2bf99853
-def _is_wide(encoding: str) -> bool:
-    "Whether a line end is more than one byte."
-    try:
-        return "\n".encode(encoding) != b"\n"
-    except LookupError as error:
-        raise ValueError(
-            f"expected the name of an encoding like 'gb18030', got {encoding!r}"
-        ) from error
-
-
-def encoded_blocks(
-    file: BinaryIO,  # as `open_bytes` gives it
-    encoding: str,  # as Python names it
-    name: str,  # of the file, for messages
-) -> tuple[Iterator[list[bytes]], str]:  # as of `line_blocks`; the encoding of its lines
-    "The lines of a file in an encoding whose line ends are one byte."
-    if encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig"):
-        return line_blocks(file, name), "utf-8"
-    if not _is_wide(encoding):
-        return line_blocks(file, name), encoding
-    data = file.read()
-    try:
-        text = data.decode(encoding, "surrogatepass").removeprefix("\ufeff")
-    except UnicodeDecodeError:
-        text = read_text(name, encoding, keep_returns=True, data=data)  # says what is wrong
-    return line_blocks(io.BytesIO(text.encode("utf-8", "surrogatepass")), name), "utf-8"
-
-# %% ../../nbs/7_tagging/09_inputs.ipynb #aa814bd0
-class Line(NamedTuple):
-    "A line of a file."
-
-    number: int  # from 1
-    text: str  # without its end
-    error: str | None = None  # why it has no text
-
-
-def decode_lines(
-    blocks: Iterable[list[bytes]],  # of `encoded_blocks`
-    encoding: str,  # likewise
-    name: str,  # of the file, for messages
-) -> Iterator[list[Line]]:  # a block each
-    "The lines of a file as text."
-    number = offset = 0
-    for block in blocks:
-        lines = []
-        for raw in block:
-            if not offset and encoding == "utf-8" and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-                read_text(name, data=raw)  # raises: this is UTF-16
-            body = raw.rstrip(b"\r")
-            for piece in body.split(b"\r"):
-                number += 1
-                lines.append(_decode_line(piece, encoding, name, number, offset))
-                offset += len(piece) + 1
-            offset += len(raw) - len(body)
-        yield lines
-
-
-def _decode_line(raw: bytes, encoding: str, name: str, number: int, offset: int) -> Line:
-    "One line as text, without a byte order mark."
-    try:
-        return Line(number, raw.decode(encoding).removeprefix("\ufeff"))
-    except UnicodeDecodeError as error:
-        place = f" at offset {offset + error.start}"
-        return Line(number, "", _wrong_byte(f"{name}:{number}", encoding, raw[error.start], place))
-
-
-def _wrong_byte(where: str, encoding: str, byte: int, place: str = "") -> str:
-    "The message on a byte that is not in the encoding."
-    return (
-        f"{where}: expected {encoding}, got byte 0x{byte:02x}{place}; correct it, or name the "
-        "file's encoding, for instance encoding='latin-1' (--encoding latin-1)"
-    )
 
 # %% ../../nbs/7_tagging/09_inputs.ipynb #5135b4d7
 _TAG = re.compile(r"O|[A-Z]-\S+")
@@ -280,7 +148,7 @@ class Source:
         return "standard input" if self.path == "-" else self.path
 
     @property
-    def size(self) -> int:  # 0 where nobody knows
+    def size(self) -> int:  # 0 where nobody knows: a pipe, which cannot be read again
         "Bytes of the file."
         return Path(self.path).stat().st_size if Path(self.path).is_file() else 0
 
@@ -345,7 +213,7 @@ class Source:
     def _unreadable(self, text: str, where: str, what: str = "") -> str | None:
         "What is wrong with a text."
         if self.keeps_bytes and (kept := re.search("[\udc80-\udcff]", text)):
-            return _wrong_byte(where, self.encoding, ord(kept[0]) - 0xDC00)
+            return wrong_byte(where, self.encoding, ord(kept[0]) - 0xDC00)
         try:
             return check_unicode(text, where, what)
         except DataError as error:
@@ -451,24 +319,6 @@ def _json_line(source: Source, line: Line, number: int) -> list[Tagged]:
     return record_sentences(source, where, value, number)
 
 
-def _json_values(source: Source, text: str) -> Iterator[tuple[str, object]]:
-    "The elements of an array, or values one after the other, with their places."
-    decoder, blank, place, number = json.JSONDecoder(), re.compile(r"\s*"), 0, 0
-    while (place := blank.match(text, place).end()) < len(text):
-        try:
-            value, place = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError) as error:
-            at = getattr(error, "pos", place)
-            raise DataError(
-                f"{source.name}:{text.count(chr(10), 0, at) + 1}: expected JSON, got "
-                f"{text[at : at + 20]!r} ({str(error)[:80]}); is the file cut off?"
-            ) from error
-        for each in value if isinstance(value, list) else [value]:
-            for found in _held(each):
-                number += 1
-                yield f"{source.name}:record {number}", found
-
-
 def _held(value: object) -> list[object]:
     "A value that is a text or an object with one, or the values that it wraps."
     if isinstance(value, Mapping) and any(isinstance(value.get(key), str) for key in _TEXT_KEYS):
@@ -491,12 +341,12 @@ def is_json_lines(
 
 
 def _json_batches(
-    source: Source, blocks: Iterator[list[bytes]], encoding: str, head: str
+    source: Source, blocks: Iterator[bytes], encoding: str, head: str
 ) -> Iterator[list[Tagged]]:
     "The sentences of a file of JSON."
     number = 0
     if is_json_lines(head):
-        for lines in decode_lines(blocks, encoding, source.name):
+        for lines in decode_lines(line_blocks(blocks, source.name), encoding, source.name):
             sentences = []
             for line in lines:
                 if line.text.strip() or line.error:
@@ -504,93 +354,179 @@ def _json_batches(
                     number += 1
             yield sentences
         return
-    text = _whole_text(source, blocks, encoding)
-    for number, (where, value) in enumerate(_json_values(source, text)):
-        yield record_sentences(source, where, value, number)
+    texts = _kept_texts(source, blocks, encoding)
+    for elements in json_elements(texts, source.name):
+        sentences = []
+        for value in chain(*map(_held, elements)):
+            number += 1
+            where = f"{source.name}:record {number}"
+            sentences += record_sentences(source, where, value, number - 1)
+        yield sentences
 
 
-def _whole_text(source: Source, blocks: Iterator[list[bytes]], encoding: str) -> str:
-    "The text of a file; bytes that do not fit are kept as halves of surrogate pairs."
-    data = b"\n".join(line for block in blocks for line in block)
+def _kept_texts(source: Source, blocks: Iterator[bytes], encoding: str) -> Iterator[str]:
+    "The text of a file; a byte that does not fit costs the sentence in which it stands."
     source.keeps_bytes = True
-    try:
-        return clean_lines(data.decode(encoding, "surrogateescape").removeprefix("\ufeff"))
-    except UnicodeDecodeError:
-        return read_text(source.name, encoding, data=data)  # says what is wrong
+    return text_blocks(blocks, encoding, source.name)
 
 # %% ../../nbs/7_tagging/09_inputs.ipynb #e046c891
-def _column_sentences(source: Source, text: str) -> Iterator[list[Tagged]]:
-    "The sentences of a column file, all at once."
-    reading, lines = source.reading, text.split("\n")
-    layout = find_layout(reading, lines)
-    found: list[tuple[int, list[str]]] = []
-    inside = False
-    for number, line in enumerate(lines, 1):
-        row = LineNote("header") if number == layout.header else layout.read(line, inside)
-        if row is False:
-            inside = False
-            continue
-        if isinstance(row, LineNote):
-            if row.kind != "bad":
+_HEAD = 2000  # lines of a column file that tell its layout
+_Words = list[tuple[int, list[str]]]  # sentences of known words, each with its first line
+
+
+def _from_start(source: Source) -> Iterator[str]:
+    "The text of a file that can be read again."
+    source.file.seek(0)
+    blocks = byte_blocks(source.file, source.name)
+    return _kept_texts(source, *encoded_blocks(blocks, source.encoding, source.name))
+
+
+def _column_words(blocks: Iterable[list[str]], layout: ColumnLayout) -> Iterator[_Words]:
+    "The sentences of a column file, those together whose ends came together."
+    words: list[str] = []
+    first = number = 0
+    for lines in blocks:
+        found = []
+        for line in lines:
+            number += 1
+            is_header = number == layout.header
+            row = LineNote("header") if is_header else layout.read(line, bool(words))
+            if row is False:
+                found += [(first, words)] if words else []
+                words = []
                 continue
-            cells = layout.split(line)
-            row = [cells[min(layout.token, len(cells) - 1)]]
-        if not inside:
-            found.append((number, []))
-        inside = True
-        found[-1][1].append(row[0])
-    yield _worded(source, found)
+            if isinstance(row, LineNote):
+                if row.kind != "bad":
+                    continue
+                cells = layout.split(line)
+                row = [cells[min(layout.token, len(cells) - 1)]]
+            first = first if words else number
+            words.append(row[0])
+        if found:
+            yield found
+    if words:
+        yield [(first, words)]
 
 
-def _worded(source: Source, found: Sequence[tuple[int, Sequence[str]]]) -> list[Tagged]:
-    "Sentences of known words, with the lines on which they begin."
-    separators = separators_of([list(tokens) for _, tokens in found])
-    return [
-        source.words(
-            tokens,
-            record_id(source.reading, {}, number, f"{source.name}:{line}"),
-            f"{source.name}:{line}",
-            sep=sep,
-        )
-        for number, ((line, tokens), sep) in enumerate(zip(found, separators, strict=True))
-    ]
+def _worded(source: Source, read: Callable[[], Iterator[_Words]]) -> Iterator[list[Tagged]]:
+    "Sentences of known words; a file may be read from its beginning again."
+    parts = read()
+    begin = next(parts, [])
+    by_characters = only_characters(words for _, words in begin)
+    if by_characters and source.size:
+        by_characters = all(only_characters(words for _, words in part) for part in read())
+        begin, parts = [], read()
+    number = 0
+    for part in chain([begin] if begin else [], parts):
+        sentences = []
+        for line, words in part:
+            where = f"{source.name}:{line}"
+            sep = separators_of([words], by_characters and only_characters([words]))[0]
+            id = record_id(source.reading, {}, number, where)
+            sentences.append(source.words(words, id, where, sep=sep))
+            number += 1
+        yield sentences
 
 
-def _table_sentences(source: Source, text: str) -> Iterator[list[Tagged]]:
+def _column_sentences(source: Source, texts: Iterator[str]) -> Iterator[list[Tagged]]:
+    "The sentences of a column file."
+    blocks, head = text_lines(texts, source.name), []
+    for lines in blocks:
+        head += lines
+        ends = any(is_border(right) and not is_border(left) for left, right in pairwise(head))
+        if len(head) >= _HEAD or (ends and not source.size):
+            break
+    layout = find_layout(source.reading, head)
+
+    def read() -> Iterator[_Words]:
+        if source.size:
+            return _column_words(text_lines(_from_start(source), source.name), layout)
+        return _column_words(chain([head], blocks), layout)
+
+    yield from _worded(source, read)
+
+# %% ../../nbs/7_tagging/09_inputs.ipynb #56094032
+def _table_sentences(source: Source, texts: Iterator[str]) -> Iterator[list[Tagged]]:
     "The rows of a table of texts, or the sentences of a table of words."
-    found = text_column(text)
-    if found is None:
-        content = find_format("csv").prepare(source.reading, text)
-        yield _worded(source, [(each.line, each.tokens) for each in content])
+    head = ""
+    for text in texts:
+        head += text
+        has_row = head.lstrip().count("\n") > 1
+        if len(head) >= 100_000 or (has_row and not source.size):
+            break
+    found = text_column(head)
+    if found is not None:
+        yield from _table_texts(source, chain([head], texts), *found)
         return
-    separator, place = found
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    header, number = next(rows), 0
-    for cells in rows:
-        if not cells:
-            continue
-        where, fields = f"{source.name}:row {number + 1}", dict(zip(header, cells, strict=False))
-        id, error = source.name_record(fields, number, where)
-        fields.pop(header[place], None)
-        if error:
-            yield [source.failed(error, id, where, fields)]
-        elif place < len(cells):
-            yield [source.text(cells[place], id, where, fields)]
-        else:
-            message = f"{where}: expected {len(header)} cells as in the header, got {len(cells)}"
-            yield [source.failed(message, id, where, fields)]
-        number += 1
+    with TemporaryFile("w+", encoding="utf-8", errors="surrogateescape", newline="") as copy:
+        if not source.size:
+            copy.writelines(chain([head], texts))
+
+        def lines() -> Iterator[str]:
+            if source.size:
+                return _ended(text_lines(_from_start(source), source.name))
+            copy.seek(0)
+            return iter(copy.readline, "")
+
+        def read() -> Iterator[_Words]:
+            for part in find_format("csv").stream(source.reading, lines):
+                yield [(each.line, each.tokens) for each in part]
+
+        yield from _worded(source, read)
+
+
+def _ended(blocks: Iterable[list[str]]) -> Iterator[str]:
+    "Lines with their ends."
+    return (f"{line}\n" for lines in blocks for line in lines)
+
+
+def _table_texts(
+    source: Source, texts: Iterable[str], separator: str, place: int
+) -> Iterator[list[Tagged]]:
+    "The rows of a table of texts."
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
+    left = 0  # lines that came together with the last one that was read
+
+    def lines() -> Iterator[str]:
+        nonlocal left
+        for block in text_lines(texts, source.name):
+            left = len(block)
+            for line in block:
+                left -= 1
+                yield f"{line}\n"
+
+    rows = csv.reader(lines(), delimiter=separator)
+    header, sentences = next(rows), []
+    for number, cells in enumerate(filter(None, rows)):
+        sentences.append(_row_text(source, header, cells, place, number))
+        if not left:
+            yield sentences
+            sentences = []
+    yield sentences
+
+
+def _row_text(
+    source: Source, header: Sequence[str], cells: Sequence[str], place: int, number: int
+) -> Tagged:
+    "The text of a row; the other cells are fields."
+    where, fields = f"{source.name}:row {number + 1}", dict(zip(header, cells, strict=False))
+    id, error = source.name_record(fields, number, where)
+    fields.pop(header[place], None)
+    if not error and place >= len(cells):
+        error = f"{where}: expected {len(header)} cells as in the header, got {len(cells)}"
+    if error:
+        return source.failed(error, id, where, fields)
+    return source.text(cells[place], id, where, fields)
 
 # %% ../../nbs/7_tagging/09_inputs.ipynb #c85a3fdc
 logger = logging.getLogger(__name__)
 
 
 def _text_batches(
-    source: Source, blocks: Iterator[list[bytes]], encoding: str, format: str
+    source: Source, blocks: Iterator[bytes], encoding: str, format: str
 ) -> Iterator[list[Tagged]]:
     "The lines of a text, the blank ones too."
-    for lines in decode_lines(blocks, encoding, source.name):
+    for lines in decode_lines(line_blocks(blocks, source.name), encoding, source.name):
         sentences = []
         for line in lines:
             id, where, text, error = str(line.number), f"{source.name}:{line.number}", *line[1:]
@@ -606,11 +542,25 @@ def _text_batches(
 
 def _row_sentences(source: Source, format: str) -> Iterator[list[Tagged]]:
     "The rows of a file or folder that is no text."
-    for each in find_format(format).prepare(source.reading, ""):
+    kind = find_format(format)
+    for each in kind.stream(source.reading) if kind.readable else kind.prepare(source.reading, ""):
         if isinstance(each, TokenRecord):
             yield [source.words(each.tokens, each.id, each.where)]
         else:
             yield [source.text(each.text, each.id, each.where)]
+
+
+_ARRAY = re.compile(rb'\s*\[\s*[\[{"]')
+
+
+def _beginning(blocks: Iterator[bytes]) -> bytes:
+    "At least a line, but where an array has begun its first element will do."
+    begin = b""
+    for block in blocks:
+        begin += block
+        if _ARRAY.match(begin) or (b"\n" in begin and begin.strip() != b"["):
+            break
+    return begin
 
 
 def read_batches(
@@ -630,18 +580,20 @@ def read_batches(
         file = source.file
         if source.path == "-" and source.wait:
             file = PatientReader(file, source.wait)
-        blocks, encoding = encoded_blocks(file, source.encoding, source.name)
-        first = next(blocks, [])
-        head = clean_lines(b"\n".join(first).decode(encoding, "replace").removeprefix("\ufeff"))
+        raw = byte_blocks(file, source.name)
+        blocks, encoding = encoded_blocks(raw, source.encoding, source.name)
+        begin = _beginning(blocks)
+        lines = begin if _ARRAY.match(begin) else begin.rpartition(b"\n")[0] or begin
+        head = clean_lines(lines.decode(encoding, "replace").removeprefix("\ufeff"))
         if format == "auto" and head.strip():
             format = find_input_format(path, head, source.splitter)
             if format != "text":
                 what = "JSON" if format == "jsonl" else format
                 logger.info("%s: read as %s (--input_format says otherwise)", source.name, what)
-        blocks = chain([first] if first else [], blocks)
+        blocks = chain([begin] if begin else [], blocks)
         if format in ("columns", "csv"):
             read = _column_sentences if format == "columns" else _table_sentences
-            yield from read(source, _whole_text(source, blocks, encoding))
+            yield from read(source, _kept_texts(source, blocks, encoding))
         elif format in ("auto", "text", "inline", "brat"):
             yield from _text_batches(source, blocks, encoding, format)
         else:
