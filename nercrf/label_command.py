@@ -29,7 +29,7 @@ from nercrf.data.read_config import ReadConfig
 from nercrf.destinations import check_destination
 from nercrf.fields import NotNegative, Positive, check_fields
 from nercrf.features.feature_config import CacheConfig
-from nercrf.files import TakenError, write_bytes
+from nercrf.files import TakenError, read_object, write_bytes
 from nercrf.flags import READING, UNSHOWN, FlagParser, ScriptConfig, add_section, sections_of
 from nercrf.run_ner_crf import guarded, work
 from nercrf.tables import json_visible, one_line, say
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from nercrf.tagging.review import Review
 
 # %% auto #0
-__all__ = ['LabelConfig', 'label_parser', 'labelled_files', 'labelled_sentences', 'claim_folds', 'judge_fold', 'TrainingStopped',
-           'review_lines', 'label_main']
+__all__ = ['LabelConfig', 'label_parser', 'labelled_files', 'labelled_sentences', 'claim_folds', 'tell_unjudged', 'judge_fold',
+           'TrainingStopped', 'review_lines', 'label_main']
 
 # %% ../nbs/8_commands/09_label_command.ipynb #4c5cf48a
 @dataclass
@@ -108,6 +108,15 @@ def labelled_sentences(
     return found
 
 # %% ../nbs/8_commands/09_label_command.ipynb #592fcb23
+def _noted_folds(path: Path) -> dict[str, Any] | None:
+    "What the folds of a folder are made of; None where there are none."
+    try:
+        found = read_object(path)
+    except (OSError, ValueError):
+        return None
+    return found if {"flags", "folds", "sentences"} <= found.keys() else None
+
+
 def claim_folds(
     args: ScriptConfig,  # flags of the trainings; `output_dir` holds the folds
     dealt: Sequence[Sequence[Example]],  # sentences of each fold
@@ -122,10 +131,12 @@ def claim_folds(
     digest = hashlib.sha256(repr(held).encode("utf-8", "surrogatepass")).hexdigest()
     known = json.loads(json.dumps({"flags": flags, "folds": len(dealt), "sentences": digest}))
     path = folder / "folds.json"
-    taken = [] if path.is_file() else sorted(folder.glob("*")) if folder.is_dir() else []
-    if taken or (os.path.lexists(folder) and not folder.is_dir()):
-        raise TakenError(taken[0] if taken else folder, "stands where the folds go")
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else known
+    before = _noted_folds(path)
+    if before is None:
+        taken = sorted(folder.glob("*")) if folder.is_dir() else [folder]
+        if any(map(os.path.lexists, taken)):
+            raise TakenError(taken[0], "stands where the folds go")
+        before = known
     other = [name for name in known if before.get(name) != known[name]]
     if other:
         raise ValueError(
@@ -133,6 +144,32 @@ def claim_folds(
             "remove it"
         )
     write_bytes(path, json.dumps(known, ensure_ascii=True, indent=1).encode())
+
+
+def tell_unjudged(
+    dealt: Sequence[Sequence[Example]],  # sentences of each fold
+) -> None:
+    "Say which types stand in one fold alone: no model of the others can judge them."
+    types = [{span.label for each in held for span in each.spans} for held in dealt]
+    known = [set().union(*types[:row], *types[row + 1 :]) for row in range(len(types))]
+    lost = [
+        each
+        for own, held in zip(known, dealt, strict=True)
+        for each in held
+        if not {span.label for span in each.spans} <= own
+    ]
+    alone = sorted(set().union(*(own - other for own, other in zip(types, known, strict=True))))
+    if not lost:
+        return
+    total = sum(map(len, dealt))
+    says = (
+        f"{len(lost)} of {total} sentences have types that stand in one fold alone "
+        f"({', '.join(alone)}) and cannot be judged; another --fold_seed deals the documents out "
+        "in another way, and --drop_types leaves types out"
+    )
+    if len(lost) == total:
+        raise DataError(says)
+    say(f"warning: {says}", file=sys.stderr)
 
 
 def judge_fold(
@@ -153,7 +190,7 @@ def judge_fold(
         write_examples(others, data / "train.jsonl", "jsonl")
         run = replace(args, data_dir=str(data), output_dir=str(folder / name))
         with redirect_stdout(sys.stderr):
-            code = work(run)
+            code = work(run, is_last=False)
         if code:
             raise TrainingStopped(code)
         device = "cpu" if args.no_cuda else None
@@ -226,6 +263,7 @@ def _judge_folds(
         [examples[row] for row in rows]
         for rows in deal_folds(examples, flags.folds, flags.fold_seed)
     ]
+    tell_unjudged(dealt)
     claim_folds(args, dealt)
     judged = [each for fold in range(len(dealt)) for each in judge_fold(args, dealt, fold)]
     return [each for held in dealt for each in held], judged

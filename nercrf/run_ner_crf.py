@@ -156,6 +156,7 @@ def _in_sentences(work: Callable[[], int | None]) -> int:
 def work(
     args: ScriptConfig,  # checked flags
     show: int = 0,  # how many tagged sentences to print after predicting
+    is_last: bool = True,  # False: a command goes on, so what comes next is not printed
 ) -> int:  # exit code
     "Do what the flags say, if the disk lets us."
     check_files(args)
@@ -163,7 +164,7 @@ def work(
     from nercrf.training.trainer import TrainingInterrupted
 
     try:
-        run(args, show)
+        run(args, show, is_last)
     except TrainingInterrupted as interruption:
         _say(interruption)
         return INTERRUPTED

@@ -261,6 +261,8 @@ def _file_jobs(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> list[Fi
     names = [each.name for each in (*fields(ReadConfig), *fields(PredictConfig))]
     names = sorted({*names, "per_gpu_eval_batch_size"} - set(_NOT_IN_RESULT))
     settings = {name: getattr(args, name) for name in names}
+    if args.coverage is None:  # a journal of before does not know it
+        del settings["coverage"]
     processes = info.world_size if is_shared(args) else 1
     groups = {args.output: sources}
     if fills_folder(args):
@@ -546,6 +548,7 @@ def run_prediction(
         batch_size=args.per_gpu_eval_batch_size,
         base_model=args.base_model,
         operating_point=args.operating_point,
+        coverage=args.coverage,
         decoding=args.decoding,
         threshold=read_thresholds(args.threshold),
     )
@@ -557,10 +560,24 @@ def run_prediction(
         say("\n".join(mark_errors(sentence) for sentence in shown))
     return count
 
+# %% ../nbs/8_commands/05_script.ipynb #763db723
+def _set_up_logging(info: ProcessInfo) -> None:
+    "One log: the main process speaks, the others only in trouble."
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    level = logging.INFO if info.is_main else logging.ERROR
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(True)
+    for noisy in ("httpx", "filelock", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
 # %% ../nbs/8_commands/05_script.ipynb #e86e498e
 def run(
     args: ScriptConfig,  # checked flags
     show: int = 0,  # how many tagged sentences to print after predicting
+    is_last: bool = True,  # False: what comes next is not printed
 ) -> None:
     "Train, evaluate and predict, as the flags say."
     info = init_distributed(
@@ -582,12 +599,12 @@ def run(
             tell_other_guide(args.output_dir)
         held = hold_folder(args.output_dir, info.is_main) if owns else nullcontext()
         with held, trust_remote_code(args.trust_remote_code):
-            _run_parts(args, info, show)
+            _run_parts(args, info, show, is_last)
     finally:
         close_distributed()
 
 
-def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
+def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int, is_last: bool) -> None:
     "Train, evaluate and predict among processes that know each other."
     corpus = None
     if args.do_train or args.do_eval or not args.input:
@@ -604,7 +621,7 @@ def _run_parts(args: ScriptConfig, info: ProcessInfo, show: int) -> None:
             close_distributed()  # nobody has to wait for the main process
         if info.is_main or is_shared(args):
             run_prediction(args, corpus, info, show if info.is_main else 0)
-    if info.is_main and args.do_train:
+    if info.is_main and args.do_train and is_last:
         _say_what_comes_next(args, corpus, figures.get("model", {}), shown)
 
 
@@ -644,16 +661,3 @@ def _can_predict(args: ScriptConfig, corpus: CachedCorpus | None) -> bool:
         )
     logger.info("%s has no test file: nothing to predict", args.data_dir)
     return False
-
-
-def _set_up_logging(info: ProcessInfo) -> None:
-    "One log: the main process speaks, the others only in trouble."
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    level = logging.INFO if info.is_main else logging.ERROR
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.captureWarnings(True)
-    for noisy in ("httpx", "filelock", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

@@ -5,11 +5,16 @@
 # %% ../nbs/8_commands/10_select_command.ipynb #ad630412
 from __future__ import annotations
 
+import os
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from nercrf.data.examples import DataError
+from nercrf.data.examples import DataError, file_stem, split_place
 from nercrf.data.read_config import ReadConfig
 from nercrf.destinations import check_destination
 from nercrf.fields import Bounds, Positive
@@ -20,14 +25,15 @@ from nercrf.tables import say
 if TYPE_CHECKING:
     from nercrf.evaluation.selection import Candidate
     from nercrf.tagging.inputs import Source
-    from nercrf.tagging.tagger import Tagger
+    from nercrf.tagging.tagger import Tagged, Tagger
 
 # %% auto #0
-__all__ = ['Likeness', 'POOL', 'SelectConfig', 'select_parser', 'scored_candidates', 'select_main']
+__all__ = ['Likeness', 'POOL', 'OUTPUT', 'SelectConfig', 'select_parser', 'scored_candidates', 'named_apart', 'select_main']
 
 # %% ../nbs/8_commands/10_select_command.ipynb #9791bf37
 Likeness = Bounds("must be from 0 to 1", lambda x: 0 <= x <= 1)
 POOL = 10  # candidates that are held for each sentence that is wanted
+OUTPUT = "selected.json"  # where they go unless told otherwise
 
 
 @dataclass
@@ -38,7 +44,7 @@ class SelectConfig:
     number: Annotated[int, Positive] = 100  # sentences
     diversity: Annotated[float, Likeness] = 0.5  # 0: none; 1: a copy of a chosen one is worthless
     per_word: bool = True  # per word; off: whole sentences are compared, the longer ones win
-    output: str = "selected.json"  # file that takes the sentences, the best first
+    output: str | None = None  # file that takes them, the best first; none: a new selected.json
     output_format: Literal["label_studio", "doccano", "jsonl"] = "label_studio"  # of that file
     batch_size: Annotated[int, Positive] | None = None  # windows at once; none: by the processor
     base_model: str | None = None  # the encoder that was adapted, where it is not in its place
@@ -61,7 +67,8 @@ def scored_candidates(
     tagger: Tagger,  # the tagger
     sources: Sequence[Source],  # the files
     flags: SelectConfig,  # the measure
-) -> Iterator[Candidate]:  # each sentence with words, tagged, with its score in its fields
+    errors: list[str] | None = None,  # takes why sentences could not be read
+) -> Iterator[Candidate]:  # each sentence with words, tagged, with place and score in its fields
     "Tag and measure sentences as they are read."
     from nercrf.evaluation.selection import candidate, uncertainty
     from nercrf.tagging.inputs import read_batches
@@ -71,13 +78,43 @@ def scored_candidates(
     for source in sources:
         for batch in read_batches(source):
             worded = [each for each in batch if each.example.tokens]
+            if errors is not None:
+                errors += [each.error for each in batch if each.error]
             for places, chain in tagger.engine.chains([each.example for each in worded]):
                 worths = uncertainty(tagger.decoder.calibrated(chain), *how)
                 for worth, each, place in zip(worths, tagger.decoder(chain), places, strict=True):
                     found = {"spans": each.spans, "probabilities": each.probabilities}
-                    fields = worded[place].fields | {"score": round(worth, 6)}
+                    known = {"source": worded[place].example.source} | worded[place].fields
+                    fields = known | {"score": round(worth, 6)}
                     tagged = replace(worded[place], **found, fields=fields)
                     yield candidate(worth, tagged.example.tokens, tagged)
+
+
+def named_apart(
+    sentences: Sequence[Tagged],  # of several files, whose sentences are numbered from 1
+) -> list[Tagged]:  # no two with one id
+    "Put the file's name before ids that several sentences have, and a number behind what is left."
+    many = Counter(each.example.id for each in sentences)
+    found, seen = [], set(many)
+    for each in sentences:
+        name = id = each.example.id
+        if many[id] > 1:
+            first = name = f"{file_stem(Path(split_place(each.example.source)[0]))}-{id}"
+            numbers = count(2)
+            while name in seen:
+                name = f"{first}-{next(numbers)}"
+            seen.add(name)
+        found.append(replace(each, example=replace(each.example, id=name)))
+    return found
+
+
+def _place(flags: SelectConfig) -> str:
+    "Where the sentences go: ValueError where nobody named a file and the usual one is there."
+    if flags.output is None and os.path.lexists(OUTPUT):
+        raise ValueError(
+            f"{OUTPUT} is there: name the file that takes the sentences, --output FILE"
+        )
+    return flags.output or OUTPUT
 
 
 def _run_select(flags: SelectConfig, reading: dict[str, Any], model: str, files: list[str]) -> int:
@@ -89,8 +126,9 @@ def _run_select(flags: SelectConfig, reading: dict[str, Any], model: str, files:
     from nercrf.tagging.stream import input_files
     from nercrf.tagging.tagger import Tagger
 
-    paths = input_files(files, flags.output)
-    check_destination(flags.output, "--output", paths)
+    output = _place(flags)
+    paths = input_files(files, output)
+    check_destination(output, "--output", paths)
     with trust_remote_code(flags.trust_remote_code):
         base = {"base_model": flags.base_model, "batch_size": flags.batch_size}
         tagger = Tagger.from_pretrained(model, **base)
@@ -98,14 +136,22 @@ def _run_select(flags: SelectConfig, reading: dict[str, Any], model: str, files:
     shape = (tagger.splitter, kind or "auto", encoding or "utf-8", reading)
     sources = [Source(path, *shape) for path in paths]
     size = flags.number * (POOL if flags.diversity else 1)
-    pool = best_candidates(scored_candidates(tagger, sources, flags), size)
+    errors: list[str] = []
+    pool = best_candidates(scored_candidates(tagger, sources, flags, errors), size)
     chosen = choose_diverse(pool, flags.number, flags.diversity)
     if not chosen:
         raise DataError(f"{', '.join(files)}: expected sentences with words, got none")
-    batches = [[each.sentence for each in chosen]]
-    written = list(write_tagged(flags.output, batches, flags.output_format))
+    sentences = [each.sentence for each in chosen]
+    batches = [named_apart(sentences) if len(paths) > 1 else sentences]
+    written = list(write_tagged(output, batches, flags.output_format))
     low, high = chosen[-1].worth, max(each.worth for each in chosen)
-    say(f"{len(written)} sentences, {flags.by} {high:.4f} to {low:.4f}: {flags.output}")
+    say(f"{len(written)} sentences, {flags.by} {high:.4f} to {low:.4f}: {output}")
+    if len(written) < flags.number:
+        says = f"the files hold no more than {len(written)}, equal ones counted once"
+        say(f"warning: --number {flags.number}, but {says}", file=sys.stderr)
+    if errors:
+        says = f"{len(errors)} sentences could not be read and were left out; first: {errors[0]}"
+        say(f"warning: {says}", file=sys.stderr)
     return 0
 
 

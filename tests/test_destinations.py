@@ -311,3 +311,80 @@ def test_a_journal_of_before_goes_on(tmp_path):
         journal.seal(2)
         journal.finish()
     assert output.read_text() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("kind", ["page", "link to a page", "old", "killed", "again"])
+def test_a_page_of_somebody_else_is_not_replaced_by_a_report(kind, gold, model, tmp_path, capsys):
+    page, away = tmp_path / "out.html", tmp_path / "away.html"
+    words = ["evaluate", model, gold, "--no_cuda", "--output_dir", tmp_path / "run"]
+    words += ["--report", page]
+    if kind in ("page", "link to a page"):
+        away.write_text("<html>a poem</html>")
+        page.symlink_to(away) if kind != "page" else page.write_bytes(away.read_bytes())
+        assert run(*words) == 2
+        assert "out.html: stands there and is no report of nercrf" in capsys.readouterr().err
+        assert page.read_text() == away.read_text() == "<html>a poem</html>"
+        assert not (tmp_path / "run").exists()
+        return
+    assert run(*words) == 0
+    first = page.read_text()
+    if kind == "old":  # a version that named no generator
+        page.write_text(first.replace('<meta name="generator" content="nercrf report">', ""))
+    if kind in ("old", "killed"):  # before its data were written
+        (tmp_path / "out.json").unlink()
+    assert run(*words) == 0
+    assert 'content="nercrf report"' in page.read_text()
+    assert (tmp_path / "out.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["jsonl", "brat"])
+def test_a_folder_of_results_keeps_what_others_put_there(name, model, tmp_path, capsys):
+    source, folder = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for each in "ab":
+        (source / f"{each}.txt").write_text("Ada sings\n")
+    words = ["predict", model, source, "--output", f"{folder}/", "--output_format", name]
+    words += ["--no_cuda"]
+    theirs = folder / {"jsonl": "b.jsonl", "brat": "b.ann"}[name]
+    folder.mkdir()
+    theirs.write_text("mine")
+    assert run(*words) == 2
+    assert f"{theirs} was not written by this program" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == [theirs.name]
+    assert theirs.read_text() == "mine"
+    theirs.unlink()
+    assert run(*words) == 0
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (source / "a.txt").write_text("Ole sings\n")
+    assert run(*words) == 0  # its own are made again
+    assert {path.name for path in folder.iterdir()} == first.keys()
+    assert theirs.read_bytes() == first[theirs.name]
+
+
+def test_nobody_named_a_file_for_selected_sentences(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text("Ada sings\n")
+    words = ["select", model, "in.txt", "--number", 1]
+    assert run(*words) == 0
+    before = (tmp_path / "selected.json").read_bytes()
+    assert run(*words) == 2
+    assert "selected.json is there: name the file" in capsys.readouterr().err
+    assert (tmp_path / "selected.json").read_bytes() == before
+    assert run(*words, "--output", "selected.json") == 0
+
+
+@pytest.mark.parametrize("held", ["run.json", "model/config.json", "folds.json", "notes"])
+def test_folds_do_not_mix_with_what_is_there(held, gold, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    (folder / held).parent.mkdir(parents=True)
+    (folder / held).write_text("a poem")
+    monkeypatch.setattr(
+        "nercrf.label_command.work", lambda *a, **o: pytest.fail("it worked before it asked")
+    )
+    before = sorted(folder.rglob("*"))
+    assert run("check", gold, "--with_model", "--output_dir", folder) == 2
+    said = capsys.readouterr().err
+    assert str(folder) in said
+    assert "choose another folder" in said or "give another --output_dir" in said
+    assert sorted(folder.rglob("*")) == before
+    assert (folder / held).read_text() == "a poem"

@@ -1,6 +1,7 @@
 """Where a newcomer stumbles on the command line: it works, or one sentence says what does."""
 
 import json
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -94,3 +95,59 @@ def test_lists_of_formats_are_whole(dev, tmp_path, capsys):
     assert "docbin" in capsys.readouterr().err
     assert run("convert", "--help") == 0
     assert "datasets, docbin" in " ".join(capsys.readouterr().out.split())
+
+
+def test_tasks_of_several_files_have_ids_of_their_own_and_say_where_they_are_from(
+    model, tmp_path, capsys
+):
+    texts = [example.text for example in CORPUS.train[:12]]
+    for name, held in (("a", texts[:6]), ("b", texts[6:])):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{text}\n" for text in held))
+    output = tmp_path / "tasks.json"
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    assert run("select", model, *paths, "--number", 20, "--output", output) == 0
+    said = capsys.readouterr()
+    tasks = json.loads(output.read_text())
+    assert {task["data"]["text"] for task in tasks} == set(texts)
+    assert len({task["id"] for task in tasks}) == 12
+    for task in tasks:
+        path, _, number = task["data"]["source"].rpartition(":")
+        line = Path(path).read_text().splitlines()[int(number) - 1]
+        assert line == task["data"]["text"]
+    assert "warning: --number 20, but the files hold no more than 12" in said.err
+    assert run("select", model, *paths, "--number", 12, "--output", output) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_sentences_that_cannot_be_read_are_counted(model, tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes(b"Ada sings\nB\xff sings\n")
+    output = tmp_path / "tasks.json"
+    assert run("select", model, tmp_path / "a.txt", "--number", 1, "--output", output) == 0
+    said = capsys.readouterr().err
+    assert "warning: 1 sentences could not be read and were left out; first: " in said
+    assert "a.txt:2: expected utf-8, got byte 0xff" in said
+
+
+def test_types_of_one_fold_alone_are_told_before_a_training(tmp_path, monkeypatch, capsys):
+    def write(examples):
+        path = tmp_path / "data.jsonl"
+        lines = [
+            {"text": f"{name} sings {number}", "entities": [[0, 3, label]]}
+            for number, (name, label) in enumerate(examples)
+        ]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        return path
+
+    monkeypatch.setattr("nercrf.label_command.work", lambda *a, **o: 75)  # a signal came
+    words = ["--with_model", "--folds", 2, "--no_cuda", "--output_dir"]
+    path = write([("Ada", "PER")] * 9 + [("Ole", "ODD")])
+    assert run("check", path, *words, tmp_path / "one") == 75
+    said = capsys.readouterr().err
+    assert "warning: 1 of 10 sentences have types that stand in one fold alone (ODD)" in said
+    path = write([("Ada", "PER"), ("Ole", "ODD")])
+    assert run("check", path, *words, tmp_path / "two") == 2
+    assert "2 of 2 sentences have types that stand in one fold alone" in capsys.readouterr().err
+    assert not (tmp_path / "two").exists()
+    path = write([("Ada", "PER")] * 10)
+    assert run("check", path, *words, tmp_path / "three") == 75
+    assert "one fold alone" not in capsys.readouterr().err

@@ -130,7 +130,8 @@ def review_record(
         for doubt in judgement.doubts
     ]
     known = {"id": example.id, "source": example.source, **named_document(document)}
-    return {**known, "text": example.text, "score": judgement.score, "doubts": doubts}
+    scores = {"score": judgement.worst, "log_ratio": judgement.score}
+    return {**known, "text": example.text, **scores, "doubts": doubts}
 
 
 def review_line(
@@ -141,13 +142,13 @@ def review_line(
     "A sentence as a task: its label is the given one, the model's reading stands beside it."
     example, judgement = review
     if output_format == "label_studio":
-        fields = named_document(document) | {"score": round(judgement.score, 4)}
+        fields = named_document(document) | {"score": round(judgement.worst, 4)}
         given = studio_record(Tagged(example, example.spans))["predictions"][0]["result"]
         task = studio_record(Tagged(example, judgement.suggested, fields))
         return json_line(task | {"annotations": [{"result": given}]})
     kind = {"doccano": Doccano, "jsonl": JsonLines}[output_format]()
     found = review_record(review)
-    added = {name: found[name] for name in ("score", "doubts")}
+    added = {name: found[name] for name in ("score", "log_ratio", "doubts")}
     return json_line(json.loads(kind.line(example, document)) | added)
 
 
