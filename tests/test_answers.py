@@ -13,6 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import nercrf
+import nercrf.crf
+import nercrf.tagging
 from nercrf.crf.operating_points import OPERATING_POINTS, OperatingPoint, write_operating_points
 from nercrf.data.sample import sample_corpus
 from nercrf.labels import entity_types
@@ -20,10 +23,11 @@ from nercrf.model.calibration import keep_calibration
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
+from nercrf.tagging.answers import explain
 from nercrf.tagging.decoder import Decoder
 from nercrf.tagging.fitting import fit_probabilities, held_out, keep_fitting, predicted_outcomes
 from nercrf.tagging.output import sentence_lines
-from nercrf.tagging.tagger import Tagger, tag_stream
+from nercrf.tagging.tagger import Tagger, quantized_tagger, tag_stream
 
 CORPUS = sample_corpus(sizes=(60, 2, 30))
 TOKENIZER = build_tokenizer(CORPUS.train)
@@ -271,6 +275,22 @@ def test_columns_of_tables(model):
     assert list(frame["entities"]) == tagger(TEXTS[:3])
     with pytest.raises(TypeError, match="got DataFrame; give a list, or one column"):
         tagger(frame)
+
+
+def test_columns_of_polars(model):
+    polars = pytest.importorskip("polars")
+    tagger, frame = Tagger(model, TOKENIZER), polars.DataFrame({"text": TEXTS[:3]})
+    frame = frame.with_columns(entities=polars.Series(tagger(frame["text"]), dtype=polars.Object))
+    assert frame["entities"].to_list() == tagger(TEXTS[:3])
+
+
+def test_what_users_need_is_at_hand():
+    """Found in the packages, and only then imported."""
+    assert nercrf.explain is nercrf.tagging.explain is explain
+    assert nercrf.OperatingPoint is nercrf.crf.OperatingPoint is OperatingPoint
+    assert nercrf.tagging.quantized_tagger is quantized_tagger
+    for package in (nercrf, nercrf.crf, nercrf.tagging):
+        assert all(getattr(package, name) is not None for name in package.__dir__())
 
 
 def test_figures_of_a_type_are_those_of_its_own_entities(model):
