@@ -6,12 +6,14 @@ import json
 import math
 import os
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from encoders import make_family
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from training import write_corpus
 
 import nercrf
 import nercrf.crf
@@ -157,6 +159,39 @@ def test_predict_writes_the_sets_of_the_tagger(model, tmp_path, capsys):
             sentence_lines(expected, name)
     assert main([*flags, "--coverage", "0.5"]) == 2
     assert "expected a coverage of 0.9, which were fitted, got 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_public_architecture_is_tuned_and_decodes_as_its_file_says(tmp_path):
+    """`openai_privacy_filter` with random weights; the file is laid out as the public one."""
+    from nercrf.cli import main
+
+    encoder, run = make_family("openai_privacy_filter", tmp_path / "encoder"), tmp_path / "run"
+    zero = {f"transition_bias_{each.name}": 0.0 for each in fields(OperatingPoint)}
+    points = {
+        "default": {"biases": zero},
+        "all": {"biases": {**zero, "transition_bias_background_stay": -99.0}},
+        "none": {"biases": {**zero, "transition_bias_background_stay": 99.0}},
+    }
+    points["none"]["biases"]["transition_bias_background_to_start"] = -99.0
+    written = json.dumps({"operating_points": points, "made_by": "somebody"})
+    (encoder / OPERATING_POINTS).write_text(written)
+    flags = ["--data_dir", write_corpus(tmp_path / "data"), "--model_name_or_path", encoder]
+    flags += ["--output_dir", run, "--no_cuda", "--max_steps", "2", "--report", "none"]
+    assert main(["train", *map(str, flags)]) == 0
+    (run / "model" / OPERATING_POINTS).write_text(written)
+    found = {
+        name: Tagger.from_pretrained(run, device="cpu", operating_point=name).find(CORPUS.test[:9])
+        for name in (None, *points)
+    }
+    assert found["default"] == found[None]
+    assert not any(each.spans for each in found["none"])
+    for example, each in zip(CORPUS.test, found["all"], strict=False):
+        inside = {place for span in each.spans for place in range(span.start, span.end)}
+        for place in range(1, len(example.tokens)):
+            assert inside & {place - 1, place}  # no two words in a row are outside
+    with pytest.raises(ValueError, match="of default, all, none, got 'some'"):
+        Tagger.from_pretrained(run, operating_point="some")
 
 
 def test_predict_decodes_as_its_flags_say(model, tmp_path, capsys):
