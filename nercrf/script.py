@@ -261,6 +261,8 @@ def _file_jobs(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> list[Fi
     names = [each.name for each in (*fields(ReadConfig), *fields(PredictConfig))]
     names = sorted({*names, "per_gpu_eval_batch_size"} - set(_NOT_IN_RESULT))
     settings = {name: getattr(args, name) for name in names}
+    if args.coverage is None:  # a journal of before does not know it
+        del settings["coverage"]
     processes = info.world_size if is_shared(args) else 1
     groups = {args.output: sources}
     if fills_folder(args):
@@ -546,6 +548,7 @@ def run_prediction(
         batch_size=args.per_gpu_eval_batch_size,
         base_model=args.base_model,
         operating_point=args.operating_point,
+        coverage=args.coverage,
         decoding=args.decoding,
         threshold=read_thresholds(args.threshold),
     )

@@ -21,7 +21,8 @@ from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
 from nercrf.tagging.decoder import Decoder
-from nercrf.tagging.fitting import fit_probabilities, held_out, predicted_outcomes
+from nercrf.tagging.fitting import fit_probabilities, held_out, keep_fitting, predicted_outcomes
+from nercrf.tagging.output import sentence_lines
 from nercrf.tagging.tagger import Tagger, tag_stream
 
 CORPUS = sample_corpus(sizes=(60, 2, 30))
@@ -115,6 +116,43 @@ def test_a_file_of_operating_points_that_is_none_is_told(model, tmp_path):
     os.mkfifo(path)
     with pytest.raises(ValueError, match="got a pipe or device"):
         Decoder(model.config, operating_point="default", folder=tmp_path)
+
+
+def test_predict_writes_the_sets_of_the_tagger(model, tmp_path, capsys):
+    """Labelings and candidates of the JSON lines are those of `Tagger(..., coverage=0.95)`."""
+    from nercrf.cli import main
+
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    keep_fitting(
+        tmp_path, fit_probabilities(Tagger.from_pretrained(tmp_path), CORPUS.train, coverages=[0.9])
+    )
+    source, output = tmp_path / "texts.txt", tmp_path / "found.jsonl"
+    source.write_text("\n".join(TEXTS[:4]) + "\n")
+    flags = ["predict", str(tmp_path), str(source), "--output", str(output)]
+    assert main([*flags, "--coverage", "0.9"]) == 0
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    expected = Tagger.from_pretrained(tmp_path, coverage=0.9).tagged(TEXTS[:4])
+    for line, sentence in zip(lines, expected, strict=True):
+        wanted = sentence.to_dict()
+        assert line["is_whole"] == wanted["is_whole"]
+        assert len(line["labelings"]) == len(wanted["labelings"]) > 1
+        sides = [(line["candidates"], wanted["candidates"])]
+        for told, one in zip(line["labelings"], wanted["labelings"], strict=True):
+            assert told["probability"] == pytest.approx(one["probability"], rel=1e-3)
+            sides.append((told["entities"], one["entities"]))
+        for told, entities in sides:
+            for row, entity in zip(told, entities, strict=True):
+                assert row["probability"] == pytest.approx(entity["probability"], rel=1e-3)
+                assert all(row[name] == entity[name] for name in ("label", "text", "start", "end"))
+    for name in ("columns", "brat", "label_studio"):
+        with pytest.raises(SystemExit):
+            main([*flags, "--coverage", "0.9", "--output_format", name])
+        assert f"jsonl, which holds sets of labelings, got {name}" in capsys.readouterr().err
+        with pytest.raises(ValueError, match=f"'{name}' cannot hold sets"):
+            sentence_lines(expected, name)
+    assert main([*flags, "--coverage", "0.5"]) == 2
+    assert "expected a coverage of 0.9, which were fitted, got 0.5" in capsys.readouterr().err
 
 
 def test_predict_decodes_as_its_flags_say(model, tmp_path, capsys):

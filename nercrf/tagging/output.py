@@ -36,7 +36,7 @@ from nercrf.tagging.annotators import (
 from nercrf.tagging.html import html_line, html_page, terminal_line
 from nercrf.tagging.inputs import Source, read_batches
 from nercrf.tagging.predict_config import PredictConfig
-from nercrf.tagging.tagger import Tagged, Tagger, tag_batches
+from nercrf.tagging.tagger import Entity, Tagged, Tagger, tag_batches
 
 # %% auto #0
 __all__ = ['SHOWN_FORMATS', 'OUTPUT_FORMATS', 'mark_up', 'json_line', 'entity_line', 'sentence_lines', 'finish_lines',
@@ -69,17 +69,44 @@ def json_line(
     return line
 
 
+def _short(number: float) -> float:
+    "A probability that may be very small, to four digits."
+    return float(f"{number:.4g}")
+
+
+def _rows(
+    entities: Iterable[Entity],  # of a sentence
+    shorten: Callable[[float], float] = lambda number: round(number, 4),  # a probability
+) -> list[dict[str, Any]]:
+    "Entities as JSON lines show them."
+    return [
+        {"label": each.label, "text": each.text, "start": each.start, "end": each.end}
+        | ({} if each.probability is None else {"probability": shorten(each.probability)})
+        for each in entities
+    ]
+
+
+def _sets(sentence: Tagged) -> dict[str, Any]:
+    "What else may be right, where a coverage was asked for."
+    if sentence.alternatives is None:
+        return {}
+    return {
+        "labelings": [
+            {"probability": _short(each.probability), "entities": _rows(entities, _short)}
+            for each, entities in sentence.labelings
+        ],
+        "candidates": _rows(sentence.candidates, _short),
+        "is_whole": sentence.alternatives.is_whole,
+    }
+
+
 def entity_line(
     sentence: Tagged,  # a tagged sentence
 ) -> str:  # one JSON object, without a line end
     "One line of the tagger's own output."
-    rows = [
-        {"label": each.label, "text": each.text, "start": each.start, "end": each.end}
-        | ({} if each.probability is None else {"probability": round(each.probability, 4)})
-        for each in sentence.entities
-    ]
     text = None if sentence.error else sentence.example.text
-    record = {"id": sentence.example.id, "text": text, "entities": rows} | sentence.fields
+    record = {"id": sentence.example.id, "text": text, "entities": _rows(sentence.entities)}
+    record |= sentence.fields | _sets(sentence)
     return json_line(record | ({"error": sentence.error} if sentence.error else {}))
 
 # %% ../../nbs/7_tagging/11_output.ipynb #efc618f4
@@ -140,6 +167,11 @@ def sentence_lines(
     "The lines of sentences; one that the format cannot hold has an error instead."
     lines, written = [], []
     for sentence in batch:
+        if sentence.alternatives is not None and output_format != "jsonl":
+            raise ValueError(
+                f"output format {output_format!r} cannot hold sets of labelings: write jsonl, or "
+                "tag without a coverage"
+            )
         try:
             lines += _LINES[output_format](sentence, scheme)
         except DataError as error:  # a word that columns cannot hold

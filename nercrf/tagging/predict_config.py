@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from nercrf.data.read_config import ReadFormat
-from nercrf.fields import NotNegative
+from nercrf.fields import NotNegative, Share
 
 # %% auto #0
 __all__ = ['OutputFormat', 'Decoding', 'read_thresholds', 'PredictConfig']
@@ -73,4 +73,13 @@ class PredictConfig:
     decoding: Decoding = "viterbi"  # best sequence, most right entities, or likely ones
     threshold: list[str] = field(default_factory=list)  # least probability: 0.5, or PER=0.3 LOC=0.6
     operating_point: str | None = None  # a set of biases of the model's viterbi_calibration.json
+    coverage: Annotated[float, Share] | None = None  # add sets that hold the truth so often
     predict_checkpoints: Annotated[int, NotNegative] = 0  # step of the checkpoint; 0: best model
+
+    def check(self) -> None:
+        "Refuse sets in a format that cannot hold them: ValueError."
+        if self.coverage is not None and self.output_format != "jsonl":
+            raise ValueError(
+                f"--coverage {self.coverage}: expected --output_format jsonl, which holds sets of "
+                f"labelings, got {self.output_format}, which cannot; leave out one of the two"
+            )

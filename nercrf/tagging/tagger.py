@@ -26,7 +26,7 @@ from nercrf.pretrained import open_tokenizer
 from nercrf.tagging.decoder import Decoder, Found
 from nercrf.tagging.engine import Engine
 from nercrf.tagging.html import html_line
-from nercrf.tagging.prediction_sets import FoundSet
+from nercrf.tagging.prediction_sets import FoundSet, Labeling
 from nercrf.tagging.quantized import PARITY, Bits, check_parity, quantized
 
 # %% auto #0
@@ -77,18 +77,27 @@ class Tagged:
         "The entities in characters."
         return self._in_characters(zip_longest(self.spans, self.probabilities))
 
+    @property
+    def labelings(self) -> list[tuple[Labeling, list[Entity]]]:  # none without a coverage
+        "Ways to label the whole sentence, most probable first, with their entities in characters."
+        found = [] if self.alternatives is None else self.alternatives.labelings
+        return [(each, self._in_characters(each.pairs)) for each in found]
+
+    @property
+    def candidates(self) -> list[Entity]:  # none without a coverage
+        "All entities that may be right, in characters; they may overlap."
+        found = [] if self.alternatives is None else self.alternatives.entities
+        return self._in_characters(found)
+
     def to_dict(self) -> dict[str, Any]:  # JSON-ready
         "The entities and, where a coverage was asked for, what else may be right."
         content: dict[str, Any] = {"entities": [each.to_dict() for each in self.entities]}
         if (found := self.alternatives) is not None:
             content["labelings"] = [
-                {
-                    "probability": each.probability,
-                    "entities": [x.to_dict() for x in self._in_characters(each.pairs)],
-                }
-                for each in found.labelings
+                {"probability": each.probability, "entities": [x.to_dict() for x in entities]}
+                for each, entities in self.labelings
             ]
-            content["candidates"] = [x.to_dict() for x in self._in_characters(found.entities)]
+            content["candidates"] = [x.to_dict() for x in self.candidates]
             content["is_whole"] = found.is_whole
         return content
 
