@@ -247,7 +247,7 @@ def _of_run(stock: Callable[..., Any]) -> Callable[..., Any]:
 def register_pipelines() -> None:
     """Tell transformers: `ner-crf` by name, and `token-classification` (`ner`) for our models.
 
-    `transformers.pipeline` takes the output folder of a run as well, which holds the model in `model/`.
+    `transformers.pipeline` takes the output folder of a run as well, whose model is in `model/`.
     """
     stock = PIPELINE_REGISTRY.supported_tasks["token-classification"]
     if "ner-crf" not in PIPELINE_REGISTRY.supported_tasks:

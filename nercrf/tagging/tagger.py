@@ -171,7 +171,7 @@ def _own_splitter(config: NerCrfConfig) -> Splitter:
 class Tagger:
     """A model and its tokenizer, ready to tag text.
 
-    `quantize` compares nothing, since it has no text: `quantized_tagger` does, on sentences of yours.
+    `quantize` compares nothing, since it has no text: `quantized_tagger` does, on yours.
     """
 
     def __init__(
