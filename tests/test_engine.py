@@ -15,11 +15,13 @@ from nercrf.model.loading import load_encoder
 from nercrf.model.modeling import NerCrfForTokenClassification
 from nercrf.pretrained import open_tokenizer
 from nercrf.tagging import engine as engines
+from nercrf.tagging import packed
 from nercrf.tagging.engine import Engine
+from nercrf.tagging.fused import FusedStack, fused_encoder
 
 LABELS = label_list(["LOC", "PER"], "BIO")
 # pieces by words, by bytes, with marks, on the left, one length at a time, in Python
-FAMILIES = ["bert", "roberta", "t5", "xlnet", "funnel", "ctrl", "gpt2"]
+FAMILIES = ["bert", "roberta", "electra", "t5", "xlnet", "funnel", "ctrl", "gpt2"]
 
 
 def random_sentences(count: int) -> list[Example]:
@@ -59,6 +61,9 @@ def test_any_encoder_any_words_any_batch(name, tmp_path, monkeypatch):
     tokenizer, examples = open_tokenizer(folder), random_sentences(20)
     model = NerCrfForTokenClassification.from_encoder(load_encoder(folder), LABELS).eval()
     model.config.max_seq_length = 40
+    monkeypatch.setattr(packed, "SMALLEST", 1)  # small encoders are packed as large ones are
+    fused = any(isinstance(each, FusedStack) for each in fused_encoder(model.encoder).modules())
+    assert fused == (name in ("bert", "roberta", "electra") and packed.packing_works())
     asked = [(" ", "first", 0), (" ", "mean", 2), ("", "last", 1), (None, "first", 0)]
     for joined_by, pooling, context in asked:
         config = model.config

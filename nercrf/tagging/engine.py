@@ -36,6 +36,7 @@ from nercrf.features.running_text import (
 )
 from nercrf.features.windows import convert_pieces, shape_windows
 from nercrf.model.modeling import PASS_PIECES, NerCrfForTokenClassification, emit
+from nercrf.tagging.fused import fused_encoder, reading_only
 from nercrf.tagging.packed import PackedTwins
 
 # %% auto #0
@@ -213,7 +214,7 @@ class Engine:
     ):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self._tokenize = TextPieces()
-        self._twins = PackedTwins()
+        self._twins = PackedTwins(fused_encoder)
 
     @cached_property
     def layout(self) -> Layout:  # what stands around the words of a window
@@ -279,12 +280,15 @@ class Engine:
         model, scores, numbers = self._twins.model(self.model), [], []
         width = model.config.hidden_size or model.config.encoder.hidden_size
         budget = piece_budget(width, model.device)
+        # other encoders get the pieces of a batch in another order
+        as_it_is = model.traits.padding in ("numbered", "anywhere")
         for batch in plan_batches(
             sheet.lengths[windows], self.batch_size, shuffle=False, max_pieces=budget
         ):
             inputs, index, sizes, words = sheet.batch(windows[batch], model.device)
-            # (1, words, labels)
-            found, _ = emit(model, inputs, index, sizes)
+            with reading_only(index[0] if sizes is None and as_it_is else None):
+                # (1, words, labels)
+                found, _ = emit(model, inputs, index, sizes)
             scores.append(found[0])
             numbers.append(words)
         return torch.cat(scores), np.concatenate(numbers)

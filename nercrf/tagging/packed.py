@@ -6,17 +6,42 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 # %% auto #0
-__all__ = ['SMALLEST', 'PackedLinear', 'packing_works', 'packed_encoder', 'all_parts', 'PackedTwins']
+__all__ = ['SMALLEST', 'PackedWeight', 'PackedLinear', 'can_pack', 'asks_for_more', 'multiply', 'packing_works', 'packed_encoder',
+           'all_parts', 'PackedTwins']
 
 # %% ../../nbs/7_tagging/01_packed.ipynb #e4f8237a
+class PackedWeight:
+    "The weights of linear layers with one input, as the processor multiplies them."
+
+    def __init__(self):
+        self._kept: tuple[Any, ...] = ((), (), None)  # what was seen, where to look, packed
+
+    def current(
+        self,
+        *weights: nn.Parameter,  # (outputs, inputs) each; always those of the same layers
+    ) -> torch.Tensor:  # packed, the outputs of all layers one after the other
+        "The packed weight, made again where a weight has changed."
+        places = [(weight.data_ptr(), weight._version) for weight in weights]
+        seen, probes, packed = self._kept
+        if packed is not None and (*places, *(x.tobytes() for x in probes)) == seen:
+            return packed
+        numbers = [weight.detach().numpy().reshape(-1) for weight in weights]
+        probes = [each[:: max(1, each.size // 16)] for each in numbers]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        packed = _pack(weight)
+        self._kept = (*places, *(x.tobytes() for x in probes)), probes, packed
+        return packed
+
+
 class PackedLinear(nn.Linear):
     "A linear layer that also holds its weight as the processor multiplies it."
 
@@ -27,37 +52,26 @@ class PackedLinear(nn.Linear):
     ) -> PackedLinear:  # a twin
         "The twin of a layer."
         twin = copy.copy(linear)
-        twin.__class__ = cls
-        twin._seen, twin._probe, twin._packed = None, None, None
+        twin.__class__, twin._packed = cls, PackedWeight()
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         "Packed weights are neither copied nor written."
-        return self.__dict__ | {"_seen": None, "_probe": None, "_packed": None}
+        return self.__dict__ | {"_packed": PackedWeight()}
 
     def forward(
         self,
         input: torch.Tensor,  # (..., in_features)
     ) -> torch.Tensor:  # (..., out_features)
         "The product; ordinary where packed weights would not do."
-        if not _can_pack(self.weight) or _asks_for_more(input):
+        if not can_pack(self.weight) or asks_for_more(input):
             return super().forward(input)
-        return _multiply(input, self._current(), self.bias)
-
-    def _current(self) -> torch.Tensor:
-        "The packed weight, made again where the weight has changed."
-        weight = self.weight
-        seen = (weight.data_ptr(), weight._version)
-        if self._probe is not None and (*seen, self._probe.tobytes()) == self._seen:
-            return self._packed
-        numbers = weight.detach().numpy().reshape(-1)
-        self._probe = numbers[:: max(1, numbers.size // 16)]
-        self._packed = _pack(weight)
-        self._seen = (*seen, self._probe.tobytes())
-        return self._packed
+        return multiply(input, self._packed.current(self.weight), self.bias)
 
 
-def _can_pack(weight: torch.Tensor) -> bool:
+def can_pack(
+    weight: torch.Tensor,  # of a linear layer
+) -> bool:  # False for other numbers, another device, a quantized weight
     "Is this an ordinary matrix of float32 in the processor's memory?"
     return (
         type(weight) is nn.Parameter
@@ -68,7 +82,9 @@ def _can_pack(weight: torch.Tensor) -> bool:
     )
 
 
-def _asks_for_more(input: torch.Tensor) -> bool:
+def asks_for_more(
+    input: torch.Tensor,  # of a linear layer
+) -> bool:  # such as a gradient
     "Is this more than a product of numbers in float32?"
     return (
         torch.is_grad_enabled()
@@ -82,8 +98,15 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
 
 
-def _multiply(input: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "")
+def multiply(
+    input: torch.Tensor,  # (..., inputs) float32
+    packed: torch.Tensor,  # of `PackedWeight`
+    bias: torch.Tensor | None,  # (outputs,)
+    activation: Literal["none", "gelu"] = "none",  # of the sum
+) -> torch.Tensor:  # (..., outputs)
+    "A product with packed weights, and what follows it while it is in the cache."
+    algorithm = "none" if activation == "gelu" else ""  # "none": with the error function
+    return torch.ops.mkldnn._linear_pointwise(input, packed, bias, activation, [], algorithm)
 
 # %% ../../nbs/7_tagging/01_packed.ipynb #4a53efad
 SMALLEST = 2**14  # numbers in a weight; smaller ones are read as fast
@@ -98,7 +121,7 @@ def packing_works() -> bool:  # on this processor, with this torch
     input, bias = (torch.arange(3 * 64) % 5 - 2.0).view(3, 64), torch.arange(48.0)
     try:
         with torch.inference_mode():
-            found = [_multiply(input, _pack(weight), each) for each in (bias, None)]
+            found = [multiply(input, _pack(weight), each) for each in (bias, None)]
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
     expected = [functional.linear(input, weight, each) for each in (bias, None)]
@@ -142,7 +165,7 @@ def _gains(module: nn.Module) -> bool:
     return (
         type(module) is nn.Linear
         and module.weight.numel() >= SMALLEST
-        and _can_pack(module.weight)
+        and can_pack(module.weight)
         and not (module._forward_hooks or module._forward_pre_hooks)
     )
 
@@ -150,7 +173,11 @@ def _gains(module: nn.Module) -> bool:
 class PackedTwins:
     "Gives a model a packed encoder, and another one when the encoder has other parts."
 
-    def __init__(self):
+    def __init__(
+        self,
+        make: Callable[[nn.Module], nn.Module] = packed_encoder,  # the twin of an encoder
+    ):
+        self._make = make
         self._parts: list[nn.Module] = []  # of the encoder that has the twin
         self._twin: nn.Module | None = None
 
@@ -161,7 +188,7 @@ class PackedTwins:
         "The model that answers faster."
         parts = all_parts(model.encoder)
         if self._parts != parts:
-            self._twin, self._parts = packed_encoder(model.encoder), parts
+            self._twin, self._parts = self._make(model.encoder), parts
         if self._twin is model.encoder:
             return model
         fast = copy.copy(model)
