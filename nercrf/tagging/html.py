@@ -58,7 +58,8 @@ def text_html(
             _plain(text[done : each.start]),
             f'<mark title="{_plain(told)}" style="unicode-bidi:plaintext;background:{ground}">',
             _plain(text[each.start : each.end]),
-            f'<small dir="auto"> {_plain(each.label)}</small></mark>',
+            f'<small dir="auto" style="padding-inline-end:.3em"> {_plain(each.label)}</small>',
+            "</mark>",
         ]
         done = each.end
     body = "".join([*parts, _plain(text[done:])])
