@@ -179,7 +179,7 @@ def _figures(
 class Threshold(NamedTuple):
     "From which probability on entities are kept, and what that gave."
 
-    value: float  # entities of a larger probability are kept
+    value: float  # entities of this probability or a larger one are kept
     precision: float  # of those kept
     recall: float  # of all gold entities
     kept: int  # entities
