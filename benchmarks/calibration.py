@@ -25,7 +25,7 @@ import torch
 from inputs import data_folder
 
 from nercrf.data.corpus import read_corpus
-from nercrf.evaluation.conformal import labelings_above
+from nercrf.evaluation.conformal import conformal_floor, labelings_above
 from nercrf.evaluation.reliability import (
     Outcomes,
     calibration_figures,
@@ -148,6 +148,40 @@ def show_coverage(dev, test, temperature):
         )
 
 
+def log_probabilities(sentences, temperature):
+    """Of the gold labeling of each sentence, and of its least probable gold entity."""
+    labelings, entities = [], []
+    for batch, gold in zip(sentences.batches, sentences.gold, strict=True):
+        chain = batch.chain.tempered(temperature)
+        labelings += chain.log_prob(batch.tags).tolist()
+        least = (min(each, default=1.0) for each in chain.entity_probabilities(gold))
+        entities += [math.log(max(each, 1e-300)) for each in least]
+    return {"labelings": np.array(labelings), "entities": np.array(entities)}
+
+
+def show_draws(dev, test, temperature, coverage=0.95, draws=200):
+    """Coverage over random draws of all sentences: a wrong method, or luck, or another kind?"""
+    generator = np.random.default_rng(0)
+    sides = [log_probabilities(each, temperature) for each in (dev, test)]
+    for kind in sides[0]:
+        own, other = (side[kind] for side in sides)
+        both, count = np.concatenate([own, other]), len(own)
+        rank = math.floor((count + 1) * (1 - coverage) + 1e-9)
+        mean = (count + 1 - rank) / (count + 1)
+        spread = mean * (1 - mean) / (count + 2)  # of the beta distribution
+        expected = math.sqrt(spread + (mean * (1 - mean) - spread) / len(other))
+        kept = []
+        for _ in range(draws):
+            drawn = generator.permutation(both)
+            kept.append((drawn[count:] >= conformal_floor(drawn[:count], coverage)).mean())
+        near = np.mean(np.abs(np.array(kept) - coverage) <= 0.015)
+        print(
+            f"{kind}: dev, test {(other >= conformal_floor(own, coverage)).mean():.3f}; {draws} draws "
+            f"{np.mean(kept):.3f} +- {np.std(kept, ddof=1):.3f}, expected {mean:.3f} +- "
+            f"{expected:.3f}; within 1.5 points {near:.2f}"
+        )
+
+
 def main():
     """One data set."""
     name, folder = sys.argv[1:]
@@ -163,6 +197,7 @@ def main():
     show_calibration(dev, test, config, temperature)
     show_thresholds(dev, test, config)
     show_coverage(dev, test, temperature)
+    show_draws(dev, test, temperature)
     show_vector(dev, test, temperature)
 
 

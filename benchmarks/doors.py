@@ -8,7 +8,8 @@ one document) and short windows, so that both matter: it is sure of nothing, and
 (those of dev where test has no labels) are tagged: by the evaluation and by `Tagger` as words, by transformers' pipeline with each strategy
 as words and as text, by `Tagger` as text, and by `nercrf predict` from a file of texts. What is
 printed is the share of sentences in which all ways of words, and all ways of text, find exactly the
-same entities.
+same entities. Ray tags rows that are no document: what its worker finds is compared with `Tagger` on
+texts by themselves.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from transformers import pipeline
 
@@ -29,6 +31,7 @@ from nercrf.features.conversion import convert_examples_to_features
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
+from nercrf.tagging.ray import RayTagger
 from nercrf.tagging.tagger import Tagger
 
 SETS = ("cluener", "ncbi_disease", "resume", "wnut17")
@@ -60,8 +63,8 @@ def places(rows: list[dict]) -> list[tuple]:
     return [(row["entity_group"], row["start"], row["end"]) for row in rows]
 
 
-def compare(data: Path, folder: Path, count: int) -> tuple[int, int, int, int]:
-    "Sentences, entities, and in how many sentences all ways of words, and of text, agree."
+def compare(data: Path, folder: Path, count: int) -> tuple[int, int, int, int, int]:
+    "Sentences, entities, and in how many all ways of words, of text, and Ray's worker agree."
     corpus = read_corpus(data, on_bad="warn")
     examples = next(x for x in (corpus.test, corpus.dev) if x and x[0].spans is not None)[:count]
     tagger = Tagger.from_pretrained(folder, device="cpu")
@@ -113,7 +116,13 @@ def compare(data: Path, folder: Path, count: int) -> tuple[int, int, int, int]:
     same_texts = sum(
         all(way[row] == found[0][row] for way in found) for row in range(len(examples))
     )
-    return len(examples), sum(map(len, by_place)), same_words, same_texts
+    rows = RayTagger(str(folder), device="cpu")({"text": np.array(texts, dtype=object)})
+    same_rows = sum(
+        [(x["label"], x["start"], x["end"]) for x in row]
+        == [(x.label, x.start, x.end) for x in own]
+        for row, own in zip(rows["entities"], tagger(texts), strict=True)
+    )
+    return len(examples), sum(map(len, by_place)), same_words, same_texts, same_rows
 
 
 def main() -> None:
@@ -122,14 +131,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sentences", type=int, default=300)
     args = parser.parse_args()
-    print("set            sentences  entities  words agree  text agrees")
+    print("set            sentences  entities  words agree  text agrees   Ray agrees")
     for name in SETS:
         with TemporaryDirectory() as folder:
             build(args.data / name, Path(folder, "run"))
-            count, entities, words, texts = compare(
-                args.data / name, Path(folder, "run"), args.sentences
-            )
-        shares = f"{words / count:12.2%} {texts / count:12.2%}"
+            count, entities, *agree = compare(args.data / name, Path(folder, "run"), args.sentences)
+        shares = " ".join(f"{each / count:12.2%}" for each in agree)
         print(f"{name:14} {count:9} {entities:9} {shares}", flush=True)
 
 

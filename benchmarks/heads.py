@@ -53,7 +53,7 @@ from nercrf.data.corpus import Corpus, read_corpus
 from nercrf.evaluation.compare import compare_counts
 from nercrf.evaluation.evaluator import Evaluation, evaluate
 from nercrf.evaluation.intervals import count_units
-from nercrf.evaluation.metrics import unseen_rows
+from nercrf.evaluation.metrics import surfaces, unseen_rows
 from nercrf.evaluation.reliability import Outcomes, calibration_figures
 from nercrf.evaluation.spans import SpanTable, find_common, table_of_spans, with_types
 from nercrf.features.batches import FeatureDataset
@@ -222,7 +222,7 @@ def describe(folder: Path, data_set: str, context: int, sentences: int, seeds: i
     everywhere = (ex.spans or [] for examples in corpus.splits.values() for ex in examples)
     types = sorted({span.label for spans in everywhere for span in spans})
     gold = with_types(table_of_spans([example.spans or [] for example in test]), types)
-    surfaces = {ex.surface(span) for ex in corpus.splits["train"] for span in ex.spans or []}
+    seen = surfaces(corpus.splits["train"])
     words = [example.tokens for example in test]
     found: dict[str, list[tuple[SpanTable, np.ndarray]]] = {system: [] for system in SYSTEMS}
     factors = {head: best_factor(folder, data_set, context, head) for head in ("softmax", "crf")}
@@ -237,7 +237,7 @@ def describe(folder: Path, data_set: str, context: int, sentences: int, seeds: i
                     found[system].append((table, kept[f"{system}/chance"]))
     views = {
         "all": lambda table: table,
-        "unseen": lambda table: table.select(unseen_rows(table, words, surfaces)),
+        "unseen": lambda table: table.select(unseen_rows(table, words, seen)),
         "boundaries": lambda table: table.renamed(lambda name: "entity"),
     }
     lines = []

@@ -132,6 +132,11 @@ class _Help(argparse.HelpFormatter):
         )
 
 # %% ../nbs/8_commands/01_flags.ipynb #dc58334e
+# flags that name files and folders: an empty word would mean the current folder
+_PLACES = {"base_model", "config", "data_dir", "feature_cache_dir", "input", "json", "model"}
+_PLACES |= {"other_gold", "output", "output_dir", "report", "resume"}
+
+
 class FlagParser(argparse.ArgumentParser):
     "Understands the flags of sections; what is not given is not in the result."
 
@@ -166,7 +171,14 @@ class FlagParser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:  # what is given, and what nobody knows
         "Understand words, each flag in its one spelling."
         words = sys.argv[1:] if args is None else args
-        return super().parse_known_args(self.spell_out(words), namespace)
+        found, rest = super().parse_known_args(self.spell_out(words), namespace)
+        for action in self._actions:
+            if not action.option_strings or action.dest in _PLACES:
+                value = getattr(found, action.dest, None)
+                if "" in (value if isinstance(value, list) else [value]):
+                    name = (action.option_strings or [action.metavar])[0]
+                    self.error(f"{name}: expected a path, got an empty word; is a variable unset?")
+        return found, rest
 
     def spell_out(
         self,

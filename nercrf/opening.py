@@ -122,8 +122,10 @@ def load_and_cache_examples(
 def _splitter_of_model(args: ScriptConfig) -> str | None:
     "The splitter of the tagger that is evaluated or trained on; None where there is none yet."
     folder = args.model_name_or_path if args.do_train else finished_folder(args)
+    if folder is None:  # a new model, whatever stands in the current folder
+        return None
     try:
-        path = find_model(folder or "") / "config.json"
+        path = find_model(folder) / "config.json"
     except ValueError:  # an encoder, or nothing yet
         return None
     config = read_object(path)

@@ -6,13 +6,18 @@ import json
 import math
 import os
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from encoders import make_family
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from training import write_corpus
 
+import nercrf
+import nercrf.crf
+import nercrf.tagging
 from nercrf.crf.operating_points import OPERATING_POINTS, OperatingPoint, write_operating_points
 from nercrf.data.sample import sample_corpus
 from nercrf.labels import entity_types
@@ -20,10 +25,11 @@ from nercrf.model.calibration import keep_calibration
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 from nercrf.model.small_encoder import SmallEncoderConfig
 from nercrf.model.vocabulary import build_tokenizer
+from nercrf.tagging.answers import explain
 from nercrf.tagging.decoder import Decoder
 from nercrf.tagging.fitting import fit_probabilities, held_out, keep_fitting, predicted_outcomes
 from nercrf.tagging.output import sentence_lines
-from nercrf.tagging.tagger import Tagger, tag_stream
+from nercrf.tagging.tagger import Tagger, quantized_tagger, tag_stream
 
 CORPUS = sample_corpus(sizes=(60, 2, 30))
 TOKENIZER = build_tokenizer(CORPUS.train)
@@ -155,6 +161,39 @@ def test_predict_writes_the_sets_of_the_tagger(model, tmp_path, capsys):
     assert "expected a coverage of 0.9, which were fitted, got 0.5" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_public_architecture_is_tuned_and_decodes_as_its_file_says(tmp_path):
+    """`openai_privacy_filter` with random weights; the file is laid out as the public one."""
+    from nercrf.cli import main
+
+    encoder, run = make_family("openai_privacy_filter", tmp_path / "encoder"), tmp_path / "run"
+    zero = {f"transition_bias_{each.name}": 0.0 for each in fields(OperatingPoint)}
+    points = {
+        "default": {"biases": zero},
+        "all": {"biases": {**zero, "transition_bias_background_stay": -99.0}},
+        "none": {"biases": {**zero, "transition_bias_background_stay": 99.0}},
+    }
+    points["none"]["biases"]["transition_bias_background_to_start"] = -99.0
+    written = json.dumps({"operating_points": points, "made_by": "somebody"})
+    (encoder / OPERATING_POINTS).write_text(written)
+    flags = ["--data_dir", write_corpus(tmp_path / "data"), "--model_name_or_path", encoder]
+    flags += ["--output_dir", run, "--no_cuda", "--max_steps", "2", "--report", "none"]
+    assert main(["train", *map(str, flags)]) == 0
+    (run / "model" / OPERATING_POINTS).write_text(written)
+    found = {
+        name: Tagger.from_pretrained(run, device="cpu", operating_point=name).find(CORPUS.test[:9])
+        for name in (None, *points)
+    }
+    assert found["default"] == found[None]
+    assert not any(each.spans for each in found["none"])
+    for example, each in zip(CORPUS.test, found["all"], strict=False):
+        inside = {place for span in each.spans for place in range(span.start, span.end)}
+        for place in range(1, len(example.tokens)):
+            assert inside & {place - 1, place}  # no two words in a row are outside
+    with pytest.raises(ValueError, match="of default, all, none, got 'some'"):
+        Tagger.from_pretrained(run, operating_point="some")
+
+
 def test_predict_decodes_as_its_flags_say(model, tmp_path, capsys):
     from nercrf.cli import main
 
@@ -271,6 +310,22 @@ def test_columns_of_tables(model):
     assert list(frame["entities"]) == tagger(TEXTS[:3])
     with pytest.raises(TypeError, match="got DataFrame; give a list, or one column"):
         tagger(frame)
+
+
+def test_columns_of_polars(model):
+    polars = pytest.importorskip("polars")
+    tagger, frame = Tagger(model, TOKENIZER), polars.DataFrame({"text": TEXTS[:3]})
+    frame = frame.with_columns(entities=polars.Series(tagger(frame["text"]), dtype=polars.Object))
+    assert frame["entities"].to_list() == tagger(TEXTS[:3])
+
+
+def test_what_users_need_is_at_hand():
+    """Found in the packages, and only then imported."""
+    assert nercrf.explain is nercrf.tagging.explain is explain
+    assert nercrf.OperatingPoint is nercrf.crf.OperatingPoint is OperatingPoint
+    assert nercrf.tagging.quantized_tagger is quantized_tagger
+    for package in (nercrf, nercrf.crf, nercrf.tagging):
+        assert all(getattr(package, name) is not None for name in package.__dir__())
 
 
 def test_figures_of_a_type_are_those_of_its_own_entities(model):

@@ -101,6 +101,39 @@ def test_files_that_tell_no_documents_are_written_as_before(tmp_path):
     assert "DOCSTART" not in path.read_text()
 
 
+@pytest.mark.parametrize("target", ["columns", "csv", "text", "jsonl", "doccano", "tokens"])
+def test_records_that_stand_alone_are_documents(target, tmp_path):
+    """Neighbours are not read across them, and a split never parts one; a column file is one."""
+    path, out = tmp_path / "a.jsonl", tmp_path / "out.txt"
+    texts = [text for held in DOCUMENTS for text in held]
+    path.write_text("".join(json.dumps({"text": x, "spans": spans(x)}) + "\n" for x in texts))
+    assert partition(examine(path).examples) == [*range(6)]
+    made = convert(path, out, to_format=target, write=False)
+    lost = [loss.message for loss in made.losses if loss.kind == "documents"]
+    made.write()
+    if partition(examine(out, target).examples) == [*range(6)]:
+        assert target in ("jsonl", "doccano", "tokens")
+        assert not lost
+        return
+    assert len(lost) == 1
+    assert lost[0].startswith("6 documents became 1; first example a-1 (")
+    assert "a doc_id in the records tells it" in lost[0]
+    records = [{"text": x, "spans": spans(x), "doc_id": str(n)} for n, x in enumerate(texts)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    made = convert(path, out, to_format=target)
+    lost = [loss.message for loss in made.losses if loss.kind == "documents"]
+    assert bool(lost) == (target == "text")
+
+
+def test_files_that_become_one_lose_their_borders(tmp_path):
+    paths = [tmp_path / name for name in ("a.conll", "b.conll")]
+    for path in paths:
+        path.write_text(columns(""))
+    made = convert(paths, tmp_path / "out.conll", to_format="columns")
+    assert "2 documents became 1" in str(made)
+    assert "documents" not in [x.kind for x in convert(paths[0], tmp_path / "one.jsonl").losses]
+
+
 def test_documents_that_are_dealt_out_in_turn_are_told(tmp_path):
     path = tmp_path / "a.jsonl"
     records = [("a", "Ada left"), ("b", "Ada sings"), ("a", "Ada sleeps")]

@@ -90,6 +90,20 @@ def test_a_figure_has_four_decimals_wherever_a_log_names_it(tmp_path, caplog):
         assert [len(number) for number in numbers] == [6, 6], line
 
 
+def run_in(folder, command):
+    """What a process of its own printed; `command` is one for a shell, or the words of one."""
+    return subprocess.run(
+        command,
+        shell=isinstance(command, str),
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 @pytest.fixture(scope="module")
 def sample_run(tmp_path_factory):
     """A run on the English sample in a folder whose name a shell would take apart."""
@@ -97,21 +111,13 @@ def sample_run(tmp_path_factory):
     folder.mkdir()
     words = ["train", "--sample", "english", "--output_dir", "my run", "--no_cuda"]
     words += ["--max_steps", "30", "--eval_steps", "0", "--save_steps", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-    finished = subprocess.run(
-        [sys.executable, "-m", "nercrf.cli", *words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    return folder, finished, environment
+    finished = run_in(folder, [sys.executable, "-m", "nercrf.cli", *words])
+    assert finished.returncode == 0, finished.stderr
+    return folder, finished
 
 
 def test_the_sample_is_called_a_toy_and_has_the_language_that_was_asked_for(sample_run):
-    folder, finished, _ = sample_run
+    folder, finished = sample_run
     assert "This model is a toy" in finished.stdout
     assert "a toy" in (folder / "my run" / "README.md").read_text()
     assert (folder / "my run" / "sample" / "train.txt").read_text().isascii()
@@ -132,7 +138,7 @@ def test_a_miss_is_among_the_sentences_that_are_shown(sample_run):
 
 
 def test_every_command_that_a_run_names_works_as_it_stands(sample_run):
-    folder, finished, environment = sample_run
+    folder, finished = sample_run
     tail = finished.stdout.split("What next?")[1]
     commands = [line.strip() for line in tail.splitlines() if line.startswith("    ")]
     assert len(commands) == 3
@@ -141,16 +147,7 @@ def test_every_command_that_a_run_names_works_as_it_stands(sample_run):
     commands[2] += " --max_steps 2"
     outputs = []
     for command in commands:
-        done = subprocess.run(
-            command,
-            shell=True,
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = run_in(folder, command)
         assert done.returncode == 0, (command, done.stderr)
         outputs.append(done.stdout)
     assert json.loads(outputs[0])["text"] == "A sentence of your own."
@@ -159,22 +156,15 @@ def test_every_command_that_a_run_names_works_as_it_stands(sample_run):
 
 
 def test_the_readme_of_a_run_names_what_is_there_and_its_python_runs(sample_run):
-    folder, _, environment = sample_run
+    folder = sample_run[0]
     readme = (folder / "my run" / "README.md").read_text()
     table = [line for line in readme.splitlines() if line.startswith("| ")][2:]
     named = {line.split(" | ")[0].strip("| ").replace("\\", "").rstrip("/") for line in table}
     there = {path.name for path in (folder / "my run").iterdir()} - {"README.md", "evaluations"}
     assert named - {"evaluations"} == there
     code = readme.split("```python\n")[1].split("```")[0]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    done = run_in(folder, [sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[")
     assert "%|" not in done.stderr  # no bar of transformers
 

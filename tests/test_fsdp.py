@@ -8,6 +8,7 @@ import pytest
 import torch
 from encoders import make_family
 from training import (
+    CORPUS,
     TOKENIZER,
     TRAIN,
     all_tensors,
@@ -177,6 +178,25 @@ def test_the_folders_are_the_same_and_load_in_one_process(trainings):
     ]
     weights = [tagger.model.state_dict() for tagger in taggers]
     close(*weights)
+    texts = [example.text for example in CORPUS.test + CORPUS.dev]
+    found = [
+        [[(e.label, e.start, e.end) for e in entities] for entities in tagger(texts)]
+        for tagger in taggers
+    ]
+    assert found[0] == found[1]
+    assert any(found[0])
+
+
+@pytest.mark.slow
+def test_the_tagger_finds_what_its_twin_of_one_process_finds(trainings, inputs, tmp_path):
+    alone = train_with(inputs, tmp_path / "alone", "ddp", processes=1)
+    texts = [example.text for example in CORPUS.test + CORPUS.dev]
+    found = []
+    for folder in (alone, trainings["fsdp"]):
+        tagger = Tagger.from_pretrained(folder, device="cpu")
+        found.append([[(e.label, e.start, e.end) for e in each] for each in tagger(texts)])
+    assert found[0] == found[1]
+    assert any(found[0])
 
 
 @pytest.mark.parametrize(

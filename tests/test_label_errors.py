@@ -97,9 +97,9 @@ def test_a_planted_error_is_found_and_a_killed_command_goes_on(tmp_path, capsys,
 
     trained, whole_work = [], label_command.work
 
-    def broken_off(args):
+    def broken_off(args, **options):
         trained.append(Path(args.output_dir).name)
-        return 75 if len(trained) == 2 else whole_work(args)
+        return 75 if len(trained) == 2 else whole_work(args, **options)
 
     monkeypatch.setattr(label_command, "work", broken_off)
     assert main([*words, "parts"]) == 75

@@ -225,8 +225,9 @@ def test_shapes_are_those_of_the_stock_pipeline(corpus):
 
 def test_importing_nercrf_is_enough_in_any_order(corpus, tmp_path):
     tokenizer = build_tokenizer(corpus.train)
-    random_model(tokenizer).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    for folder in (tmp_path, tmp_path / "run" / "model"):  # a model's folder, and that of a run
+        random_model(tokenizer).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     code = """
 import sys, nercrf.tagging
 assert "torch" not in sys.modules and "transformers" not in sys.modules
@@ -234,6 +235,7 @@ from transformers import pipeline
 import transformers.pipelines as pipelines
 print(type(pipeline("token-classification", model=sys.argv[1], device="cpu")).__name__)
 print(type(pipeline("ner-crf", model=sys.argv[1], device="cpu")).__name__)
+print(type(pipeline("token-classification", sys.argv[1] + "/run", device="cpu")).__name__)
 # and where transformers was first
 stock = "transformers.pipelines.token_classification.TokenClassificationPipeline"
 pipelines.SUPPORTED_TASKS["token-classification"]["impl"] = stock
@@ -249,7 +251,7 @@ print(type(pipeline("token-classification", model=sys.argv[1], device="cpu")).__
         text=True,
         timeout=120,
     )
-    assert finished.stdout.split() == ["TaggerPipeline"] * 3, finished.stderr
+    assert finished.stdout.split() == ["TaggerPipeline"] * 4, finished.stderr
     assert "not supported" not in finished.stderr
 
 

@@ -42,6 +42,36 @@ def write_texts(path, count):
     return path
 
 
+def write_sentences(path, count):
+    """The same in another format, as the name says: each eleventh cannot be read."""
+    records, name = [], path.name
+    for number in range(1, count + 1):
+        words = list(CORPUS.train[number % len(TEXTS)].tokens)
+        text, lost = " ".join(words), number % 11 == 0
+        if name == "in.conll":
+            words[0] = "Malfr\udced" if lost else words[0]
+            records.append("".join(f"{word}\tO\n" for word in words) + "\n")
+        elif name == "words.csv":
+            words[0] = "Malfr\udced" if lost else words[0]
+            records += [
+                f'{number},"{word}",O\n' for word in (each.replace('"', "'") for each in words)
+            ]
+        elif name == "texts.csv":
+            records.append(
+                f"{number}\n" if lost else '{},"{}"\n'.format(number, text.replace('"', ""))
+            )
+        else:
+            records.append(json.dumps({"id": number, "body" if lost else "text": text}))
+    head = {"words.csv": "sentence,token,tag\n", "texts.csv": "id,text\n"}.get(name, "")
+    whole = head + "".join(records)
+    if name == "in.json":
+        whole = f"[{', '.join(records)}]"
+    elif name == "in.jsonl":
+        whole = "\n".join(records)
+    path.write_bytes(whole.encode("utf-8", "surrogateescape"))
+    return path
+
+
 def predict(model, *words):
     """The command, in this process."""
     return cli.main(["predict", str(model), *map(str, words), "--no_cuda"])
@@ -71,10 +101,10 @@ def server():
         first.join()
 
 
-def kill_again_and_again(folder, model, trials, seed):
+def kill_again_and_again(folder, model, trials, seed, write=write_texts, name="in.txt"):
     """Kill predictions at random moments until so many kills hit; how often one went on."""
     moments = random.Random(seed)
-    source, whole = write_texts(folder / "in.txt", 240), folder / "whole.jsonl"
+    source, whole = write(folder / name, 240), folder / "whole.jsonl"
     began = time.monotonic()
     process = start(model, source, "--output", whole)
     process.join()
@@ -123,6 +153,18 @@ def test_a_killed_prediction_goes_on(server, model, tmp_path):
 @pytest.mark.slow
 def test_a_killed_prediction_goes_on_50_times(server, model, tmp_path):
     assert kill_again_and_again(tmp_path, model, trials=50, seed=2) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.conll", "texts.csv", "words.csv"])
+def test_a_killed_prediction_goes_on_in_every_format(name, server, model, tmp_path):
+    """10 random moments each; the whole holds every sentence once."""
+    assert kill_again_and_again(tmp_path, model, 10, 3, write_sentences, name)
+    found = [json.loads(line) for line in (tmp_path / "whole.jsonl").open(encoding="utf-8")]
+    ids = [each["id"] for each in found]
+    assert (len(found), len(set(ids))) == (240, 240)
+    rejects = [json.loads(x) for x in (tmp_path / "whole.jsonl.rejects").open(encoding="utf-8")]
+    assert [each["id"] for each in rejects] == [str(ids[n - 1]) for n in range(11, 241, 11)]
 
 
 def interrupt(monkeypatch, model, pieces, *words, piece=8):

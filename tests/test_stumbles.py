@@ -1,6 +1,7 @@
 """Where a newcomer stumbles on the command line: it works, or one sentence says what does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +11,8 @@ from training import CORPUS
 from nercrf import cli
 from nercrf.data.formats import FORMATS, write_examples
 from nercrf.data.read_config import ReadFormat, WriteFormat
+from nercrf.flags import parse_verb
+from nercrf.opening import prepare_data
 
 
 def run(*words):
@@ -151,3 +154,55 @@ def test_types_of_one_fold_alone_are_told_before_a_training(tmp_path, monkeypatc
     path = write([("Ada", "PER")] * 10)
     assert run("check", path, *words, tmp_path / "three") == 75
     assert "one fold alone" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "model", ""],
+        ["predict", "", "a.txt"],
+        ["predict", "model", "a.txt", "--output", ""],
+        ["evaluate", "model", ""],
+        ["select", "model", "a.txt", ""],
+        ["check", ""],
+        ["check", "", "--with_model"],
+        ["convert", "", "a.jsonl"],
+        ["convert", "a.txt", ""],
+        ["train", "--data_dir", ""],
+        ["train", "--data_dir", "a", "--output_dir="],
+        ["score", "a.txt", "a.txt", "--json", ""],
+        ["calibrate", "model", ""],
+        ["benchmark", "model", ""],
+        ["average", "", "--output_dir", "a"],
+        ["merge", "model", ""],
+    ],
+)
+def test_an_empty_word_is_not_the_current_folder(words, tmp_path, monkeypatch, capsys):
+    """A variable of the shell that is not set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("Ada sings\n")
+    assert run(*words) == 2
+    assert "expected a path, got an empty word; is a variable unset?" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_new_model_is_cut_as_its_data_whatever_model_stands_here(
+    dev, model, tmp_path, monkeypatch
+):
+    """The current folder is that of an earlier run."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_bytes(dev.read_bytes())
+    (tmp_path / "model").symlink_to(model)
+    monkeypatch.chdir(tmp_path)
+    config = parse_verb("train", ["--data_dir", "data", "--output_dir", "new", "--no_cuda"])
+    assert prepare_data(config)[0].by is None
+    assert prepare_data(replace(config, model_name_or_path="model"))[0].by is not None
+
+
+def test_a_loss_that_does_not_exist_is_not_printed(dev, model, tmp_path, capsys):
+    words = ["evaluate", model, dev, "--no_cuda", "--output_dir", tmp_path / "out"]
+    assert run(*words, "--type_map", "PER=PERSON") == 0
+    printed = capsys.readouterr().out
+    assert "test: 20 sentences\n" in printed
+    assert "nan" not in printed

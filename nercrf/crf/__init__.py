@@ -8,6 +8,7 @@ __getattr__, __dir__ = lazy_names(
         "CRF": "layer",
         "TagChain": "distribution",
         "BestPaths": "decoding",
+        "OperatingPoint": "operating_points",
         "Scores": "chain",
     },
 )

@@ -124,8 +124,8 @@ def compare_examples(
 
 
 def _lost_documents(before: Sequence[Example], after: Sequence[Example]) -> list[Loss]:
-    "The loss of documents, where what was to be written tells them."
-    if not any(document_names(before)):
+    "The loss of documents: those that the files tell, records and files that stand alone."
+    if len(set(map(document_of, before))) < 2:
         return []
     first, number = [], []  # for each sentence the place of the first of its document
     for examples in (before, after):
@@ -137,6 +137,8 @@ def _lost_documents(before: Sequence[Example], after: Sequence[Example]) -> list
     if not moved:
         return []
     message = f"{number[0]} documents became {number[1]}; first {example_name(before[moved[0]])}"
+    if number[0] > number[1] and not any(document_names(before)):
+        message += "; each record or file was one, a doc_id in the records tells it"
     return [Loss("documents", len(moved), message)]
 
 # %% ../../nbs/1_data/23_convert.ipynb #0a3a1b19

@@ -469,7 +469,9 @@ def describe_result(
     result: Evaluation,  # what a model made of a data set
 ) -> str:  # several lines: heading, table, and what became of entities that no tag can hold
     "An evaluation in words and figures."
-    heading = f"{result.name}: {result.sentences} sentences, loss {result.loss:.4f}"
+    heading = f"{result.name}: {result.sentences} sentences"
+    if not math.isnan(result.loss):  # gold of other types has none
+        heading += f", loss {result.loss:.4f}"
     lines = [heading, report(result.scores)]
     if result.unannotated:
         total = result.sentences + result.unannotated

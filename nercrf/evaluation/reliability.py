@@ -179,7 +179,7 @@ def _figures(
 class Threshold(NamedTuple):
     "From which probability on entities are kept, and what that gave."
 
-    value: float  # entities of this probability or a larger one are kept
+    value: float  # entities of at least this probability are kept
     precision: float  # of those kept
     recall: float  # of all gold entities
     kept: int  # entities
@@ -200,7 +200,8 @@ def threshold_curve(
     # the last of each run of equal probabilities: they are kept together
     last = np.flatnonzero(np.append(chance[1:] != chance[:-1], len(chance) > 0))
     below = np.append(chance[1:], 0.0)[last]
-    values = (chance[last] + below) / 2
+    middle = (chance[last] + below) / 2
+    values = np.where(middle > below, middle, chance[last])  # of neighbours there is no middle
     return [
         Threshold(float(value), int(hits) / (place + 1), int(hits) / max(gold, 1), int(place) + 1)
         for value, hits, place in zip(values, right[last], last, strict=True)

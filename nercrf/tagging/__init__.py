@@ -8,6 +8,8 @@ __getattr__, __dir__ = lazy_names(
         "Entity": "tagger",
         "Tagged": "tagger",
         "Tagger": "tagger",
+        "explain": "answers",
+        "quantized_tagger": "tagger",
         "tag_file": "output",
         "tag_stream": "tagger",
     },

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['ELSEWHERE', 'gold_tags', 'HeldOut', 'held_out', 'Predicted', 'predicted_outcomes', 'Fitting', 'fit_probabilities',
-           'keep_fitting']
+           'pick_thresholds', 'keep_fitting']
 
 # %% ../../nbs/7_tagging/17_fitting.ipynb #a091bd52
 import copy
@@ -183,7 +183,7 @@ def fit_probabilities(
     unreachable: dict[str, str] = {}
     if precision is not None or recall is not None:
         candidates = predicted(fitted.value, decoding="threshold", threshold=0.0)
-        thresholds, unreachable = _pick(candidates, precision, recall, by_type)
+        thresholds, unreachable = pick_thresholds(candidates, precision, recall, by_type)
     return Fitting(
         fitted,
         calibration_figures(before),
@@ -212,13 +212,13 @@ def _figures_at(value: float, outcomes: Outcomes, gold: int) -> Threshold:
     return Threshold(value, right / max(count, 1), right / max(gold, 1), count)
 
 
-def _pick(
+def pick_thresholds(
     candidates: Predicted,  # at a threshold of 0
-    precision: float | None,  # the wanted one; or
-    recall: float | None,  # the wanted one
-    by_type: bool,  # one for each type
+    precision: float | None = None,  # the wanted one; or
+    recall: float | None = None,  # the wanted one
+    by_type: bool = False,  # one for each type
 ) -> tuple[dict[str, Threshold], dict[str, str]]:  # by type; types without one, and why
-    "Thresholds of all types."
+    "Thresholds of all types; ValueError where none common to all gives what is wanted."
     common = pick_threshold(candidates.outcomes, sum(candidates.gold.values()), precision, recall)
     thresholds, unreachable = {}, {}
     for name in candidates.gold:

@@ -53,11 +53,13 @@ def text_html(
     for each in entities:
         chance = 1.0 if each.probability is None else each.probability
         told = each.label if each.probability is None else f"{each.label} {chance:.3f}"
-        style = f"background:hsl({hue_of(each.label)} 85% 55%/{0.12 + 0.5 * chance:.2f})"
+        ground = f"hsl({hue_of(each.label)} 85% 55%/{0.12 + 0.5 * chance:.2f})"
         parts += [
             _plain(text[done : each.start]),
-            f'<mark dir="auto" title="{_plain(told)}" style="{style}">',
-            f"{_plain(text[each.start : each.end])}<small> {_plain(each.label)}</small></mark>",
+            f'<mark title="{_plain(told)}" style="unicode-bidi:plaintext;background:{ground}">',
+            _plain(text[each.start : each.end]),
+            f'<small dir="auto" style="padding-inline-end:.3em"> {_plain(each.label)}</small>',
+            "</mark>",
         ]
         done = each.end
     body = "".join([*parts, _plain(text[done:])])
@@ -67,7 +69,7 @@ def text_html(
 _STYLE = """:root{color-scheme:light dark}
 body{font:1rem/1.9 system-ui,sans-serif;max-width:46rem;margin:1rem auto;padding:0 1rem}
 p{margin:.6rem 0;overflow-wrap:anywhere}
-mark{color:inherit;border-radius:.3em;padding:.15em .3em;unicode-bidi:isolate}
+mark{color:inherit;border-radius:.3em;padding:.15em .3em}
 small{font-size:.7em;font-weight:600;opacity:.75}
 .error{opacity:.7;font-style:italic}"""
 

@@ -5,11 +5,14 @@
 # %% ../../nbs/7_tagging/16_pipeline.ipynb #929d909a
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.token_classification import (
     AggregationStrategy,
@@ -19,6 +22,7 @@ from transformers.pipelines.token_classification import (
 from nercrf.crf.operating_points import OperatingPoint
 from nercrf.data.splitting import Splitter
 from nercrf.labels import spans_to_tags
+from nercrf.model.encoder_config import named_model
 from nercrf.model.modeling import NerCrfConfig
 from nercrf.tagging.predict_config import Decoding
 from nercrf.tagging.tagger import Tagged, Tagger
@@ -228,14 +232,33 @@ class TokenClassification(TokenClassificationPipeline):
         return (TaggerPipeline if ours else TokenClassificationPipeline)(model=model, **options)
 
 
+def _of_run(stock: Callable[..., Any]) -> Callable[..., Any]:
+    "A function `pipeline` that finds the model in the output folder of a run."
+
+    @wraps(stock)
+    def pipeline(task: str | None = None, model: Any = None, *given: Any, **options: Any) -> Any:
+        name = named_model(str(model)) if isinstance(model, (str, Path)) else model
+        return stock(task, name, *given, **options)
+
+    pipeline.of_run = True
+    return pipeline
+
+
 def register_pipelines() -> None:
-    "Tell transformers: `ner-crf` by name, and `token-classification` (`ner`) for our models."
+    """Tell transformers: `ner-crf` by name, and `token-classification` (`ner`) for our models.
+
+    `transformers.pipeline` takes the output folder of a run as well, whose model is in `model/`.
+    """
     stock = PIPELINE_REGISTRY.supported_tasks["token-classification"]
     if "ner-crf" not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline("ner-crf", TaggerPipeline, stock["pt"], type="text")
     PIPELINE_REGISTRY.supported_tasks["token-classification"] = stock | {
         "impl": TokenClassification
     }
+    if not hasattr(transformers.pipelines.pipeline, "of_run"):
+        transformers.pipelines.pipeline = _of_run(transformers.pipelines.pipeline)
+        if "pipeline" in vars(transformers):  # fetched before
+            transformers.pipeline = transformers.pipelines.pipeline
 
 
 register_pipelines()

@@ -169,7 +169,10 @@ def _own_splitter(config: NerCrfConfig) -> Splitter:
 
 # %% ../../nbs/7_tagging/07_tagger.ipynb #6f22a7c2
 class Tagger:
-    "A model and its tokenizer, ready to tag text."
+    """A model and its tokenizer, ready to tag text.
+
+    `quantize` compares nothing, since it has no text: `quantized_tagger` does, on yours.
+    """
 
     def __init__(
         self,
@@ -178,7 +181,7 @@ class Tagger:
         batch_size: int | None = None,  # windows at once, at most; None: as the processor likes
         device: str | torch.device | None = None,  # None: the GPU if there is one
         splitter: Splitter | None = None,  # None: the one that the model was trained with
-        quantize: Bits | None = None,  # "int8", "bf16": fewer bits; None: all of them
+        quantize: Bits | None = None,  # "int8", "bf16": fewer bits, not compared; None: all
         packed: bool = True,  # on a CPU hold linear weights of the encoder twice: faster
         **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point, coverage
     ):
@@ -199,7 +202,7 @@ class Tagger:
         device: str | torch.device | None = None,  # None: the GPU if there is one
         base_model: str | Path | None = None,  # of an adapter: where its encoder is now
         splitter: Splitter | None = None,  # None: the one that the model was trained with
-        quantize: Bits | None = None,  # "int8", "bf16": fewer bits; None: all of them
+        quantize: Bits | None = None,  # "int8", "bf16": fewer bits, not compared; None: all
         packed: bool = True,  # on a CPU hold linear weights of the encoder twice: faster
         **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point, coverage
     ) -> Tagger:  # ready to use
