@@ -187,8 +187,7 @@ class Tagger:
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = quantized(model.to(device).eval(), quantize)
-        self.tokenizer = tokenizer
-        self.batch_size = batch_size
+        self.tokenizer, self.batch_size = tokenizer, batch_size
         self.engine = Engine(self.model, tokenizer, batch_size, packed)
         self.splitter = splitter or _own_splitter(model.config)
         self.decoder = Decoder(model.config, **decoding)
