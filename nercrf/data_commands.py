@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -178,12 +179,15 @@ def _run_convert(reading: dict[str, Any], source: str, target: str, flags: Conve
             raise ValueError("--split writes several files: give a folder as OUT")
         paths = find_sources(source, shares)["train"]
         kind, folder = flags.to or "jsonl", Path(target)
+        ending = find_format(kind).extensions[0]
+        _refuse_taken([folder / f"{name}{ending}" for name in shares], flags)
         reports = convert_splits(paths, folder, shares, kind, seed=seed, **options)
     elif target == "-":
         return _print_converted(Path(source), flags, options | {"split": split})
     else:
-        reports = []
-        for paths, place in plan_conversion(source, target, flags.to, split):
+        reports, plan = [], plan_conversion(source, target, flags.to, split)
+        _refuse_taken([place for _, place in plan if place != Path(target)], flags)
+        for paths, place in plan:
             kind = flags.to or format_of_name(place)
             reports.append(convert(paths, place, to_format=kind, split=split, **options))
     say("\n".join(map(str, reports)))  # a loss is told before anything is written
@@ -193,6 +197,15 @@ def _run_convert(reading: dict[str, Any], source: str, target: str, flags: Conve
     if refused:
         print("nothing was written (--strict)")
     return int(refused)
+
+
+def _refuse_taken(places: Sequence[Path], flags: ConvertConfig) -> None:
+    "ValueError where a file stands in a folder under a name that nobody gave."
+    taken = [place for place in places if os.path.lexists(place)]
+    if taken and not flags.force:
+        raise ValueError(
+            f"{taken[0]} stands there and would be replaced: choose another folder, or give --force"
+        )
 
 
 def _print_converted(source: Path, flags: ConvertConfig, options: dict[str, Any]) -> int:

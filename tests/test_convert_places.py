@@ -79,6 +79,23 @@ def test_of_several_files_none_is_written_where_one_has_a_loss(tmp_path, capsys)
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.parametrize("way", ["folder", "split"])
+def test_names_in_a_folder_that_nobody_gave_are_not_written_over(way, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    out.mkdir()
+    (data / "train.conll").write_text(COLUMNS * 10)
+    (out / "train.jsonl").write_text("a poem")
+    before = snapshot(out)
+    words = {"folder": [str(data)], "split": [str(data / "train.conll"), "--split", "0.8,0.1,0.1"]}
+    flags = [*words[way], str(out), "--to", "jsonl"]
+    assert convert_main(flags) == 2
+    assert "train.jsonl stands there and would be replaced" in capsys.readouterr().err
+    assert snapshot(out) == before
+    assert convert_main([*flags, "--force"]) == 0
+    assert "Oslo" in (out / "train.jsonl").read_text()
+
+
 def test_the_mode_stays_and_a_link_is_written_through(tmp_path):
     source, target, link = (tmp_path / name for name in ("a.conll", "b.jsonl", "c.jsonl"))
     source.write_text(COLUMNS)

@@ -21,6 +21,7 @@ from training import read_history, write_corpus
 
 TESTS = Path(__file__).resolve().parent
 SCRIPT = TESTS / "paced_training.py"
+PATIENCE = 600  # seconds for what takes one or two minutes on a machine that has nothing else to do
 
 
 def launch(arguments, prefix=(), **environment):
@@ -77,7 +78,7 @@ def steps(folder):
     return [int(path.name.split("-")[1]) for path in Path(folder).glob("checkpoint-[0-9]*")]
 
 
-def wait_until(reached, what, processes, seconds=120):
+def wait_until(reached, what, processes, seconds=PATIENCE):
     """Wait for a condition; an end of one of the processes is a failure that shows its output."""
     end = time.monotonic() + seconds
     while not reached():
@@ -166,9 +167,9 @@ def test_a_process_that_fails_ends_all_with_its_traceback_first(tmp_path):
     arguments = ["--standalone", "--nproc_per_node=2", *training_flags(tmp_path / "out", data, 2)]
     began = time.monotonic()
     process = launch(arguments, FAIL_AT="1:4")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert time.monotonic() - began < 90  # 60 for the end of all, 30 for the start
+    assert time.monotonic() - began < 180  # half a minute, where nothing else runs
     assert "RuntimeError: this test wants process 1 to fail" in output
     assert output.index("this test wants process 1 to fail") < output.find(
         "Connection", output.index("Traceback")
@@ -196,7 +197,7 @@ def test_a_host_that_dies_and_comes_back(tmp_path):
             lambda: max(steps(out)) > reached + 3, "progress of the host that is left", hosts[:1]
         )
         hosts[1] = stack.enter_context(launch([*rendezvous(address, False), *flags], PACE="0.8"))
-        outputs = [host.communicate(timeout=240)[0] for host in hosts]
+        outputs = [host.communicate(timeout=PATIENCE)[0] for host in hosts]
     first, second = map(
         process_counts, outputs
     )  # the process of rank 0 logs, and it can be on either host
@@ -256,7 +257,7 @@ def wait_for_progress(host, out):
 
 def assert_both_came_to_the_end(hosts, out, expected):
     """The first attempt had both processes, a later one had one, the last one had both again."""
-    outputs = [host.communicate(timeout=240)[0] for host in hosts]
+    outputs = [host.communicate(timeout=PATIENCE)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
     assert_same_training(out, expected)
     return "".join(outputs)
@@ -277,9 +278,12 @@ def test_a_host_that_is_cut_off_ends_and_is_started_again(network, long_training
     processes = psutil.Process(lost.pid).children(recursive=True)
     network.cut("lost")
     wait_until(
-        lambda: all(map(is_over, processes)), "end of the process that is cut off", [kept], 12 + 30
+        lambda: all(map(is_over, processes)),
+        "end of the process that is cut off",
+        [kept],
+        12 + 120,  # of torch's own timeout: half an hour
     )
-    output, _ = lost.communicate(timeout=90)
+    output, _ = lost.communicate(timeout=PATIENCE)
     assert lost.returncode == 1
     rank = sorted(network.addresses.values()).index(network.addresses["lost"])
     assert f"[rank{rank}]: RuntimeError" in output

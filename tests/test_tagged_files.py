@@ -1,10 +1,12 @@
 """Files to be tagged: every format, every oddity, and the text of the input in every output."""
 
+import gc
 import gzip
 import io
 import json
 import subprocess
 import sys
+import tracemalloc
 from itertools import chain
 from pathlib import Path
 
@@ -445,6 +447,26 @@ def test_no_more_is_read_than_a_batch_needs(name, write, tmp_path, monkeypatch):
     format = {".csv": "csv", ".json": "jsonl"}.get(Path(name).suffix, "auto")
     assert next(filter(None, read_batches(Source("-", source.splitter, format, encoding))))
     assert raw.given < 4 or name == "words.csv"  # which shows as a whole how it is to be read
+
+
+BY_FORMAT = [each for each in LARGE if each[0] in ("in.conll", "words.csv", "texts.csv", "in.json")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "write"), BY_FORMAT, ids=[name for name, _ in BY_FORMAT])
+def test_memory_does_not_grow_with_the_file(name, write, tmp_path):
+    """Peaks of Python's own memory while all of a file is read, and of four times as much."""
+    peaks = []
+    for count in (20_000, 80_000):
+        source = tmp_path / name
+        source.write_text(write(count), encoding="utf-8")
+        gc.collect()
+        tracemalloc.start()
+        found = sum(map(len, read_batches(Source(str(source), EveryWord().splitter))))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found == count
+    assert peaks[1] < 1.25 * peaks[0] + 2**20
 
 
 @pytest.mark.parametrize("name", ["in.parquet", "in.arrow", "stream.arrow", "saved"])
