@@ -16,6 +16,7 @@ import math
 import os
 import random
 import sys
+from functools import partial
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -33,8 +34,9 @@ from nercrf.evaluation.reliability import (
     pick_threshold,
 )
 from nercrf.evaluation.temperature import fit_temperature, fit_vector_scaling, mean_loss
+from nercrf.model.calibration import keep_calibration
 from nercrf.tagging.decoder import Decoder
-from nercrf.tagging.fitting import held_out, predicted_outcomes
+from nercrf.tagging.fitting import held_out, pick_operating_point, predicted_outcomes
 from nercrf.tagging.prediction_sets import fit_floors
 from nercrf.tagging.tagger import Tagger
 
@@ -93,13 +95,33 @@ def show_calibration(dev, test, config, temperature):
     print("\n".join(line(name, each) for name, each in rows.items()))
 
 
-def show_vector(dev, test, temperature):
+def show_vector(dev, test, config, temperature):
     """What a factor and a shift for each label gain over one temperature."""
     with torch.enable_grad():
         scaling = fit_vector_scaling(dev.batches)
     losses = {"temperature 1": lambda x: x, "temperature": lambda x: x.tempered(temperature)}
     for name, change in (losses | {"vector": scaling}).items():
         print(f"nats a sentence, {name}: {mean_loss(test.batches, change).item():.4f}")
+    config = copy.copy(config)
+    keep_calibration(config, temperature, scaling=scaling.to_dict(config.labels))
+    print(line("exact, vector", predicted_outcomes(test, Decoder(config)).outcomes))
+
+
+def show_points(dev, test, config):
+    """Operating points for wanted precisions and recalls, and what they give."""
+    for kind, wanted in (("precision", 0.8), ("precision", 0.95), ("recall", 0.7), ("recall", 0.8)):
+        try:
+            found = pick_operating_point(dev, config, **{kind: wanted})
+        except ValueError as error:
+            print(f"operating point, {kind} {wanted}: {error}")
+            continue
+        outcomes = predicted_outcomes(test, Decoder(config, operating_point=found.point))
+        right = int(outcomes.outcomes.right.sum())
+        precision, recall = right / len(outcomes.types), right / sum(outcomes.gold.values())
+        told = (
+            f"dev {getattr(found, kind):.3f}, test precision {precision:.3f}, recall {recall:.3f}"
+        )
+        print(f"operating point, {kind} {wanted}: {told}")
 
 
 def show_thresholds(dev, test, config):
@@ -125,9 +147,14 @@ def show_thresholds(dev, test, config):
         )
 
 
+def warmed(temperature, chain):
+    """A chain at a temperature."""
+    return chain.tempered(temperature)
+
+
 def show_coverage(dev, test, temperature):
     """Promised coverages and what is covered."""
-    floors = fit_floors(dev.batches, dev.gold, temperature, (0.9, 0.95))
+    floors = fit_floors(dev.batches, dev.gold, partial(warmed, temperature), (0.9, 0.95))
     for coverage, floor in floors.items():
         inside, spans_inside, sizes, spans_sizes, cut = [], [], [], [], 0
         for batch, gold in zip(test.batches, test.gold, strict=True):
@@ -198,7 +225,8 @@ def main():
     show_thresholds(dev, test, config)
     show_coverage(dev, test, temperature)
     show_draws(dev, test, temperature)
-    show_vector(dev, test, temperature)
+    show_vector(dev, test, config, temperature)
+    show_points(dev, test, config)
 
 
 if __name__ == "__main__":

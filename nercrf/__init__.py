@@ -1,5 +1,6 @@
 __version__ = "0.1.0"
 
+import gc
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -17,7 +18,18 @@ def lazy_names(
     def fetch(name: str) -> object:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{places[name]}"), name)
+        was_enabled, had_torch = gc.isenabled(), "torch" in sys.modules
+        # torch and transformers make a million objects that stay: the collector need not look at
+        # them, neither while they are made nor again and again afterwards
+        gc.disable()
+        try:
+            module = import_module(f"{package}.{places[name]}")
+        finally:
+            if was_enabled:
+                if not had_torch and "torch" in sys.modules:
+                    gc.freeze()
+                gc.enable()
+        return getattr(module, name)
 
     return fetch, lambda: sorted(places)
 
@@ -26,10 +38,8 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "CRF": "crf.layer",
-        "OperatingPoint": "crf.operating_points",
         "Tagger": "tagging.tagger",
         "evaluate": "evaluation.evaluator",
-        "explain": "tagging.answers",
         "read_corpus": "data.corpus",
         "train": "training.trainer",
     },

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from nercrf.flags import READING, FlagParser, add_section, parse_command
 from nercrf.model.encoder_config import find_model
 from nercrf.run_ner_crf import guarded
 from nercrf.tables import say, text_table
+from nercrf.tagging.predict_config import Scaling
 from nercrf.training.run_folder import holder_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ class CalibrateConfig:
     precision: Annotated[float, Share] | None = None  # that entities above the thresholds have
     recall: Annotated[float, Share] | None = None  # that they have; one of the two at most
     by_type: bool = False  # a threshold for each type
+    operating_point: str | None = None  # name of biases that give it, in place of thresholds
     coverage: list[float] = field(default_factory=list)  # of sets that hold the truth: 0.9 0.95
+    scaling: Scaling = "temperature"  # vector: a factor and a shift a label, if folds say so
     scheme: str | None = None  # tag scheme of the file; none: found from its tags
     measure_only: bool = False  # change nothing in the model's folder
     base_model: str | None = None  # the encoder that was adapted, where it is not in its place
@@ -52,6 +55,11 @@ class CalibrateConfig:
             raise ValueError("--precision and --recall: expected one of them, got both")
         if self.by_type and self.precision is None and self.recall is None:
             raise ValueError("--by_type needs a --precision or a --recall")
+        if self.operating_point is not None:
+            if self.precision is None and self.recall is None:
+                raise ValueError("--operating_point needs a --precision or a --recall")
+            if self.by_type:
+                raise ValueError("--operating_point is for all types: leave --by_type out")
         for each in self.coverage:
             if not 0 < each < 1:
                 raise ValueError(f"--coverage: expected numbers between 0 and 1, got {each}")
@@ -82,6 +90,20 @@ _NAMES = {
 }
 
 
+def _trial_lines(fitting: Fitting) -> list[str]:
+    "Which of temperature and scaling won on folds, and by how much."
+    trial = fitting.trial
+    won = "vector scaling is kept" if fitting.scaling else "the temperature alone is kept"
+    scores = [f"{each.brier:.4f}" for each in (trial.temperature, trial.vector)]
+    errors = [f"{each.error:.4f}" for each in (trial.temperature, trial.vector)]
+    return [
+        f"{won}: on sentences of other folds the scaling gains {trial.gain:.4f} nats a sentence "
+        f"(standard error {trial.error:.4f})",
+        f"of the predicted entities there: Brier score {scores[0]} with the temperature, "
+        f"{scores[1]} with the scaling; calibration error {errors[0]}, {errors[1]}",
+    ]
+
+
 def fitting_lines(
     fitting: Fitting,  # of a tagger
 ) -> list[str]:  # to be printed
@@ -95,6 +117,8 @@ def fitting_lines(
     fitted = fitting.temperature
     losses = f"{fitted.loss_before:.4f} -> {fitted.loss:.4f} nats a sentence"
     lines = [f"temperature {fitted.value:.4f} (negative log likelihood {losses})"]
+    if fitting.trial is not None:
+        lines += _trial_lines(fitting)
     if fitted.is_at_end:
         lines.append("the temperature is at its limit: the sentences are too few to fit one")
     if fitting.after.entities:
@@ -147,7 +171,13 @@ def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, 
     "Fit, print and keep; texts of the file are cut as the model's training data were."
     from nercrf.data.formats import read_examples
     from nercrf.pretrained import trust_remote_code
-    from nercrf.tagging.fitting import ELSEWHERE, fit_probabilities, keep_fitting
+    from nercrf.tagging.fitting import (
+        ELSEWHERE,
+        fit_probabilities,
+        held_out,
+        keep_fitting,
+        pick_operating_point,
+    )
     from nercrf.tagging.tagger import Tagger
 
     if flags.json is not None:
@@ -169,14 +199,26 @@ def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, 
                 f"{path}: expected held-out sentences, got the training file of this model; give "
                 "its dev file: on what it has learned every probability seems true"
             )
-        wanted = (flags.precision, flags.recall, flags.by_type, flags.coverage, data)
-        fitting = fit_probabilities(tagger, examples, *wanted)
+        name, goal = flags.operating_point, (flags.precision, flags.recall)
+        wanted = (*(goal if name is None else (None, None)), flags.by_type, flags.coverage)
+        fitting = fit_probabilities(tagger, examples, *wanted, data, flags.scaling)
         said = [*fitting_lines(fitting), *doubts(fitting, len(examples) - fitting.left_out)]
         say("\n".join([f"fitted on {path}: {len(examples)} sentences", *said]))
+        record, points = fitting.to_dict(), {}
+        if name is not None:
+            config = tagger.model.config
+            found = pick_operating_point(held_out(tagger, examples), config, *goal)
+            points[name] = found.point
+            record["operating_points"] = {name: found._asdict() | {"point": asdict(found.point)}}
+            say(
+                f"operating point {name}: precision {found.precision:.4f}, recall "
+                f"{found.recall:.4f} here, {found.kept} entities; nercrf predict ... "
+                f"--operating_point {name}"
+            )
         if flags.json is not None:
-            write_bytes(Path(flags.json), result_text(fitting.to_dict()).encode())
+            write_bytes(Path(flags.json), result_text(record).encode())
         if not flags.measure_only:
-            say(f"kept in {keep_fitting(model, fitting)}")
+            say(f"kept in {keep_fitting(model, fitting, points)}")
     return 0
 
 

@@ -185,7 +185,8 @@ def _go_on_with(
         logger.info("the tagger %s", "; ".join(words))
     loaded = load_tagger(args, config, labels, windows, args.scheme, renamed)
     config = loaded.model.config
-    if config.probability_temperature != 1.0 or config.thresholds or config.conformal:
+    fitted = (config.thresholds, config.conformal, config.probability_scaling)
+    if config.probability_temperature != 1.0 or any(fitted):
         logger.warning(
             "the tagger's temperature, thresholds and sets belong to its weights of before: left "
             "out; fit them again with nercrf calibrate"

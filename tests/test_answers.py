@@ -20,6 +20,7 @@ import nercrf.crf
 import nercrf.tagging
 from nercrf.crf.operating_points import OPERATING_POINTS, OperatingPoint, write_operating_points
 from nercrf.data.sample import sample_corpus
+from nercrf.evaluation.temperature import VectorScaling
 from nercrf.labels import entity_types
 from nercrf.model.calibration import keep_calibration
 from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
@@ -99,6 +100,39 @@ def test_a_calibration_is_saved_with_the_model(model, tmp_path):
     assert all(one.probability != other.probability for one, other in pairs)
     write_operating_points(tmp_path, {"default": OperatingPoint()})
     assert Tagger.from_pretrained(tmp_path, operating_point="default")(texts) == before
+
+
+def test_a_kept_scaling_changes_probabilities_and_no_entity(model, tmp_path):
+    """The tagger asks the scaled chain; a configuration of before, which has no word of it, loads."""
+    texts, size = TEXTS[:8], len(CORPUS.labels)
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["probability_scaling"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    before = Tagger.from_pretrained(tmp_path)
+    generator = torch.Generator().manual_seed(4)
+    parts = (torch.rand(size, generator=generator) + 0.5, torch.randn(size, generator=generator))
+    scaling = VectorScaling(*(x.double() for x in parts), torch.tensor(0.7).double())
+    fitting = fit_probabilities(before, CORPUS.train)
+    fitting.scaling = scaling.to_dict(CORPUS.labels)
+    keep_fitting(tmp_path, fitting, {"more": OperatingPoint.towards_entities(1.0)})
+    after = Tagger.from_pretrained(tmp_path)
+    assert after(texts) == before(texts)
+    sentences = held_out(after, CORPUS.train)
+    (batch, *_), (gold, *_) = sentences.batches, sentences.gold
+    expected = scaling(batch.chain).entity_probabilities(gold)
+    told = after.decoder.calibrated(batch.chain).entity_probabilities(gold)
+    assert told == expected != before.decoder.calibrated(batch.chain).entity_probabilities(gold)
+    assert Tagger.from_pretrained(tmp_path, operating_point="more")(texts) != []
+    write = model.config.to_json_string()
+    model.config.probability_scaling = {"factors": {"O": 1.0}}
+    try:
+        with pytest.raises(ValueError, match="expected factors of O, "):
+            Decoder(model.config)
+    finally:
+        model.config.probability_scaling = None
+    assert model.config.to_json_string() == write
 
 
 @pytest.mark.parametrize(

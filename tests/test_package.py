@@ -3,6 +3,7 @@ development packages.
 """
 
 import configparser
+import gc
 import subprocess
 import sys
 import tarfile
@@ -10,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from nercrf import lazy_names
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVELOPMENT = (
@@ -136,3 +139,19 @@ def test_labels_and_data_need_no_torch():
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode
         == 0
     )
+
+
+def test_a_name_that_is_fetched_leaves_the_collector_as_it_was():
+    """Importing pauses it; with torch at hand already, nothing is taken out of its sight."""
+    fetch, _ = lazy_names("nercrf", {"Span": "labels", "Nothing": "no_such_module"})
+    frozen = gc.get_freeze_count()
+    try:
+        for set_collector, is_on in ((gc.disable, False), (gc.enable, True)):
+            set_collector()
+            assert fetch("Span").__name__ == "Span"
+            with pytest.raises(ModuleNotFoundError):
+                fetch("Nothing")
+            assert gc.isenabled() == is_on
+    finally:
+        gc.enable()
+    assert gc.get_freeze_count() == frozen

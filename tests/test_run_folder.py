@@ -180,6 +180,18 @@ def test_a_name_of_the_model_that_is_taken_is_told_before_the_first_update(
         assert after == before
 
 
+@pytest.mark.parametrize("flags", FLAGS)
+def test_no_training_writes_into_a_model_or_a_checkpoint(flags, tmp_path, capsys):
+    """The run of which it is would find things of others in it."""
+    for name in ("model", "checkpoint-2", "sample"):
+        with write_folder(tmp_path / "run" / name) as temporary:
+            (temporary / "config.json").write_text("{}")
+        before = snapshot(tmp_path)
+        said = refused(capsys, "train", "--output_dir", tmp_path / "run" / name, *FLAGS[flags])
+        assert f"{name} is a model, a checkpoint or a sample: choose another folder" in said
+        assert snapshot(tmp_path) == before
+
+
 @pytest.mark.parametrize("kind", ["file", "link to a file"])
 def test_a_card_of_somebody_else_stays_in_the_model(kind, tmp_path, outside, caplog):
     """Put there while the training was under way, which writes its own card at the very end."""

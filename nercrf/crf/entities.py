@@ -198,10 +198,10 @@ def sure_entities(
         return [[] for _ in chain.lengths]
     chances, kinds = _all_spans(chain, limits)
     found = [[] for _ in chain.lengths]
-    for sequence, start, reach in (chances > threshold).nonzero().tolist():
-        kind = chain.types[kinds[sequence, start, reach]]
-        chance = chances[sequence, start, reach].item()
-        found[sequence].append((Span(kind, start, start + reach + 1), chance))
+    rows = (chances > threshold).nonzero()
+    values = (each[tuple(rows.unbind(1))].tolist() for each in (kinds, chances))
+    for (sequence, start, reach), kind, chance in zip(rows.tolist(), *values, strict=True):
+        found[sequence].append((Span(chain.types[kind], start, start + reach + 1), chance))
     return list(map(without_overlap, found))
 
 # %% ../../nbs/3_crf/14_entities.ipynb #bcad921d

@@ -38,6 +38,14 @@ class OperatingPoint:
             if not is_number or not math.isfinite(value):
                 raise ValueError(f"{name}: expected a finite number, got {value!r}")
 
+    @classmethod
+    def towards_entities(
+        cls,
+        bias: float,  # nats; the larger, the more entities; negative: fewer
+    ) -> OperatingPoint:  # 0: as the model is
+        "The point of a family with one number: how much easier an entity begins."
+        return cls(background_stay=-bias / 2, background_to_start=bias / 2)
+
     def biases(
         self,
         steps: EntitySteps,  # of the labels

@@ -30,6 +30,7 @@ from nercrf.evaluation.intervals import Interval, UnitCounts, count_units, score
 from nercrf.evaluation.metrics import EntityScores, report, score_tables, unseen_rows
 from nercrf.evaluation.result_files import type_figures
 from nercrf.evaluation.scores import score_overlaps
+from nercrf.evaluation.temperature import calibrated_chain
 from nercrf.crf.distribution import TagChain
 from nercrf.evaluation.spans import (
     SpanTable,
@@ -189,9 +190,7 @@ class AskedEntities:
             [Span(own, *span[1:]) for span in spans for own in self.models.get(span[0], ())]
             for spans in asked
         ]
-        temperature = self.config.probability_temperature
-        known = chain if temperature == 1.0 else chain.tempered(temperature)
-        found = known.entity_probabilities(models)
+        found = calibrated_chain(chain, self.config).entity_probabilities(models)
         return list(map(self._sums, asked, models, found))
 
     def _asked(self, index: int, tags: Sequence[int]) -> list[Span]:

@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['COLDEST', 'HOTTEST', 'LabelledChains', 'mean_loss', 'FittedTemperature', 'fit_temperature', 'VectorScaling',
-           'fit_vector_scaling']
+__all__ = ['COLDEST', 'HOTTEST', 'LabelledChains', 'sentence_losses', 'mean_loss', 'FittedTemperature', 'fit_temperature',
+           'VectorScaling', 'fit_vector_scaling', 'calibrated_chain']
 
 # %% ../../nbs/5_evaluation/11_temperature.ipynb #975a6ef7
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nercrf.crf.chain import IGNORED
 from nercrf.crf.distribution import ChainBatch
-from nercrf.model.modeling import NerCrfForTokenClassification
+from nercrf.model.calibration import check_scaling
+from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
 
 # %% ../../nbs/5_evaluation/11_temperature.ipynb #ef202cc0
 class LabelledChains(NamedTuple):
@@ -31,14 +32,21 @@ class LabelledChains(NamedTuple):
     tags: Tensor  # (batch, words) int64 gold labels, -100 where masked or not annotated
 
 
+def sentence_losses(
+    batches: Sequence[LabelledChains],  # sentences
+    change: Callable[[ChainBatch], ChainBatch],  # what is done to a chain
+) -> Tensor:  # (sentences,) nats
+    "Negative log likelihood of the gold labels of each sentence after a change."
+    return torch.cat([-change(each.chain).log_prob(each.tags) for each in batches])
+
+
 def mean_loss(
     batches: Sequence[LabelledChains],  # sentences
     change: Callable[[ChainBatch], ChainBatch],  # what is done to a chain
 ) -> Tensor:  # () nats a sentence
     "Mean negative log likelihood of the gold labels after a change."
-    losses = [-change(each.chain).log_prob(each.tags).sum() for each in batches]
     count = sum(int((each.tags != IGNORED).any(1).sum()) for each in batches)
-    return torch.stack(losses).sum() / max(count, 1)
+    return sentence_losses(batches, change).sum() / max(count, 1)
 
 # %% ../../nbs/5_evaluation/11_temperature.ipynb #20282ea7
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures between which the best one is looked for
@@ -91,8 +99,28 @@ class VectorScaling(NamedTuple):
     ) -> ChainBatch:  # of the same kind
         "A chain with other scores."
         words = chain.emissions.masked_fill(~chain.mask.unsqueeze(2), 0.0)
-        scores = chain.tempered(1 / self.tables).scores
-        return replace(chain, emissions=words * self.factors + self.shifts, scores=scores)
+        factors, shifts, tables = (each.to(words.device) for each in self)
+        scores = chain.tempered(1 / tables).scores
+        return replace(chain, emissions=words * factors + shifts, scores=scores)
+
+    def to_dict(
+        self,
+        labels: Sequence[str],  # of the model, in their order
+    ) -> dict[str, Any]:  # JSON-ready, as a model's configuration keeps it
+        "Plain numbers by label."
+        columns = (dict(zip(labels, each.tolist(), strict=True)) for each in self[:2])
+        return {"factors": next(columns), "shifts": next(columns), "tables": self.tables.item()}
+
+    @classmethod
+    def of(
+        cls,
+        kept: Mapping[str, Any],  # as `to_dict` gives it
+        labels: Sequence[str],  # of the model, in their order
+    ) -> VectorScaling:  # ValueError for other labels
+        "A scaling from plain numbers."
+        kept = check_scaling(kept, labels)
+        rows = ([kept[name][label] for label in labels] for name in ("factors", "shifts"))
+        return cls(*(torch.tensor(row, dtype=torch.float64) for row in (*rows, kept["tables"])))
 
     @torch.no_grad()
     def fold_into(
@@ -130,3 +158,14 @@ def fit_vector_scaling(
 
     descent.step(evaluate)
     return VectorScaling(*(part.detach() for part in scaling()))
+
+# %% ../../nbs/5_evaluation/11_temperature.ipynb #2c7628e5
+def calibrated_chain(
+    chain: ChainBatch,  # of a model
+    config: NerCrfConfig,  # of that model
+) -> ChainBatch:  # whose probabilities are those that are given
+    "A chain with the scaling or at the temperature that a model keeps."
+    if config.probability_scaling is not None:
+        return VectorScaling.of(config.probability_scaling, config.labels)(chain)
+    temperature = config.probability_temperature
+    return chain if temperature == 1.0 else chain.tempered(temperature)

@@ -12,7 +12,7 @@ from typing import Any
 from nercrf.labels import entity_types
 
 # %% auto #0
-__all__ = ['check_temperature', 'check_thresholds', 'check_conformal', 'keep_calibration']
+__all__ = ['check_temperature', 'check_thresholds', 'check_conformal', 'check_scaling', 'keep_calibration']
 
 # %% ../../nbs/4_model/06_calibration.ipynb #3c070905
 def check_temperature(
@@ -55,14 +55,32 @@ def check_conformal(
     return dict(conformal)
 
 
+def check_scaling(
+    scaling: Mapping[str, Any],  # factors and shifts: by label; tables: one factor
+    labels: Sequence[str],  # of the model
+) -> dict[str, Any]:  # the same
+    "ValueError unless there are a factor and a shift for each label, and one factor of the tables."
+    for kind in ("factors", "shifts"):
+        values = scaling.get(kind) if isinstance(scaling, Mapping) else None
+        if not isinstance(values, Mapping) or set(values) != set(labels):
+            raise ValueError(f"scaling: expected {kind} of {', '.join(labels)}, got {values!r}")
+        for name, value in values.items():
+            if not isinstance(value, float) or not math.isfinite(value):
+                raise ValueError(f"scaling: expected a number for {name} of {kind}, got {value!r}")
+    check_temperature(scaling.get("tables"))
+    return dict(scaling)
+
+
 def keep_calibration(
     config: Any,  # `NerCrfConfig` of the model
     temperature: float = 1.0,  # by which scores are divided before probabilities are computed
     thresholds: Mapping[str, float] | None = None,  # by type; None: no fitted ones
     conformal: Mapping[str, Any] | None = None,  # floors by coverage; None: no fitted ones
+    scaling: Mapping[str, Any] | None = None,  # in place of the temperature; None: no fitted one
 ) -> None:
     "Keep what an evaluation has fitted in a configuration; it is saved with the model."
     temperature = check_temperature(temperature)
+    config.probability_scaling = None if scaling is None else check_scaling(scaling, config.labels)
     config.conformal = None if conformal is None else check_conformal(conformal)
     types = entity_types(config.labels)
     config.thresholds = None if thresholds is None else check_thresholds(thresholds, types)

@@ -147,6 +147,7 @@ class NerCrfConfig(PreTrainedConfig):
         probability_temperature: float = 1.0,  # that divides scores before probabilities
         thresholds: dict[str, float] | None = None,  # fitted, by type; None: no fitted ones
         conformal: dict[str, Any] | None = None,  # floors by coverage; None: no fitted ones
+        probability_scaling: dict[str, Any] | None = None,  # in place of the temperature
         **kwargs: Any,  # everything that a PreTrainedConfig takes
     ):
         if isinstance(encoder, dict):
@@ -171,6 +172,7 @@ class NerCrfConfig(PreTrainedConfig):
         self.scheme = get_scheme(scheme).name
         self.probability_temperature = check_temperature(probability_temperature)
         self.thresholds, self.conformal = thresholds, conformal
+        self.probability_scaling = probability_scaling
         self.classifier_dropout = classifier_dropout
         self.constrain = constrain
         self.constrain_likelihood = constrain_likelihood

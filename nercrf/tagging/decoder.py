@@ -13,8 +13,9 @@ from typing import NamedTuple, get_args
 from nercrf.crf.distribution import TagChain
 from nercrf.crf.entities import without_overlap
 from nercrf.crf.operating_points import OperatingPoint, find_operating_point
+from nercrf.evaluation.temperature import calibrated_chain
 from nercrf.labels import Span, entity_types, ids_to_spans
-from nercrf.model.calibration import check_thresholds
+from nercrf.model.calibration import check_scaling, check_thresholds
 from nercrf.model.modeling import NerCrfConfig
 from nercrf.tagging.prediction_sets import FoundSet, find_sets, read_floors
 from nercrf.tagging.predict_config import Decoding
@@ -63,6 +64,8 @@ class Decoder:
         self.threshold = check_thresholds(threshold or {}, self.types)
         if config.thresholds is not None:
             check_thresholds(config.thresholds, self.types)
+        if config.probability_scaling is not None:
+            check_scaling(config.probability_scaling, config.labels)
         self.floors = None if coverage is None else read_floors(config, coverage)
 
     @property
@@ -92,9 +95,8 @@ class Decoder:
         self,
         chain: TagChain,  # of some sentences
     ) -> TagChain:  # whose probabilities are those that are given
-        "A chain at the temperature that the model keeps."
-        temperature = self.config.probability_temperature
-        return chain if temperature == 1.0 else chain.tempered(temperature)
+        "A chain with the temperature or the scaling that the model keeps."
+        return calibrated_chain(chain, self.config)
 
     def _viterbi(self, chain: TagChain) -> list[list[Span]]:
         labels, scheme = self.config.labels, self.config.scheme

@@ -211,10 +211,11 @@ class Engine:
         model: NerCrfForTokenClassification,  # the trained model, on its device
         tokenizer: PreTrainedTokenizerBase,  # the tokenizer that it was trained with
         batch_size: int | None = None,  # windows at once, at most; None: as the processor likes
+        packed: bool = True,  # hold the encoder's weights once more, ready to be multiplied
     ):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self._tokenize = TextPieces()
-        self._twins = PackedTwins(fused_encoder)
+        self._twins = PackedTwins(fused_encoder if packed else lambda encoder: encoder)
 
     @cached_property
     def layout(self) -> Layout:  # what stands around the words of a window

@@ -6,20 +6,27 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['ELSEWHERE', 'gold_tags', 'HeldOut', 'held_out', 'Predicted', 'predicted_outcomes', 'Fitting', 'fit_probabilities',
-           'pick_thresholds', 'keep_fitting']
+__all__ = ['BIASES', 'ELSEWHERE', 'gold_tags', 'HeldOut', 'held_out', 'Predicted', 'predicted_outcomes', 'ScalingTrial',
+           'try_scaling', 'Fitting', 'fit_probabilities', 'pick_thresholds', 'FittedPoint', 'pick_operating_point',
+           'keep_fitting']
 
 # %% ../../nbs/7_tagging/17_fitting.ipynb #a091bd52
 import copy
 import shutil
-from collections.abc import Sequence
+import math
+import random
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from nercrf.crf.chain import IGNORED
+from nercrf.crf.distribution import ChainBatch
 from nercrf.data.examples import Example
 from nercrf.evaluation.reliability import (
     CalibrationFigures,
@@ -29,16 +36,28 @@ from nercrf.evaluation.reliability import (
     calibration_intervals,
     pick_threshold,
 )
-from nercrf.evaluation.temperature import FittedTemperature, LabelledChains, fit_temperature
+from nercrf.evaluation.temperature import (
+    FittedTemperature,
+    LabelledChains,
+    fit_temperature,
+    fit_vector_scaling,
+    sentence_losses,
+)
 from nercrf.destinations import check_rewritable
 from nercrf.files import MANIFEST, complete_file, listed_files, write_folder
-from nercrf.labels import Span, entity_types, spans_to_tags
+from nercrf.crf.operating_points import (
+    OPERATING_POINTS,
+    OperatingPoint,
+    write_operating_points,
+)
+from nercrf.labels import Span, entity_types, ids_to_spans, spans_to_tags
 from nercrf.model.calibration import keep_calibration
 from nercrf.model.encoder_config import find_model
 from nercrf.model.modeling import NerCrfConfig
 from nercrf.pretrained import open_config
 from nercrf.tagging.decoder import Decoder
 from nercrf.tagging.engine import Engine
+from nercrf.tagging.predict_config import Scaling
 from nercrf.tagging.prediction_sets import fit_floors
 from nercrf.tagging.tagger import Tagger
 
@@ -64,6 +83,21 @@ class HeldOut(NamedTuple):
     batches: list[LabelledChains]  # chains and gold tags
     gold: list[list[list[Span]]]  # entities of each sentence of each batch
     left_out: int  # sentences that are not annotated, or not in the model's labels
+
+    def pick(
+        self,
+        numbers: Collection[int],  # of sentences, counted through all batches
+    ) -> HeldOut:  # these alone
+        "Some of the sentences."
+        batches, gold, first = [], [], 0
+        for (chain, tags), spans in zip(self.batches, self.gold, strict=True):
+            rows = [row for row in range(len(spans)) if first + row in numbers]
+            first += len(spans)
+            if rows:
+                some = replace(chain, emissions=chain.emissions[rows], mask=chain.mask[rows])
+                batches.append(LabelledChains(some, tags[rows]))
+                gold.append([spans[row] for row in rows])
+        return HeldOut(batches, gold, 0)
 
 
 @torch.no_grad()
@@ -124,6 +158,62 @@ def predicted_outcomes(
     chances, right, places, types = zip(*rows, strict=True) if rows else ((), (), (), ())
     return Predicted(Outcomes.of(chances, right, places), list(types), gold)
 
+# %% ../../nbs/7_tagging/17_fitting.ipynb #a274b647
+class ScalingTrial(NamedTuple):
+    "A scaling beside a temperature on sentences that neither was fitted on."
+
+    gain: float  # nats a sentence by which the scaling is better
+    error: float  # standard error of the gain
+    temperature: CalibrationFigures  # of Viterbi's entities
+    vector: CalibrationFigures  # likewise
+
+    @property
+    def is_better(self) -> bool:  # by more than chance
+        "Whether the scaling wins."
+        return self.gain > self.error
+
+
+def try_scaling(
+    sentences: HeldOut,  # labelled sentences
+    config: NerCrfConfig,  # labels and scheme
+    folds: int = 5,  # how many
+    seed: int = 0,  # of the order in which sentences are dealt
+) -> ScalingTrial:  # ValueError with fewer sentences than folds
+    "Fit a scaling and a temperature on some folds, and measure them on the others."
+    count = sum(map(len, sentences.gold))
+    if count < folds:
+        raise ValueError(f"scaling: expected at least {folds} labelled sentences, got {count}")
+    order, config, gains = list(range(count)), copy.copy(config), []
+    random.Random(seed).shuffle(order)
+    found: dict[str, list[Outcomes]] = {"temperature": [], "vector": []}
+    for fold in range(folds):
+        held = set(order[fold::folds])
+        others, own = sentences.pick(set(order) - held), sentences.pick(held)
+        value = fit_temperature(others.batches).value
+        scaling = fit_vector_scaling(others.batches)
+        with torch.no_grad():
+            losses = [
+                sentence_losses(own.batches, change)
+                for change in (partial(ChainBatch.tempered, temperature=value), scaling)
+            ]
+        gains += (losses[0] - losses[1]).double().tolist()
+        kept = {"temperature": None, "vector": scaling.to_dict(config.labels)}
+        for name, each in kept.items():
+            keep_calibration(config, value, scaling=each)
+            found[name].append(predicted_outcomes(own, Decoder(config)).outcomes)
+    figures = (calibration_figures(_join(each)) for each in found.values())
+    error = statistics.stdev(gains) / math.sqrt(count)
+    return ScalingTrial(statistics.fmean(gains), error, *figures)
+
+
+def _join(parts: Sequence[Outcomes]) -> Outcomes:
+    "Outcomes of several sets of sentences, whose numbers do not matter."
+    chances, right = (
+        np.concatenate([getattr(each, name) for each in parts])
+        for name in ("probabilities", "right")
+    )
+    return Outcomes.of(chances, right)
+
 # %% ../../nbs/7_tagging/17_fitting.ipynb #2f1107d5
 @dataclass
 class Fitting:
@@ -137,6 +227,8 @@ class Fitting:
     unreachable: dict[str, str]  # types without a threshold of their own, and why
     left_out: int  # sentences that were of no use
     conformal: dict[str, Any] | None = None  # what the floors were fitted on, and they; None: none
+    scaling: dict[str, Any] | None = None  # that is kept in place of the temperature; None: none
+    trial: ScalingTrial | None = None  # of a scaling, on folds; None: nobody asked
 
     def to_dict(self) -> dict[str, Any]:  # JSON-ready
         "Everything as plain numbers."
@@ -151,6 +243,14 @@ class Fitting:
             "unreachable": self.unreachable,
             "left_out": self.left_out,
             "conformal": self.conformal,
+            "scaling": self.scaling,
+            "trial": self.trial
+            and {
+                "gain": self.trial.gain,
+                "error": self.trial.error,
+                "temperature": self.trial.temperature.to_dict(),
+                "vector": self.trial.vector.to_dict(),
+            },
         }
 
 
@@ -162,6 +262,7 @@ def fit_probabilities(
     by_type: bool = False,  # a threshold for each type
     coverages: Sequence[float] = (),  # of sets of labelings and entities
     data: str = "",  # digest of the sentences, kept with the floors
+    scaling: Scaling = "temperature",  # "vector": that, where it wins on folds
 ) -> Fitting:  # ValueError where nothing is annotated, or no threshold gives what is wanted
     "Fit the temperature and, if asked for, thresholds."
     sentences = held_out(tagger, examples)
@@ -172,17 +273,22 @@ def fit_probabilities(
             "sentences of which none is of use"
         )
     fitted = fit_temperature(sentences.batches)
+    plain, config = (copy.copy(tagger.model.config) for _ in range(2))
+    keep_calibration(plain)
+    trial = try_scaling(sentences, plain) if scaling == "vector" else None
+    vector = None
+    if trial is not None and trial.is_better:
+        vector = fit_vector_scaling(sentences.batches).to_dict(config.labels)
+    keep_calibration(config, fitted.value, scaling=vector)
 
-    def predicted(temperature: float, **decoding: Any) -> Predicted:
-        config = copy.copy(tagger.model.config)
-        config.probability_temperature = temperature
+    def predicted(config: NerCrfConfig, **decoding: Any) -> Predicted:
         return predicted_outcomes(sentences, Decoder(config, **decoding))
 
-    before, after = (predicted(each).outcomes for each in (1.0, fitted.value))
+    before, after = (predicted(each).outcomes for each in (plain, config))
     thresholds: dict[str, Threshold] = {}
     unreachable: dict[str, str] = {}
     if precision is not None or recall is not None:
-        candidates = predicted(fitted.value, decoding="threshold", threshold=0.0)
+        candidates = predicted(config, decoding="threshold", threshold=0.0)
         thresholds, unreachable = pick_thresholds(candidates, precision, recall, by_type)
     return Fitting(
         fitted,
@@ -192,16 +298,19 @@ def fit_probabilities(
         thresholds,
         unreachable,
         sentences.left_out,
-        _conformal(sentences, fitted.value, coverages, data) if coverages else None,
+        _conformal(sentences, config, coverages, data) if coverages else None,
+        vector,
+        trial,
     )
 
 
 def _conformal(
-    sentences: HeldOut, temperature: float, coverages: Sequence[float], data: str
+    sentences: HeldOut, config: NerCrfConfig, coverages: Sequence[float], data: str
 ) -> dict[str, Any]:
     "Floors, and what they were fitted on."
     with torch.no_grad():
-        floors = fit_floors(sentences.batches, sentences.gold, temperature, coverages)
+        calibrated = Decoder(config).calibrated
+        floors = fit_floors(sentences.batches, sentences.gold, calibrated, coverages)
     return {"sentences": sum(map(len, sentences.gold)), "data": data, "floors": floors}
 
 # %% ../../nbs/7_tagging/17_fitting.ipynb #91d3c5aa
@@ -232,6 +341,56 @@ def pick_thresholds(
             unreachable[name] = str(error)
     return thresholds, unreachable
 
+# %% ../../nbs/7_tagging/17_fitting.ipynb #c29dacc4
+BIASES = tuple(step / 4 for step in range(-40, 41))  # nats
+
+
+class FittedPoint(NamedTuple):
+    "An operating point, and what it gives on the sentences that it was picked on."
+
+    point: OperatingPoint  # the biases
+    precision: float  # of the entities that Viterbi finds with them
+    recall: float  # of all gold entities
+    kept: int  # entities
+
+
+def pick_operating_point(
+    sentences: HeldOut,  # labelled sentences that the model has not learned from
+    config: NerCrfConfig,  # labels and scheme
+    precision: float | None = None,  # the wanted one; or
+    recall: float | None = None,  # the wanted one
+) -> FittedPoint:  # ValueError where no bias gives it
+    "The biases that find most entities at a wanted precision, or fewest at a wanted recall."
+    if (precision is None) == (recall is None):
+        raise ValueError(f"expected a precision or a recall, got {precision} and {recall}")
+    name, wanted = ("precision", precision) if recall is None else ("recall", recall)
+    curve = []
+    with torch.no_grad():
+        for bias in BIASES:
+            point = OperatingPoint.towards_entities(bias)
+            found, right, gold = _count_found(sentences, config, point)
+            curve.append(FittedPoint(point, right / max(found, 1), right / max(gold, 1), found))
+    fitting = [each for each in curve if each.kept and getattr(each, name) >= wanted]
+    if not fitting:
+        best = max((getattr(each, name) for each in curve if each.kept), default=0.0)
+        raise ValueError(f"no operating point gives a {name} of {wanted}: the best is {best:.3f}")
+    return (max if recall is None else min)(fitting, key=lambda each: each.kept)
+
+
+def _count_found(
+    sentences: HeldOut, config: NerCrfConfig, point: OperatingPoint
+) -> tuple[int, int, int]:
+    "Entities that Viterbi finds, right ones, and gold ones."
+    labels, scheme, found, right, gold = config.labels, config.scheme, 0, 0, 0
+    for (chain, _), wanted in zip(sentences.batches, sentences.gold, strict=True):
+        chain = replace(chain, scores=point.bias(chain.scores, chain.steps))
+        for tags, spans in zip(chain.best_lists(), wanted, strict=True):
+            guessed = set(ids_to_spans(tags, labels, scheme, "lenient"))
+            found += len(guessed)
+            right += len(guessed & set(spans))
+            gold += len(set(spans))
+    return found, right, gold
+
 # %% ../../nbs/7_tagging/17_fitting.ipynb #bdd01787
 ELSEWHERE = "copy the folder (cp -rL) and calibrate the copy, or give --measure_only"
 
@@ -239,17 +398,20 @@ ELSEWHERE = "copy the folder (cp -rL) and calibrate the copy, or give --measure_
 def keep_fitting(
     folder: str | Path,  # a model's folder, or the output folder of a run
     fitting: Fitting,  # of that model
+    points: Mapping[str, OperatingPoint] | None = None,  # by name, kept beside it; None: none
 ) -> Path:  # the model's folder
     "Write a temperature and thresholds into the configuration of a model's folder."
     path = check_rewritable(find_model(folder), ELSEWHERE)
     config = open_config(path)
     thresholds = {name: each.value for name, each in fitting.thresholds.items()}
     kept = thresholds or config.thresholds
-    keep_calibration(config, fitting.temperature.value, kept, fitting.conformal)
+    keep_calibration(config, fitting.temperature.value, kept, fitting.conformal, fitting.scaling)
     names = listed_files(path)
     if names is None:
         with complete_file(path / "config.json", through=False) as file:
             file.write(config.to_json_string().encode())
+        if points:
+            write_operating_points(path, dict(points))
         return path
     with write_folder(path) as temporary:
         held = {name for name in names if (path / name).is_file()}  # a card may have been removed
@@ -257,4 +419,8 @@ def keep_fitting(
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path / name, temporary / name)
         config.save_pretrained(temporary)
+        if points:
+            if (path / OPERATING_POINTS).exists():
+                shutil.copy2(path / OPERATING_POINTS, temporary)
+            write_operating_points(temporary, dict(points))
     return path

@@ -13,7 +13,7 @@ from nercrf.data.read_config import ReadFormat
 from nercrf.fields import NotNegative, Share
 
 # %% auto #0
-__all__ = ['OutputFormat', 'Decoding', 'read_thresholds', 'PredictConfig']
+__all__ = ['OutputFormat', 'Decoding', 'Scaling', 'read_thresholds', 'PredictConfig']
 
 # %% ../../nbs/7_tagging/00_predict_config.ipynb #f8b26589
 OutputFormat = Literal[
@@ -30,6 +30,7 @@ OutputFormat = Literal[
 
 
 Decoding = Literal["viterbi", "expected", "threshold"]
+Scaling = Literal["temperature", "vector"]
 
 
 def read_thresholds(

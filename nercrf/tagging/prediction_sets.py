@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,13 +45,13 @@ class FoundSet(NamedTuple):
 def fit_floors(
     batches: Sequence[LabelledChains],  # sentences that the model has not learned from
     gold: Sequence[Sequence[Sequence[Span]]],  # entities of each sentence of each batch
-    temperature: float,  # at which probabilities are given
+    calibrated: Callable[[TagChain], TagChain],  # gives the chain whose probabilities are given
     coverages: Sequence[float],  # promised shares of sentences, each above 0 and below 1
 ) -> dict[str, dict[str, float]]:  # by coverage; ValueError where the sentences are too few
     "The floors that keep the promises."
     labelings, entities = [], []
     for batch, spans in zip(batches, gold, strict=True):
-        chain = batch.chain if temperature == 1.0 else batch.chain.tempered(temperature)
+        chain = calibrated(batch.chain)
         labelings.append(chain.log_prob(batch.tags).double().numpy(force=True))
         chances = chain.entity_probabilities(spans)
         places = np.repeat(np.arange(len(chances)), list(map(len, chances)))

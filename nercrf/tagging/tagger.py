@@ -182,13 +182,13 @@ class Tagger:
         device: str | torch.device | None = None,  # None: the GPU if there is one
         splitter: Splitter | None = None,  # None: the one that the model was trained with
         quantize: Bits | None = None,  # "int8", "bf16": fewer bits, not compared; None: all
+        packed: bool = True,  # on a CPU hold linear weights of the encoder twice: faster
         **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point, coverage
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = quantized(model.to(device).eval(), quantize)
-        self.tokenizer = tokenizer
-        self.batch_size = batch_size
-        self.engine = Engine(self.model, tokenizer, batch_size)
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.engine = Engine(self.model, tokenizer, batch_size, packed)
         self.splitter = splitter or _own_splitter(model.config)
         self.decoder = Decoder(model.config, **decoding)
 
@@ -202,12 +202,13 @@ class Tagger:
         base_model: str | Path | None = None,  # of an adapter: where its encoder is now
         splitter: Splitter | None = None,  # None: the one that the model was trained with
         quantize: Bits | None = None,  # "int8", "bf16": fewer bits, not compared; None: all
+        packed: bool = True,  # on a CPU hold linear weights of the encoder twice: faster
         **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point, coverage
     ) -> Tagger:  # ready to use
         "Load a tagger from a folder; no network is needed."
         path = find_model(folder)
         model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
-        options = {"quantize": quantize, "folder": path} | decoding
+        options = {"quantize": quantize, "packed": packed, "folder": path} | decoding
         return cls(model, open_tokenizer(path), batch_size, device, splitter, **options)
 
     def find(

@@ -131,6 +131,8 @@ def taken_places(
     folder, found = Path(folder), []
     if os.path.lexists(folder) and not folder.is_dir():
         return [f"{folder} is no folder: move it away or choose another name"]
+    if listed_files(folder) is not None:
+        return [f"{folder} is a model, a checkpoint or a sample: choose another folder for a run"]
     for path in [*sorted(_checkpoints(folder)), folder / "model"]:
         try:
             check_replaceable(path)
