@@ -156,10 +156,11 @@ def show_coverage(dev, test, temperature):
     """Promised coverages and what is covered."""
     floors = fit_floors(dev.batches, dev.gold, partial(warmed, temperature), (0.9, 0.95))
     for coverage, floor in floors.items():
+        needed = floor["labelings"]  # None: more than `MOST`
         inside, spans_inside, sizes, spans_sizes, cut = [], [], [], [], 0
         for batch, gold in zip(test.batches, test.gold, strict=True):
             chain = batch.chain.tempered(temperature)
-            sets = labelings_above(chain, floor["labelings"], MOST)
+            sets = labelings_above(chain, -math.inf if needed is None else needed, MOST)
             for tags, real, each in zip(batch.tags, chain.mask, sets, strict=True):
                 inside.append((each.tags[:, real] == tags[real]).all(1).any().item())
             sizes += [len(each.tags) for each in sets]

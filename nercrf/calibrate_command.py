@@ -137,8 +137,10 @@ def fitting_lines(
         lines += ["", "measured here, so expect a little less elsewhere:", *text_table(rows)]
     lines += [f"{name}: {why}; it has the common one" for name, why in fitting.unreachable.items()]
     for name, floors in (fitting.conformal or {"floors": {}})["floors"].items():
-        odds = " and ".join(f"{kind} from {math.exp(x):.2g} on" for kind, x in floors.items())
-        lines.append(f"coverage {name}: {odds}; nercrf.Tagger(..., coverage={name})")
+        known = {kind: floor for kind, floor in floors.items() if floor is not None}
+        odds = " and ".join(f"{kind} from {math.exp(x):.2g} on" for kind, x in known.items())
+        few = "" if len(known) == len(floors) else "; too many labelings would be needed: none"
+        lines.append(f"coverage {name}: {odds}{few}; nercrf.Tagger(..., coverage={name})")
     return lines
 
 

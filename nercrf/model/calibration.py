@@ -47,6 +47,8 @@ def check_conformal(
     "ValueError unless there are two log probabilities for each coverage."
     for name, floors in conformal["floors"].items():
         values = [floors.get(kind) for kind in ("labelings", "entities")]
+        if floors.get("labelings", 0) is None:  # too many would be needed
+            values = values[1:]
         if not all(isinstance(each, float) and -math.inf < each <= 0 for each in values):
             raise ValueError(
                 f"floors of coverage {name}: expected log probabilities of labelings and "

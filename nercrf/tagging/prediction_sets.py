@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from nercrf.crf.distribution import TagChain
 from nercrf.evaluation.conformal import conformal_floor, labelings_above, least_probable
@@ -37,22 +38,31 @@ class Labeling(NamedTuple):
 class FoundSet(NamedTuple):
     "What may be right in a sentence."
 
-    labelings: list[Labeling]  # most probable first
+    labelings: list[Labeling]  # most probable first; empty where the model has no floor of them
     entities: list[tuple[Span, float]]  # in the order of the text; they may overlap
     is_whole: bool = True  # False: more labelings are above the floor
 
 # %% ../../nbs/7_tagging/03_prediction_sets.ipynb #a79727ee
+MOST = 256  # labelings of a sentence
+
+
+def _given_probability(chain: TagChain, tags: torch.Tensor) -> np.ndarray:
+    "Log probabilities of gold labelings; -inf for those that are not among the `MOST` best."
+    chances, last = chain.log_prob(tags), chain.top(MOST).log_probabilities[:, -1]
+    return torch.where(chances < last, -math.inf, chances).double().numpy(force=True)
+
+
 def fit_floors(
     batches: Sequence[LabelledChains],  # sentences that the model has not learned from
     gold: Sequence[Sequence[Sequence[Span]]],  # entities of each sentence of each batch
     calibrated: Callable[[TagChain], TagChain],  # gives the chain whose probabilities are given
     coverages: Sequence[float],  # promised shares of sentences, each above 0 and below 1
-) -> dict[str, dict[str, float]]:  # by coverage; ValueError where the sentences are too few
-    "The floors that keep the promises."
+) -> dict[str, dict[str, float | None]]:  # by coverage; ValueError for too few sentences
+    "The floors that keep the promises; None where too many labelings would be needed."
     labelings, entities = [], []
     for batch, spans in zip(batches, gold, strict=True):
         chain = calibrated(batch.chain)
-        labelings.append(chain.log_prob(batch.tags).double().numpy(force=True))
+        labelings.append(_given_probability(chain, batch.tags))
         chances = chain.entity_probabilities(spans)
         places = np.repeat(np.arange(len(chances)), list(map(len, chances)))
         flat = np.array([chance for each in chances for chance in each])
@@ -61,21 +71,23 @@ def fit_floors(
     floors = {}
     for coverage in coverages:
         found = {kind: conformal_floor(each, coverage) for kind, each in columns.items()}
-        if min(found.values()) == -math.inf:
+        if found["entities"] == -math.inf:
             least = math.ceil(coverage / (1 - coverage) - 1e-9)
             raise ValueError(
                 f"coverage {coverage}: expected at least {least} labelled sentences, nearly all "
                 "with labels that the model can give, got "
                 f"{len(columns['labelings'])}; give more sentences or a lower --coverage"
             )
-        floors[f"{coverage:g}"] = {kind: min(each, 0.0) for kind, each in found.items()}
+        floors[f"{coverage:g}"] = {
+            kind: None if each == -math.inf else min(each, 0.0) for kind, each in found.items()
+        }
     return floors
 
 
 def read_floors(
     config: NerCrfConfig,  # of the model
     coverage: float,  # the promised share of sentences
-) -> dict[str, float]:  # log probabilities of labelings and entities
+) -> dict[str, float | None]:  # log probabilities of labelings and entities
     "The floors that a model keeps for a coverage; ValueError where it has none."
     kept = (getattr(config, "conformal", None) or {}).get("floors", {})
     for name, floors in kept.items():
@@ -88,29 +100,27 @@ def read_floors(
     )
 
 # %% ../../nbs/7_tagging/03_prediction_sets.ipynb #32479b8d
-MOST = 256  # labelings of a sentence
-
-
 def find_sets(
     chain: TagChain,  # of some sentences, at the model's temperature
     config: NerCrfConfig,  # labels and scheme
-    floors: dict[str, float],  # of `read_floors`
+    floors: dict[str, float | None],  # of `read_floors`
     most: int = MOST,  # labelings of a sentence
 ) -> list[FoundSet]:  # of each sentence
     "What may be right in each sentence."
     labels, scheme, known = config.labels, config.scheme, []
-    for found, words in zip(
-        labelings_above(chain, floors["labelings"], most), chain.mask, strict=True
-    ):
+    floor = floors["labelings"]
+    above = [] if floor is None else labelings_above(chain, floor, most)
+    for found, words in zip(above, chain.mask, strict=floor is not None):
         rows = found.tags[:, words.to(found.tags.device)].tolist()
         spans = [ids_to_spans(row, labels, scheme, "lenient") for row in rows]
         known.append((spans, found.log_probabilities.exp().tolist(), found.is_whole))
+    known = known or [([], [], False) for _ in chain.mask]
     asked = [list({span: 0 for spans in each for span in spans}) for each, _, _ in known]
     chances = chain.entity_probabilities(asked)
-    above = chain.spans_above(max(math.exp(floors["entities"]), 1e-300))
+    entities_above = chain.spans_above(max(math.exp(floors["entities"]), 1e-300))
     sets = []
     for (spans, weights, is_whole), *pairs, entities in zip(
-        known, asked, chances, above, strict=True
+        known, asked, chances, entities_above, strict=True
     ):
         chance = dict(zip(*pairs, strict=True))
         labelings = [
