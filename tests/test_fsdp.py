@@ -184,7 +184,8 @@ def test_the_folders_are_the_same_and_load_in_one_process(trainings):
 
 @pytest.mark.slow
 def test_the_tagger_finds_what_its_twin_of_one_process_finds(trainings, inputs, tmp_path):
-    alone = train_with(inputs, tmp_path / "alone", "ddp", processes=1)
+    steps = ("--gradient_accumulation_steps", 4)  # for the two of two processes
+    alone = train_with(inputs, tmp_path / "alone", "ddp", *steps, processes=1)
     examples, found = CORPUS.test + CORPUS.dev, []
     for folder in (alone, trainings["fsdp"]):
         tagger = Tagger.from_pretrained(folder, device="cpu")
