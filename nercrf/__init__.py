@@ -18,16 +18,12 @@ def lazy_names(
     def fetch(name: str) -> object:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        was_enabled, had_torch = gc.isenabled(), "torch" in sys.modules
-        # torch and transformers make a million objects that stay: the collector need not look at
-        # them, neither while they are made nor again and again afterwards
-        gc.disable()
+        was_enabled = gc.isenabled()
+        gc.disable()  # torch and transformers make a million objects that stay
         try:
             module = import_module(f"{package}.{places[name]}")
         finally:
             if was_enabled:
-                if not had_torch and "torch" in sys.modules:
-                    gc.freeze()
                 gc.enable()
         return getattr(module, name)
 

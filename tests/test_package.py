@@ -142,7 +142,7 @@ def test_labels_and_data_need_no_torch():
 
 
 def test_a_name_that_is_fetched_leaves_the_collector_as_it_was():
-    """Importing pauses it; with torch at hand already, nothing is taken out of its sight."""
+    """Importing pauses it; nothing is taken out of its sight, which would be the program's to say."""
     fetch, _ = lazy_names("nercrf", {"Span": "labels", "Nothing": "no_such_module"})
     frozen = gc.get_freeze_count()
     try:
