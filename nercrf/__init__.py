@@ -34,8 +34,10 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "CRF": "crf.layer",
+        "OperatingPoint": "crf.operating_points",
         "Tagger": "tagging.tagger",
         "evaluate": "evaluation.evaluator",
+        "explain": "tagging.answers",
         "read_corpus": "data.corpus",
         "train": "training.trainer",
     },

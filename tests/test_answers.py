@@ -162,11 +162,12 @@ def test_predict_writes_the_sets_of_the_tagger(model, tmp_path, capsys):
     """Labelings and candidates of the JSON lines are those of `Tagger(..., coverage=0.95)`."""
     from nercrf.cli import main
 
+    model, floors = copy.deepcopy(model), {"labelings": -300.0, "entities": math.log(0.01)}
+    keep_calibration(
+        model.config, conformal={"sentences": 99, "data": "", "floors": {"0.9": floors}}
+    )
     model.save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
-    keep_fitting(
-        tmp_path, fit_probabilities(Tagger.from_pretrained(tmp_path), CORPUS.train, coverages=[0.9])
-    )
     source, output = tmp_path / "texts.txt", tmp_path / "found.jsonl"
     source.write_text("\n".join(TEXTS[:4]) + "\n")
     flags = ["predict", str(tmp_path), str(source), "--output", str(output)]

@@ -406,6 +406,7 @@ def test_a_folder_that_datasets_has_saved(tmp_path, monkeypatch):
     }
     for name in rows:
         (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}")
     package = SimpleNamespace(load_from_disk=lambda path: rows[Path(path).name])
     monkeypatch.setattr("nercrf.data.rows._optional", lambda name: package)
     report = check_paths(tmp_path)
