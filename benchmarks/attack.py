@@ -2,7 +2,7 @@
 
 A small corpus of nasty sentences is written in every format that is a file of text, and each file is
 damaged at random places in random ways: bits, bytes, lines, quotes, brackets, line ends, control
-characters. Whatever then comes, four things must hold.
+characters. Whatever then comes, five things must hold.
 
 1. Reading ends, in the examples of the file or in a `DataError` that names it.
 2. `check` finds a problem where reading refuses, and none where reading does not.
@@ -10,6 +10,8 @@ characters. Whatever then comes, four things must hold.
    (columns of two cells, JSON lines, CLUENER).
 4. What was read is written as JSON lines and read again as the same, or the conversion says what was
    lost.
+5. `predict` reads it as it comes: to its end, with an error in place of what is no sentence, or to a
+   `DataError` that names it.
 
 It prints how many files were tried, read and refused, and every file that breaks a rule with the seed
 that makes it again; the exit code is 1 if there is one. The other attacks are tests: `pytest -m slow`
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 from nercrf.data.check import check_paths
@@ -32,7 +34,9 @@ from nercrf.data.convert import convert
 from nercrf.data.examples import DataError, Example
 from nercrf.data.formats import read_examples, write_examples
 from nercrf.data.sample import sample_corpus
+from nercrf.data.splitting import find_splitter
 from nercrf.labels import Span
+from nercrf.tagging.inputs import Source, read_batches
 
 FILES = {
     "columns": "train.txt",
@@ -159,10 +163,22 @@ def independent_count(kind, data):
     return None
 
 
+def stream_fault(path):
+    """What is wrong with how a file is read as it comes, or None."""
+    try:
+        deque(read_batches(Source(str(path), find_splitter("words"))), maxlen=0)
+    except DataError as error:
+        if path.stem not in str(error):
+            return f"the error of predict does not name the file: {error}"
+    return None
+
+
 def attack(kind, folder, data):
     """What is wrong with how a damaged file is dealt with, or None; and whether it was read."""
     path = folder / FILES[kind]
     path.write_bytes(data)
+    if fault := stream_fault(path):
+        return fault, False
     try:
         examples = read_examples(path)
     except DataError as error:
