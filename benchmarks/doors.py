@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
+from inputs import save_random_model
 from transformers import pipeline
 
 from nercrf.cli import main as nercrf
@@ -28,9 +28,6 @@ from nercrf.data.corpus import read_corpus
 from nercrf.evaluation.evaluator import evaluate
 from nercrf.features.batches import FeatureDataset
 from nercrf.features.conversion import convert_examples_to_features
-from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
-from nercrf.model.small_encoder import SmallEncoderConfig
-from nercrf.model.vocabulary import build_tokenizer
 from nercrf.tagging.ray import RayTagger
 from nercrf.tagging.tagger import Tagger
 
@@ -40,22 +37,16 @@ STRATEGIES = ("simple", "first", "average", "max")
 
 def build(data: Path, folder: Path) -> None:
     "A model with random scores, which finds short and long entities of all types."
-    corpus = read_corpus(data, on_bad="warn")
-    tokenizer = build_tokenizer(corpus.train)
-    torch.manual_seed(1)
-    config = NerCrfConfig(
-        SmallEncoderConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=1),
-        scheme=corpus.scheme,
-        id2label=dict(enumerate(corpus.labels)),
+    save_random_model(
+        read_corpus(data, on_bad="warn"),
+        folder / "model",
+        width=64,
+        spread=0.5,
         max_seq_length=48,
         context=0 if data.name == "cluener" else 2,  # its records are documents
         joined_by="" if data.name in ("cluener", "resume") else " ",
         split_by="characters" if data.name in ("cluener", "resume") else "words",
     )
-    model = NerCrfForTokenClassification(config)
-    torch.nn.init.normal_(model.classifier.weight, std=0.5)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
 
 
 def places(rows: list[dict]) -> list[tuple]:

@@ -19,12 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 
-import torch
+from inputs import save_random_model
 
 from nercrf.data.sample import sample_corpus
-from nercrf.model.modeling import NerCrfConfig, NerCrfForTokenClassification
-from nercrf.model.small_encoder import SmallEncoderConfig
-from nercrf.model.vocabulary import build_tokenizer
 
 Sentences = Sequence[Sequence[str]]
 CHILD = """
@@ -75,15 +72,7 @@ FORMATS = {
 def build(folder: Path) -> list[list[str]]:
     "A model in a folder, and sentences of its language."
     corpus = sample_corpus()
-    tokenizer = build_tokenizer(corpus.train)
-    torch.manual_seed(1)
-    config = NerCrfConfig(
-        SmallEncoderConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1),
-        scheme=corpus.scheme,
-        id2label=dict(enumerate(corpus.labels)),
-    )
-    NerCrfForTokenClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_random_model(corpus, folder, width=32)
     return [[word for word in each.tokens if '"' not in word][:6] for each in corpus.train]
 
 
@@ -105,7 +94,7 @@ def main() -> None:
                 began = monotonic()
                 done = subprocess.run(
                     [sys.executable, "-c", CHILD, *map(str, [args.reading, *words])],
-                    capture_output=True,
+                    stdout=subprocess.PIPE,
                     check=True,
                     text=True,
                 )

@@ -202,14 +202,20 @@ def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, 
                 "its dev file: on what it has learned every probability seems true"
             )
         name, goal = flags.operating_point, (flags.precision, flags.recall)
-        wanted = (*(goal if name is None else (None, None)), flags.by_type, flags.coverage)
-        fitting = fit_probabilities(tagger, examples, *wanted, data, flags.scaling)
+        sentences = held_out(tagger, examples)
+        fitting = fit_probabilities(
+            *(tagger, sentences),
+            *(goal if name is None else ()),
+            by_type=flags.by_type,
+            coverages=flags.coverage,
+            data=data,
+            scaling=flags.scaling,
+        )
         said = [*fitting_lines(fitting), *doubts(fitting, len(examples) - fitting.left_out)]
         say("\n".join([f"fitted on {path}: {len(examples)} sentences", *said]))
         record, points = fitting.to_dict(), {}
         if name is not None:
-            config = tagger.model.config
-            found = pick_operating_point(held_out(tagger, examples), config, *goal)
+            found = pick_operating_point(sentences, tagger.model.config, *goal)
             points[name] = found.point
             record["operating_points"] = {name: found._asdict() | {"point": asdict(found.point)}}
             say(

@@ -35,6 +35,18 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def page():
+    """A page in Chromium, for the tests of one file; they are skipped where there is none."""
+    from browser import CHROMIUM, MISSING, open_browser
+
+    pytest.importorskip("websocket", reason=MISSING)
+    if CHROMIUM is None:
+        pytest.skip(MISSING)
+    with open_browser() as found:
+        yield found
+
+
 @pytest.fixture
 def mount_disk(tmp_path):
     """Makes small file systems in memory; a test that asks for one is skipped where the machine

@@ -10,7 +10,6 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from browser import CHROMIUM, MISSING, open_browser
 from training import CORPUS
 
 import nercrf
@@ -227,15 +226,6 @@ def test_the_files_of_the_page_are_in_setup():
     setup = (root / "setup.py").read_text()
     assert len(names) == 4
     assert all(f'"{name}"' in setup for name in names)
-
-
-@pytest.fixture(scope="module")
-def page():
-    pytest.importorskip("websocket", reason=MISSING)
-    if CHROMIUM is None:
-        pytest.skip(MISSING)
-    with open_browser() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from browser import CHROMIUM, MISSING, open_browser
 from test_tagged_files import EveryWord
 
 from nercrf.labels import Span
@@ -50,15 +49,6 @@ class EveryType(EveryWord):
             )
             for each in examples
         ]
-
-
-@pytest.fixture(scope="module")
-def page():
-    pytest.importorskip("websocket", reason=MISSING)
-    if CHROMIUM is None:
-        pytest.skip(MISSING)
-    with open_browser() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['FLOOR', 'Outcomes', 'Reliability', 'find_bins', 'reliability', 'CalibrationFigures', 'calibration_figures',
-           'calibration_intervals', 'Threshold', 'threshold_curve', 'pick_threshold']
+           'calibration_intervals', 'Threshold', 'threshold_curve', 'pick_from_curve', 'pick_threshold']
 
 # %% ../../nbs/5_evaluation/10_reliability.ipynb #35711ca5
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -208,6 +208,24 @@ def threshold_curve(
     ]
 
 
+def pick_from_curve(
+    curve: Iterable[Any],  # each with `precision`, `recall` and `kept`
+    what: str,  # one of them is, for a message
+    precision: float | None,  # the wanted one; or
+    recall: float | None,  # the wanted one
+) -> Any:  # one of the curve; ValueError where none gives it
+    "The point that keeps most entities at a wanted precision, or fewest at a wanted recall."
+    if (precision is None) == (recall is None):
+        raise ValueError(f"expected a precision or a recall, got {precision} and {recall}")
+    name, wanted = ("precision", precision) if recall is None else ("recall", recall)
+    curve = list(curve)
+    fitting = [each for each in curve if getattr(each, name) >= wanted]
+    if not fitting:
+        best = max((getattr(each, name) for each in curve), default=0.0)
+        raise ValueError(f"no {what} gives a {name} of {wanted}: the best is {best:.3f}")
+    return (max if recall is None else min)(fitting, key=lambda each: each.kept)
+
+
 def pick_threshold(
     outcomes: Outcomes,  # candidate entities, kept or not
     gold: int,  # gold entities, whether or not they are among the candidates
@@ -215,12 +233,4 @@ def pick_threshold(
     recall: float | None = None,  # the wanted one
 ) -> Threshold:  # ValueError where no threshold gives it
     "The threshold that keeps most entities at a wanted precision, or fewest at a wanted recall."
-    if (precision is None) == (recall is None):
-        raise ValueError(f"expected a precision or a recall, got {precision} and {recall}")
-    curve = threshold_curve(outcomes, gold)
-    name, wanted = ("precision", precision) if recall is None else ("recall", recall)
-    fitting = [each for each in curve if getattr(each, name) >= wanted]
-    if not fitting:
-        best = max((getattr(each, name) for each in curve), default=0.0)
-        raise ValueError(f"no threshold gives a {name} of {wanted}: the best is {best:.3f}")
-    return fitting[-1] if recall is None else fitting[0]
+    return pick_from_curve(threshold_curve(outcomes, gold), "threshold", precision, recall)

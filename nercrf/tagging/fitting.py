@@ -34,6 +34,7 @@ from nercrf.evaluation.reliability import (
     Threshold,
     calibration_figures,
     calibration_intervals,
+    pick_from_curve,
     pick_threshold,
 )
 from nercrf.evaluation.temperature import (
@@ -256,7 +257,7 @@ class Fitting:
 
 def fit_probabilities(
     tagger: Tagger,  # the tagger; what is fitted is not yet kept in it
-    examples: Sequence[Example],  # labelled sentences that it has not learned from
+    examples: Sequence[Example] | HeldOut,  # that it has not learned from, or `held_out` of them
     precision: float | None = None,  # that the entities above a threshold should have; or
     recall: float | None = None,  # that they should have
     by_type: bool = False,  # a threshold for each type
@@ -265,12 +266,12 @@ def fit_probabilities(
     scaling: Scaling = "temperature",  # "vector": that, where it wins on folds
 ) -> Fitting:  # ValueError where nothing is annotated, or no threshold gives what is wanted
     "Fit the temperature and, if asked for, thresholds."
-    sentences = held_out(tagger, examples)
+    sentences = examples if isinstance(examples, HeldOut) else held_out(tagger, examples)
     if not sentences.batches:
         types = ", ".join(entity_types(tagger.model.config.labels))
         raise ValueError(
-            f"expected labelled sentences with types of the model ({types}), got {len(examples)} "
-            "sentences of which none is of use"
+            f"expected labelled sentences with types of the model ({types}), got "
+            f"{sentences.left_out} sentences of which none is of use"
         )
     fitted = fit_temperature(sentences.batches)
     plain, config = (copy.copy(tagger.model.config) for _ in range(2))
@@ -361,26 +362,15 @@ def pick_operating_point(
     recall: float | None = None,  # the wanted one
 ) -> FittedPoint:  # ValueError where no bias gives it
     "The biases that find most entities at a wanted precision, or fewest at a wanted recall."
-    if (precision is None) == (recall is None):
-        raise ValueError(f"expected a precision or a recall, got {precision} and {recall}")
-    name, wanted = ("precision", precision) if recall is None else ("recall", recall)
-    curve = []
-    with torch.no_grad():
-        for bias in BIASES:
-            point = OperatingPoint.towards_entities(bias)
-            found, right, gold = _count_found(sentences, config, point)
-            curve.append(FittedPoint(point, right / max(found, 1), right / max(gold, 1), found))
-    fitting = [each for each in curve if each.kept and getattr(each, name) >= wanted]
-    if not fitting:
-        best = max((getattr(each, name) for each in curve if each.kept), default=0.0)
-        raise ValueError(f"no operating point gives a {name} of {wanted}: the best is {best:.3f}")
-    return (max if recall is None else min)(fitting, key=lambda each: each.kept)
+    points = map(OperatingPoint.towards_entities, BIASES)
+    curve = (_figures_of(sentences, config, point) for point in points)
+    some = (each for each in curve if each.kept)
+    return pick_from_curve(some, "operating point", precision, recall)
 
 
-def _count_found(
-    sentences: HeldOut, config: NerCrfConfig, point: OperatingPoint
-) -> tuple[int, int, int]:
-    "Entities that Viterbi finds, right ones, and gold ones."
+@torch.no_grad()
+def _figures_of(sentences: HeldOut, config: NerCrfConfig, point: OperatingPoint) -> FittedPoint:
+    "What Viterbi finds at an operating point."
     labels, scheme, found, right, gold = config.labels, config.scheme, 0, 0, 0
     for (chain, _), wanted in zip(sentences.batches, sentences.gold, strict=True):
         chain = replace(chain, scores=point.bias(chain.scores, chain.steps))
@@ -389,7 +379,7 @@ def _count_found(
             found += len(guessed)
             right += len(guessed & set(spans))
             gold += len(set(spans))
-    return found, right, gold
+    return FittedPoint(point, right / max(found, 1), right / max(gold, 1), found)
 
 # %% ../../nbs/7_tagging/20_fitting.ipynb #bdd01787
 ELSEWHERE = "copy the folder (cp -rL) and calibrate the copy, or give --measure_only"

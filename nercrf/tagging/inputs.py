@@ -47,7 +47,6 @@ from nercrf.tagging.lines import (
     line_blocks,
     open_bytes,
     text_blocks,
-    text_lines,
     wrong_byte,
 )
 from nercrf.tagging.tagger import Tagged, text_example
@@ -430,7 +429,7 @@ def _worded(source: Source, read: Callable[[], Iterator[_Words]]) -> Iterator[li
 
 def _column_sentences(source: Source, texts: Iterator[str]) -> Iterator[list[Tagged]]:
     "The sentences of a column file."
-    blocks, head = text_lines(texts, source.name), []
+    blocks, head = line_blocks(texts, source.name), []
     for lines in blocks:
         head += lines
         ends = any(is_border(right) and not is_border(left) for left, right in pairwise(head))
@@ -440,7 +439,7 @@ def _column_sentences(source: Source, texts: Iterator[str]) -> Iterator[list[Tag
 
     def read() -> Iterator[_Words]:
         if source.size:
-            return _column_words(text_lines(_from_start(source), source.name), layout)
+            return _column_words(line_blocks(_from_start(source), source.name), layout)
         return _column_words(chain([head], blocks), layout)
 
     yield from _worded(source, read)
@@ -464,7 +463,7 @@ def _table_sentences(source: Source, texts: Iterator[str]) -> Iterator[list[Tagg
 
         def lines() -> Iterator[str]:
             if source.size:
-                return _ended(text_lines(_from_start(source), source.name))
+                return _ended(line_blocks(_from_start(source), source.name))
             copy.seek(0)
             return iter(copy.readline, "")
 
@@ -489,7 +488,7 @@ def _table_texts(
 
     def lines() -> Iterator[str]:
         nonlocal left
-        for block in text_lines(texts, source.name):
+        for block in line_blocks(texts, source.name):
             left = len(block)
             for line in block:
                 left -= 1

@@ -14,14 +14,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import AnyStr, BinaryIO, NamedTuple, Protocol
 
 from nercrf.data.examples import DataError
 from nercrf.data.reading import clean_lines, read_text, refuse_binary
 
 # %% auto #0
 __all__ = ['BLOCK', 'LONGEST', 'open_bytes', 'BlockReader', 'byte_blocks', 'too_long', 'line_blocks', 'PatientReader',
-           'encoded_blocks', 'Line', 'decode_lines', 'wrong_byte', 'text_blocks', 'text_lines']
+           'encoded_blocks', 'Line', 'decode_lines', 'wrong_byte', 'text_blocks']
 
 # %% ../../nbs/7_tagging/10_lines.ipynb #3afbc0d5
 BLOCK = 1 << 17  # bytes that are read at once: about a thousand sentences
@@ -78,22 +78,23 @@ def too_long(
 
 
 def line_blocks(
-    blocks: Iterable[bytes],  # of `byte_blocks`
+    blocks: Iterable[AnyStr],  # of `byte_blocks` or `text_blocks`
     name: str,  # of the file, for a message
-) -> Iterator[list[bytes]]:  # complete lines without their ends
+) -> Iterator[list[AnyStr]]:  # complete lines without their ends
     "The lines of a file, together those that came together."
-    rest: list[bytes] = []
+    rest: list[AnyStr] = []
     length = 0
     for block in blocks:
-        lines, end, tail = block.rpartition(b"\n")
-        if end:
-            yield b"".join([*rest, lines]).split(b"\n")
+        end = "\n" if isinstance(block, str) else b"\n"
+        lines, found, tail = block.rpartition(end)
+        if found:
+            yield end[:0].join([*rest, lines]).split(end)
             rest, length = [], 0
         rest.append(tail)
         length += len(tail)
         if length > LONGEST:
             raise too_long(name)
-    if last := b"".join(rest):
+    if rest and (last := rest[0][:0].join(rest)):
         yield [last]
 
 # %% ../../nbs/7_tagging/10_lines.ipynb #142a778d
@@ -241,23 +242,3 @@ def text_blocks(
             text, begun = text.removeprefix("\ufeff"), True
         yield clean_lines(before + text)[len(before) :]
         before = "\n" if text.endswith("\n") else ""
-
-
-def text_lines(
-    texts: Iterable[str],  # of `text_blocks`
-    name: str,  # of the file, for a message
-) -> Iterator[list[str]]:  # complete lines without their ends
-    "The lines of a text, together those that came together."
-    rest: list[str] = []
-    length = 0
-    for text in texts:
-        lines, end, tail = text.rpartition("\n")
-        if end:
-            yield "".join([*rest, lines]).split("\n")
-            rest, length = [], 0
-        rest.append(tail)
-        length += len(tail)
-        if length > LONGEST:
-            raise too_long(name)
-    if last := "".join(rest):
-        yield [last]
