@@ -35,9 +35,8 @@ class JsonWindow:
     ):
         self.texts, self.name = iter(texts), name
         self.text, self.place, self.is_last = "", 0, False
-        self.lines = self.characters = self.column = (
-            0  # ends, characters, and those of the last line
-        )
+        # used before the window: ends of lines, characters, and those of the last line
+        self.lines = self.characters = self.column = 0
         self.in_array, self.elements = False, 0
 
     def grow(self) -> bool:  # False at the end of the file
