@@ -320,7 +320,7 @@ function calibration(split) {
   const inside = add(charts, "div");
   const names = { accuracy: "Share right", confidence: "Mean probability", error: "Calibration error", error_by_width: "… by equal width", brier: "Brier score", log_loss: "Log loss (nats)", sharpness: "Sharpness" };
   const rows = Object.entries(names).map(([key, name]) => [name, { shown: ratio(known.figures[key]), value: known.figures[key] }, ends(known.intervals[key])]);
-  table(inside, { caption: `${number(known.figures.entities)} predicted entities, temperature ${short(known.temperature)}`, file: "calibration", rows, heads: ["Figure", "", "95 % interval"] });
+  table(inside, { caption: `${number(known.figures.entities)} predicted entities, ${known.temperature === null ? "vector scaling" : `temperature ${short(known.temperature)}`}`, file: "calibration", rows, heads: ["Figure", "", "95 % interval"] });
 
   add(part, "h3", {}, "Keep only what is probable");
   const controls = add(part, "div", { class: "controls" });
