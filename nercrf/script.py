@@ -135,6 +135,7 @@ def evaluate_splits(
             continue
         dataset = _renamed_dataset(args, loaded, corpus, split)
         result = evaluate(args, loaded.model, dataset, split, with_chances=True)
+        result = result.over_documents(texts.documents(split), args.intervals_over)
         summary = calibration_summary(result, config.probability_temperature)
         figures[split] = result_record(result) | {"calibration": summary}
         lines = [describe_result(result), describe_interval(figures[split])]
@@ -156,6 +157,7 @@ def evaluate_splits(
                     *(result, figures[split], texts.words(split), known),
                     *(_window_edges(dataset, result), config.joined_by),
                     config.probability_temperature,
+                    corpus.places(split),
                 )
     return figures
 

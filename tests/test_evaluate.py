@@ -86,8 +86,12 @@ def test_several_processes_give_the_bits_of_one(model, processes):
     results, _ = run_workers("evaluation", processes=processes, arguments=["5"])
     alone = evaluate(model, DEV, batch_size=5)
     assert len(results) == processes
+    by_document = result_record(alone.over_documents(np.arange(len(DEV)) // 2))
+    assert by_document["intervals_over"] == {"unit": "documents", "count": 10, "documents": 10}
+    assert by_document["intervals"] != result_record(alone)["intervals"]
     for result in results:
         assert result["figures"] == json.loads(json.dumps(result_record(alone)))
+        assert result["by_document"] == json.loads(json.dumps(by_document))
         assert result["predicted"] == [[list(span) for span in spans] for spans in alone.predicted]
 
 

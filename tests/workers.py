@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -131,7 +132,10 @@ def evaluation(folder, batch_size):
 
     processes.init_distributed(no_cuda=True)
     result = evaluate(make_model().eval(), DEV, batch_size=int(batch_size))
-    return {"figures": result_record(result), "predicted": result.predicted}
+    documents = [number // 2 for number in range(len(DEV))]
+    by_document = result_record(result.over_documents(np.array(documents)))
+    figures = {"figures": result_record(result), "by_document": by_document}
+    return figures | {"predicted": result.predicted}
 
 
 def evaluation_of_nested(folder):
