@@ -11,16 +11,19 @@ from typing import Annotated, Literal
 from nercrf.fields import Positive
 
 # %% auto #0
-__all__ = ['ENOUGH_DOCUMENTS', 'EvaluationConfig']
+__all__ = ['Units', 'ENOUGH_DOCUMENTS', 'EvaluationConfig']
 
 # %% ../../nbs/5_evaluation/00_evaluation_config.ipynb #76aafb3d
+Units = Literal["auto", "documents", "sentences"]
+
+
 @dataclass
 class EvaluationConfig:
     "How a model is evaluated."
 
     per_gpu_eval_batch_size: Annotated[int, Positive] = 32  # sentences a batch and device
     unlearnable: Literal["missed", "ignored"] = "missed"  # gold that overlaps the learned ones
-    intervals_over: Literal["auto", "documents", "sentences"] = "auto"  # auto: documents if enough
+    intervals_over: Units = "auto"  # auto: documents if 10 or more
 
 
 ENOUGH_DOCUMENTS = 10  # from so many on intervals are drawn over them; fewer come out too short
