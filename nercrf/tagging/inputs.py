@@ -27,7 +27,14 @@ from nercrf.data.column_layout import (
 from nercrf.data.examples import DataError, Example
 from nercrf.data.formats import JSON_ENDINGS, detect_path, detect_text, find_format
 from nercrf.data.json_tokens import MENTION_KEYS, TAG_KEYS, TOKEN_KEYS, TokenRecord
-from nercrf.data.json_values import ID_KEYS, SPAN_KEYS, first_of, record_id, unwrapped
+from nercrf.data.json_values import (
+    ID_KEYS,
+    SPAN_KEYS,
+    WRAPPERS,
+    first_of,
+    record_id,
+    unwrapped,
+)
 from nercrf.data.label_studio import task_text
 from nercrf.data.markup import brat_paths, parse_inline
 from nercrf.data.reading import clean_lines, only_characters, separators_of
@@ -41,7 +48,7 @@ from nercrf.data.separated import (
 )
 from nercrf.data.splitting import Splitter
 from nercrf.data.tag_forms import STANDARD, find_form
-from nercrf.tagging.json_elements import json_elements
+from nercrf.tagging.json_elements import LARGE_OBJECT, json_elements
 from nercrf.tagging.lines import (
     LONGEST,
     Line,
@@ -328,11 +335,16 @@ def _held(value: object) -> list[object]:
     return [found for _, found in unwrapped("", value)]
 
 
+_WRAPPED = re.compile(rf'\s*{{[^{{[]*"({"|".join(WRAPPERS[:-1])})"\s*:\s*\[')
+
+
 def is_json_lines(
     head: str,  # complete lines of the beginning of a file
 ) -> bool:  # False: an array, an object over several lines, or one that wraps others
     "Whether each line is a JSON value of its own."
     first = head.lstrip().partition("\n")[0]
+    if len(first) > LARGE_OBJECT and _WRAPPED.match(first):
+        return False
     try:
         value = json.loads(first)
     except json.JSONDecodeError as error:
@@ -593,6 +605,8 @@ def _beginning(blocks: Iterator[bytes]) -> bytes:
     for block in blocks:
         begin += block
         if _ARRAY.match(begin) or (b"\n" in begin and begin.strip() != b"["):
+            break
+        if len(begin) > LARGE_OBJECT and _WRAPPED.match(begin.decode("latin-1")):
             break
     return begin
 
