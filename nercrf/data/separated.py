@@ -196,7 +196,7 @@ def table_lines(
     numbered = list(column_rows(reading, rows, rows))
     return Table([line for _, line in numbered], [number for number, _ in numbered])
 
-# %% ../../nbs/1_data/09_separated.ipynb #11e29e58
+# %% ../../nbs/1_data/09_separated.ipynb #aacd588e
 _HEAD = 2000  # rows that tell how a table is to be read
 
 
@@ -220,7 +220,7 @@ def _noted(reading: Reading, part: list[tuple[int, str]]) -> list[tuple[int, str
         kept.clear()  # nobody asks for them, and there may be many
     return sorted([*part, *notes], key=lambda each: each[0]) if notes else part
 
-
+# %% ../../nbs/1_data/09_separated.ipynb #11e29e58
 class Separated(Columns):
     "A table of tokens, separated by commas, semicolons, or TABs with quotes."
 

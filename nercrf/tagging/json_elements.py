@@ -17,7 +17,7 @@ from nercrf.tagging.lines import LONGEST, too_long
 # %% auto #0
 __all__ = ['LARGE_OBJECT', 'JsonWindow', 'next_element', 'json_elements']
 
-# %% ../../nbs/7_tagging/11_json_elements.ipynb #0839c90c
+# %% ../../nbs/7_tagging/11_json_elements.ipynb #64667c07
 _BLANKS = re.compile(r"\s*")
 _MARGIN = 32  # characters that a message shows, and more than those of any literal
 _LARGE = 1 << 20  # characters of a value that is not tried again for each block
@@ -27,6 +27,9 @@ class _MoreText(Exception):
     "The window may be too small to say what stands in it."
 
 
+_DECODER = json.JSONDecoder()
+
+# %% ../../nbs/7_tagging/11_json_elements.ipynb #0839c90c
 class JsonWindow:
     "What is read of a text of JSON, and not yet used."
 
@@ -125,9 +128,6 @@ class JsonWindow:
             raise _MoreText
         self.place = end
         return value
-
-
-_DECODER = json.JSONDecoder()
 
 # %% ../../nbs/7_tagging/11_json_elements.ipynb #2569c893
 LARGE_OBJECT = 1 << 17  # characters of an object that is not waited for, if it wraps a list
