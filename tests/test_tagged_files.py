@@ -311,6 +311,16 @@ def test_an_odd_line_costs_at_most_its_sentence_and_is_named(name, tmp_path):
                 assert sum(map(len, tokens)) == sum(map(len, words)) + 1
 
 
+@pytest.mark.parametrize("name", ["in.txt", "in.jsonl", "in"])
+def test_an_odd_line_among_objects_costs_itself(name, tmp_path):
+    source, objects = tmp_path / name, ['{"text": "Ada sings"}'] * 5
+    for place in (0, 3):
+        source.write_text("\n".join([*objects[:place], "# seen", *objects[place:]]) + "\n")
+        found = tag_input(EveryWord(), source)
+        assert [bool(each.error) for each in found] == [n == place for n in range(6)]
+        assert f"{name}:{place + 1}: expected a JSON object" in found[place].error
+
+
 @pytest.mark.parametrize(("separator", "ending"), [(",", "csv"), ("\t", "tsv")])
 def test_an_odd_row_of_a_table_of_texts_costs_itself(separator, ending, tmp_path):
     """A quote that nothing closes used to swallow the rows behind it; a loose comma cut the text."""

@@ -9,7 +9,6 @@ import csv
 import json
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,7 +24,7 @@ from nercrf.data.column_layout import (
     is_border,
 )
 from nercrf.data.examples import DataError, Example
-from nercrf.data.formats import JSON_ENDINGS, detect_path, detect_text, find_format
+from nercrf.data.formats import detect_path, find_format
 from nercrf.data.json_tokens import MENTION_KEYS, TAG_KEYS, TOKEN_KEYS, TokenRecord
 from nercrf.data.json_values import (
     ID_KEYS,
@@ -41,13 +40,12 @@ from nercrf.data.reading import clean_lines, only_characters, separators_of
 from nercrf.data.records import Reading, check_unicode
 from nercrf.data.separated import (
     TEXT_NAMES,
-    find_separator,
     is_filled,
     text_column,
     text_rows,
 )
 from nercrf.data.splitting import Splitter
-from nercrf.data.tag_forms import STANDARD, find_form
+from nercrf.tagging.input_formats import find_input_format, for_input
 from nercrf.tagging.json_elements import LARGE_OBJECT, json_elements
 from nercrf.tagging.lines import (
     LONGEST,
@@ -64,78 +62,7 @@ from nercrf.tagging.lines import (
 from nercrf.tagging.tagger import Tagged, text_example
 
 # %% auto #0
-__all__ = ['logger', 'find_input_format', 'Source', 'record_sentences', 'is_json_lines', 'read_batches']
-
-# %% ../../nbs/7_tagging/12_inputs.ipynb #5135b4d7
-def _for_input(message: str) -> str:
-    "What a reader of labelled files says, with the flag that names the format of an input."
-    return message.replace("(--format", "(--input_format")
-
-
-_TAG = re.compile(r"O|[A-Z]-\S+")
-_LETTER_TAG = re.compile(r"O|[BIESLUM]-\S+")
-_TABLES = (".csv", ".tsv", ".conll", ".conllu", ".bio", ".bmes", ".iob", ".iob2")
-
-
-def _has_tags(rows: Sequence[Sequence[str]]) -> bool:
-    "Whether lines end with a tag, in whatever form the file has; a few broken ones may not."
-    tagged = [row for row in rows if len(row) > 1 and _TAG.fullmatch(row[-1])]
-    if len(rows) < 2 or len(tagged) == len(rows):
-        return len(rows) > 1
-    size, count = Counter(map(len, rows)).most_common(1)[0]
-    usual = [row for row in rows if len(row) == size > 1]
-    lettered = sum(_LETTER_TAG.fullmatch(row[-1]) is not None for row in usual)
-    if 3 * lettered >= 2 * len(rows):
-        return True
-    is_form = find_form(row[-1] for row in usual) is not STANDARD
-    return bool(usual) and is_form and 10 * count >= 9 * len(rows)
-
-
-def _has_words(lines: Sequence[str], splitter: Splitter) -> bool:
-    "Whether every line is one word, and blank lines stand between sentences."
-    blocks = "\n".join(line.strip() for line in lines).strip("\n")
-    filled = [line.strip() for line in lines if line.strip()]
-    if "\n\n" not in blocks or len(filled) < 2 * (len(re.findall("\n\n+", blocks)) + 1):
-        return False
-    return all(len(line.split()) == 1 and len(splitter(line)) < 3 for line in filled)
-
-
-def _is_inline(lines: Sequence[str]) -> bool:
-    "Whether entities stand in braces, on more lines than break the rules."
-    count = 0
-    for line in lines:
-        try:
-            count += bool(parse_inline(line)[1])
-        except ValueError:
-            count -= 1
-    return count > 0
-
-
-def find_input_format(
-    path: Path,  # its ending may help
-    head: str,  # complete lines of its beginning
-    splitter: Splitter,  # of the model
-) -> str:  # a key of `FORMATS`; jsonl for every kind of JSON
-    "How a file is read whose format nobody named."
-    plain = path.name.removesuffix(".gz").lower()
-    if plain.endswith(JSON_ENDINGS) or re.match(r'\s*(\{\s*"\w+"\s*:|\[\s*[{\]])', head):
-        return "jsonl"
-    if plain.endswith(".ann"):
-        return "brat"
-    lines = head.split("\n")[:400]
-    if plain.endswith(_TABLES):
-        try:
-            return "csv" if text_column(head) else detect_text(path, head)
-        except DataError as error:
-            raise DataError(_for_input(str(error))) from None
-    rows = [line.split() for line in lines if line.strip() and not line.startswith(("#", "-DOC"))]
-    if rows and (_has_tags(rows) or _has_words(lines, splitter)):
-        return "columns"
-    if lines[0].startswith(("-DOCSTART-", "#begin document (")):
-        return "columns"
-    if len(rows) > 1 and find_separator(head):
-        return "csv"
-    return "inline" if _is_inline(lines) else "text"
+__all__ = ['logger', 'Source', 'record_sentences', 'is_json_lines', 'read_batches']
 
 # %% ../../nbs/7_tagging/12_inputs.ipynb #c2b5ad8f
 @dataclass
@@ -405,10 +332,10 @@ def _from_start(source: Source) -> Iterator[str]:
 def _line_word(layout: ColumnLayout, line: str | LineNote, note: LineNote) -> tuple[str, str]:
     "The word of a bad line, and what is wrong where nobody can tell which of its cells that is."
     if isinstance(line, LineNote):  # of a row of a table
-        return "?", _for_input(note.message)
+        return "?", for_input(note.message)
     cells = layout.split(line)
     is_known = len(cells) == 1 or ("\t" in line and len(cells) > layout.token)
-    return cells[min(layout.token, len(cells) - 1)], "" if is_known else _for_input(note.message)
+    return cells[min(layout.token, len(cells) - 1)], "" if is_known else for_input(note.message)
 
 
 def _column_words(
