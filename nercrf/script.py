@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from transformers import logging as transformers_logging
 
-from nercrf.features.cache import CachedCorpus
+from nercrf.features.cache import CachedCorpus, sentence_places
 from nercrf.features.conversion import unknown_share
 from nercrf.features.pieces import cache_key
 from nercrf.features.running_text import unknown_words
@@ -157,7 +157,7 @@ def evaluate_splits(
                     *(result, figures[split], texts.words(split), known),
                     *(_window_edges(dataset, result), config.joined_by),
                     config.probability_temperature,
-                    corpus.places(split),
+                    sentence_places(corpus, split),
                 )
     return figures
 

@@ -9,7 +9,7 @@ from test_parts import TOKENIZER, build
 
 from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import Example
-from nercrf.features.cache import open_cached
+from nercrf.features.cache import open_cached, sentence_places
 from nercrf.features.conversion import convert_examples_to_features
 
 # the sentences of each document
@@ -217,7 +217,7 @@ def origins(folder, in_parts, part=1):
         patch.setattr("nercrf.features.large_corpus.PART", part)
         cached = open_cached(folder, feature_cache_dir=folder / f"{in_parts}{part}", processes=0)
         documents = cached.summary.documents("dev").tolist()
-        return documents, list(map(tuple, cached.places("dev"))), cached.large is not None
+        return documents, list(map(tuple, sentence_places(cached, "dev"))), cached.large is not None
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -253,7 +253,7 @@ def test_files_of_one_split_are_named_as_they_are_now(tmp_path):
     def told(folder):
         cached = open_cached(folder, feature_cache_dir=tmp_path / "cache")
         return cached.summary.documents("dev").tolist(), [
-            each.where for each in cached.places("dev")
+            each.where for each in sentence_places(cached, "dev")
         ]
 
     lines = [(number, line) for number, held in enumerate(DOCUMENTS) for line in range(len(held))]

@@ -42,7 +42,8 @@ from nercrf.labels import get_scheme, label_list
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['logger', 'CACHE_FORMAT', 'LARGE', 'KEPT_WARNINGS', 'name_kind', 'describe_data', 'CachedCorpus', 'open_cached']
+__all__ = ['logger', 'CACHE_FORMAT', 'LARGE', 'KEPT_WARNINGS', 'name_kind', 'describe_data', 'CachedCorpus', 'open_cached',
+           'sentence_places']
 
 # %% ../../nbs/2_features/11_cache.ipynb #6156b2be
 CACHE_FORMAT = 7  # raise it when the columns or their meaning change
@@ -165,18 +166,6 @@ class CachedCorpus:
         self.cuts_text = metadata.get("cuts_text", True)
         self.files.know(summary.survey)
         return summary
-
-    def places(
-        self,
-        split: str,  # "dev" or "test"
-    ) -> SentencePlaces:  # "file:line", the file as it is called in the folder
-        "Where the sentences of a split stand."
-        folder, paths = self.files.folder, self.files.sources[split]
-        names = [
-            (path.relative_to(folder) if folder in path.parents else Path(path.name)).as_posix()
-            for path in (each if each.is_dir() else data_files(each)[0] for each in paths)
-        ]
-        return self.summary.places(split, names)
 
     def describe(
         self,
@@ -344,3 +333,16 @@ def open_cached(
     digests = DataDigests(folders)
     files = open_corpus(data_dir, reading, digest=digests, held=digests.held)
     return CachedCorpus(files, CacheFiles(folders, rebuild), processes, digests.check)
+
+# %% ../../nbs/2_features/11_cache.ipynb #13e68d9a
+def sentence_places(
+    corpus: CachedCorpus,  # the data
+    split: str,  # "dev" or "test"
+) -> SentencePlaces:  # "file:line", the file as it is called in the folder
+    "Where the sentences of a split stand."
+    folder, paths = corpus.files.folder, corpus.files.sources[split]
+    names = [
+        (path.relative_to(folder) if folder in path.parents else Path(path.name)).as_posix()
+        for path in (each if each.is_dir() else data_files(each)[0] for each in paths)
+    ]
+    return corpus.summary.places(split, names)

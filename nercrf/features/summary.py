@@ -209,7 +209,7 @@ class CountedWords(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:
         return Example("", [self._words[index]] * self._counts[index])
 
-
+# %% ../../nbs/2_features/07_summary.ipynb #ec19bc8d
 @dataclass
 class CorpusSummary:
     "What a run has to know of its data beside the features."
@@ -285,7 +285,7 @@ class CorpusSummary:
         columns = self.columns | warnings.columns("warning")
         return save_columns(path, columns, {**metadata, "summary": kept})
 
-
+# %% ../../nbs/2_features/07_summary.ipynb #54d1f48a
 def load_summary(
     path: str | Path,  # a file of `CorpusSummary.save`
     resident: int | None = None,  # bytes up to which it is read whole
@@ -415,7 +415,7 @@ class SummaryBuilder:
         splitter = fitting_splitter(self.sample) if self.sample else None
         return CorpusSummary(survey, sorted(self.labelled), splitter, columns)
 
-
+# %% ../../nbs/2_features/07_summary.ipynb #95dfc29e
 def summarize_corpus(
     corpus: Corpus,  # in memory
     files: Mapping[str, Sequence[Path]] | None = None,  # of each split, for places; None: unknown
