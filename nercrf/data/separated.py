@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -18,6 +18,8 @@ from nercrf.data.column_layout import (
     SENTENCE_NAMES,
     TAG_NAMES,
     TOKEN_NAMES,
+    ColumnLayout,
+    LineNote,
     find_layout,
     named_columns,
 )
@@ -35,8 +37,8 @@ from nercrf.files import write_lines
 from nercrf.labels import spans_to_tags
 
 # %% auto #0
-__all__ = ['SEPARATORS', 'has_quotes', 'read_rows', 'table_rows', 'find_separator', 'Table', 'column_rows', 'table_lines',
-           'Separated']
+__all__ = ['SEPARATORS', 'TEXT_NAMES', 'has_quotes', 'read_rows', 'table_rows', 'find_separator', 'Table', 'is_filled',
+           'column_rows', 'table_lines', 'Separated', 'text_rows', 'text_column']
 
 # %% ../../nbs/1_data/09_separated.ipynb #b1fedb63
 SEPARATORS = "\t;,"
@@ -132,36 +134,58 @@ def _line(cells: Sequence[str]) -> str:
     return "\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in cells)
 
 
+def is_filled(
+    cells: Sequence[str],  # of a row
+) -> bool:  # False for blanks alone
+    "Whether a row says anything."
+    return any(cell.strip() for cell in cells)
+
+
+def _note_row(reading: Reading, number: int, cells: list[str], width: int, other: int) -> None:
+    "Keep that a row has more cells than the others, or fewer."
+    reading.skipped.add(number)
+    reading.add(
+        "unreadable",
+        f"{reading.path}:{number}",
+        f"expected {width} cells as in line {other}, got {len(cells)} in {_line(cells)!r}; quote a "
+        "cell that holds a separator, or correct the row",
+    )
+
+
 def column_rows(
     reading: Reading,  # takes what was understood
     rows: Iterable[tuple[int, list[str]]],  # of `read_rows`
     head: Sequence[tuple[int, list[str]]],  # those of the beginning, or all
 ) -> Iterator[tuple[int, str]]:  # number of the row, and line of a column file
     "A table as lines that a reader of column files understands."
-    filled = [cells for _, cells in head if any(cells)]
-    tokens, tags = (named_columns(filled[0], names) for names in (TOKEN_NAMES, TAG_NAMES))
-    has_header = bool(tokens)
-    place = next(iter(named_columns(filled[0], SENTENCE_NAMES)), None) if has_header else None
-    if not has_header and len(filled[0]) > 2 and _numbers_sentences(filled):
+    filled = [(number, cells) for number, cells in head if is_filled(cells)]
+    width = Counter(len(cells) for _, cells in filled).most_common(1)[0][0]
+    usual = [(number, cells) for number, cells in filled if len(cells) == width]
+    named = [row for row in (filled[0], usual[0]) if named_columns(row[1], TOKEN_NAMES)]
+    header, names = named[0] if named else (0, [])
+    has_tags = bool(named_columns(names, TAG_NAMES))
+    place = next(iter(named_columns(names, SENTENCE_NAMES)), None)
+    if not named and width > 2 and _numbers_sentences([cells for _, cells in usual]):
         place = 0
     if place is not None:
-        reading.understand(f"column {place} numbers the sentences", head[0][0])
+        reading.understand(f"column {place} numbers the sentences", header or filled[0][0])
     asked = (reading.token_column, reading.tag_column) != (None, None)
-    sentence, header = None, has_header
+    sentence = None
     for number, cells in rows:
-        if place is not None and len(cells) > place:
+        if place is not None and is_filled(cells):
+            if len(cells) != width and number != header:
+                _note_row(reading, number, cells, width, header or usual[0][0])
+                continue
             value = cells[place]
-            if value and value != sentence and not header:
+            if value and value != sentence and number != header:
                 if sentence is not None:
                     yield number, ""
                 sentence = value
             if not asked:
                 cells = [cell for index, cell in enumerate(cells) if index != place]
-        if header and any(cells):
-            header = False
-            if not tags or asked:
-                continue
-        yield number, _line(cells if any(cells) else [])
+        if number == header and (not has_tags or asked):
+            continue
+        yield number, _line(cells if is_filled(cells) else [])
 
 
 def table_lines(
@@ -172,7 +196,7 @@ def table_lines(
     numbered = list(column_rows(reading, rows, rows))
     return Table([line for _, line in numbered], [number for number, _ in numbered])
 
-# %% ../../nbs/1_data/09_separated.ipynb #11e29e58
+# %% ../../nbs/1_data/09_separated.ipynb #aacd588e
 _HEAD = 2000  # rows that tell how a table is to be read
 
 
@@ -188,6 +212,15 @@ def _parts(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]
         yield part
 
 
+def _noted(reading: Reading, part: list[tuple[int, str]]) -> list[tuple[int, str | LineNote]]:
+    "Lines together with notes on the rows among them that cannot be read, which are forgotten."
+    bad = [each for each in reading.findings if each.kind == "unreadable"]
+    notes = [(each.line, LineNote("bad", each.message)) for each in bad]
+    for kept in (reading.findings, reading.skipped):
+        kept.clear()  # nobody asks for them, and there may be many
+    return sorted([*part, *notes], key=lambda each: each[0]) if notes else part
+
+# %% ../../nbs/1_data/09_separated.ipynb #11e29e58
 class Separated(Columns):
     "A table of tokens, separated by commas, semicolons, or TABs with quotes."
 
@@ -199,7 +232,7 @@ class Separated(Columns):
         "Sentences of a table, their tags not yet read."
         separator = find_separator(text) or max(SEPARATORS, key=text.count)
         rows = table_rows(text, separator, str(reading.path))
-        if not any(any(cells) for _, cells in rows):
+        if not any(is_filled(cells) for _, cells in rows):
             return []
         reading.understand(
             f"cells are separated by {'TABs' if separator == chr(9) else separator!r}"
@@ -213,23 +246,19 @@ class Separated(Columns):
         self,
         reading: Reading,  # names the file
         read: Callable[[], Iterable[str]],  # begins to read its lines, with their ends
-    ) -> Iterator[list[ColumnSentence]]:  # some at a time; their tags may be other columns
-        "Sentences of a table of any size, which is read three times, from its beginning."
+    ) -> tuple[ColumnLayout, Iterator[list[tuple[int, str | LineNote]]]]:  # of a column file
+        "The layout and the numbered lines of a table of any size, which is read three times."
         text = "".join(islice(read(), _HEAD))
         separator = find_separator(text) or max(SEPARATORS, key=text.count)
         is_quoted = has_quotes(read(), separator)  # one reading ends before the next begins
         rows = read_rows(read(), separator, is_quoted, str(reading.path))
         head = list(islice(rows, _HEAD))
-        if not any(any(cells) for _, cells in head):
-            return
-        layout = None
-        for part in _parts(column_rows(reading, chain(head, rows), head)):
-            lines, numbers = [line for _, line in part], [number for number, _ in part]
-            is_first, layout = layout is None, layout or find_layout(reading, lines)
-            sentences = parse_columns(reading, lines, layout, numbers)
-            yield self.settle(reading, sentences, layout) if is_first else sentences
-            for kept in (reading.findings, reading.skipped, reading.documents):
-                kept.clear()  # nobody asks for them, and there may be many
+        if not any(is_filled(cells) for _, cells in head):
+            return ColumnLayout(0), iter([])
+        parts = _parts(column_rows(reading, chain(head, rows), head))
+        first = next(parts)
+        layout = find_layout(reading, [line for _, line in first])
+        return layout, (_noted(reading, part) for part in chain([first], parts))
 
     def repair(self, file: Examined, lines: list[str]) -> list:
         "Nothing: a cell may go over several lines."
@@ -271,3 +300,53 @@ class Separated(Columns):
             self.rows(examples, used)
         )
         write_lines(path, lines.getvalue().removesuffix("\n").split("\n"))
+
+# %% ../../nbs/1_data/09_separated.ipynb #92e29277
+_MOST_LINES = 1000  # of a quoted cell
+
+
+def text_rows(
+    lines: Iterator[str],  # of a table, with their ends
+    separator: str,  # of its cells
+) -> Iterator[list[str] | None]:  # cells of each row; None for a line with a quote out of place
+    "The rows of a table of texts, one after the other, of which a bad quote costs its line only."
+    again: deque[str] = deque()  # lines that a broken one had taken for its own
+    taken: list[str] = []
+
+    def take() -> Iterator[str]:
+        while line := again.popleft() if again else next(lines, ""):
+            if len(taken) == _MOST_LINES:
+                again.appendleft(line)
+                raise csv.Error("a quote is not closed")
+            taken.append(line)
+            yield line
+
+    while True:
+        taken.clear()
+        try:
+            yield next(csv.reader(take(), delimiter=separator, strict=True))
+        except StopIteration:
+            return
+        except csv.Error:
+            again.extendleft(reversed(taken[1:]))
+            yield None
+
+# %% ../../nbs/1_data/09_separated.ipynb #05046997
+TEXT_NAMES = ("text", "sentence", "content", "document")  # of a column or field with texts
+
+
+def text_column(
+    text: str,  # of a table, its header first
+) -> tuple[str, int] | None:  # separator, and place of the texts; None: it has none
+    "Which column of a table holds texts rather than words."
+    for separator in SEPARATORS:
+        lines = io.StringIO(text[:100_000], newline="")
+        rows = [each for each in text_rows(lines, separator) if each and is_filled(each)][:400]
+        found = named_columns(rows[0], TEXT_NAMES) if rows else []
+        cells = [row[found[0]] for row in rows[1:] if found and len(row) > found[0]]
+        filled = [cell for cell in cells if cell.strip()]
+        texts = sum(len(cell.split()) > 1 or len(cell) > 20 for cell in filled)
+        is_alone = bool(found) and not filled and not named_columns(rows[0], TAG_NAMES)
+        if 2 * texts > len(filled) or is_alone:
+            return separator, found[0]
+    return None
