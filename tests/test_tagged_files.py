@@ -278,6 +278,7 @@ _WORDED = {
         "Sentence,Word,Tag",
         *(f"{n},{word},{tag}" for n, each in enumerate(_SENTENCES) for word, tag in each),
     ],
+    "counted.csv": [f"{n};{word};{tag}" for n, each in enumerate(_SENTENCES) for word, tag in each],
 }
 
 
