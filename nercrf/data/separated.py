@@ -194,7 +194,7 @@ def column_rows(
     header, names = named[0] if named else (0, [])
     has_tags = bool(named_columns(names, TAG_NAMES))
     place = next(iter(named_columns(names, SENTENCE_NAMES)), None)
-    if not named and width > 2 and _numbers_sentences([cells for _, cells in filled]):
+    if not named and width > 2 and _numbers_sentences([cells for _, cells in usual]):
         place = 0
     if place is not None:
         reading.understand(f"column {place} numbers the sentences", header or filled[0][0])
