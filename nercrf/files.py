@@ -24,11 +24,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 # %% auto #0
-__all__ = ['AT_REST', 'DIGESTS', 'MANIFEST', 'OWN_FILES', 'discard', 'is_stream', 'complete_file', 'write_bytes', 'write_lines',
-           'read_object', 'sha256_of', 'file_state', 'is_memory', 'DigestMemory', 'user_cache_folder', 'verify_folder',
-           'TakenError', 'read_list', 'open_list', 'add_note', 'claimed_files', 'is_claimed', 'claim_file',
-           'listed_files', 'foreign_files', 'write_beside', 'discard_folder', 'discard_unfinished', 'unfinished_folder',
-           'move_file', 'check_replaceable', 'restore_folders', 'DiskFullError', 'is_disk_full', 'write_folder']
+__all__ = ['AT_REST', 'DIGESTS', 'MANIFEST', 'OWN_FILES', 'discard', 'DiskFullError', 'is_disk_full', 'name_full_disk',
+           'is_stream', 'complete_file', 'write_bytes', 'write_lines', 'read_object', 'sha256_of', 'file_state',
+           'is_memory', 'DigestMemory', 'user_cache_folder', 'verify_folder', 'TakenError', 'read_list', 'open_list',
+           'add_note', 'claimed_files', 'is_claimed', 'claim_file', 'listed_files', 'foreign_files', 'write_beside',
+           'discard_folder', 'discard_unfinished', 'unfinished_folder', 'move_file', 'check_replaceable',
+           'restore_folders', 'write_folder']
 
 # %% ../nbs/0_ground/03_files.ipynb #74bc695a
 def discard(
@@ -48,6 +49,33 @@ def discard(
     except OSError:  # not empty, or not ours to remove
         return False
     return True
+
+# %% ../nbs/0_ground/03_files.ipynb #a6b63922
+class DiskFullError(OSError):
+    "There was no room for a folder; those that existed are untouched."
+
+
+def is_disk_full(
+    error: Exception,  # of the system, or of a library that wraps it
+) -> bool:  # True also for an exhausted quota
+    "Did this error arise because there is no room?"
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    text = str(error).lower()
+    return "no space left" in text or "quota exceeded" in text
+
+# %% ../nbs/0_ground/03_files.ipynb #10783939
+@contextmanager
+def name_full_disk(
+    path: str | Path,  # the file that is written
+) -> Iterator[None]:  # an error that has no name of a file gets this one
+    "Say which file a full disk did not take."
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error) and error.filename is None:
+            error.filename = str(path)
+        raise
 
 # %% ../nbs/0_ground/03_files.ipynb #0b46196a
 _OPEN_FILES = re.compile(r"/(dev/fd|proc/[^/]+/(task/[^/]+/)?fd)/")
@@ -91,7 +119,10 @@ def complete_file(
         with tempfile.SpooledTemporaryFile(1 << 26) as file:
             yield file
             file.seek(0)
-            with open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as stream:
+            with (
+                name_full_disk(path),
+                open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as stream,
+            ):
                 shutil.copyfileobj(file, stream)
         return
     if through:
@@ -100,7 +131,7 @@ def complete_file(
     mode = _present_mode(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with name_full_disk(path), open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -664,20 +695,6 @@ def restore_folders(
 
 # what `complete_file` makes of the name of a file
 _HIDDEN_FILE = re.compile(r"\.(.+?)(?:\.\d+)?(?:\.[0-9a-f]{8}\.(?:old|tmp))+")
-
-# %% ../nbs/0_ground/03_files.ipynb #a6b63922
-class DiskFullError(OSError):
-    "There was no room for a folder; those that existed are untouched."
-
-
-def is_disk_full(
-    error: Exception,  # of the system, or of a library that wraps it
-) -> bool:  # True also for an exhausted quota
-    "Did this error arise because there is no room?"
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    text = str(error).lower()
-    return "no space left" in text or "quota exceeded" in text
 
 # %% ../nbs/0_ground/03_files.ipynb #2e75d947
 @contextmanager

@@ -443,6 +443,7 @@ VERBS = {
         {"do_train": True, "do_eval": True, "do_predict": True},
         {RunConfig: "sample dry_run eval_all_checkpoints report config"}
         | dict.fromkeys(sections_of(TrainingConfig), "")
+        | {EvaluationConfig: "per_gpu_eval_batch_size unlearnable -intervals_over"}
         | {PredictConfig: "output -output_format"},
     ),
     "evaluate": Verb(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from transformers import logging as transformers_logging
 
-from nercrf.features.cache import CachedCorpus
+from nercrf.features.cache import CachedCorpus, sentence_places
 from nercrf.features.conversion import unknown_share
 from nercrf.features.pieces import cache_key
 from nercrf.features.running_text import unknown_words
@@ -135,6 +135,7 @@ def evaluate_splits(
             continue
         dataset = _renamed_dataset(args, loaded, corpus, split)
         result = evaluate(args, loaded.model, dataset, split, with_chances=True)
+        result = result.over_documents(texts.documents(split), args.intervals_over)
         summary = calibration_summary(result, config.probability_temperature)
         figures[split] = result_record(result) | {"calibration": summary}
         lines = [describe_result(result), describe_interval(figures[split])]
@@ -156,6 +157,7 @@ def evaluate_splits(
                     *(result, figures[split], texts.words(split), known),
                     *(_window_edges(dataset, result), config.joined_by),
                     config.probability_temperature,
+                    sentence_places(corpus, split),
                 )
     return figures
 

@@ -108,6 +108,16 @@ def test_the_encoder_is_not_trained_and_the_rest_is(inputs, run_folder):
     assert all(tensor.any() for tensor in apart.adapter.values())  # B began as zeros
 
 
+def test_a_merge_on_a_full_disk_leaves_nothing(run_folder, mount_disk, capsys):
+    out = mount_disk("64k") / "merged"
+    assert cli.main(["merge", str(run_folder), str(out)]) == 2
+    said = capsys.readouterr().err
+    assert [each in said for each in ("the disk is full", str(out), "Traceback")] == [True] * 2 + [
+        False
+    ]
+    assert list(out.parent.iterdir()) == []
+
+
 def test_commands_read_it(inputs, run_folder, tmp_path, capsys):
     """evaluate with all checkpoints, predict, merge, and train on from it."""
     run, data = str(run_folder), str(inputs[0])

@@ -388,3 +388,62 @@ def test_folds_do_not_mix_with_what_is_there(held, gold, tmp_path, monkeypatch, 
     assert "choose another folder" in said or "give another --output_dir" in said
     assert sorted(folder.rglob("*")) == before
     assert (folder / held).read_text() == "a poem"
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "score",
+        "compare",
+        "calibrate",
+        "select",
+        "check",
+        "convert",
+        "average",
+        "evaluate",
+        "predict",
+    ],
+)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    verb, gold, model, tmp_path, mount_disk, monkeypatch, capsys
+):
+    """The place is named, the cause is said, and no half of a file stands there."""
+    disk, found = mount_disk("64k"), tmp_path / "found.txt"
+    with pytest.raises(OSError, match="No space left"):
+        (disk / "filler").write_bytes(bytes(1 << 20))
+    monkeypatch.chdir(tmp_path)
+    if verb == "average":
+        write_folder_of(model, tmp_path / "checkpoint-1")
+    words = {
+        "score": ["score", gold, found, "--json", disk / "x.json"],
+        "compare": ["compare", gold, found, found, "--json", disk / "x.json"],
+        "calibrate": ["calibrate", model, gold, "--measure_only", "--json", disk / "x.json"],
+        "select": ["select", model, gold, "--number", "5", "--output", disk / "x.json"],
+        "check": ["check", gold, "--with_model", model, "--output", disk / "x.json"],
+        "convert": ["convert", gold, disk / "x.jsonl", "--from", "columns"],
+        "average": ["average", "checkpoint-1", "--output_dir", disk / "x"],
+        "evaluate": ["evaluate", model, gold, "--output_dir", "run", "--report", disk / "x.html"],
+        "predict": ["predict", model, "text.txt", "--output", disk / "x.jsonl"],
+    }[verb]
+    (tmp_path / "text.txt").write_text("Ada met\n" * 100)
+    assert run(*words, *(["--no_cuda"] if verb in ("check", "evaluate", "predict") else [])) == 2
+    said = capsys.readouterr().err
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "No space left on device" in errors[0] or "the disk is full" in errors[0]
+    assert str(disk) in errors[0]
+    assert ["free space" in errors[0], "check the path" in errors[0]] == [True, False]
+    assert "Traceback" not in said
+    names = {each.name.removesuffix(".lock") for each in disk.iterdir()} - {"filler"}
+    parts = {f"x.jsonl.{each}" for each in ("journal", "part", "rejects.part")}
+    assert names <= (parts if verb == "predict" else set())
+    if verb == "predict":  # what was tagged is kept: the same command goes on
+        (disk / "filler").unlink()
+        assert run(*words, "--no_cuda") == 0
+        assert len((disk / "x.jsonl").read_text().splitlines()) == 100
+
+
+def write_folder_of(model, path):
+    "A copy of a model as a whole checkpoint."
+    with write_folder(path) as folder:
+        shutil.copytree(model, folder, dirs_exist_ok=True)

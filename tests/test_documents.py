@@ -9,6 +9,7 @@ from test_parts import TOKENIZER, build
 
 from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import Example
+from nercrf.features.cache import open_cached, sentence_places
 from nercrf.features.conversion import convert_examples_to_features
 
 # the sentences of each document
@@ -207,3 +208,61 @@ def test_features_with_context_of_before_are_not_used(tmp_path):
     assert "context_within" not in plain
     around = corpus.describe("train", TOKENIZER, {"max_seq_length": 8, "context": 1})
     assert around["context_within"] == "document"
+
+
+def origins(folder, in_parts, part=1):
+    "Documents, places and ids of dev, and whether it was read in parts."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nercrf.features.cache.LARGE", 0 if in_parts else 1 << 40)
+        patch.setattr("nercrf.features.large_corpus.PART", part)
+        cached = open_cached(folder, feature_cache_dir=folder / f"{in_parts}{part}", processes=0)
+        documents = cached.summary.documents("dev").tolist()
+        return documents, list(map(tuple, sentence_places(cached, "dev"))), cached.large is not None
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_evaluation_knows_document_and_place_of_each_sentence(tmp_path, name):
+    """Read whole or in parts; the place leads to the sentence, and made-up ids are none."""
+    file, content, documents = FILES[name]
+    file = file.replace("train", "dev")
+    for each in (file, file.replace("dev", "train")):
+        (tmp_path / each).write_text(content, encoding="utf-8")
+    numbers, places, _ = origins(tmp_path, False)
+    assert numbers == [number for number, held in enumerate(documents) for _ in held]
+    lines = content.splitlines()
+    texts = [sentence for held in documents for sentence in held]
+    for (where, id), text in zip(places, texts, strict=True):
+        assert where.startswith(f"{file}:")
+        assert not id.startswith("dev-")
+        if where.removeprefix(f"{file}:").isdecimal() and file.endswith((".conll", ".jsonl")):
+            assert text.split()[0] in lines[int(where.rpartition(":")[2]) - 1]
+    for part in (1, 90):
+        found = origins(tmp_path, True, part)
+        assert found[:2] == (numbers, places)
+    assert found[2] or name not in ("docstart", "spans", "spans of named documents")  # was cut
+
+
+def test_files_of_one_split_are_named_as_they_are_now(tmp_path):
+    """A cache stays good when a folder and its files are renamed: names come from the folder."""
+    for number, held in enumerate(DOCUMENTS):
+        for ending, content in brat(held).items():
+            (tmp_path / "a" / "dev").mkdir(parents=True, exist_ok=True)
+            path = tmp_path / "a" / "dev" / f"doc{number}{ending}"
+            path.write_text(content, encoding="utf-8")
+
+    def told(folder):
+        cached = open_cached(folder, feature_cache_dir=tmp_path / "cache")
+        return cached.summary.documents("dev").tolist(), [
+            each.where for each in sentence_places(cached, "dev")
+        ]
+
+    lines = [(number, line) for number, held in enumerate(DOCUMENTS) for line in range(len(held))]
+    wanted = [number for number, _ in lines]
+    names = [f"dev/doc{number}.txt:{line + 1}" for number, line in lines]
+    assert told(tmp_path / "a") == (wanted, names)
+    for path in (tmp_path / "a" / "dev").iterdir():
+        path.rename(path.with_name(path.name.replace("doc", "text")))
+    (tmp_path / "a").rename(tmp_path / "b")
+    before = sorted((tmp_path / "cache").glob("corpus-*"))
+    assert told(tmp_path / "b") == (wanted, [each.replace("doc", "text") for each in names])
+    assert sorted((tmp_path / "cache").glob("corpus-*")) == before

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from training import CORPUS, DEV, NESTED, TOKENIZER, WordTagger, make_dataset, make_model
-from workers import run_workers
+from workers import by_document, run_workers
 
 from nercrf.cli import main
 from nercrf.data.formats import write_examples
@@ -86,8 +86,12 @@ def test_several_processes_give_the_bits_of_one(model, processes):
     results, _ = run_workers("evaluation", processes=processes, arguments=["5"])
     alone = evaluate(model, DEV, batch_size=5)
     assert len(results) == processes
+    documents = by_document(alone)
+    assert documents["intervals_over"] == {"unit": "documents", "count": 10, "documents": 10}
+    assert documents["intervals"]["f1"][0] < documents["f1"] < documents["intervals"]["f1"][1]
     for result in results:
         assert result["figures"] == json.loads(json.dumps(result_record(alone)))
+        assert result["by_document"] == json.loads(json.dumps(documents))
         assert result["predicted"] == [[list(span) for span in spans] for spans in alone.predicted]
 
 

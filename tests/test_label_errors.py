@@ -2,11 +2,13 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from training import CORPUS
 
 from nercrf.cli import main
 from nercrf.data.examples import Example, document_of
@@ -189,3 +191,45 @@ def test_what_is_judged_is_not_replaced(tmp_path, capsys, monkeypatch, given):
     assert "is read: choose another file" in capsys.readouterr().err
     assert Path("train.conll").read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["train.conll"]
+
+
+def test_scores_in_json_are_those_that_are_printed(model, tmp_path, capsys):
+    write_examples(CORPUS.dev, tmp_path / "dev.jsonl", "jsonl")
+    words = ["check", tmp_path / "dev.jsonl", "--with_model", model, "--no_cuda", "--show", 99]
+    tasks = tmp_path / "tasks.json"
+    assert main([*map(str, words), "--output", str(tasks)]) == 0
+    said = capsys.readouterr().out
+    printed = re.findall(r"^\d+\. (.*) \(score (-[\d.]+)\)$", said, re.MULTILINE)
+    assert main([*map(str, words), "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    suspicious = [each for each in records if each["log_ratio"] < 0]
+    assert printed == [(each["source"], f"{each['score']:.2f}") for each in suspicious]
+    assert len(printed) > 3
+    written = [each["data"]["score"] for each in json.loads(tasks.read_text())]
+    assert written == [round(each["score"], 4) for each in records[: len(written)]]
+    chances = re.findall(r"; probability ([\d.]+)$", said, re.MULTILINE)
+    doubts = [doubt for each in suspicious for doubt in each["doubts"]]
+    assert chances == [f"{each['probability']:.4f}" for each in doubts]
+
+
+def test_a_training_of_a_fold_says_nothing_of_what_comes_next(tmp_path, monkeypatch, capsys):
+    """It is a step of the command, which goes on; a training by itself says it."""
+    from nercrf import label_command
+
+    monkeypatch.chdir(tmp_path)
+    planted(tmp_path)
+    said = []
+    words = [*SMALL, "--max_steps", "1"]
+    whole = label_command.work
+
+    def work(*given, **options):
+        whole(*given, **options)
+        said.append(capsys.readouterr())
+        return 75  # stop behind the first fold
+
+    monkeypatch.setattr(label_command, "work", work)
+    assert main(["check", "data.jsonl", "--with_model", "--folds", "2", *words]) == 75
+    (fold,) = said
+    assert fold.out == ""
+    assert "fold-1 of 2" in fold.err
+    assert "What next?" not in fold.err

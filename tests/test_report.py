@@ -16,6 +16,7 @@ import nercrf
 from nercrf.cli import main
 from nercrf.data.conll import write_columns
 from nercrf.data.examples import Example
+from nercrf.data.formats import write_examples
 from nercrf.evaluation.causes import CAUSES, KnownNames
 from nercrf.evaluation.evaluator import EntityChances, Evaluation, result_record
 from nercrf.evaluation.report_data import report_data, split_record
@@ -23,6 +24,7 @@ from nercrf.evaluation.report_page import read_report, write_report
 from nercrf.evaluation.spans import align_tables, table_of_spans
 from nercrf.flags import ScriptConfig, report_file
 from nercrf.labels import Span
+from nercrf.tagging.tagger import Tagger
 
 ABOUT = {
     "date": "2026-01-01T00:00:00+00:00",
@@ -53,7 +55,9 @@ def validate(data):
     jsonschema.validate(data, SCHEMA, cls=jsonschema.Draft202012Validator)
 
 
-def made_split(sentences, seed=0, words=None, types=TYPES, length=25):
+def made_split(
+    sentences, seed=0, words=None, types=TYPES, length=25, ids=("id {}", ""), file="dev.txt"
+):
     """A data set and its predictions, of which about a fifth are wrong."""
     generator = np.random.default_rng(seed)
     texts, gold, found = [], [], []
@@ -91,7 +95,12 @@ def made_split(sentences, seed=0, words=None, types=TYPES, length=25):
     names = align_tables(*tables)[0].types
     result = Evaluation(*tables, 1.5, sentences, chances=EntityChances.of(rows, names, sentences))
     known = KnownNames.of([Example("1", texts[0], gold[0])])
-    return split_record(result, result_record(result), texts, known, joined_by=" ")
+    result = result.over_documents(np.arange(sentences) // 3)
+    places = [
+        (f"{file}:{26 * n + 1}", ids[n % len(ids)].replace("{}", str(n))) for n in range(sentences)
+    ]
+    record = result_record(result)
+    return split_record(result, record, texts, known, joined_by=" ", places=places)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +126,7 @@ def test_the_data_follow_the_schema_and_every_number_is_one(data):
     wrong["splits"]["dev"]["f1"] = "0.5"
     with pytest.raises(jsonschema.ValidationError):
         validate(wrong)
-    texts = {"cause", "gold", "found", "training"}
+    texts = {"cause", "gold", "found", "training", "unit", "where", "id"}
 
     def walk(value, key=None):
         if isinstance(value, dict):
@@ -155,6 +164,21 @@ def test_all_counts_of_a_split_agree(data):
                 assert all(each < len(sentence[side]) for each in error[side])
 
 
+def test_the_figures_of_a_report_of_before_are_still_read(data, tmp_path):
+    """Its intervals were over sentences, and its errors had neither place nor id."""
+    before = copy.deepcopy(data) | {"schema_version": 1}
+    for split in before["splits"].values():
+        del split["intervals_over"]
+        for each in split["error_sentences"]:
+            del each["where"], each["id"]
+    (tmp_path / "a.json").write_text(json.dumps(before))
+    assert read_report(tmp_path / "a.json") == before
+    with pytest.raises(jsonschema.ValidationError):
+        validate(before)
+    with pytest.raises(ValueError, match="got 3; write it again"):
+        write_report(tmp_path / "a.html", before | {"schema_version": 3})
+
+
 def test_the_page_holds_the_data_and_no_other(data, tmp_path):
     path, beside = write_report(tmp_path / "a.html", data)
     block = path.read_text().split('<script type="application/json" id="data">')[1]
@@ -163,7 +187,7 @@ def test_the_page_holds_the_data_and_no_other(data, tmp_path):
 
 def test_words_do_not_act(tmp_path):
     """Markup, scripts and control characters in words, types, names of files and the title."""
-    split = made_split(4, words=WORDS, types=["<b>PER</b>", NASTY, "x\u202ey"])
+    split = made_split(4, words=WORDS, types=["<b>PER</b>", NASTY, "x\u202ey"], ids=WORDS)
     about = ABOUT | {
         "models": {NASTY: NASTY},
         "data": ABOUT["data"] | {"path": NASTY, "files": {NASTY: NASTY}},
@@ -284,6 +308,66 @@ def test_filters_show_as_many_errors_as_python_counts(page, shown, data):
     silent(page)
 
 
+def test_an_error_is_found_by_words_id_and_place(page, shown, data):
+    page.open(shown)
+    split = data["splits"]["test"]
+    sentences, total = split["error_sentences"], split["errors_in_all"]
+    owner = sentences[split["errors"][0]["sentence"]]
+    assert page.texts(".error .where")[0] == owner["where"]
+    shown_ids = [f"id {x['id']}" for x in (sentences[e["sentence"]] for e in split["errors"])]
+    wanted = [each for each in shown_ids[:25] if each != "id None"]
+    assert page.texts(".error .id") == wanted
+
+    def counted(holds):
+        return sum(holds(sentences[each["sentence"]]) for each in split["errors"])
+
+    pair = " ".join(owner["words"][3:5])
+    named = next(each for each in sentences if each["id"])
+    for text, holds in {
+        owner["where"]: lambda x: owner["where"] in x["where"],
+        f"  {pair.upper()} ": lambda x: pair in " ".join(x["words"]),
+        named["id"].upper(): lambda x: named["id"] in (x["id"] or ""),
+        str(owner["number"]): lambda x: (
+            x is owner or str(owner["number"]) in " ".join([x["where"], x["id"] or "", *x["words"]])
+        ),
+        "no such words": lambda x: False,
+        "": lambda x: True,
+    }.items():
+        page.choose("search", text)
+        assert page.texts("#error-count") == [f"{counted(holds)} of {total} errors"]
+        assert len(page.texts(".error")) == min(counted(holds), 25)
+    page.choose("search", owner["where"])
+    page.choose("filter-cause", split["errors"][0]["cause"])
+    cause = split["errors"][0]["cause"]
+    many = sum(
+        sentences[each["sentence"]]["where"].startswith(owner["where"]) and each["cause"] == cause
+        for each in split["errors"]
+    )
+    assert page.texts("#error-count") == [f"{many} of {total} errors"]
+    page.ask("document.getElementById('search').focus()")
+    page.press("j")  # is a letter there
+    assert page.ask("document.activeElement.id") == "search"
+    silent(page)
+
+
+def test_intervals_say_what_they_are_drawn_over(page, tmp_path):
+    """Documents where there are enough; else sentences, and why."""
+    splits = {"many": made_split(30), "few": made_split(9), "alone": made_split(9)}
+    splits["alone"]["intervals_over"] = {"unit": "sentences", "count": 9, "documents": None}
+    assert splits["many"]["intervals_over"] == {"unit": "documents", "count": 10, "documents": 10}
+    assert splits["few"]["intervals_over"] == {"unit": "sentences", "count": 9, "documents": 3}
+    path, _ = write_report(tmp_path / "a.html", report_data(splits, ABOUT))
+    page.open(path)
+    told = []
+    for place in range(3):
+        page.ask(f"document.querySelectorAll('#splits button')[{place}].click()")
+        told.append(" ".join(page.texts("#headline p")))
+    assert "bootstrap over the 10 documents." in told[0]
+    assert ["bootstrap over the sentences." in each for each in told] == [False, True, True]
+    assert ["documents are too few" in each for each in told] == [False, True, False]
+    silent(page)
+
+
 def test_the_slider_recomputes_precision_and_recall(page, shown, data):
     page.open(shown)
     split = data["splits"]["test"]
@@ -354,10 +438,18 @@ def test_what_is_saved_is_what_is_shown(page, shown, data):
             each["predicted"],
             each["correct"],
         ]
+    page.ask("document.querySelector('[aria-label=\"Download errors as CSV\"]').click()")
+    rows = list(csv.DictReader(io.StringIO(page.ask("window.saved").lstrip("\ufeff"))))
+    split = data["splits"]["test"]
+    owners = [split["error_sentences"][each["sentence"]] for each in split["errors"]]
+    assert [row["file and line"] for row in rows] == [each["where"] for each in owners]
+    assert [row["id"] for row in rows] == [each["id"] or "" for each in owners]
 
 
 def test_hostile_words_are_shown_as_they_are(page, tmp_path):
-    split = made_split(6, words=WORDS, types=["<b>PER</b>", NASTY, "x\u202ey"])
+    ids = (NASTY, "\u202egnp.exe")
+    types = ["<b>PER</b>", NASTY, "x\u202ey"]
+    split = made_split(6, words=WORDS, types=types, ids=ids, file=NASTY)
     about = ABOUT | {"models": {NASTY: NASTY}, "data": ABOUT["data"] | {"path": NASTY}}
     data = report_data({NASTY: split, "b": split}, about, title=NASTY)
     path, _ = write_report(tmp_path / "a.html", data)
@@ -368,6 +460,8 @@ def test_hostile_words_are_shown_as_they_are(page, tmp_path):
             page.ask("document.querySelectorAll('img, main script, #main b.x, iframe').length") == 0
         )
         assert NASTY in "".join(page.texts(".sentence"))
+        assert set(page.texts(".id")) == {f"id {NASTY}", r"id \u202egnp.exe"}
+        assert {each.rpartition(":")[0] for each in page.texts(".where")} == {NASTY}
         assert not {"\u202e", "\u2028", "\x1b"} & set(
             "".join(page.texts("body")[0].split('id="data"')[:1])
         )
@@ -429,3 +523,48 @@ def test_five_thousand_sentences_are_small_and_quick(page, tmp_path):
     assert size < 3e6
     assert seconds < 5
     silent(page)
+
+
+def test_an_evaluation_draws_the_documents_of_its_data(model, tmp_path, monkeypatch, capsys):
+    """At the end of a training and in an evaluation, printed and in the files; errors have their
+    lines and their ids; --intervals_over sentences gives what data without documents give.
+    """
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir(), Path("bare").mkdir()
+    found = Tagger.from_pretrained(model).find(CORPUS.dev)  # right in every third document
+    bare = [
+        each if n // 2 % 3 else replace(each, spans=tagged.spans)
+        for n, (each, tagged) in enumerate(zip(CORPUS.dev, found, strict=True))
+    ]
+    dev = [
+        replace(each, document=f"d.jsonl#{n // 2}", id=f"s-{n}", source=f"d.jsonl:{n + 1}")
+        for n, each in enumerate(bare)
+    ]
+    for folder, held in (("data", dev), ("bare", bare)):
+        write_examples(CORPUS.train, f"{folder}/train.jsonl", "jsonl")
+        write_examples(held, f"{folder}/dev.jsonl", "jsonl")
+    words = ["--model_name_or_path", str(model), "--no_cuda", "--no_learning_curve"]
+    words += ["--max_steps", "1", "--learning_rate", "1e-9", "--crf_learning_rate", "1e-9"]
+    assert main(["train", "--data_dir", "data", "--output_dir", "run", *words]) == 0
+    assert "95 % intervals over 10 documents: F1" in capsys.readouterr().out
+    kept = read_report("run/report.json")["splits"]["dev"]
+    assert kept["intervals_over"] == {"unit": "documents", "count": 10, "documents": 10}
+    lines = Path("data/dev.jsonl").read_text().splitlines()
+    for each in kept["error_sentences"]:
+        record = json.loads(lines[int(each["where"].removeprefix("dev.jsonl:")) - 1])
+        assert each["id"] == record["id"] == f"s-{each['number'] - 1}"
+        assert record["text"].startswith(each["words"][0])
+    told = {}
+    for name, flags in {
+        "data": ["data"],
+        "sentences": ["data", "--intervals_over", "sentences"],
+        "bare": ["bare"],
+    }.items():
+        assert main(["evaluate", "run", *flags, "--no_cuda", "--report", f"{name}.html"]) == 0
+        split = read_report(f"{name}.json")["splits"]["dev"]
+        validate(read_report(f"{name}.json"))
+        told[name] = [split["intervals"], split["types"], split["calibration"]]
+    assert told["data"] == [kept["intervals"], kept["types"], kept["calibration"]]
+    assert told["sentences"] == told["bare"]
+    assert told["sentences"] != told["data"]
+    assert capsys.readouterr().out.count("95 % intervals over sentences: F1") == 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nercrf.cli import main
+from nercrf.data.examples import Example
 from nercrf.data.sample import sample_corpus
 from nercrf.evaluation.selection import best_candidates, candidate, choose_diverse
 from nercrf.model.calibration import keep_calibration
@@ -147,3 +148,24 @@ def test_what_is_read_is_not_replaced(tagger, tmp_path, capsys, through):
     assert main(["select", str(folder), str(source), "--output", str(output)]) == 2
     assert "is read: choose another file" in capsys.readouterr().err
     assert source.read_text() == "\n".join(texts[:3])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "doccano", "label_studio"])
+def test_scores_of_the_tasks_are_those_that_are_printed(tagger, tmp_path, capsys, kind):
+    """The largest and the smallest one stand on the screen, and each is the chain's entropy a word."""
+    folder, texts = tagger
+    source, output = tmp_path / "texts.txt", tmp_path / "tasks.json"
+    source.write_text("".join(f"{each}\n" for each in texts[:20]))
+    words = ["select", folder, source, "--number", 5, "--diversity", 0]
+    assert main(list(map(str, [*words, "--output", output, "--output_format", kind]))) == 0
+    text = output.read_text()
+    rows = json.loads(text) if kind == "label_studio" else map(json.loads, text.splitlines())
+    fields = [row["data"] if kind == "label_studio" else row for row in rows]
+    scores = [each["score"] for each in fields]
+    assert scores == sorted(scores, reverse=True)
+    assert f"5 sentences, entropy {scores[0]:.4f} to {scores[-1]:.4f}: " in capsys.readouterr().out
+    found = Tagger.from_pretrained(folder)
+    for each in fields:
+        tokens = each["text"].split(" ")
+        ((_, chain),) = found.engine.chains([Example("", tokens)])
+        assert each["score"] == pytest.approx(float(chain.entropy()[0]) / len(tokens), abs=1e-4)

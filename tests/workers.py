@@ -9,8 +9,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -123,6 +125,15 @@ def together(folder):
     return {worker.__name__: worker(folder) for worker in workers}
 
 
+def by_document(result):
+    """Figures over documents of two sentences, as if of three predictions two were right."""
+    from nercrf.evaluation.evaluator import result_record
+
+    right = result.found.select(np.arange(len(result.found)) % 3 > 0)
+    documents = np.arange(result.sentences) // 2
+    return result_record(replace(result, gold=right).over_documents(documents))
+
+
 def evaluation(folder, batch_size):
     """The tiny model over the tiny development set, in a group."""
     from training import DEV, make_model
@@ -131,7 +142,8 @@ def evaluation(folder, batch_size):
 
     processes.init_distributed(no_cuda=True)
     result = evaluate(make_model().eval(), DEV, batch_size=int(batch_size))
-    return {"figures": result_record(result), "predicted": result.predicted}
+    figures = {"figures": result_record(result), "by_document": by_document(result)}
+    return figures | {"predicted": result.predicted}
 
 
 def evaluation_of_nested(folder):

@@ -403,8 +403,11 @@ def _choose_tags(
 # %% ../../nbs/1_data/07_column_layout.ipynb #11b90029
 def _find_places(reading: Reading, layout: ColumnLayout, head: list[list[Row]]) -> None:
     "Header and counter, from the beginning of the file."
-    first = head[0][0]
-    tokens, tags = named_columns(first.cells, TOKEN_NAMES), named_columns(first.cells, TAG_NAMES)
+    usual = (row for rows in head for row in rows if len(row.cells) == layout.columns)
+    for first in (head[0][0], next(usual)):
+        tokens, tags = (named_columns(first.cells, names) for names in (TOKEN_NAMES, TAG_NAMES))
+        if tokens and tags:
+            break
     if tokens and tags and len(first.cells) > 1:
         if max(tokens[0], tags[0]) >= layout.columns:
             raise DataError(
@@ -414,7 +417,7 @@ def _find_places(reading: Reading, layout: ColumnLayout, head: list[list[Row]]) 
             )
         layout.header, layout.token, layout.tags = first.number, tokens[0], (tags[0],)
         reading.understand("the first line names the columns", first.number)
-        head = [head[0][1:], *head[1:]]
+        head = [[row for row in rows if row is not first] for rows in head]
     fitting = [[row for row in rows if len(row.cells) == layout.columns] for rows in head]
     if layout.columns < 3 or not counts_words([rows for rows in fitting if rows]):
         return

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from nercrf.data.examples import (
     document_names,
     document_of,
     example_name,
-    file_stem,
+    given_id,
     report_findings,
     split_place,
 )
@@ -74,9 +73,8 @@ class Loss(NamedTuple):
 
 # %% ../../nbs/1_data/23_convert.ipynb #d07e5b19
 def _has_no_id(example: Example) -> bool:
-    "Whether a reader made up the id, out of the file's name and a number."
-    stem = file_stem(Path(example.source.rpartition(":")[0]))
-    return re.fullmatch(rf"{re.escape(stem)}-\d+", example.id) is not None
+    "Whether a reader made up the id."
+    return example.id != "" and not given_id(example)
 
 # %% ../../nbs/1_data/23_convert.ipynb #0f89cae1
 def _are_same(left: Example, right: Example) -> bool:

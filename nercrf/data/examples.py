@@ -23,7 +23,8 @@ from nercrf.tables import one_line
 __all__ = ['KINDS', 'SEVERITIES', 'COUNTED', 'SUCH_AS', 'MOST_UNREADABLE', 'POLICIES', 'DataError', 'Example', 'character_spans',
            'example_name', 'shorten', 'span_name', 'Kind', 'split_place', 'Finding', 'no_entity', 'odd_types',
            'merge_findings', 'report_findings', 'span_order', 'flatten_spans', 'check_overlaps', 'file_stem',
-           'document_of', 'document_names', 'document_starts', 'all_labelled', 'data_files', 'file_digest']
+           'document_of', 'document_names', 'document_starts', 'given_id', 'Origin', 'find_origin', 'all_labelled',
+           'data_files', 'file_digest']
 
 # %% ../../nbs/1_data/01_examples.ipynb #2f397106
 class DataError(ValueError):
@@ -382,6 +383,32 @@ def document_starts(
     if not any(document_names(examples)):
         return [False] * len(examples)
     return [examples[0].document != "", *(a != b for a, b in pairwise(keys))]
+
+# %% ../../nbs/1_data/01_examples.ipynb #67243eaf
+def given_id(
+    example: Example,  # any example
+) -> str:  # "" where a reader made it up, out of the file's name and a number
+    "The id that a file gives a sentence."
+    stem = file_stem(Path(split_place(example.source)[0]))
+    return "" if re.fullmatch(rf"{re.escape(stem)}-\d+", example.id) else example.id
+
+
+class Origin(NamedTuple):
+    "Where a sentence comes from."
+
+    file: str  # its path
+    place: str  # in the file: "17", "row 17", "id x"; "" for a file of one sentence
+    id: str  # that the file gives it; "": none
+    document: str | None  # a key within the split; None: the document of the sentence before
+
+
+def find_origin(
+    example: Example,  # any example
+) -> Origin:  # with its document
+    "File, place, id and document of a sentence."
+    file = split_place(example.source)[0]
+    place = example.source[len(file) + 1 :]
+    return Origin(file, place, given_id(example), document_of(example))
 
 # %% ../../nbs/1_data/01_examples.ipynb #646fb3a2
 def all_labelled(

@@ -17,9 +17,9 @@ from nercrf.data.examples import DataError, file_stem
 from nercrf.data.records import Mention, Reading, check_unicode, told
 
 # %% auto #0
-__all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'DOCUMENT_KEYS', 'ID_KEYS',
-           'first_of', 'meant_keys', 'told_misspelt', 'read_mention', 'record_id', 'decode_json', 'load_json',
-           'record_document', 'named_document', 'unwrapped', 'json_records', 'each_record']
+__all__ = ['START_KEYS', 'END_KEYS', 'PLACE_KEYS', 'LABEL_KEYS', 'SPAN_KEYS', 'SURFACE_KEYS', 'DOCUMENT_KEYS', 'ID_KEYS', 'TEXTS',
+           'WRAPPERS', 'first_of', 'meant_keys', 'told_misspelt', 'read_mention', 'record_id', 'decode_json',
+           'load_json', 'record_document', 'named_document', 'unwrapped', 'json_records', 'each_record']
 
 # %% ../../nbs/1_data/10_json_values.ipynb #adac822f
 START_KEYS = ("start", "start_offset", "begin", "start_idx")
@@ -299,16 +299,17 @@ def unwrapped(
     "The objects of a value: itself, or those of the one list that it wraps."
     if isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict):
         value = {"text": value[0], **value[1]}  # [text, {"entities": ...}], as spaCy 2 has it
-    held = first_of(value, _WRAPPERS) if isinstance(value, dict) else None
-    if isinstance(held, list) and not {"text", "tokens", "words", "sentence"} & value.keys():
+    held = first_of(value, WRAPPERS) if isinstance(value, dict) else None
+    if isinstance(held, list) and not TEXTS & value.keys():
         for each in held:
             yield from unwrapped(where, each)
         return
     yield where, value
 
 
-_WRAPPERS = ("data", "examples", "documents", "instances", "records", "items", "rows")
-_WRAPPERS += ("annotations",)  # of spaCy's annotator; a task has `data` as well
+TEXTS = {"text", "tokens", "words", "sentence"}  # an object with one of these wraps nothing
+WRAPPERS = ("data", "examples", "documents", "instances", "records", "items", "rows")
+WRAPPERS += ("annotations",)  # of spaCy's annotator; a task has `data` as well
 
 # %% ../../nbs/1_data/10_json_values.ipynb #c92e52d3
 def json_records(

@@ -24,7 +24,7 @@ from nercrf.distributed.devices import (
     whole_parameters,
 )
 from nercrf.distributed.processes import all_reduce_sum, gather_array, get_rank, get_world_size
-from nercrf.evaluation.evaluation_config import EvaluationConfig
+from nercrf.evaluation.evaluation_config import ENOUGH_DOCUMENTS, EvaluationConfig
 from nercrf.evaluation.causes import find_causes, range_groups
 from nercrf.evaluation.intervals import Interval, UnitCounts, count_units, score_intervals
 from nercrf.evaluation.metrics import EntityScores, report, score_tables, unseen_rows
@@ -259,8 +259,11 @@ class Evaluation:
     unlearnable: int = 0  # gold entities in no label, since they share a word with another
     ignored: SpanTable | None = None  # entities that count neither way; None: all count
     unannotated: int = 0  # sentences that were not evaluated, since nobody annotated them
-    # int64 (sentences,) -1 where a sentence was not evaluated; None: all were
+    # int64 (sentences,) what intervals are drawn over, -1 where a sentence was not evaluated;
+    # None: all were, and each is a unit
     units: np.ndarray | None = field(default=None, compare=False, repr=False)
+    documents: int = 0  # how many the evaluated sentences are of; 0: nothing tells documents
+    unit: str = "sentences"  # what units are, or "documents"
     # probabilities of gold and predicted entities; None: nobody asked for them
     chances: EntityChances | None = field(default=None, compare=False, repr=False)
 
@@ -296,9 +299,33 @@ class Evaluation:
         "Predictions that are not in the scores: they match such a one."
         return len(self.found) - len(self.counted[1])
 
+    def over_documents(
+        self,
+        numbers: np.ndarray,  # int (sentences,) of the document of each sentence
+        over: str = EvaluationConfig.intervals_over,  # "documents", "sentences"; "auto": if enough
+    ) -> Evaluation:  # of the same figures
+        "With intervals over documents, as far as the data tell documents."
+        own = np.arange(len(numbers)) if self.units is None else self.units
+        count = len(np.unique(numbers[own >= 0]))
+        if not 1 < count < self.sentences:  # all in one, or each a document of its own
+            return self
+        least = {"auto": ENOUGH_DOCUMENTS, "documents": 0, "sentences": math.inf}[over]
+        if count < least:
+            return replace(self, documents=count)
+        return replace(
+            self, documents=count, unit="documents", units=np.where(own >= 0, numbers, -1)
+        )
+
     def unit_counts(self) -> UnitCounts:  # for intervals and comparisons
-        "The counts by sentence."
+        "The counts by sentence or document."
         return count_units(*self.counted, units=self.units)
+
+    def units_of(
+        self,
+        table: SpanTable,  # entities of evaluated sentences
+    ) -> np.ndarray:  # int64 (entities,)
+        "The sentence or document that each entity is drawn with."
+        return table.sentence if self.units is None else self.units[table.sentence]
 
     def to_dict(self) -> dict[str, float]:  # loss, precision, recall, f1 and their counts
         "The figures of a training log."
@@ -505,7 +532,8 @@ def result_record(
     result: Evaluation,  # what a model made of a data set
 ) -> dict[str, Any]:  # numbers, ready for JSON
     "All figures of an evaluation, with intervals."
-    found = score_intervals(result.unit_counts())
+    counts = result.unit_counts()
+    found = score_intervals(counts)
     ends = {
         name: {ratio: list(each[1:]) for ratio, each in ratios.items()}
         for name, ratios in found.items()
@@ -515,6 +543,11 @@ def result_record(
     names = ("errors", "gold", "predicted")
     return result.to_dict() | {
         "intervals": ends["micro"],
+        "intervals_over": {
+            "unit": result.unit,
+            "count": counts.units,
+            "documents": result.documents or None,
+        },
         "types": {name: row | {"intervals": ends[name]} for name, row in types.items()},
         "macro": {ratio: getattr(result.scores.macro, ratio) for ratio in ends["macro"]}
         | {"intervals": ends["macro"]},
@@ -528,7 +561,12 @@ def describe_interval(
 ) -> str:  # one line
     "How sure the F1 is."
     f1, macro = (Interval(row["f1"], *row["intervals"]["f1"]) for row in (record, record["macro"]))
-    return f"95 % intervals over sentences: F1 {f1}, macro {macro}"
+    over = record["intervals_over"]
+    documents, by_document = over["documents"], over["unit"] == "documents"
+    unit = f"{documents} documents" if by_document else "sentences"
+    if documents and documents < ENOUGH_DOCUMENTS:
+        unit += ", which are few" if by_document else f", since {documents} documents are few"
+    return f"95 % intervals over {unit}: F1 {f1}, macro {macro}"
 
 # %% ../../nbs/5_evaluation/04_evaluator.ipynb #8aab2fc7
 def window_groups(

@@ -92,6 +92,12 @@ def _training_group(
     return TRAINING[known.group(surface(words[int(side.sentence[row])], span), span.label)]
 
 
+def _place(sentence: int, places: Sequence[tuple[str, str]] | None) -> dict[str, str | None]:
+    "Where a reader finds a sentence in the data."
+    where, name = ("", "") if places is None else places[sentence]
+    return {"where": where or None, "id": name or None}
+
+
 def _entity_rows(
     side: SpanTable, shown: Sequence[int], chances: np.ndarray
 ) -> list[list[list[float]]]:
@@ -124,6 +130,7 @@ def error_records(
     chances: tuple[np.ndarray, np.ndarray],  # of gold and predicted entities; NaN: unknown
     known: KnownNames | None = None,  # of the training data; None: nobody knows them
     most: int = 5000,  # errors: the most confident ones
+    places: Sequence[tuple[str, str]] | None = None,  # "file:line" and id of each; None: unknown
 ) -> ErrorRecords:  # with all entities of their sentences
     "Errors for a reader."
     sides = ((table.gold, table.gold_error), (table.found, table.found_error))
@@ -157,6 +164,7 @@ def error_records(
     sentences = [
         {
             "number": sentence + 1,
+            **_place(sentence, places),
             "words": list(words[sentence]),
             "gold": gold,
             "predicted": predicted,
@@ -185,12 +193,14 @@ def calibration_record(
     chances: np.ndarray,  # float64 (entities,); NaN: unknown
     right: np.ndarray,  # bool (entities,)
     temperature: float = 1.0,  # that they were computed at
+    units: np.ndarray | None = None,  # that each is drawn with for intervals; None: its sentence
 ) -> dict[str, Any] | None:  # None without a probability
     "What the probabilities of predicted entities are worth."
     known = ~np.isnan(chances)
     if not known.any():
         return None
-    outcomes = Outcomes(np.clip(chances[known], 0, 1), right[known], found.sentence[known])
+    units = (found.sentence if units is None else units)[known]
+    outcomes = Outcomes(np.clip(chances[known], 0, 1), right[known], units)
     curve = reliability(outcomes)
     names = ("confidence", "accuracy", "count")
     rows = zip(*(column.tolist() for column in curve), strict=True)
@@ -210,7 +220,7 @@ def calibration_summary(
     if result.chances is None or not len(found):
         return None
     chances = np.clip(result.chances.look_up(found), 0, 1)
-    outcomes = Outcomes(chances, find_common(gold, found)[1], found.sentence)
+    outcomes = Outcomes(chances, find_common(gold, found)[1], result.units_of(found))
     return _calibration_in_short(outcomes, temperature)
 
 
@@ -237,6 +247,7 @@ def split_record(
     edges: tuple[np.ndarray, np.ndarray] | None = None,  # `window_edges` of gold and found
     joined_by: str | None = None,  # what stands between two words; None: that is not known
     temperature: float = 1.0,  # of the probabilities
+    places: Sequence[tuple[str, str]] | None = None,  # "file:line" and id of each; None: unknown
 ) -> dict[str, Any]:  # plain values
     "All of a split that a report shows."
     table = find_causes(*result.counted)
@@ -246,8 +257,8 @@ def split_record(
         for side in sides
     )
     properties = find_properties(table, words, known, edges)
-    errors, sentences = error_records(table, words, chances, known)
-    right = table.found_cause == RIGHT
+    errors, sentences = error_records(table, words, chances, known, places=places)
+    right, units = table.found_cause == RIGHT, result.units_of(table.found)
     weighted = result.scores.weighted
     return dict(figures) | {
         "weighted": {name: getattr(weighted, name) for name in ("precision", "recall", "f1")},
@@ -260,7 +271,7 @@ def split_record(
             each._asdict() | {"sentences": [1 + number for number in each.sentences]}
             for each in common_confusions(table)
         ],
-        "calibration": calibration_record(table.found, chances[1], right, temperature),
+        "calibration": calibration_record(table.found, chances[1], right, temperature, units),
         "type_names": list(table.gold.types),
         "joined_by": joined_by,
         "errors": errors,

@@ -17,6 +17,7 @@ const TRAINING = {
   new: "new in training", seen: "seen in training", another: "seen with another type", both: "seen with several types",
 };
 const PAGE = 25; // errors that are shown at once
+const ENOUGH_DOCUMENTS = 10; // as in evaluation_config.py
 
 /* Elements and texts */
 
@@ -162,7 +163,9 @@ function short(value, range = Math.abs(value)) {
 /* Sections */
 
 function headline(split) {
-  const part = section("headline", "Results", "Micro averages over exact matches of borders and type; below each figure its 95 % interval, by bootstrap over the sentences.");
+  const over = split.intervals_over || { unit: "sentences", documents: null };
+  const drawn = over.unit === "documents" ? `${number(over.count)} documents` : "sentences";
+  const part = section("headline", "Results", `Micro averages over exact matches of borders and type; below each figure its 95 % interval, by bootstrap over the ${drawn}.`);
   const list = add(part, "dl", { class: "stats" });
   const stat = (name, value, below, kind = "") => {
     const box = add(list, "div", { class: `stat ${kind}` });
@@ -180,6 +183,11 @@ function headline(split) {
   stat("Loss", ratio(split.loss, 3), "nats a sentence");
   const notes = [];
   if (split.gold < 100) notes.push(`Only ${number(split.gold)} annotated entities: the intervals are wide, and differences of some points mean nothing.`);
+  if (over.documents && over.documents < ENOUGH_DOCUMENTS) {
+    notes.push(over.unit === "documents"
+      ? `The intervals are drawn over only ${number(over.documents)} documents: they may be too short.`
+      : `Only ${number(over.documents)} documents are too few to draw, so the intervals are drawn over sentences, as if those of one document were independent: they may be too short.`);
+  }
   if (split.unannotated) notes.push(`${number(split.unannotated)} sentences are not annotated and left out.`);
   if (split.unlearnable) notes.push(`${number(split.unlearnable)} annotated entities share words with others, so that one tag a word cannot hold them.`);
   for (const note of notes) add(part, "p", { class: "note" }, note);
@@ -319,8 +327,20 @@ function calibration(split) {
   });
   const inside = add(charts, "div");
   const names = { accuracy: "Share right", confidence: "Mean probability", error: "Calibration error", error_by_width: "… by equal width", brier: "Brier score", log_loss: "Log loss (nats)", sharpness: "Sharpness" };
+  const says = {
+    accuracy: "of the predicted entities", confidence: "equal to the share right where probabilities mean what they say",
+    error: "mean distance from the diagonal; 0 is best", error_by_width: "the same with bins of equal width",
+    brier: "mean squared distance from what came out; 0 is best", log_loss: "dear where the model was sure and wrong; 0 is best",
+    sharpness: "variance of the probabilities: how decided the model is",
+  };
   const rows = Object.entries(names).map(([key, name]) => [name, { shown: ratio(known.figures[key]), value: known.figures[key] }, ends(known.intervals[key])]);
-  table(inside, { caption: `${number(known.figures.entities)} predicted entities, temperature ${short(known.temperature)}`, file: "calibration", rows, heads: ["Figure", "", "95 % interval"] });
+  table(inside, { caption: `${number(known.figures.entities)} predicted entities, temperature ${short(known.temperature)}`, file: "calibration", rows, heads: ["Figure", "Value", "95 % interval"] });
+  const told = add(add(inside, "details"), "dl", { class: "facts-list" });
+  told.before(make("summary", {}, "What the figures mean"));
+  for (const [key, name] of Object.entries(names)) {
+    add(told, "dt", {}, name);
+    add(told, "dd", {}, says[key]);
+  }
 
   add(part, "h3", {}, "Keep only what is probable");
   const controls = add(part, "div", { class: "controls" });
@@ -384,6 +404,12 @@ function blank(left, right, joined) {
   return touching ? "" : " ";
 }
 
+function join(words, joined, from = 0, to = words.length) {
+  let text = "";
+  for (let at = from; at < to; at += 1) text += (at > from ? blank(words[at - 1], words[at], joined) : "") + words[at];
+  return text;
+}
+
 function sentenceRow(parent, split, sentence, side, wrong, first, last) {
   const row = add(parent, "div", { class: "row" });
   add(row, "span", { class: "side" }, side === "gold" ? "annotated" : "predicted");
@@ -396,32 +422,28 @@ function sentenceRow(parent, split, sentence, side, wrong, first, last) {
   const hidden = entities.filter((each) => !marked.includes(each));
   marked.sort((a, b) => a.start - b.start);
   const words = sentence.words;
-  const join = (from, to) => {
-    let joined = "";
-    for (let at = from; at < to; at += 1) joined += (at > from ? blank(words[at - 1], words[at], split.joined_by) : "") + words[at];
-    return joined;
-  };
+  const shown = (from, to) => join(words, split.joined_by, from, to);
   const gap = (at) => (at > first && at < words.length ? blank(words[at - 1], words[at], split.joined_by) : "");
   if (first > 0) text.append("… ");
   let done = first;
   for (const each of marked) {
     if (each.end <= first || each.start >= last) continue;
     const [from, to] = [Math.max(each.start, first), Math.min(each.end, last)];
-    if (done < from) text.append(visible(gap(done) + join(done, from)));
+    if (done < from) text.append(visible(gap(done) + shown(done, from)));
     text.append(gap(from));
     const mark = add(text, "mark", { class: `${side}${each.wrong ? " wrong" : ""}` });
-    mark.append(isolated(join(from, to)));
+    mark.append(isolated(shown(from, to)));
     if (each.wrong) {
       const label = split.type_names[each.type] + (each.chance === null ? "" : ` ${each.chance.toFixed(3)}`);
       add(mark, "small", {}, isolated(label));
     } else mark.title = visible(split.type_names[each.type]);
     done = to;
   }
-  if (done < last) text.append(visible(gap(done) + join(done, last)));
+  if (done < last) text.append(visible(gap(done) + shown(done, last)));
   if (last < words.length) text.append(" …");
   for (const each of hidden.filter((other) => other.wrong)) {
     const label = `${split.type_names[each.type]}${each.chance === null ? "" : ` ${each.chance.toFixed(3)}`}: `;
-    add(add(row, "div", { class: "small quiet" }), "span", {}, label, isolated(join(each.start, each.end)));
+    add(add(row, "div", { class: "small quiet" }), "span", {}, label, isolated(shown(each.start, each.end)));
   }
 }
 
@@ -441,6 +463,8 @@ function fillCard(card, split, error, whole) {
   if (error.confidence !== null) add(facts, "span", {}, `confidence ${error.confidence.toFixed(3)}`);
   if (error.training) add(facts, "span", {}, TRAINING[error.training]);
   add(facts, "span", {}, `sentence ${number(sentence.number)}`);
+  if (sentence.where) add(facts, "span", { class: "where" }, isolated(sentence.where));
+  if (sentence.id) add(facts, "span", { class: "id" }, "id ", isolated(sentence.id));
   const places = [...error.gold.map((each) => sentence.gold[each]), ...error.predicted.map((each) => sentence.predicted[each])];
   const long = sentence.words.length > 3 * NEAR && !whole;
   const first = long ? Math.max(0, Math.min(...places.map((each) => each[1])) - NEAR) : 0;
@@ -475,6 +499,17 @@ function errorBrowser(split) {
   const trained = errors.some((each) => each.error.training);
   const training = trained ? filter("filter-training", "Training data", [["", "seen and unseen"], ...Object.keys(TRAINING).map((name) => [name, `${TRAINING[name]} (${number(count((each) => each.error.training === name))})`])]) : null;
   const order = filter("order", "Order", [["confidence", "surest first"], ["doubt", "least sure first"], ["text", "order of the text"]]);
+  const search = make("input", { id: "search", type: "search", autocomplete: "off", spellcheck: "false", placeholder: "words, file:line, id, number" });
+  add(controls, "label", {}, "Search", search);
+  search.addEventListener("input", () => update());
+  const texts = new Map(); // what is searched of each sentence
+  const searched = (sentence) => {
+    if (!texts.has(sentence)) {
+      const all = [join(sentence.words, split.joined_by), sentence.words.join(" "), sentence.where, sentence.id];
+      texts.set(sentence, all.filter(Boolean).join("\n").toLowerCase());
+    }
+    return texts.get(sentence);
+  };
   const status = add(part, "p", { id: "error-count", role: "status" });
   add(part, "p", { class: "quiet small" }, make("kbd", {}, "j"), " next, ", make("kbd", {}, "k"), " previous error; arrow keys do the same on an error");
   const list = add(part, "ol", { class: "errors" });
@@ -487,8 +522,9 @@ function errorBrowser(split) {
     more.hidden = list.children.length >= chosen.length;
   };
   const update = () => {
+    const wanted = search.value.trim().toLowerCase();
     chosen = errors.filter((each) =>
-      (!cause.value || each.error.cause === cause.value) && (type.value === "" || has(each, names[Number(type.value)])) && (!training || !training.value || each.error.training === training.value));
+      (!wanted || String(each.sentence.number) === wanted || searched(each.sentence).includes(wanted)) && (!cause.value || each.error.cause === cause.value) && (type.value === "" || has(each, names[Number(type.value)])) && (!training || !training.value || each.error.training === training.value));
     if (order.value === "doubt") chosen.reverse();
     if (order.value === "text") chosen.sort((a, b) => a.sentence.number - b.sentence.number);
     const left = split.errors_in_all - errors.length;
@@ -515,10 +551,10 @@ function errorBrowser(split) {
     event.preventDefault();
     go(here < 0 ? 0 : here + step);
   };
-  saving(part, "errors", ["number", "cause", "annotated", "predicted", "confidence", "training", "annotated text", "predicted text", "sentence"], () =>
+  saving(part, "errors", ["number", "file and line", "id", "cause", "annotated", "predicted", "confidence", "training", "annotated text", "predicted text", "sentence"], () =>
     chosen.map(({ error, sentence, gold, predicted }) => {
       const text = (side) => error[side].map((place) => sentence.words.slice(sentence[side][place][1], sentence[side][place][2]).join(" ")).join(" | ");
-      return [sentence.number, error.cause, gold.join("+"), predicted.join("+"), error.confidence, error.training, text("gold"), text("predicted"), sentence.words.join(" ")];
+      return [sentence.number, sentence.where, sentence.id, error.cause, gold.join("+"), predicted.join("+"), error.confidence, error.training, text("gold"), text("predicted"), sentence.words.join(" ")];
     }));
   update();
 }

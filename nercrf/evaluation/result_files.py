@@ -85,7 +85,8 @@ def write_result(
         discard(temporary)
 
 # %% ../../nbs/5_evaluation/06_result_files.ipynb #9a97c4bb
-SCHEMA_VERSION = 1  # of a report's data; goes up where a reader of before would go wrong
+SCHEMA_VERSION = 2  # of a report's data; goes up where a reader of before would go wrong
+# 1: intervals were always over sentences, and an error had neither place nor id
 
 
 def check_version(
@@ -93,8 +94,8 @@ def check_version(
 ) -> None:
     "ValueError unless this version can read the data of a report."
     version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in range(1, SCHEMA_VERSION + 1):
         raise ValueError(
-            f"expected a report of schema_version {SCHEMA_VERSION}, got {version!r}; write it "
+            f"expected a report of schema_version 1 to {SCHEMA_VERSION}, got {version!r}; write it "
             "again with nercrf evaluate MODEL DATA --report FILE"
         )

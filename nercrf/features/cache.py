@@ -30,17 +30,23 @@ from nercrf.features.large_corpus import LargeCorpus
 from nercrf.features.parts import LINE_FORMATS, resolve_format
 from nercrf.features.pieces import cache_key, describe_tokenizer
 from nercrf.features.store import RESIDENT, load_features, save_features, write_column_file
-from nercrf.features.summary import CorpusSummary, load_summary, summarize_corpus
+from nercrf.features.summary import (
+    CorpusSummary,
+    SentencePlaces,
+    load_summary,
+    summarize_corpus,
+)
 from nercrf.files import unfinished_folder
 from nercrf.labels import get_scheme, label_list
 
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['logger', 'CACHE_FORMAT', 'LARGE', 'KEPT_WARNINGS', 'name_kind', 'describe_data', 'CachedCorpus', 'open_cached']
+__all__ = ['logger', 'CACHE_FORMAT', 'LARGE', 'KEPT_WARNINGS', 'name_kind', 'describe_data', 'CachedCorpus', 'open_cached',
+           'sentence_places']
 
 # %% ../../nbs/2_features/11_cache.ipynb #6156b2be
-CACHE_FORMAT = 6  # raise it when the columns or their meaning change
+CACHE_FORMAT = 7  # raise it when the columns or their meaning change
 
 
 def name_kind(
@@ -284,7 +290,7 @@ def _build_summary(
     if summary is None:
         read = corpus.files.load()
         corpus.keep(read.splits)
-        summary = summarize_corpus(read)
+        summary = summarize_corpus(read, corpus.files.sources)
     corpus.check()
     metadata = {
         "key": key,
@@ -327,3 +333,16 @@ def open_cached(
     digests = DataDigests(folders)
     files = open_corpus(data_dir, reading, digest=digests, held=digests.held)
     return CachedCorpus(files, CacheFiles(folders, rebuild), processes, digests.check)
+
+# %% ../../nbs/2_features/11_cache.ipynb #13e68d9a
+def sentence_places(
+    corpus: CachedCorpus,  # the data
+    split: str,  # "dev" or "test"
+) -> SentencePlaces:  # "file:line", the file as it is called in the folder
+    "Where the sentences of a split stand."
+    folder, paths = corpus.files.folder, corpus.files.sources[split]
+    names = [
+        (path.relative_to(folder) if folder in path.parents else Path(path.name)).as_posix()
+        for path in (each if each.is_dir() else data_files(each)[0] for each in paths)
+    ]
+    return corpus.summary.places(split, names)

@@ -364,7 +364,8 @@ def survey_corpus(
 ) -> Survey:  # what `read_corpus` would have found
     "First pass over all files of a corpus."
     summaries, warnings, examples, counts = {}, [], {}, {}
-    texts = SummaryBuilder(parts)
+    files = {split: [Path(part.path) for part in held[:1]] for split, held in parts.items()}
+    texts = SummaryBuilder(parts, files)
     for split, pieces in parts.items():
         take = partial(texts.add_scan, split)
         summaries[split], counts[split] = _scan_file(workers, pieces, readers[split], take)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from nercrf.data.column_layout import find_layout, split_columns
 from nercrf.data.conll import ColumnSentence
-from nercrf.data.examples import DataError, Example, Finding
+from nercrf.data.examples import DataError, Example, Finding, find_origin
 from nercrf.data.reading import LINE_END, clean_lines, read_text, refuse_binary
 from nercrf.data.splitting import SAMPLE
 from nercrf.data.records import Reading
@@ -276,6 +277,20 @@ def _words(parsed: ParsedPart) -> list[list[str]]:
     return [list(sentence.tokens) for sentence in parsed.sentences or parsed.examples]
 
 
+def _origins(parsed: ParsedPart) -> list[tuple]:
+    "Place, id and document of each sentence, see `Origin`; all in one file."
+    found = [find_origin(example)[1:] for example in parsed.examples]
+    for sentence in parsed.sentences:
+        begun = bisect_right(parsed.documents, sentence.line)
+        found.append((str(sentence.line), "", _document(parsed, parsed.documents[:begun])))
+    return found
+
+
+def _document(parsed: ParsedPart, begun: list[int]) -> str | None:
+    "The document that has begun last; None where none has in this part."
+    return f"{parsed.path}:{begun[-1]}" if begun else None
+
+
 def _word_counts(parsed: ParsedPart) -> dict[str, int]:
     "How often each word occurs."
     return Counter(chain.from_iterable(_words(parsed)))
@@ -319,7 +334,10 @@ def scan_part(
         "read": parsed.read,
         "labelled": parsed.labelled,
         "annotated": parsed.labelled or any(item.spans is not None for item in parsed.examples),
+        "path": str(parsed.path),
         "words": _words(parsed) if texts == "words" else [],
+        "origins": _origins(parsed) if texts == "words" else [],
+        "document": _document(parsed, parsed.documents),
         "counts": _word_counts(parsed) if texts == "counts" else {},
         "mentions": _mentions(parsed) if texts == "counts" else [],
         "sample": _word_sample(parsed) if texts == "counts" else [],

@@ -11,19 +11,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from nercrf.data.corpus import Corpus, CorpusSurvey
-from nercrf.data.examples import Example
+from nercrf.data.examples import Example, Origin, data_files, find_origin
 from nercrf.data.splitting import SAMPLE, fitting_splitter
 from nercrf.features.store import CacheError, Column, load_columns, save_columns
 from nercrf.labels import tags_to_spans
 
 # %% auto #0
-__all__ = ['TextBuilder', 'Texts', 'SentenceWords', 'CountedWords', 'CorpusSummary', 'load_summary', 'SummaryBuilder',
-           'summarize_corpus']
+__all__ = ['TextBuilder', 'Texts', 'SentenceWords', 'Place', 'SentencePlaces', 'OriginBuilder', 'CountedWords', 'CorpusSummary',
+           'load_summary', 'SummaryBuilder', 'summarize_corpus']
 
 # %% ../../nbs/2_features/07_summary.ipynb #80e165c8
 class TextBuilder:
@@ -106,6 +106,93 @@ class SentenceWords(Sequence[list[str]]):
         row = range(len(self))[index]
         return self.words[int(self.offsets[row]) : int(self.offsets[row + 1])]
 
+# %% ../../nbs/2_features/07_summary.ipynb #f00f5af5
+class Place(NamedTuple):
+    "Where a reader finds a sentence."
+
+    where: str  # "dev.txt:17"
+    id: str  # that the file gives; "": none
+
+
+class SentencePlaces(Sequence[Place]):
+    "The places of sentences, decoded where they are looked at."
+
+    def __init__(
+        self,
+        files: Sequence[str],  # what the files are called
+        numbers: np.ndarray | Column,  # int32 (sentences,) place in `files`; -1: none of them
+        places: Texts,  # in the file
+        ids: Texts,  # "": none
+    ):
+        self.files, self.numbers, self.places, self.ids = files, numbers, places, ids
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Place:
+        row = range(len(self))[index]
+        number = int(self.numbers[row : row + 1][0])
+        names = [self.files[number]] if number >= 0 else []
+        return Place(":".join(filter(None, [*names, self.places[row]])), self.ids[row])
+
+
+class OriginBuilder:
+    "Gathers where sentences come from, in their order."
+
+    def __init__(
+        self,
+        files: Sequence[Path] = (),  # of the split, in the order of their digests
+    ):
+        self.files = {
+            str(name): number
+            for number, path in enumerate(files)
+            for name in (path, *([] if path.is_dir() else data_files(path)))
+        }
+        self.file, self.document = array("i"), array("i")
+        self.places, self.ids = TextBuilder(), TextBuilder()
+        self.count, self.last = 0, ""  # documents so far, and that of the last sentence
+        self.begun = ""  # the document that sentences go on with
+        self.known: dict[str, int] = {}  # numbers of documents that may come again
+
+    def add(
+        self,
+        origin: Origin,  # of the next sentence
+    ) -> None:
+        "Append a sentence."
+        self.file.append(self.files.get(origin.file, -1))
+        self.places.add([origin.place])
+        self.ids.add([origin.id])
+        key = (self.begun or origin.file) if origin.document is None else origin.document
+        self.document.append(self._number(key, key == f"{origin.file}:{origin.place}"))
+        self.last = key
+
+    def begin(
+        self,
+        document: str,  # its key
+    ) -> None:
+        "What follows goes on with this document, where it does not say another one."
+        self.begun = document
+
+    def _number(self, key: str, is_alone: bool) -> int:
+        "The number of a document; a record that is one by itself does not come again."
+        if self.document and key == self.last:
+            return self.document[-1]
+        number = self.count if is_alone else self.known.setdefault(key, self.count)
+        self.count += number == self.count
+        return number
+
+    def columns(
+        self,
+        split: str,  # what the names of the columns begin with
+    ) -> dict[str, np.ndarray]:  # int32 (sentences,), and texts
+        "The columns of all sentences."
+        numbers = {
+            f"{split}_file": np.array(self.file, np.int32),
+            f"{split}_document": np.array(self.document, np.int32),
+        }
+        texts = self.places.columns(f"{split}_place") | self.ids.columns(f"{split}_id")
+        return numbers | texts
+
 # %% ../../nbs/2_features/07_summary.ipynb #f616775f
 class CountedWords(Sequence[Example]):
     "A sentence of its own for each distinct word, which stands in it as often as it occurs."
@@ -122,7 +209,7 @@ class CountedWords(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:
         return Example("", [self._words[index]] * self._counts[index])
 
-
+# %% ../../nbs/2_features/07_summary.ipynb #ec19bc8d
 @dataclass
 class CorpusSummary:
     "What a run has to know of its data beside the features."
@@ -164,6 +251,22 @@ class CorpusSummary:
         "The words of each sentence of a split that is evaluated."
         return SentenceWords(self.texts(split), self.columns[f"{split}_sentence_offsets"])
 
+    def documents(
+        self,
+        split: str,  # "dev" or "test"
+    ) -> np.ndarray:  # int32 (sentences,) equal for sentences of one document
+        "The number of the document of each sentence of a split that is evaluated."
+        return self.columns[f"{split}_document"][:]
+
+    def places(
+        self,
+        split: str,  # "dev" or "test"
+        files: Sequence[str],  # what its files are called
+    ) -> SentencePlaces:  # in the order of the file
+        "Where the sentences of a split that is evaluated stand."
+        texts = (self.texts(f"{split}_{name}") for name in ("place", "id"))
+        return SentencePlaces(files, self.columns[f"{split}_file"], *texts)
+
     def save(
         self,
         path: str | Path,  # the file to write; replaced if it exists
@@ -182,7 +285,7 @@ class CorpusSummary:
         columns = self.columns | warnings.columns("warning")
         return save_columns(path, columns, {**metadata, "summary": kept})
 
-
+# %% ../../nbs/2_features/07_summary.ipynb #54d1f48a
 def load_summary(
     path: str | Path,  # a file of `CorpusSummary.save`
     resident: int | None = None,  # bytes up to which it is read whole
@@ -224,11 +327,13 @@ class SummaryBuilder:
 
     def __init__(
         self,
-        splits: Iterable[str],  # the files there are
+        splits: Iterable[str],  # those there are
+        files: Mapping[str, Sequence[Path]] | None = None,  # of each, for places; None: unknown
     ):
         self.counts: Counter[str] = Counter()
         self.mentions: Counter[_Mention] = Counter()
         self.words = {split: TextBuilder() for split in splits if split != "train"}
+        self.origins = {split: OriginBuilder((files or {}).get(split, ())) for split in self.words}
         self.lengths = {split: array("q") for split in self.words}
         self.labelled: set[str] = set()
         self.sample: list[list[str]] = []  # sentences of a training file that holds words
@@ -250,17 +355,18 @@ class SummaryBuilder:
                 for label, start, end in spans or ():
                     self.mentions[label, tuple(example.tokens[start:end])] += 1
             else:
-                self.add_words(split, [example.tokens])
+                self.add_words(split, example.tokens, find_origin(example))
 
     def add_words(
         self,
         split: str,  # "dev" or "test"
-        sentences: Iterable[Sequence[str]],  # the words of each
+        tokens: Sequence[str],  # the words
+        origin: Origin,  # where they come from
     ) -> None:
-        "Add the words of sentences whose labels do not matter."
-        for tokens in sentences:
-            self.words[split].add(tokens)
-            self.lengths[split].append(len(tokens))
+        "Add a sentence whose labels do not matter."
+        self.words[split].add(tokens)
+        self.lengths[split].append(len(tokens))
+        self.origins[split].add(origin)
 
     def add_sample(
         self,
@@ -282,8 +388,10 @@ class SummaryBuilder:
         for tags, tokens, count in scan.pop("mentions"):
             label = tags if isinstance(tags, str) else tuple(tags)
             self.mentions[label, tuple(tokens)] += count
-        for tokens in scan.pop("words"):
-            self.add_words(split, [tokens])
+        for tokens, origin in zip(scan.pop("words"), scan.pop("origins"), strict=True):
+            self.add_words(split, tokens, Origin(scan["path"], *origin))
+        if split in self.origins and scan["document"] is not None:
+            self.origins[split].begin(scan["document"])
 
     def summary(
         self,
@@ -303,15 +411,17 @@ class SummaryBuilder:
         for split, builder in self.words.items():
             offsets = np.cumsum([0, *self.lengths[split]], dtype=np.int64)
             columns |= builder.columns(split) | {f"{split}_sentence_offsets": offsets}
+            columns |= self.origins[split].columns(split)
         splitter = fitting_splitter(self.sample) if self.sample else None
         return CorpusSummary(survey, sorted(self.labelled), splitter, columns)
 
-
+# %% ../../nbs/2_features/07_summary.ipynb #95dfc29e
 def summarize_corpus(
     corpus: Corpus,  # in memory
+    files: Mapping[str, Sequence[Path]] | None = None,  # of each split, for places; None: unknown
 ) -> CorpusSummary:  # in memory too
     "The summary of a corpus whose sentences are at hand."
-    builder = SummaryBuilder(corpus.splits)
+    builder = SummaryBuilder(corpus.splits, files)
     for split, examples in corpus.splits.items():
         builder.add(split, examples)
     sentences = {split: len(examples) for split, examples in corpus.splits.items()}

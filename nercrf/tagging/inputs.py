@@ -6,37 +6,49 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from nercrf.data.column_layout import (
     ColumnLayout,
     LineNote,
     find_layout,
     is_border,
-    named_columns,
 )
 from nercrf.data.examples import DataError, Example
-from nercrf.data.formats import JSON_ENDINGS, detect_path, detect_text, find_format
+from nercrf.data.formats import detect_path, find_format
 from nercrf.data.json_tokens import MENTION_KEYS, TAG_KEYS, TOKEN_KEYS, TokenRecord
-from nercrf.data.json_values import ID_KEYS, SPAN_KEYS, first_of, record_id, unwrapped
+from nercrf.data.json_values import (
+    ID_KEYS,
+    SPAN_KEYS,
+    WRAPPERS,
+    first_of,
+    record_id,
+    unwrapped,
+)
 from nercrf.data.label_studio import task_text
 from nercrf.data.markup import brat_paths, parse_inline
 from nercrf.data.reading import clean_lines, only_characters, separators_of
 from nercrf.data.records import Reading, check_unicode
-from nercrf.data.separated import SEPARATORS, find_separator
+from nercrf.data.separated import (
+    TEXT_NAMES,
+    TextColumn,
+    is_filled,
+    text_column,
+    text_rows,
+    unnamed_texts,
+)
 from nercrf.data.splitting import Splitter
-from nercrf.data.tag_forms import STANDARD, find_form
-from nercrf.tagging.json_elements import json_elements
+from nercrf.tagging.input_formats import find_input_format, for_input
+from nercrf.tagging.json_elements import LARGE_OBJECT, json_elements
 from nercrf.tagging.lines import (
     LONGEST,
     Line,
@@ -52,80 +64,7 @@ from nercrf.tagging.lines import (
 from nercrf.tagging.tagger import Tagged, text_example
 
 # %% auto #0
-__all__ = ['TEXT_NAMES', 'logger', 'find_input_format', 'text_column', 'Source', 'record_sentences', 'is_json_lines',
-           'read_batches']
-
-# %% ../../nbs/7_tagging/12_inputs.ipynb #5135b4d7
-_TAG = re.compile(r"O|[A-Z]-\S+")
-_TABLES = (".csv", ".tsv", ".conll", ".conllu", ".bio", ".bmes", ".iob", ".iob2")
-TEXT_NAMES = ("text", "sentence", "content", "document")  # of a column or field with texts
-
-
-def _has_tags(rows: Sequence[Sequence[str]]) -> bool:
-    "Whether every line ends with a tag, in whatever form the file has."
-    sizes = {len(row) for row in rows}
-    if len(rows) < 2 or min(sizes) < 2:
-        return False
-    last = [row[-1] for row in rows]
-    return all(map(_TAG.fullmatch, last)) or (len(sizes) == 1 and find_form(last) is not STANDARD)
-
-
-def _has_words(lines: Sequence[str], splitter: Splitter) -> bool:
-    "Whether every line is one word, and blank lines stand between sentences."
-    blocks = "\n".join(line.strip() for line in lines).strip("\n")
-    filled = [line.strip() for line in lines if line.strip()]
-    if "\n\n" not in blocks or len(filled) < 2 * (len(re.findall("\n\n+", blocks)) + 1):
-        return False
-    return all(len(line.split()) == 1 and len(splitter(line)) < 3 for line in filled)
-
-
-def _is_inline(lines: Sequence[str]) -> bool:
-    "Whether entities stand in braces, on more lines than break the rules."
-    count = 0
-    for line in lines:
-        try:
-            count += bool(parse_inline(line)[1])
-        except ValueError:
-            count -= 1
-    return count > 0
-
-
-def find_input_format(
-    path: Path,  # its ending may help
-    head: str,  # complete lines of its beginning
-    splitter: Splitter,  # of the model
-) -> str:  # a key of `FORMATS`; jsonl for every kind of JSON
-    "How a file is read whose format nobody named."
-    plain = path.name.removesuffix(".gz").lower()
-    if plain.endswith(JSON_ENDINGS) or re.match(r'\s*(\{\s*"\w+"\s*:|\[\s*[{\]])', head):
-        return "jsonl"
-    if plain.endswith(".ann"):
-        return "brat"
-    lines = head.split("\n")[:400]
-    if plain.endswith(_TABLES):
-        return "csv" if text_column(head) else detect_text(path, head)
-    rows = [line.split() for line in lines if line.strip() and not line.startswith(("#", "-DOC"))]
-    if rows and (_has_tags(rows) or _has_words(lines, splitter)):
-        return "columns"
-    if lines[0].startswith(("-DOCSTART-", "#begin document (")):
-        return "columns"
-    if len(rows) > 1 and find_separator(head):
-        return "csv"
-    return "inline" if _is_inline(lines) else "text"
-
-
-def text_column(
-    text: str,  # of a table, its header first
-) -> tuple[str, int] | None:  # separator, and place of the texts; None: it has none
-    "Which column of a table holds texts rather than words."
-    for separator in SEPARATORS:
-        rows = list(csv.reader(io.StringIO(text[:100_000], newline=""), delimiter=separator))[:400]
-        found = named_columns(rows[0], TEXT_NAMES) if rows else []
-        cells = [row[found[0]] for row in rows[1:] if found and len(row) > found[0]]
-        filled = [cell for cell in cells if cell.strip()]
-        if 2 * sum(len(cell.split()) > 1 or len(cell) > 20 for cell in filled) > len(filled):
-            return separator, found[0]
-    return None
+__all__ = ['logger', 'Source', 'record_sentences', 'is_json_lines', 'read_batches']
 
 # %% ../../nbs/7_tagging/12_inputs.ipynb #c2b5ad8f
 @dataclass
@@ -276,7 +215,7 @@ def record_sentences(
             return [_studio_sentence(source, where, record, id)]
         except DataError as error:
             return [source.failed(str(error), id, where, _other_fields(record, None, _STUDIO))]
-    used = next((key for key in _TEXT_KEYS if isinstance(record.get(key), str)), None)
+    used = next((key for key in _TEXT_KEYS if _is_text(record, key)), None)
     if used is not None and not (source.format == "tokens" and _token_key(record)):
         return [source.text(record[used], id, where, _other_fields(record, used, SPAN_KEYS))]
     labels = (*TAG_KEYS, *MENTION_KEYS)
@@ -294,6 +233,16 @@ def record_sentences(
         message = f"{where}: expected a string 'text' or a list of 'tokens', got the fields {names}"
         return [source.failed(message, id, where, fields)]
     return [source.words(record[used], id, where, fields)]
+
+
+def _is_text(record: Mapping, key: str) -> bool:
+    "Whether a field is a text: beside words it may be the name of a sentence or document."
+    text = record.get(key)
+    if not isinstance(text, str) or key in ("text", "data"):
+        return isinstance(text, str)
+    words = record.get(_token_key(record) or "sentences")
+    lists = isinstance(words, (list, tuple))
+    return not lists or all(isinstance(each, str) and each in text for each in words)
 
 
 def _token_key(record: Mapping) -> str | None:
@@ -325,11 +274,16 @@ def _held(value: object) -> list[object]:
     return [found for _, found in unwrapped("", value)]
 
 
+_WRAPPED = re.compile(rf'\s*{{[^{{[]*"({"|".join(WRAPPERS[:-1])})"\s*:\s*\[')
+
+
 def is_json_lines(
     head: str,  # complete lines of the beginning of a file
 ) -> bool:  # False: an array, an object over several lines, or one that wraps others
     "Whether each line is a JSON value of its own."
     first = head.lstrip().partition("\n")[0]
+    if len(first) > LARGE_OBJECT and _WRAPPED.match(first):
+        return False
     try:
         value = json.loads(first)
     except json.JSONDecodeError as error:
@@ -370,7 +324,14 @@ def _kept_texts(source: Source, blocks: Iterator[bytes], encoding: str) -> Itera
 
 # %% ../../nbs/7_tagging/12_inputs.ipynb #e046c891
 _HEAD = 2000  # lines of a column file that tell its layout
-_Words = list[tuple[int, list[str]]]  # sentences of known words, each with its first line
+
+
+class _Words(NamedTuple):
+    "A sentence whose words are known."
+
+    line: int  # the first one
+    words: list[str]
+    error: str = ""  # what is wrong with one of its lines
 
 
 def _from_start(source: Source) -> Iterator[str]:
@@ -380,50 +341,64 @@ def _from_start(source: Source) -> Iterator[str]:
     return _kept_texts(source, *encoded_blocks(blocks, source.encoding, source.name))
 
 
-def _column_words(blocks: Iterable[list[str]], layout: ColumnLayout) -> Iterator[_Words]:
-    "The sentences of a column file, those together whose ends came together."
-    words: list[str] = []
-    first = number = 0
+def _line_word(layout: ColumnLayout, line: str | LineNote, note: LineNote) -> tuple[str, str]:
+    "The word of a bad line, and what is wrong where nobody can tell which of its cells that is."
+    if isinstance(line, LineNote):  # of a row of a table
+        return "?", for_input(note.message)
+    cells = layout.split(line)
+    is_known = len(cells) == 1 or ("\t" in line and len(cells) > layout.token)
+    return cells[min(layout.token, len(cells) - 1)], "" if is_known else for_input(note.message)
+
+
+def _column_words(
+    source: Source, blocks: Iterable[Iterable[tuple[int, str | LineNote]]], layout: ColumnLayout
+) -> Iterator[list[_Words]]:
+    "The sentences of numbered lines, those together whose ends came together."
+    sentence = _Words(0, [])
     for lines in blocks:
         found = []
-        for line in lines:
-            number += 1
-            is_header = number == layout.header
-            row = LineNote("header") if is_header else layout.read(line, bool(words))
+        for number, line in lines:
+            row = line
+            if not isinstance(line, LineNote):
+                is_header = number == layout.header
+                row = LineNote("header") if is_header else layout.read(line, bool(sentence.words))
             if row is False:
-                found += [(first, words)] if words else []
-                words = []
+                found += [sentence] if sentence.words else []
+                sentence = _Words(0, [])
                 continue
+            word, error = row[0], ""
             if isinstance(row, LineNote):
                 if row.kind != "bad":
                     continue
-                cells = layout.split(line)
-                row = [cells[min(layout.token, len(cells) - 1)]]
-            first = first if words else number
-            words.append(row[0])
+                word, error = _line_word(layout, line, row)
+            if not sentence.words:
+                sentence = _Words(number, [])
+            if error and not sentence.error:
+                sentence = sentence._replace(error=f"{source.name}:{number}: {error}")
+            sentence.words.append(word)
         if found:
             yield found
-    if words:
-        yield [(first, words)]
+    if sentence.words:
+        yield [sentence]
 
 
-def _worded(source: Source, read: Callable[[], Iterator[_Words]]) -> Iterator[list[Tagged]]:
+def _worded(source: Source, read: Callable[[], Iterator[list[_Words]]]) -> Iterator[list[Tagged]]:
     "Sentences of known words; a file may be read from its beginning again."
     parts = read()
     begin = next(parts, [])
-    by_characters = only_characters(words for _, words in begin)
+    by_characters = only_characters(each.words for each in begin)
     if by_characters and source.size:
-        by_characters = all(only_characters(words for _, words in part) for part in read())
+        by_characters = all(only_characters(each.words for each in part) for part in read())
         begin, parts = [], read()
-    number = 0
+    numbers = count()
     for part in chain([begin] if begin else [], parts):
         sentences = []
-        for line, words in part:
+        for line, words, error in part:
             where = f"{source.name}:{line}"
             sep = separators_of([words], by_characters and only_characters([words]))[0]
-            id = record_id(source.reading, {}, number, where)
-            sentences.append(source.words(words, id, where, sep=sep))
-            number += 1
+            id = record_id(source.reading, {}, next(numbers), where)
+            read_words = source.words(words, id, where, sep=sep)
+            sentences.append(source.failed(error, id, where) if error else read_words)
         yield sentences
 
 
@@ -437,10 +412,13 @@ def _column_sentences(source: Source, texts: Iterator[str]) -> Iterator[list[Tag
             break
     layout = find_layout(source.reading, head)
 
-    def read() -> Iterator[_Words]:
-        if source.size:
-            return _column_words(line_blocks(_from_start(source), source.name), layout)
-        return _column_words(chain([head], blocks), layout)
+    def read() -> Iterator[list[_Words]]:
+        again = line_blocks(_from_start(source), source.name) if source.size else None
+        numbers = count(1)
+        parts = again or chain([head], blocks)
+        return _column_words(
+            source, ([(next(numbers), line) for line in part] for part in parts), layout
+        )
 
     yield from _worded(source, read)
 
@@ -453,10 +431,12 @@ def _table_sentences(source: Source, texts: Iterator[str]) -> Iterator[list[Tagg
         has_row = head.lstrip().count("\n") > 1
         if len(head) >= 100_000 or (has_row and not source.size):
             break
-    found = text_column(head)
+    found = text_column(head, source.reading.token_column)
     if found is not None:
-        yield from _table_texts(source, chain([head], texts), *found)
+        yield from _table_texts(source, chain([head], texts), found)
         return
+    if source.reading.token_column is None and (other := unnamed_texts(head)):
+        raise DataError(_unnamed(source, other))
     with TemporaryFile("w+", encoding="utf-8", errors="surrogateescape", newline="") as copy:
         if not source.size:
             copy.writelines(chain([head], texts))
@@ -467,11 +447,20 @@ def _table_sentences(source: Source, texts: Iterator[str]) -> Iterator[list[Tagg
             copy.seek(0)
             return iter(copy.readline, "")
 
-        def read() -> Iterator[_Words]:
-            for part in find_format("csv").stream(source.reading, lines):
-                yield [(each.line, each.tokens) for each in part]
+        def read() -> Iterator[list[_Words]]:
+            layout, parts = find_format("csv").stream(source.reading, lines)
+            return _column_words(source, parts, layout)
 
         yield from _worded(source, read)
+
+
+def _unnamed(source: Source, column: TextColumn) -> str:
+    "What to do where no header says which column holds the texts."
+    return (
+        f"{source.name}: expected a column called {', '.join(TEXT_NAMES)}, got the columns "
+        f"{', '.join(map(repr, column.header))}; rename that of the texts, or count it, from 0 "
+        f"(--token_column {column.place})"
+    )
 
 
 def _ended(blocks: Iterable[list[str]]) -> Iterator[str]:
@@ -480,7 +469,7 @@ def _ended(blocks: Iterable[list[str]]) -> Iterator[str]:
 
 
 def _table_texts(
-    source: Source, texts: Iterable[str], separator: str, place: int
+    source: Source, texts: Iterable[str], column: TextColumn
 ) -> Iterator[list[Tagged]]:
     "The rows of a table of texts."
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
@@ -494,10 +483,12 @@ def _table_texts(
                 left -= 1
                 yield f"{line}\n"
 
-    rows = csv.reader(lines(), delimiter=separator)
-    header, sentences = next(rows), []
-    for number, cells in enumerate(filter(None, rows)):
-        sentences.append(_row_text(source, header, cells, place, number))
+    rows = (cells for cells in text_rows(lines(), column.separator) if cells != [])
+    header, sentences = next(cells for cells in rows if cells and is_filled(cells)), []
+    if not column.header:
+        rows, header = chain([header], rows), list(map(str, range(len(header))))
+    for number, cells in enumerate(rows):
+        sentences.append(_row_text(source, header, cells, column.place, number))
         if not left:
             yield sentences
             sentences = []
@@ -505,14 +496,22 @@ def _table_texts(
 
 
 def _row_text(
-    source: Source, header: Sequence[str], cells: Sequence[str], place: int, number: int
+    source: Source, header: Sequence[str], cells: Sequence[str] | None, place: int, number: int
 ) -> Tagged:
     "The text of a row; the other cells are fields."
-    where, fields = f"{source.name}:row {number + 1}", dict(zip(header, cells, strict=False))
+    where, fields = f"{source.name}:row {number + 1}", dict(zip(header, cells or [], strict=False))
     id, error = source.name_record(fields, number, where)
     fields.pop(header[place], None)
-    if not error and place >= len(cells):
-        error = f"{where}: expected {len(header)} cells as in the header, got {len(cells)}"
+    if not error and cells is None:
+        error = (
+            f"{where}: expected a quote at both ends of a cell, got one that nothing closes, or in "
+            "the middle; double the quotes within a quoted cell"
+        )
+    elif not error and (place >= len(cells) or any(cells[len(header) :])):
+        error = (
+            f"{where}: expected {len(header)} cells as in the header, got {len(cells)}; quote a "
+            "text that holds a separator, or correct the row"
+        )
     if error:
         return source.failed(error, id, where, fields)
     return source.text(cells[place], id, where, fields)
@@ -558,6 +557,8 @@ def _beginning(blocks: Iterator[bytes]) -> bytes:
     for block in blocks:
         begin += block
         if _ARRAY.match(begin) or (b"\n" in begin and begin.strip() != b"["):
+            break
+        if len(begin) > LARGE_OBJECT and _WRAPPED.match(begin.decode("latin-1")):
             break
     return begin
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from nercrf.files import TakenError, complete_file, discard, move_file
+from nercrf.files import TakenError, complete_file, discard, move_file, name_full_disk
 
 # %% auto #0
 __all__ = ['FORMAT', 'Piece', 'Place', 'JournalFiles', 'check_names', 'Journal']
@@ -127,9 +127,10 @@ def _check_size(part: Path, size: int, journal: Path) -> None:
 
 def _append(file: BinaryIO, data: bytes) -> None:
     "Write at the end, and have the disk hold it."
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
+    with name_full_disk(file.name):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 # %% ../../nbs/7_tagging/16_journal.ipynb #6b5c5ec4
 class JournalFiles:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from json.decoder import scanstring
 
 from nercrf.data.examples import DataError
+from nercrf.data.json_values import TEXTS, WRAPPERS
 from nercrf.tagging.lines import LONGEST, too_long
 
 # %% auto #0
-__all__ = ['JsonWindow', 'next_element', 'json_elements']
+__all__ = ['LARGE_OBJECT', 'JsonWindow', 'next_element', 'json_elements']
 
-# %% ../../nbs/7_tagging/11_json_elements.ipynb #0839c90c
+# %% ../../nbs/7_tagging/11_json_elements.ipynb #64667c07
 _BLANKS = re.compile(r"\s*")
 _MARGIN = 32  # characters that a message shows, and more than those of any literal
 _LARGE = 1 << 20  # characters of a value that is not tried again for each block
@@ -25,6 +27,9 @@ class _MoreText(Exception):
     "The window may be too small to say what stands in it."
 
 
+_DECODER = json.JSONDecoder()
+
+# %% ../../nbs/7_tagging/11_json_elements.ipynb #0839c90c
 class JsonWindow:
     "What is read of a text of JSON, and not yet used."
 
@@ -38,6 +43,7 @@ class JsonWindow:
         # used before the window: ends of lines, characters, and those of the last line
         self.lines = self.characters = self.column = 0
         self.in_array, self.elements = False, 0
+        self.in_object = False  # one that wraps the array
 
     def grow(self) -> bool:  # False at the end of the file
         "Read on, and forget what is used."
@@ -89,6 +95,22 @@ class JsonWindow:
             raise _MoreText
         return place
 
+    def key(
+        self,
+        place: int,  # of its first quote
+    ) -> tuple[str, int]:  # and the place of its value
+        "The key of an object."
+        try:
+            key, place = scanstring(self.text, place + 1)
+        except json.JSONDecodeError as error:
+            if not self.is_last:
+                raise _MoreText from error
+            self.fail(error.msg, error.pos, error)
+        place = self.skip(place)
+        if not self.text.startswith(":", place):
+            self.fail("Expecting ':' delimiter", place)
+        return key, self.skip(place + 1)
+
     def decode(
         self,
         place: int,  # where a value begins
@@ -107,16 +129,57 @@ class JsonWindow:
         self.place = end
         return value
 
-
-_DECODER = json.JSONDecoder()
-
 # %% ../../nbs/7_tagging/11_json_elements.ipynb #2569c893
+LARGE_OBJECT = 1 << 17  # characters of an object that is not waited for, if it wraps a list
+
+
+def _wrapped_list(window: JsonWindow, place: int) -> int | None:
+    "Where the list of a large object begins that wraps one, behind nothing but simple values."
+    if len(window.text) - place < LARGE_OBJECT or not window.text.startswith("{", place):
+        return None
+    before = window.place
+    place = window.skip(place + 1)
+    while window.text.startswith('"', place):
+        key, place = window.key(place)
+        begin = window.text[place : place + 1]
+        if begin == "[" and key in WRAPPERS and key != "annotations":
+            return place + 1
+        if begin in ("[", "{") or key in TEXTS:
+            break
+        window.decode(place)
+        place, window.place = window.place, before
+        place = window.skip(place)
+        if not window.text.startswith(",", place):
+            break
+        place = window.skip(place + 1)
+    return None
+
+
+def _skip_pair(window: JsonWindow, place: int) -> None:
+    "Pass over what an object says behind its list, or over its end."
+    if window.text.startswith("}", place):
+        window.in_object, window.place = False, place + 1
+        return
+    if not window.text.startswith(",", place):
+        window.fail("Expecting ',' delimiter", place)
+    place = window.skip(place + 1)
+    if not window.text.startswith('"', place):
+        window.fail("Expecting property name enclosed in double quotes", place)
+    key, value = window.key(place)
+    if key in TEXTS:
+        window.fail("a text beside a list of records; give each an object", place)
+    window.decode(value)
+
+
 def next_element(
     window: JsonWindow,  # of the text
 ) -> tuple[object] | None:  # None at the end
-    "The next element, or the next value that is no array."
+    "The next element, or the next value that is no array and wraps none."
     while True:
         place = window.skip(window.place)
+        if window.in_object and not window.in_array:
+            _skip_pair(window, place)
+            continue
         if not window.in_array and place == len(window.text):
             return None
         if not window.in_array and window.text[place] == "[":
@@ -129,7 +192,15 @@ def next_element(
             if not window.text.startswith(",", place):
                 window.fail("Expecting ',' delimiter", place)
             place = window.skip(place + 1)
-        value = window.decode(place)
+        try:
+            value = window.decode(place)
+        except _MoreText:
+            begin = None if window.in_array else _wrapped_list(window, place)
+            if begin is None:
+                raise
+            window.in_object = window.in_array = True
+            window.elements, window.place = 0, begin
+            continue
         window.elements += 1
         return (value,)
 

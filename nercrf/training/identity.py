@@ -46,7 +46,7 @@ _ROWS = {
     "seen_embedding lean_last_layer fused_optimizer crf_algorithm attn_implementation "
     "gradient_checkpointing compile grads_to_none output_dir overwrite_output_dir resume "
     "save_steps save_total_limit keep_best keep_every background_save on_disk_full report_to "
-    "learning_curve",
+    "learning_curve intervals_over",
 }
 EFFECTS = {name: effect for effect, names in _ROWS.items() for name in names.split()}
 
