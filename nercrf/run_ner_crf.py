@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from nercrf import lazy_names
+from nercrf.files import DiskFullError, is_disk_full
 from nercrf.flags import ScriptConfig, check_files, parse_args
 from nercrf.tables import one_line, say
 
@@ -71,7 +72,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _in_words(error: Exception) -> str:
     "What went wrong, and the remedy where the message does not say it."
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{one_line(str(error.filename))}: {error.strerror}; check the path"
+        remedy = "free space, or choose another place" if is_disk_full(error) else "check the path"
+        remedy = "" if isinstance(error, DiskFullError) else f"; {remedy}"
+        return f"{one_line(str(error.filename))}: {error.strerror}{remedy}"
     missing = (getattr(error, "name", None) or "").partition(".")[0]
     if not isinstance(error, ImportError) or not missing or "pip install" in str(error):
         return str(error)
