@@ -30,7 +30,7 @@ from nercrf.data.markup import Brat, Inline, PlainText, brat_paths
 from nercrf.data.reading import read_text
 from nercrf.data.records import Examined, Format, Reading, Survey
 from nercrf.data.rows import Datasets, DocBin, Parquet
-from nercrf.data.separated import Separated, find_separator
+from nercrf.data.separated import Separated, find_separator, has_cells
 from nercrf.data.tag_forms import STANDARD, find_form
 from nercrf.data.type_names import TypeChoice
 from nercrf.labels import get_scheme
@@ -133,6 +133,8 @@ def detect_text(
     tagged = any(_TAG.fullmatch(row[-1]) for row in cells) or any(
         _TAG.fullmatch(cell) for row in cells for cell in row[1:]
     )
+    if plain.endswith(".csv") and all(len(row) == 1 for row in cells):
+        return "csv" if has_cells(lines) else "columns"
     if tagged or all(len(row) == 1 for row in cells):
         return "columns"
     raise DataError(

@@ -33,12 +33,14 @@ from nercrf.data.examples import (
 )
 from nercrf.data.reading import is_visible
 from nercrf.data.records import Examined, Reading
+from nercrf.data.tag_forms import STANDARD, find_form
 from nercrf.files import write_lines
 from nercrf.labels import spans_to_tags
 
 # %% auto #0
-__all__ = ['SEPARATORS', 'TEXT_NAMES', 'has_quotes', 'read_rows', 'table_rows', 'find_separator', 'Table', 'is_filled',
-           'column_rows', 'table_lines', 'Separated', 'text_rows', 'text_column']
+__all__ = ['SEPARATORS', 'TEXT_NAMES', 'has_quotes', 'read_rows', 'table_rows', 'is_filled', 'has_cells', 'find_separator',
+           'Table', 'column_rows', 'table_lines', 'Separated', 'text_rows', 'TextColumn', 'text_column',
+           'unnamed_texts']
 
 # %% ../../nbs/1_data/09_separated.ipynb #b1fedb63
 SEPARATORS = "\t;,"
@@ -54,7 +56,8 @@ def has_quotes(
     quoted = total = 0
     is_long = is_needed = False
     for line in lines:
-        total += line.count(separator) + (line.rstrip("\n") != "")
+        cells = line.rstrip("\r\n").split(separator)
+        total += sum(map(bool, cells)) if cells != ["sep=", ""] else 0
         for found in cell.findall(line) if '"' in line else ():
             if found == '"':
                 return False
@@ -89,34 +92,18 @@ def table_rows(
     lines = list(io.StringIO(text, newline=""))
     return list(read_rows(lines, separator, has_quotes(lines, separator), name))
 
+# %% ../../nbs/1_data/09_separated.ipynb #4dead78a
+def is_filled(
+    cells: Sequence[str],  # of a row
+) -> bool:  # False for blanks alone, and where a spreadsheet says what separates
+    "Whether a row says anything."
+    return any(cell.strip() for cell in cells) and cells != ["sep=", ""]
 
-def find_separator(
-    text: str,  # of a file
-) -> str | None:  # None where it is no table with a tag at the end of its rows
-    "What separates the cells of a table."
-    head = "\n".join(text[:50_000].split("\n")[:400])
-    is_quoted = '""' in text or text.lstrip().startswith('"')
-    for separator in SEPARATORS:
-        if separator == "\t" and not (
-            is_quoted and has_quotes(io.StringIO(text, newline=""), "\t")
-        ):
-            continue
-        rows = [cells for _, cells in table_rows(head, separator) if any(cells)]
-        sizes = Counter(map(len, rows)).most_common(1)
-        if not sizes or sizes[0][0] < 2 or sizes[0][1] < 0.9 * len(rows):
-            continue
-        named = named_columns(rows[0], TOKEN_NAMES) and named_columns(rows[0], TAG_NAMES)
-        tagged = sum(_TAG.fullmatch(cells[-1]) is not None for cells in rows)
-        if named or tagged >= 0.9 * len(rows):
-            return separator
-    return None
 
-# %% ../../nbs/1_data/09_separated.ipynb #86091f42
-class Table(NamedTuple):
-    "The lines of a column file that a table says."
-
-    lines: list[str]  # cells with TABs between them, empty between sentences
-    numbers: list[int]  # of the rows in the file
+def _possible_separators(text: str) -> str:
+    "What may separate the cells: the one that a spreadsheet names, or any."
+    told = re.match(rf"\s*sep=([{SEPARATORS}])\r?\n", text)
+    return told[1] if told else SEPARATORS
 
 
 def _numbers_sentences(rows: Sequence[list[str]]) -> bool:
@@ -129,16 +116,54 @@ def _numbers_sentences(rows: Sequence[list[str]]) -> bool:
     return 0 in steps and steps <= {0, 1}
 
 
+def has_cells(
+    lines: Sequence[str],  # of a file
+) -> bool:  # a lone separator may be a word
+    "Whether one separator stands in most lines, between other characters."
+    filled = [line for line in lines if line.strip()]
+    return any(
+        2 * sum(each in line and line != each for line in filled) > len(filled)
+        for each in SEPARATORS
+    )
+
+
+def find_separator(
+    text: str,  # of a file
+) -> str | None:  # None where it is no table with a tag at the end of its rows
+    "What separates the cells of a table."
+    head = "\n".join(text[:50_000].split("\n")[:400])
+    may_quote = '""' in text or text.lstrip().startswith('"')
+    possible = _possible_separators(text)
+    for separator in possible:
+        rows = [cells for _, cells in table_rows(head, separator) if is_filled(cells)]
+        sizes = Counter(map(len, rows)).most_common(1)
+        if not sizes or sizes[0][0] < 2:
+            continue
+        named = named_columns(rows[0], TOKEN_NAMES) and named_columns(rows[0], TAG_NAMES)
+        if separator == "\t" == possible[0] and len(possible) > 1:  # else it is a column file
+            is_quoted = may_quote and has_quotes(io.StringIO(text, newline=""), "\t")
+            numbered = named and named_columns(rows[0], SENTENCE_NAMES)
+            if not (is_quoted or numbered or _numbers_sentences(rows)):
+                continue
+        if sizes[0][1] < (0.6 if named else 0.9) * len(rows):
+            continue
+        last = [next(cell for cell in cells[::-1] if cell.strip()) for cells in rows]
+        tagged = sum(_TAG.fullmatch(cell) is not None for cell in last)
+        if named or tagged >= 0.9 * len(rows):
+            return separator
+    return None
+
+# %% ../../nbs/1_data/09_separated.ipynb #86091f42
+class Table(NamedTuple):
+    "The lines of a column file that a table says."
+
+    lines: list[str]  # cells with TABs between them, empty between sentences
+    numbers: list[int]  # of the rows in the file
+
+
 def _line(cells: Sequence[str]) -> str:
     "Cells as a line of a column file."
     return "\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in cells)
-
-
-def is_filled(
-    cells: Sequence[str],  # of a row
-) -> bool:  # False for blanks alone
-    "Whether a row says anything."
-    return any(cell.strip() for cell in cells)
 
 
 def _note_row(reading: Reading, number: int, cells: list[str], width: int, other: int) -> None:
@@ -161,7 +186,11 @@ def column_rows(
     filled = [(number, cells) for number, cells in head if is_filled(cells)]
     width = Counter(len(cells) for _, cells in filled).most_common(1)[0][0]
     usual = [(number, cells) for number, cells in filled if len(cells) == width]
-    named = [row for row in (filled[0], usual[0]) if named_columns(row[1], TOKEN_NAMES)]
+    named = [
+        (number, cells)
+        for number, cells in (filled[0], usual[0])
+        if named_columns(cells, TOKEN_NAMES) and not _TAG.fullmatch(cells[-1])
+    ]
     header, names = named[0] if named else (0, [])
     has_tags = bool(named_columns(names, TAG_NAMES))
     place = next(iter(named_columns(names, SENTENCE_NAMES)), None)
@@ -335,18 +364,105 @@ def text_rows(
 TEXT_NAMES = ("text", "sentence", "content", "document")  # of a column or field with texts
 
 
+_NAME = re.compile(r"[a-z_#]*")  # of a column, without any doubt
+
+
+class TextColumn(NamedTuple):
+    "A column of a table that holds texts rather than words."
+
+    separator: str  # of the cells
+    place: int  # of the texts
+    header: Sequence[str] = ()  # names of the columns; empty: the table has none
+
+    @property
+    def is_sure(self) -> bool:  # True needs a second column
+        "Whether the header can be nothing else, whatever the file is called."
+        return len(self.header) > 1 and all(map(_NAME.fullmatch, self.header))
+
+
+def _cells(rows: Sequence[Sequence[str]], place: int) -> list[str]:
+    "What a column says."
+    return [row[place] for row in rows if len(row) > place and row[place].strip()]
+
+
+_NO_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+
+
+def _are_texts(cells: Sequence[str]) -> bool:
+    "Whether most cells of a column are more than a word, in scripts without blanks too."
+    long = sum(
+        len(cell.split()) > 1 or len(cell) + 3 * len(_NO_BLANKS.findall(cell)) > 20
+        for cell in cells
+    )
+    return 2 * long > len(cells)
+
+
+def _are_tags(cells: Sequence[str]) -> bool:
+    "Whether the cells of a column are tags, in whatever form."
+    standard = sum(_TAG.fullmatch(cell) is not None for cell in cells)
+    return bool(cells) and (2 * standard > len(cells) or find_form(cells) is not STANDARD)
+
+
+def _named_texts(header: list[str], rows: list[list[str]], separator: str) -> int | None:
+    "The column of texts that a header names."
+    found = named_columns(header, TEXT_NAMES)
+    tags = named_columns(header, TAG_NAMES)
+    tagged = any(_are_tags(_cells(rows, place)) for place in (*tags, len(header) - 1))
+    words = [place for place in named_columns(header, TOKEN_NAMES) if place not in found]
+    if words and tagged:  # then a sentence or a document is a name in each of its rows
+        found = [place for place in found if place in named_columns(header, ("text", "content"))]
+    if not found:
+        return None
+    cells = _cells(rows, found[0])
+    if not cells:
+        return None if tags else found[0]
+    has_blank = not all(map(is_filled, rows))
+    is_table = len(header) > 1 and not any(cell.isdecimal() for cell in header)
+    is_table &= separator != "\t" or all(map(_NAME.fullmatch, header))
+    short = is_table and not tagged and not (tags and has_blank)
+    return found[0] if _are_texts(cells) or short else None
+
+# %% ../../nbs/1_data/09_separated.ipynb #ea5a4812
+def _text_tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
+    "The rows of a table by each separator that its first line has."
+    for separator in _possible_separators(text):
+        lines = io.StringIO(text[:100_000], newline="")
+        rows = [each for each in islice(text_rows(lines, separator), 400) if each is not None]
+        first = next((place for place, row in enumerate(rows) if is_filled(row)), len(rows))
+        rows = rows[first:]
+        if rows and (len(rows[0]) > 1 or not any(each in rows[0][0] for each in SEPARATORS)):
+            yield separator, rows
+
+
 def text_column(
     text: str,  # of a table, its header first
-) -> tuple[str, int] | None:  # separator, and place of the texts; None: it has none
+    asked: int | None = None,  # the place of the texts that somebody named
+) -> TextColumn | None:  # None: it has none
     "Which column of a table holds texts rather than words."
-    for separator in SEPARATORS:
-        lines = io.StringIO(text[:100_000], newline="")
-        rows = [each for each in text_rows(lines, separator) if each and is_filled(each)][:400]
-        found = named_columns(rows[0], TEXT_NAMES) if rows else []
-        cells = [row[found[0]] for row in rows[1:] if found and len(row) > found[0]]
-        filled = [cell for cell in cells if cell.strip()]
-        texts = sum(len(cell.split()) > 1 or len(cell) > 20 for cell in filled)
-        is_alone = bool(found) and not filled and not named_columns(rows[0], TAG_NAMES)
-        if 2 * texts > len(filled) or is_alone:
-            return separator, found[0]
+    for separator, (header, *rows) in _text_tables(text):
+        if asked is None:
+            place = _named_texts(header, rows, separator)
+            if place is not None:
+                return TextColumn(separator, place, header)
+        elif -len(header) <= asked < len(header):
+            place = asked % len(header)
+            if _are_texts(_cells(rows, place)):
+                is_text = _are_texts([header[place]])
+                return TextColumn(separator, place, () if is_text else header)
+    return None
+
+
+def unnamed_texts(
+    text: str,  # of a table
+) -> TextColumn | None:  # the column of the longest cells; None: the table has no texts
+    "A column of texts that is called otherwise."
+    for separator, (header, *rows) in _text_tables(text):
+        filled = [row for row in rows if is_filled(row)]
+        same = sum(len(row) == len(header) for row in filled)
+        if find_separator(text) or named_columns(header, TOKEN_NAMES) or same < 0.9 * len(filled):
+            continue
+        columns = [_cells(filled, place) for place in range(len(header))]
+        longest = max(range(len(header)), key=lambda place: sum(map(len, columns[place])))
+        if columns[longest] and _are_texts(columns[longest]):
+            return TextColumn(separator, longest, header)
     return None

@@ -13,7 +13,7 @@ from pathlib import Path
 from nercrf.data.examples import DataError
 from nercrf.data.formats import JSON_ENDINGS, detect_text
 from nercrf.data.markup import parse_inline
-from nercrf.data.separated import find_separator, text_column
+from nercrf.data.separated import find_separator, text_column, unnamed_texts
 from nercrf.data.splitting import Splitter
 from nercrf.data.tag_forms import STANDARD, find_form
 
@@ -31,7 +31,8 @@ def for_input(
 _TAG = re.compile(r"O|[A-Z]-\S+")
 _OBJECT = re.compile(r'\{\s*"\w+"\s*:')
 _LETTER_TAG = re.compile(r"O|[BIESLUM]-\S+")
-_TABLES = (".csv", ".tsv", ".conll", ".conllu", ".bio", ".bmes", ".iob", ".iob2")
+_CELLS = (".csv", ".tsv")
+_TABLES = (*_CELLS, ".conll", ".conllu", ".bio", ".bmes", ".iob", ".iob2")
 
 
 def _has_tags(rows: Sequence[Sequence[str]]) -> bool:
@@ -91,14 +92,21 @@ def find_input_format(
         return "jsonl"
     if plain.endswith(_TABLES):
         try:
-            return "csv" if text_column(head) else detect_text(path, head)
+            other = unnamed_texts(head) if plain.endswith(_CELLS) else None
+            if text_column(head) or (other and len(other.header) > 1):
+                return "csv"
+            return detect_text(path, head)
         except DataError as error:
             raise DataError(for_input(str(error))) from None
     rows = [line.split() for line in lines if line.strip() and not line.startswith(("#", "-DOC"))]
+    separator = find_separator(head) if len(rows) > 1 else None
+    if separator == "\t":
+        return "csv"
     if rows and (_has_tags(rows) or _has_words(lines, splitter)):
         return "columns"
     if lines[0].startswith(("-DOCSTART-", "#begin document (")):
         return "columns"
-    if len(rows) > 1 and find_separator(head):
+    texts = text_column(head) if len(rows) > 1 else None
+    if separator or (texts and texts.is_sure):
         return "csv"
     return "inline" if _is_inline(lines) else "text"

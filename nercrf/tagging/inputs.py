@@ -40,9 +40,11 @@ from nercrf.data.reading import clean_lines, only_characters, separators_of
 from nercrf.data.records import Reading, check_unicode
 from nercrf.data.separated import (
     TEXT_NAMES,
+    TextColumn,
     is_filled,
     text_column,
     text_rows,
+    unnamed_texts,
 )
 from nercrf.data.splitting import Splitter
 from nercrf.tagging.input_formats import find_input_format, for_input
@@ -213,7 +215,7 @@ def record_sentences(
             return [_studio_sentence(source, where, record, id)]
         except DataError as error:
             return [source.failed(str(error), id, where, _other_fields(record, None, _STUDIO))]
-    used = next((key for key in _TEXT_KEYS if isinstance(record.get(key), str)), None)
+    used = next((key for key in _TEXT_KEYS if _is_text(record, key)), None)
     if used is not None and not (source.format == "tokens" and _token_key(record)):
         return [source.text(record[used], id, where, _other_fields(record, used, SPAN_KEYS))]
     labels = (*TAG_KEYS, *MENTION_KEYS)
@@ -231,6 +233,16 @@ def record_sentences(
         message = f"{where}: expected a string 'text' or a list of 'tokens', got the fields {names}"
         return [source.failed(message, id, where, fields)]
     return [source.words(record[used], id, where, fields)]
+
+
+def _is_text(record: Mapping, key: str) -> bool:
+    "Whether a field is a text: beside words it may be the name of a sentence or document."
+    text = record.get(key)
+    if not isinstance(text, str) or key in ("text", "data"):
+        return isinstance(text, str)
+    words = record.get(_token_key(record) or "sentences")
+    lists = isinstance(words, (list, tuple))
+    return not lists or all(isinstance(each, str) and each in text for each in words)
 
 
 def _token_key(record: Mapping) -> str | None:
@@ -419,10 +431,12 @@ def _table_sentences(source: Source, texts: Iterator[str]) -> Iterator[list[Tagg
         has_row = head.lstrip().count("\n") > 1
         if len(head) >= 100_000 or (has_row and not source.size):
             break
-    found = text_column(head)
+    found = text_column(head, source.reading.token_column)
     if found is not None:
-        yield from _table_texts(source, chain([head], texts), *found)
+        yield from _table_texts(source, chain([head], texts), found)
         return
+    if source.reading.token_column is None and (other := unnamed_texts(head)):
+        raise DataError(_unnamed(source, other))
     with TemporaryFile("w+", encoding="utf-8", errors="surrogateescape", newline="") as copy:
         if not source.size:
             copy.writelines(chain([head], texts))
@@ -440,13 +454,22 @@ def _table_sentences(source: Source, texts: Iterator[str]) -> Iterator[list[Tagg
         yield from _worded(source, read)
 
 
+def _unnamed(source: Source, column: TextColumn) -> str:
+    "What to do where no header says which column holds the texts."
+    return (
+        f"{source.name}: expected a column called {', '.join(TEXT_NAMES)}, got the columns "
+        f"{', '.join(map(repr, column.header))}; rename that of the texts, or count it, from 0 "
+        f"(--token_column {column.place})"
+    )
+
+
 def _ended(blocks: Iterable[list[str]]) -> Iterator[str]:
     "Lines with their ends."
     return (f"{line}\n" for lines in blocks for line in lines)
 
 
 def _table_texts(
-    source: Source, texts: Iterable[str], separator: str, place: int
+    source: Source, texts: Iterable[str], column: TextColumn
 ) -> Iterator[list[Tagged]]:
     "The rows of a table of texts."
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
@@ -460,10 +483,12 @@ def _table_texts(
                 left -= 1
                 yield f"{line}\n"
 
-    rows = (cells for cells in text_rows(lines(), separator) if cells != [])
+    rows = (cells for cells in text_rows(lines(), column.separator) if cells != [])
     header, sentences = next(cells for cells in rows if cells and is_filled(cells)), []
+    if not column.header:
+        rows, header = chain([header], rows), list(map(str, range(len(header))))
     for number, cells in enumerate(rows):
-        sentences.append(_row_text(source, header, cells, place, number))
+        sentences.append(_row_text(source, header, cells, column.place, number))
         if not left:
             yield sentences
             sentences = []
