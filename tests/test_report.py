@@ -126,7 +126,7 @@ def test_the_data_follow_the_schema_and_every_number_is_one(data):
     wrong["splits"]["dev"]["f1"] = "0.5"
     with pytest.raises(jsonschema.ValidationError):
         validate(wrong)
-    texts = {"cause", "gold", "found", "training", "unit", "where", "id"}
+    texts = {"cause", "gold", "found", "training", "unit", "where", "id", "scaling"}
 
     def walk(value, key=None):
         if isinstance(value, dict):

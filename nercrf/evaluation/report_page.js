@@ -344,7 +344,7 @@ function calibration(split) {
     sharpness: "variance of the probabilities: how decided the model is",
   };
   const rows = Object.entries(names).map(([key, name]) => [name, { shown: ratio(known.figures[key]), value: known.figures[key] }, ends(known.intervals[key])]);
-  table(inside, { caption: `${number(known.figures.entities)} predicted entities, temperature ${short(known.temperature)}`, file: "calibration", rows, heads: ["Figure", "Value", "95 % interval"] });
+  table(inside, { caption: `${number(known.figures.entities)} predicted entities, ${known.temperature === null ? "vector scaling" : `temperature ${short(known.temperature)}`}`, file: "calibration", rows, heads: ["Figure", "Value", "95 % interval"] });
   const told = add(add(inside, "details"), "dl", { class: "facts-list" });
   told.before(make("summary", {}, "What the figures mean"));
   for (const [key, name] of Object.entries(names)) {
