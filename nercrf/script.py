@@ -117,13 +117,15 @@ def evaluate_splits(
     figures, texts, config = {}, corpus.summary, loaded.model.config
     known = KnownNames(texts.names()) if _knows_training(loaded, corpus) else None
     errors = getattr(args, "errors", 0)
+    # what probabilities are computed with: a scaling stands in the temperature's place
+    temperature = None if config.probability_scaling else config.probability_temperature
     for split in ("dev", "test"):
         if split not in texts.labelled:
             continue
         dataset = _renamed_dataset(args, loaded, corpus, split)
         result = evaluate(args, loaded.model, dataset, split, with_chances=True)
         result = result.over_documents(texts.documents(split), args.intervals_over)
-        summary = calibration_summary(result, config.probability_temperature)
+        summary = calibration_summary(result, temperature)
         figures[split] = result_record(result) | {"calibration": summary}
         lines = [describe_result(result), describe_interval(figures[split])]
         lines.append(describe_calibration(summary))
@@ -143,7 +145,7 @@ def evaluate_splits(
                 pages[split] = split_record(
                     *(result, figures[split], texts.words(split), known),
                     *(_window_edges(dataset, result), config.joined_by),
-                    config.probability_temperature,
+                    temperature,
                     sentence_places(corpus, split),
                 )
     return figures
