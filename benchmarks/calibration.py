@@ -37,11 +37,10 @@ from nercrf.evaluation.temperature import fit_temperature, fit_vector_scaling, m
 from nercrf.model.calibration import keep_calibration
 from nercrf.tagging.decoder import Decoder
 from nercrf.tagging.fitting import held_out, pick_operating_point, predicted_outcomes
-from nercrf.tagging.prediction_sets import fit_floors
+from nercrf.tagging.prediction_sets import MOST, fit_floors
 from nercrf.tagging.tagger import Tagger
 
 torch.set_grad_enabled(False)
-MOST = 64  # labelings in a set; a right one behind them is not covered
 
 
 def read_splits(name):
@@ -153,26 +152,29 @@ def warmed(temperature, chain):
 
 
 def show_coverage(dev, test, temperature):
-    """Promised coverages and what is covered."""
+    """Promised coverages and what is covered, by the sets that a tagger gives."""
     floors = fit_floors(dev.batches, dev.gold, partial(warmed, temperature), (0.9, 0.95))
     for coverage, floor in floors.items():
-        needed = floor["labelings"]  # None: more than `MOST`
+        needed, least = floor["labelings"], math.exp(floor["entities"])
         inside, spans_inside, sizes, spans_sizes, cut = [], [], [], [], 0
         for batch, gold in zip(test.batches, test.gold, strict=True):
             chain = batch.chain.tempered(temperature)
-            sets = labelings_above(chain, -math.inf if needed is None else needed, MOST)
-            for tags, real, each in zip(batch.tags, chain.mask, sets, strict=True):
-                inside.append((each.tags[:, real] == tags[real]).all(1).any().item())
-            sizes += [len(each.tags) for each in sets]
-            cut += sum(not each.is_whole for each in sets)
-            least = math.exp(floor["entities"])
+            if needed is not None:
+                sets = labelings_above(chain, needed, MOST)
+                for tags, real, each in zip(batch.tags, chain.mask, sets, strict=True):
+                    inside.append((each.tags[:, real] == tags[real]).all(1).any().item())
+                sizes += [len(each.tags) for each in sets]
+                cut += sum(not each.is_whole for each in sets)
             known = chain.entity_probabilities(gold)
             spans_inside += [all(x >= least for x in each) for each in known]
             spans_sizes += list(map(len, chain.spans_above(least)))
+        told = f"no floor, more than {MOST} would be needed"
+        if needed is not None:
+            size = f"median size {np.median(sizes):.0f}, mean {np.mean(sizes):.1f}"
+            told = f"{np.mean(inside):.3f}, {size} ({cut} of {len(sizes)} cut at {MOST})"
         print(
-            f"coverage {coverage}: labelings {np.mean(inside):.3f}, median size "
-            f"{np.median(sizes):.0f} ({cut} of {len(sizes)} cut at {MOST}); entities "
-            f"{np.mean(spans_inside):.3f}, median size {np.median(spans_sizes):.0f}"
+            f"coverage {coverage}: labelings {told}; entities {np.mean(spans_inside):.3f}, median "
+            f"size {np.median(spans_sizes):.0f}, mean {np.mean(spans_sizes):.1f}"
         )
 
 

@@ -10,7 +10,8 @@ a sentence. Models of five folds are trained with the defaults of `nercrf train`
 with MiniLM, the others from scratch) and give chains for the sentences that they have not seen. From the same chains
 each way ranks all sentences; precision at k is the share of sentences with a planted error
 among the first k, k their number, and half of it. `sentence` is log P(given) - log P(best);
-`place` is what `nercrf check --with_model` ranks by. cleanlab's `get_label_quality_scores`
+`place` is what `nercrf check --with_model` ranks by, from chains that are fitted to the (noisy) labels
+of the fold. cleanlab's `get_label_quality_scores`
 gets token probabilities, exact marginals of the chain or softmax of the emissions, and both of its
 scores of a token; its score of a sentence is the least of them.
 
@@ -39,10 +40,12 @@ from nercrf.crf.distribution import TagChain
 from nercrf.data.corpus import read_corpus
 from nercrf.data.examples import Example, flatten_spans
 from nercrf.data.formats import write_examples
-from nercrf.evaluation.label_errors import Judgement, deal_folds, judge_labels
+from nercrf.evaluation.label_errors import Judgement, Slips, deal_folds, judge_labels
 from nercrf.flags import ScriptConfig
 from nercrf.labels import Span, spans_to_tags
 from nercrf.script import run
+from nercrf.tagging import fitting
+from nercrf.tagging.review import fitted_to_labels
 from nercrf.tagging.tagger import Tagger
 
 DATA = ("resume", "wnut17", "ncbi_disease", "cluener")
@@ -104,13 +107,14 @@ def plant(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
 class Held:
     "The chain of a sentence that its model has not seen."
 
-    def __init__(self, chain: TagChain, row: int, tagger: Tagger):
+    def __init__(self, chain: TagChain, row: int, tagger: Tagger, fit: Callable):
         words = chain.mask[row]
         emissions = chain.emissions[row : row + 1, words].clone()
         self.chain = replace(
             chain, emissions=emissions, mask=torch.ones(1, len(emissions[0])).bool()
         )
         self.labels, self.scheme = tagger.model.config.labels, tagger.model.config.scheme
+        self.fitted = fit(self.chain)
         self.marginals = self.chain.marginals()[0].double().numpy()
         self.softmax = torch.softmax(emissions[0].double(), 1).numpy()
 
@@ -119,9 +123,10 @@ class Held:
         named = spans_to_tags(spans, len(self.marginals), self.scheme)
         return [self.labels.index(tag) for tag in named]
 
-    def judge(self, spans: Sequence[Span]) -> Judgement:
+    def judge(self, spans: Sequence[Span], slips: Slips | None, fitted: bool = True) -> Judgement:
         "What the chain thinks of a label."
-        return judge_labels(self.chain, [spans], self.labels, self.scheme)[0]
+        chain = self.fitted if fitted else self.chain
+        return judge_labels(chain, [spans], self.labels, self.scheme, slips)[0]
 
 
 def held_out(examples: Sequence[Example], flags: Mapping[str, object]) -> dict[int, Held]:
@@ -147,9 +152,11 @@ def held_out(examples: Sequence[Example], flags: Mapping[str, object]) -> dict[i
                 )
             )
             tagger = Tagger.from_pretrained(folder / "run", device="cpu")
-            for places, chain in tagger.engine.chains([examples[row] for row in rows]):
+            own = [examples[row] for row in rows]
+            fit = fitted_to_labels(fitting.held_out(tagger, own), tagger.model.config)
+            for places, chain in tagger.engine.chains(own):
                 for row, each in enumerate(places):
-                    found[rows[each]] = Held(chain, row, tagger)
+                    found[rows[each]] = Held(chain, row, tagger, fit)
     return found
 
 
@@ -157,10 +164,12 @@ def precisions(
     examples: Sequence[Example], wrong: set[int], held: Mapping[int, Held]
 ) -> dict[str, tuple[float, float]]:
     "By way, precision at half of k and at k."
-    rows = sorted(held)
-    judged = [held[row].judge(examples[row].spans) for row in rows]
+    rows, slips = sorted(held), Slips.of(examples)
     tags = [held[row].tags(examples[row].spans) for row in rows]
-    ways = {"sentence": [each.score for each in judged], "place": [each.worst for each in judged]}
+    judged = [held[row].judge(examples[row].spans, slips) for row in rows]
+    bare = [held[row].judge(examples[row].spans, None, fitted=False) for row in rows]
+    ways = {"sentence": [each.score for each in bare], "place": [each.worst for each in judged]}
+    ways["place, neither slips nor fitted"] = [each.worst for each in bare]
     for name in ("marginals", "softmax"):
         chances = [getattr(held[row], name) for row in rows]
         for method in ("self_confidence", "normalized_margin"):

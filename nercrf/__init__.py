@@ -2,10 +2,29 @@ __version__ = "0.1.0"
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Inside, nobody looks for garbage: torch and transformers make a million objects that stay.
+
+    Behind it they are old, so that they are searched when all is, and not three times before.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
+            gc.enable()
 
 
 def lazy_names(
@@ -18,13 +37,8 @@ def lazy_names(
     def fetch(name: str) -> object:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        was_enabled = gc.isenabled()
-        gc.disable()  # torch and transformers make a million objects that stay
-        try:
+        with importing():
             module = import_module(f"{package}.{places[name]}")
-        finally:
-            if was_enabled:
-                gc.enable()
         return getattr(module, name)
 
     return fetch, lambda: sorted(places)

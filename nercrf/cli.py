@@ -87,7 +87,8 @@ def main(
     choice, flags = build_parser().parse_known_args(words)
     if choice.verb in VERBS:
         args = parse_verb(choice.verb, flags)
-        return guarded(lambda: work(args, show=SHOWN if choice.verb == "train" else 0))
+        show = SHOWN if choice.verb == "train" else 0
+        return guarded(lambda: work(args, show, is_process=argv is None))
     return TOOLS[choice.verb](flags)
 
 # %% ../nbs/8_commands/14_cli.ipynb #12beecd4

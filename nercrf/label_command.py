@@ -178,6 +178,7 @@ def judge_fold(
     fold: int,  # which one is judged
 ) -> list[Judgement | None]:  # of each of its sentences; TrainingStopped where a signal came
     "Train on the other folds and judge this one, unless that was done before."
+    from nercrf.evaluation.label_errors import Slips
     from nercrf.tagging.review import judge_sentences, judgement_record, read_judgement
     from nercrf.tagging.tagger import Tagger
 
@@ -195,7 +196,8 @@ def judge_fold(
             raise TrainingStopped(code)
         device = "cpu" if args.no_cuda else None
         tagger = Tagger.from_pretrained(folder / name, device=device, base_model=args.base_model)
-        judged = judge_sentences(tagger, dealt[fold])
+        slips = Slips.of([each for held in dealt for each in held])
+        judged = judge_sentences(tagger, dealt[fold], slips)
         records = [None if each is None else judgement_record(each) for each in judged]
         write_bytes(path, json.dumps(records).encode())
     records = json.loads(path.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@
 __all__ = ['INTERRUPTED', 'BROKEN_PIPE', 'CONTROL_C', 'OWN_FAULT', 'guarded', 'Stopped', 'work', 'main']
 
 # %% ../nbs/8_commands/06_run_ner_crf.ipynb #5c599105
+import gc
 import os
 import signal
 import sys
@@ -160,11 +161,15 @@ def work(
     args: ScriptConfig,  # checked flags
     show: int = 0,  # how many tagged sentences to print after predicting
     is_last: bool = True,  # False: a command goes on, so what comes next is not printed
+    is_process: bool = False,  # True: the process has nothing else to do
 ) -> int:  # exit code
     "Do what the flags say, if the disk lets us."
     check_files(args)
-    from nercrf.script import run
+    run = __getattr__("run")
     from nercrf.training.trainer import TrainingInterrupted
+
+    if is_process:
+        gc.freeze()  # what was imported stays to the end: why look for garbage in it?
 
     try:
         run(args, show, is_last)
@@ -179,7 +184,7 @@ def main(
 ) -> int:  # exit code: 0, 2 for an error of the user's, 75 for an interruption
     "The trainer script."
     args = parse_args(argv)
-    return guarded(lambda: work(args))
+    return guarded(lambda: work(args, is_process=argv is None))
 
 # %% ../nbs/8_commands/06_run_ner_crf.ipynb #fede0bfc
 if __name__ == "__main__" and "__file__" in globals():

@@ -147,6 +147,57 @@ def test_thresholds_that_are_none_are_told_whatever_is_decoded(model, thresholds
             Decoder(config, decoding)
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("conformal", {"floors": {"0.9": {"labelings": -1.0}}}),
+        ("conformal", {"floors": {"0.9": -1.0}}),
+        ("conformal", {"floors": {"high": {"labelings": -1.0, "entities": -1.0}}}),
+        ("conformal", {"floors": [0.9]}),
+        ("conformal", "0.9"),
+        ("thresholds", {"STAR": 0.5}),
+        ("probability_scaling", {"factors": {"O": 1.0}}),
+    ],
+)
+def test_a_broken_calibration_is_told_where_the_model_is_opened(
+    model, tmp_path, name, kept, capsys
+):
+    """Whether or not it would be used; the file and the remedy are named, and the remedy works."""
+    from nercrf.cli import main
+
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps(written | {name: kept}))
+    with pytest.raises(
+        ValueError, match=rf"config\.json: {name}: .* write null for '{name}' there"
+    ):
+        Tagger.from_pretrained(tmp_path)
+    source = tmp_path / "texts.txt"
+    source.write_text("Mara\n")
+    assert main(["predict", str(tmp_path), str(source), "--output", str(tmp_path / "out")]) == 2
+    assert f"{path}: {name}: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    path.write_text(json.dumps(written | {name: None}))
+    assert Tagger.from_pretrained(tmp_path)(TEXTS[:2]) == Tagger(model, TOKENIZER)(TEXTS[:2])
+
+
+def test_a_threshold_of_a_type_that_the_model_does_not_know_is_told(model, tmp_path, capsys):
+    from nercrf.cli import main
+
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    source = tmp_path / "texts.txt"
+    source.write_text("Mara\n")
+    flags = ["--decoding", "threshold", "--threshold", "PER=0.3", "STAR=0.5"]
+    assert main(["predict", str(tmp_path), str(source), *flags]) == 2
+    said = capsys.readouterr().err
+    known = ", ".join(entity_types(CORPUS.labels))
+    assert f"--threshold): expected thresholds of {known}, got 'STAR'; give numbers" in said
+    assert str(tmp_path) in said
+
+
 def test_a_file_of_operating_points_that_is_none_is_told(model, tmp_path):
     path = tmp_path / OPERATING_POINTS
     path.write_text("[" * 100_000)

@@ -25,6 +25,7 @@ from nercrf.evaluation.evaluator import (
 from nercrf.evaluation.metrics import score_tables
 from nercrf.evaluation.spans import table_of_spans
 from nercrf.labels import Span
+from nercrf.model.calibration import keep_calibration
 from nercrf.tagging.tagger import Tagger
 
 GOLD = sum(len(example.spans) for example in CORPUS.dev)
@@ -230,6 +231,26 @@ def test_an_evaluation_tells_what_its_probabilities_are_worth(model, tmp_path, c
     said = capsys.readouterr().out
     assert said.count(f"probabilities of {len(pairs)} predicted entities: expected calibrat") == 1
     assert f"Brier score {brier:.4f}" in said
+
+
+def test_an_evaluation_says_what_its_probabilities_were_computed_with(model, tmp_path):
+    """With a vector scaling no temperature has a part in them, whatever is kept beside it."""
+    ones = dict.fromkeys(model.config.labels, 1.5)
+    try:
+        scaling = {"factors": ones, "shifts": ones, "tables": 1.5}
+        keep_calibration(model.config, 3.0, scaling=scaling)
+        model.save_pretrained(tmp_path / "model")
+    finally:
+        keep_calibration(model.config)
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    write_examples(CORPUS.dev[:9], tmp_path / "data" / "dev.jsonl", "jsonl")
+    flags = [str(tmp_path / "model"), str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
+    page = tmp_path / "page.html"
+    assert main(["evaluate", *flags, "--no_cuda", "--report", str(page)]) == 0
+    (path,) = (tmp_path / "out" / "evaluations").iterdir()
+    told = json.loads(path.read_text())["results"]["model"]["dev"]["calibration"]
+    assert (told["scaling"], told["temperature"]) == ("vector", None)
+    assert '"scaling":"vector","temperature":null' in page.read_text()
 
 
 def test_types_that_become_one_add_their_probabilities(model):

@@ -4,15 +4,17 @@ development packages.
 
 import configparser
 import gc
+import os
 import subprocess
 import sys
 import tarfile
+import weakref
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from nercrf import lazy_names
+from nercrf import importing, lazy_names
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVELOPMENT = (
@@ -155,3 +157,60 @@ def test_a_name_that_is_fetched_leaves_the_collector_as_it_was():
     finally:
         gc.enable()
     assert gc.get_freeze_count() == frozen
+
+
+def test_what_was_imported_is_old_and_still_searched():
+    """Objects of an import are not looked at again as young ones, and garbage among them goes."""
+
+    class Knot:
+        pass
+
+    frozen = gc.get_freeze_count()
+    with importing():
+        knot = Knot()
+        knot.itself, place = knot, weakref.ref(knot)
+    assert any(each is knot for each in gc.get_objects(generation=2))
+    del knot
+    assert place() is not None
+    gc.collect()
+    assert place() is None
+    assert gc.get_freeze_count() == frozen
+
+
+def test_what_a_program_has_frozen_stays_so():
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with importing():
+            kept = [[]]
+        assert gc.get_freeze_count() == frozen
+    finally:
+        gc.unfreeze()
+    assert kept == [[]]
+
+
+UNUSED = ("matplotlib", "pandas", "peft", "datasets", "sklearn", "IPython", "ray", "pyarrow")
+
+
+def test_a_command_imports_what_it_needs_and_keeps_it(model, tmp_path):
+    """`nercrf predict` in a process of its own: no plots, and nobody looks for garbage in modules."""
+    code = f"""
+import gc, sys
+sys.argv[1:] = ["predict", {str(model)!r}, "-", "--no_cuda"]
+from nercrf.cli import main
+code = main()
+print(code, [x for x in {UNUSED!r} if x in sys.modules], gc.isenabled(), file=sys.stderr)
+print(gc.get_freeze_count() > 100_000, file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        input="Ada Moor lives in Oslo.\n",
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-2:] == ["0 [] True", "True"], done.stderr
+    assert "Oslo" in done.stdout

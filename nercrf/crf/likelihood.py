@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nercrf import importing
 from nercrf.crf.chain import Scores, check_path
 from nercrf.crf.log_domain import (
     Batch,
@@ -61,7 +62,8 @@ def load_kernels() -> ModuleType | None:  # None without a working numba
     if _failed or importlib.util.find_spec("numba") is None:
         return None
     try:
-        return importlib.import_module("nercrf.crf.kernels")
+        with importing():
+            return importlib.import_module("nercrf.crf.kernels")
     except Exception as error:  # numba fails in many ways
         _say_without_kernels(error)
         return None

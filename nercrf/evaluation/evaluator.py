@@ -31,6 +31,7 @@ from nercrf.evaluation.metrics import EntityScores, report, score_tables, unseen
 from nercrf.evaluation.result_files import type_figures
 from nercrf.evaluation.scores import score_overlaps
 from nercrf.evaluation.temperature import calibrated_chain
+from nercrf.model.calibration import check_calibration
 from nercrf.crf.distribution import TagChain
 from nercrf.evaluation.spans import (
     SpanTable,
@@ -170,6 +171,7 @@ class AskedEntities:
         config: NerCrfConfig,  # labels, scheme and temperature of the model
         name: Callable[[str], str | None] = str,  # of a type of the model; None: left out
     ):
+        check_calibration(config, getattr(config, "name_or_path", ""))
         self.dataset, self.config = dataset, config
         self.labels, self.scheme = config.labels, config.scheme  # asked for at every sentence
         self.names = {each: name(each) for each in entity_types(self.labels)}

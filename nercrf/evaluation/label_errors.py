@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Place', 'differing_places', 'reading_table', 'Doubt', 'Judgement', 'judge_labels', 'document_groups', 'deal_folds']
+__all__ = ['Place', 'differing_places', 'reading_table', 'Slips', 'Doubt', 'Judgement', 'judge_labels', 'document_groups',
+           'deal_folds']
 
 # %% ../../nbs/5_evaluation/13_label_errors.ipynb #ebc75526
 import hashlib
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -73,6 +75,40 @@ def reading_table(
         table[place.end] &= ~continues[tags[place.end - 1]]
     return table
 
+# %% ../../nbs/5_evaluation/13_label_errors.ipynb #b3907452
+@dataclass(frozen=True)
+class Slips:
+    "How many ways there are to go wrong in a text, by what its labels look like."
+
+    entities: Counter[tuple[str, int]]  # by type and length in words
+    words: int  # of the text, at least 1
+
+    @classmethod
+    def of(
+        cls,
+        examples: Sequence[Example],  # labelled sentences; others are left out
+    ) -> Slips:
+        "Count the entities of a text."
+        known = [each for each in examples if each.spans is not None]
+        spans = [span for each in known for span in each.spans]
+        counts = Counter((span.label, span.end - span.start) for span in spans)
+        return cls(counts, max(1, sum(len(each.tokens) for each in known)))
+
+    def log_chance(
+        self,
+        place: Place,  # where label and model differ
+    ) -> float:  # nats, at most 0
+        "Log probability of the given reading among the slips that somebody makes here."
+        given, suggested = place.given, place.suggested
+        if not given:
+            return 0.0
+        if not suggested:
+            counts = (self.entities[span.label, span.end - span.start] for span in given)
+            return sum(math.log(max(count, 1) / self.words) for count in counts)
+        borders = [[span[1:] for span in side] for side in (given, suggested)]
+        types = len({label for label, _ in self.entities})
+        return -math.log(max(types - 1, 1) if borders[0] == borders[1] else 4)
+
 # %% ../../nbs/5_evaluation/13_label_errors.ipynb #96a57354
 @dataclass(frozen=True)
 class Doubt:
@@ -82,11 +118,12 @@ class Doubt:
     log_given: float  # log probability of the given reading, nats
     log_suggested: float  # log probability of the suggested one, nats
     words: int  # whose tags differ, at least 1
+    log_slip: float = 0.0  # of the given reading, if the suggested one was meant, nats
 
     @property
-    def score(self) -> float:  # nats a word; the lower, the more suspicious
-        "How much less probable the given reading is than the suggested one."
-        return (self.log_given - self.log_suggested) / self.words
+    def score(self) -> float:  # nats a word, at most 0; the lower, the more suspicious
+        "How much less probable the given reading is than a slip."
+        return min(0.0, (self.log_given - self.log_suggested - self.log_slip) / self.words)
 
     @property
     def probability(self) -> float:  # of 0 to 1
@@ -114,6 +151,7 @@ def judge_labels(
     given: Sequence[Sequence[Span]],  # entities of each, of the chain's types, not overlapping
     labels: Sequence[str],  # tags in the order of their numbers
     scheme: str,  # of the tags
+    slips: Slips | None = None,  # how people go wrong; None: one slip is as likely as another
 ) -> list[Judgement]:  # of each sentence
     "Compare labels with the best labelings of a chain."
     emissions, scores = widen(chain.emissions, chain.scores)
@@ -130,6 +168,9 @@ def judge_labels(
     suggested = [ids_to_spans(path[:size], labels, scheme, "lenient") for path, size in paths]
     chances = chain.entity_probabilities(given)
     doubts = _judge_places(chain, given, suggested, labels, scheme)
+    if slips is not None:
+        doubts = [[replace(x, log_slip=slips.log_chance(x.place)) for x in held] for held in doubts]
+    doubts = [sorted(held, key=lambda doubt: doubt.score) for held in doubts]
     return list(map(Judgement, quotients, doubts, suggested, chances))
 
 
@@ -140,7 +181,7 @@ def _judge_places(
     labels: Sequence[str],
     scheme: str,
 ) -> list[list[Doubt]]:
-    "The doubts of each sentence, the lowest score first."
+    "The doubts of each sentence, in the order of the text."
     found = [differing_places(*sides) for sides in zip(given, suggested, strict=True)]
     places = [(row, place) for row, held in enumerate(found) for place in held]
     if not places:
@@ -160,7 +201,7 @@ def _judge_places(
         inside = readings[:, number, place.start : place.end]
         differ = int((inside[0] != inside[1]).any(1).sum())
         doubts[row].append(Doubt(place, sides[0][number], sides[1][number], differ))
-    return [sorted(held, key=lambda doubt: doubt.score) for held in doubts]
+    return doubts
 
 # %% ../../nbs/5_evaluation/13_label_errors.ipynb #e57b94b7
 def document_groups(

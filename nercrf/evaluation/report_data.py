@@ -177,11 +177,12 @@ def error_records(
 _DRAWN = 20_000_000  # resamples x sentences of an interval, at most
 
 
-def _calibration_in_short(outcomes: Outcomes, temperature: float) -> dict[str, Any]:
+def _calibration_in_short(outcomes: Outcomes, temperature: float | None) -> dict[str, Any]:
     "Figures with their intervals."
     resamples = min(1000, _DRAWN // len(np.unique(outcomes.sentences)))
     intervals = calibration_intervals(outcomes, resamples=resamples) if resamples > 99 else {}
     return {
+        "scaling": "vector" if temperature is None else "temperature",
         "temperature": temperature,
         "figures": calibration_figures(outcomes).to_dict(),
         "intervals": {name: list(ends) for name, ends in intervals.items()},
@@ -192,7 +193,7 @@ def calibration_record(
     found: SpanTable,  # predicted entities
     chances: np.ndarray,  # float64 (entities,); NaN: unknown
     right: np.ndarray,  # bool (entities,)
-    temperature: float = 1.0,  # that they were computed at
+    temperature: float | None = 1.0,  # that they were computed at; None: a vector scaling
     units: np.ndarray | None = None,  # that each is drawn with for intervals; None: its sentence
 ) -> dict[str, Any] | None:  # None without a probability
     "What the probabilities of predicted entities are worth."
@@ -213,7 +214,7 @@ def calibration_record(
 # %% ../../nbs/5_evaluation/15_report_data.ipynb #5cca57ba
 def calibration_summary(
     result: Evaluation,  # with probabilities
-    temperature: float = 1.0,  # that they were computed at
+    temperature: float | None = 1.0,  # that they were computed at; None: a vector scaling
 ) -> dict[str, Any] | None:  # temperature, figures and intervals; None without a probability
     "What the probabilities of an evaluation are worth, in a few numbers."
     gold, found = result.counted
@@ -246,7 +247,7 @@ def split_record(
     known: KnownNames | None = None,  # of the training data; None: nobody knows them
     edges: tuple[np.ndarray, np.ndarray] | None = None,  # `window_edges` of gold and found
     joined_by: str | None = None,  # what stands between two words; None: that is not known
-    temperature: float = 1.0,  # of the probabilities
+    temperature: float | None = 1.0,  # of the probabilities; None: a vector scaling
     places: Sequence[tuple[str, str]] | None = None,  # "file:line" and id of each; None: unknown
 ) -> dict[str, Any]:  # plain values
     "All of a split that a report shows."

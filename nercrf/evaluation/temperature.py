@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['COLDEST', 'HOTTEST', 'LabelledChains', 'sentence_losses', 'mean_loss', 'FittedTemperature', 'fit_temperature',
-           'VectorScaling', 'fit_vector_scaling', 'calibrated_chain']
+__all__ = ['COLDEST', 'HOTTEST', 'FLATTEST', 'LabelledChains', 'sentence_losses', 'mean_loss', 'FittedTemperature',
+           'fit_temperature', 'VectorScaling', 'fit_vector_scaling', 'calibrated_chain']
 
 # %% ../../nbs/5_evaluation/11_temperature.ipynb #975a6ef7
 import math
@@ -135,6 +135,9 @@ class VectorScaling(NamedTuple):
             table.mul_(self.tables.to(table))
 
 
+FLATTEST = 1e-3  # factor of the tables, at least: a negative one would allow what is forbidden
+
+
 def fit_vector_scaling(
     batches: Sequence[LabelledChains],  # sentences that the model has not learned from
     pull: float = 1e-3,  # towards no change: weight of the summed squares, a sentence
@@ -146,7 +149,8 @@ def fit_vector_scaling(
 
     def scaling() -> VectorScaling:
         factors, shifts, tables = free.split([labels, labels, 1])
-        return VectorScaling(1 / start + factors, shifts, 1 / start + tables.squeeze(0))
+        tables = (1 / start + tables.squeeze(0)).clamp(min=FLATTEST)
+        return VectorScaling(1 / start + factors, shifts, tables)
 
     descent = torch.optim.LBFGS([free], max_iter=50, line_search_fn="strong_wolfe")
 

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nercrf.labels import entity_types
 
 # %% auto #0
-__all__ = ['check_temperature', 'check_thresholds', 'check_conformal', 'check_scaling', 'keep_calibration']
+__all__ = ['check_temperature', 'check_thresholds', 'check_conformal', 'check_scaling', 'keep_calibration', 'check_calibration']
 
 # %% ../../nbs/4_model/06_calibration.ipynb #3c070905
+def _is_number(value: Any) -> bool:
+    "A number, and not True or False."
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_temperature(
     temperature: float,  # by which scores are divided
 ) -> float:  # the same
     "ValueError unless it is a positive, finite number."
-    is_number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-    if not is_number or not 0 < temperature < math.inf:
+    if not _is_number(temperature) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a number above 0, got {temperature!r}")
     return float(temperature)
 
@@ -35,8 +40,7 @@ def check_thresholds(
     for name, value in thresholds.items():
         if name not in types:
             raise ValueError(f"expected thresholds of {', '.join(types)}, got {name!r}")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 <= value <= 1:
+        if not _is_number(value) or not 0 <= value <= 1:
             raise ValueError(f"threshold of {name}: expected a number of 0 to 1, got {value!r}")
     return {name: float(value) for name, value in thresholds.items()}
 
@@ -45,16 +49,30 @@ def check_conformal(
     conformal: Mapping[str, Any],  # sentences: how many; data: a digest; floors: by coverage
 ) -> dict[str, Any]:  # the same
     "ValueError unless there are two log probabilities for each coverage."
-    for name, floors in conformal["floors"].items():
-        values = [floors.get(kind) for kind in ("labelings", "entities")]
-        if floors.get("labelings", 0) is None:  # too many would be needed
+    kept = conformal.get("floors") if isinstance(conformal, Mapping) else None
+    if not isinstance(kept, Mapping):
+        raise ValueError(f"expected an object with floors by coverage, got {conformal!r}")
+    for name, floors in kept.items():
+        if not _is_share(name):
+            raise ValueError(f"expected floors of coverages between 0 and 1, got {name!r}")
+        held = floors if isinstance(floors, Mapping) else {}
+        values = [held.get(kind) for kind in ("labelings", "entities")]
+        if held.get("labelings", 0) is None:  # too many would be needed
             values = values[1:]
-        if not all(isinstance(each, float) and -math.inf < each <= 0 for each in values):
+        if not all(_is_number(each) and -math.inf < each <= 0 for each in values):
             raise ValueError(
                 f"floors of coverage {name}: expected log probabilities of labelings and "
                 f"entities, got {floors!r}"
             )
     return dict(conformal)
+
+
+def _is_share(name: Any) -> bool:
+    "Whether a coverage is named by its number."
+    try:
+        return 0 < float(name) < 1
+    except (TypeError, ValueError):
+        return False
 
 
 def check_scaling(
@@ -67,7 +85,7 @@ def check_scaling(
         if not isinstance(values, Mapping) or set(values) != set(labels):
             raise ValueError(f"scaling: expected {kind} of {', '.join(labels)}, got {values!r}")
         for name, value in values.items():
-            if not isinstance(value, float) or not math.isfinite(value):
+            if not _is_number(value) or not math.isfinite(value):
                 raise ValueError(f"scaling: expected a number for {name} of {kind}, got {value!r}")
     check_temperature(scaling.get("tables"))
     return dict(scaling)
@@ -87,3 +105,26 @@ def keep_calibration(
     types = entity_types(config.labels)
     config.thresholds = None if thresholds is None else check_thresholds(thresholds, types)
     config.probability_temperature = temperature
+
+# %% ../../nbs/4_model/06_calibration.ipynb #e2b17b88
+def check_calibration(
+    config: Any,  # `NerCrfConfig` of a model
+    folder: str | Path = "",  # of the model, for the message
+) -> None:
+    "ValueError, with the file and a remedy, where a model keeps what it cannot use."
+    labels = config.labels
+    checks = {
+        "thresholds": lambda kept: check_thresholds(kept, entity_types(labels)),
+        "conformal": check_conformal,
+        "probability_scaling": lambda kept: check_scaling(kept, labels),
+    }
+    for name, check in checks.items():
+        if (kept := getattr(config, name, None)) is None:
+            continue
+        try:
+            check(kept)
+        except ValueError as error:
+            raise ValueError(
+                f"{Path(folder, 'config.json')}: {name}: {error}; write null for {name!r} there, "
+                "and fit it again: nercrf calibrate MODEL DEV"
+            ) from error

@@ -15,7 +15,7 @@ from nercrf.crf.entities import without_overlap
 from nercrf.crf.operating_points import OperatingPoint, find_operating_point
 from nercrf.evaluation.temperature import calibrated_chain
 from nercrf.labels import Span, entity_types, ids_to_spans
-from nercrf.model.calibration import check_scaling, check_thresholds
+from nercrf.model.calibration import check_calibration, check_thresholds
 from nercrf.model.modeling import NerCrfConfig
 from nercrf.tagging.prediction_sets import FoundSet, find_sets, read_floors
 from nercrf.tagging.predict_config import Decoding
@@ -55,17 +55,21 @@ class Decoder:
                 "or 'expected'"
             )
         self.config, self.decoding, self.labelings = config, decoding, labelings
+        folder = folder or config.name_or_path
+        check_calibration(config, folder)
         if isinstance(operating_point, str):
-            operating_point = find_operating_point(folder or config.name_or_path, operating_point)
+            operating_point = find_operating_point(folder, operating_point)
         self.operating_point = operating_point
         self.types = entity_types(config.labels)
         if threshold is not None and not isinstance(threshold, Mapping):
             threshold = dict.fromkeys(self.types, threshold)
-        self.threshold = check_thresholds(threshold or {}, self.types)
-        if config.thresholds is not None:
-            check_thresholds(config.thresholds, self.types)
-        if config.probability_scaling is not None:
-            check_scaling(config.probability_scaling, config.labels)
+        try:
+            self.threshold = check_thresholds(threshold or {}, self.types)
+        except ValueError as error:
+            raise ValueError(
+                f"threshold (--threshold): {error}; give numbers of 0 to 1 for types of the model "
+                f"in {folder or 'memory'}, the others have its own or 0.5"
+            ) from error
         self.floors = None if coverage is None else read_floors(config, coverage)
 
     @property

@@ -84,6 +84,7 @@ class HeldOut(NamedTuple):
     batches: list[LabelledChains]  # chains and gold tags
     gold: list[list[list[Span]]]  # entities of each sentence of each batch
     left_out: int  # sentences that are not annotated, or not in the model's labels
+    places: Sequence[Sequence[int]] = ()  # of the sentences of each batch among all that were given
 
     def pick(
         self,
@@ -105,11 +106,12 @@ class HeldOut(NamedTuple):
 def held_out(
     tagger: Tagger,  # the tagger
     examples: Sequence[Example],  # labelled sentences
+    engine: Engine | None = None,  # that runs the model; None: one of its weights as they are now
 ) -> HeldOut:  # without those that cannot be used
     "Run the encoder over labelled sentences; context is read across all of them."
     tags = [gold_tags(example, tagger.model.config) for example in examples]
-    engine = Engine(tagger.model, tagger.tokenizer, tagger.batch_size)
-    batches, gold = [], []
+    engine = engine or Engine(tagger.model, tagger.tokenizer, tagger.batch_size)
+    batches, gold, kept_places = [], [], []
     for places, chain in engine.chains(examples):
         rows = [row for row, place in enumerate(places) if tags[place]]
         if not rows:
@@ -120,7 +122,8 @@ def held_out(
             table[row, : len(tags[places[kept]])] = torch.tensor(tags[places[kept]])
         batches.append(LabelledChains(chain, table.to(chain.mask.device)))
         gold.append([examples[places[row]].spans for row in rows])
-    return HeldOut(batches, gold, sum(each is None for each in tags))
+        kept_places.append([places[row] for row in rows])
+    return HeldOut(batches, gold, sum(each is None for each in tags), kept_places)
 
 # %% ../../nbs/7_tagging/20_fitting.ipynb #09b06c20
 @dataclass(frozen=True)

@@ -6,45 +6,59 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from nercrf.crf.distribution import ChainBatch
 from nercrf.data.examples import Example, document_names
 from nercrf.data.json_spans import Doccano, JsonLines
 from nercrf.data.json_values import named_document
-from nercrf.evaluation.label_errors import Doubt, Judgement, Place, judge_labels
+from nercrf.evaluation.label_errors import Doubt, Judgement, Place, Slips, judge_labels
+from nercrf.evaluation.temperature import calibrated_chain, fit_temperature, fit_vector_scaling
 from nercrf.files import complete_file
 from nercrf.labels import Span
 from nercrf.tagging.annotators import studio_array, studio_record
-from nercrf.tagging.fitting import gold_tags
+from nercrf.model.modeling import NerCrfConfig
+from nercrf.tagging.fitting import HeldOut, held_out, try_scaling
 from nercrf.tagging.output import json_line
 from nercrf.tagging.tagger import Tagged, Tagger
 
 # %% auto #0
-__all__ = ['ReviewFormat', 'judge_sentences', 'judgement_record', 'read_judgement', 'Review', 'rank_reviews', 'review_record',
-           'review_line', 'write_reviews']
+__all__ = ['LEAST', 'ReviewFormat', 'fitted_to_labels', 'judge_sentences', 'judgement_record', 'read_judgement', 'Review',
+           'rank_reviews', 'review_record', 'review_line', 'write_reviews']
 
 # %% ../../nbs/7_tagging/22_review.ipynb #b47b52bf
+LEAST = 100  # sentences to which chains are fitted
+
+
+def fitted_to_labels(
+    sentences: HeldOut,  # labelled sentences
+    config: NerCrfConfig,  # labels, scheme and calibration of the model
+) -> Callable[[ChainBatch], ChainBatch]:  # what is done to a chain
+    "The calibration under which the labels as a whole are most likely."
+    if sum(map(len, sentences.gold)) < LEAST:
+        return partial(calibrated_chain, config=config)
+    if try_scaling(sentences, config, folds=2).is_better:
+        return fit_vector_scaling(sentences.batches)
+    temperature = fit_temperature(sentences.batches).value
+    return partial(ChainBatch.tempered, temperature=temperature)
+
+# %% ../../nbs/7_tagging/22_review.ipynb #73baecc8
 def judge_sentences(
     tagger: Tagger,  # one that has not learned from them
     examples: Sequence[Example],  # labelled sentences; context is read across all of them
+    slips: Slips | None = None,  # of the file that they are a part of; None: of these sentences
 ) -> list[Judgement | None]:  # of each; None: it cannot be judged
-    "What a tagger thinks of labels, at its own temperature."
-    config = tagger.model.config
-    known = [gold_tags(example, config) is not None for example in examples]
+    "What a tagger thinks of labels, once its chains are fitted to them as a whole."
+    config, sentences = tagger.model.config, held_out(tagger, examples, tagger.engine)
+    slips = slips or Slips.of(examples)
     judged: list[Judgement | None] = [None] * len(examples)
-    for places, chain in tagger.engine.chains(examples):
-        rows = [row for row, place in enumerate(places) if known[place]]
-        if not rows:
-            continue
-        kept = [places[row] for row in rows]
-        chain = replace(chain, emissions=chain.emissions[rows], mask=chain.mask[rows])
-        given = [examples[place].spans for place in kept]
-        chain = tagger.decoder.calibrated(chain)
-        found = judge_labels(chain, given, config.labels, config.scheme)
-        for place, judgement in zip(kept, found, strict=True):
+    calibrated = fitted_to_labels(sentences, config)
+    for (chain, _), given, places in zip(*sentences[:2], sentences.places, strict=True):
+        found = judge_labels(calibrated(chain), given, config.labels, config.scheme, slips)
+        for place, judgement in zip(places, found, strict=True):
             judged[place] = judgement
     return judged
 
@@ -53,7 +67,7 @@ def judgement_record(
     judgement: Judgement,  # of a sentence
 ) -> dict[str, Any]:  # JSON-ready
     "A judgement as plain values."
-    names = ("log_given", "log_suggested", "words")
+    names = ("log_given", "log_suggested", "words", "log_slip")
     doubts = [
         {**doubt.place._asdict(), **{name: getattr(doubt, name) for name in names}}
         for doubt in judgement.doubts
@@ -69,7 +83,8 @@ def read_judgement(
     for each in record["doubts"]:
         given, suggested = ([Span(*x) for x in each[side]] for side in ("given", "suggested"))
         place = Place(each["start"], each["end"], given, suggested)
-        doubts.append(Doubt(place, each["log_given"], each["log_suggested"], each["words"]))
+        slip = each.get("log_slip", 0.0)  # a file of before has none
+        doubts.append(Doubt(place, each["log_given"], each["log_suggested"], each["words"], slip))
     suggested = [Span(*each) for each in record["suggested"]]
     return Judgement(record["score"], doubts, suggested, record["chances"])
 

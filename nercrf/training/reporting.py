@@ -23,11 +23,10 @@ from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -35,6 +34,9 @@ from nercrf import __version__
 from nercrf.training.callbacks import TrainingCallback
 from nercrf.files import is_disk_full, write_bytes, write_lines
 from nercrf.training.run_folder import CURVE, HISTORY, RUN_RECORD, claim_run_file, is_of_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['logger', 'REPORTERS', 'append_text', 'History', 'read_history', 'find_history', 'plot_history', 'greater_is_better',
@@ -131,6 +133,8 @@ def plot_history(
     metric: str = "f1",  # on dev, whose best value is marked
 ) -> Figure:  # loss, scores on dev, and learning rates over the updates
     "Draw the learning curve of a run."
+    from matplotlib.figure import Figure  # half a second that no other command needs
+
     figure = Figure(figsize=(10, 3), layout="constrained")
     losses, scores, rates = figure.subplots(1, 3)
     _draw(losses, records, {"loss": "train", "dev_loss": "dev"})
