@@ -327,9 +327,7 @@ def test_an_error_is_found_by_words_id_and_place(page, shown, data):
         owner["where"]: lambda x: owner["where"] in x["where"],
         f"  {pair.upper()} ": lambda x: pair in " ".join(x["words"]),
         named["id"].upper(): lambda x: named["id"] in (x["id"] or ""),
-        str(owner["number"]): lambda x: (
-            x is owner or str(owner["number"]) in " ".join([x["where"], x["id"] or "", *x["words"]])
-        ),
+        f"#{owner['number']}": lambda x: x is owner,
         "no such words": lambda x: False,
         "": lambda x: True,
     }.items():
@@ -344,6 +342,14 @@ def test_an_error_is_found_by_words_id_and_place(page, shown, data):
         for each in split["errors"]
     )
     assert page.texts("#error-count") == [f"{many} of {total} errors"]
+    page.choose("filter-cause", "boundary")
+    page.ask("document.querySelector('#confusion button.link').click()")
+    number = page.ask("document.getElementById('search').value")
+    assert number == f"#{split['commonest'][0]['sentences'][0]}"
+    found = page.texts(".error .facts")
+    assert len(found) == counted(lambda x: f"#{x['number']}" == number) > 0
+    assert all(f"sentence {number[1:]}" in each for each in found)
+    assert page.ask("document.activeElement.className") == "error"
     page.ask("document.getElementById('search').focus()")
     page.press("j")  # is a letter there
     assert page.ask("document.activeElement.id") == "search"

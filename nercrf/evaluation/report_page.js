@@ -177,10 +177,10 @@ function headline(split) {
   stat("F1", ratio(split.f1), ends(spread.f1), "first");
   stat("Precision", ratio(split.precision), ends(spread.precision));
   stat("Recall", ratio(split.recall), ends(spread.recall));
-  stat("Macro F1", ratio(split.macro.f1), ends((split.macro.intervals || {}).f1));
+  stat("Macro F1 (mean of types)", ratio(split.macro.f1), ends((split.macro.intervals || {}).f1));
   if ("unseen_gold" in split) stat("F1 on unseen names", ratio(split.unseen_f1), `${number(split.unseen_gold)} of ${number(split.gold)} entities`);
   stat("Sentences", number(split.sentences), `${number(split.gold)} annotated, ${number(split.predicted)} predicted entities`);
-  stat("Loss", ratio(split.loss, 3), "nats a sentence");
+  stat("Loss", ratio(split.loss, 3), "nats a sentence; lower is better");
   const notes = [];
   if (split.gold < 100) notes.push(`Only ${number(split.gold)} annotated entities: the intervals are wide, and differences of some points mean nothing.`);
   if (over.documents && over.documents < ENOUGH_DOCUMENTS) {
@@ -276,10 +276,19 @@ function confusion(split) {
       return { text: value ? number(value) : "·", strength: row === column ? 0 : value, kind: row === column ? "right" : "" };
     },
   });
-  const rows = split.commonest.map((each) => [`${each.gold || "nothing"} → ${each.found || "nothing"}`, each.cause, each.count, each.sentences.join(", ")]);
+  const rows = split.commonest.map((each) => [`${each.gold || "nothing"} → ${each.found || "nothing"}`, each.cause, each.count, links(each.sentences)]);
   add(part, "h3", {}, "The commonest errors");
-  if (rows.length) table(part, { caption: "Annotated → predicted; numbers of the first sentences", rows, heads: ["Types", "Cause", "Errors", "Sentences"], wide: false });
+  if (rows.length) table(part, { caption: "Annotated → predicted; the first sentences, to be looked at below", rows, heads: ["Types", "Cause", "Errors", "Sentences"], wide: false });
   else add(part, "p", { class: "note" }, "No error at all.");
+}
+
+function links(sentences) {
+  const list = make("span");
+  sentences.forEach((each, at) => {
+    if (at) list.append(", ");
+    add(list, "button", { type: "button", class: "link", "aria-label": `Errors of sentence ${each}`, on: { click: () => find(`#${each}`) } }, number(each));
+  });
+  return list;
 }
 
 function causes(split) {
@@ -291,6 +300,7 @@ function causes(split) {
   });
   table(part, { caption: `${number(total)} errors by cause`, file: "causes", rows, heads: ["Cause", "", "Errors", "Share", "Annotated", "Predicted", "Meaning"] });
   add(part, "h3", {}, "Where errors pile up");
+  add(part, "p", { class: "quiet" }, "The figures of entities by what they and their sentences are like.");
   for (const [name, groups] of Object.entries(split.properties)) {
     const inside = add(part, "details");
     add(inside, "summary", {}, PROPERTIES[name] ?? name);
@@ -343,6 +353,7 @@ function calibration(split) {
   }
 
   add(part, "h3", {}, "Keep only what is probable");
+  add(part, "p", { class: "quiet" }, "Precision and recall as they would be if less probable entities were dropped.");
   const controls = add(part, "div", { class: "controls" });
   const slider = make("input", { type: "range", id: "threshold", min: 0, max: known.thresholds.length - 1, step: 1, value: 0 });
   add(controls, "label", { class: "wide" }, "Threshold", slider);
@@ -499,8 +510,8 @@ function errorBrowser(split) {
   const trained = errors.some((each) => each.error.training);
   const training = trained ? filter("filter-training", "Training data", [["", "seen and unseen"], ...Object.keys(TRAINING).map((name) => [name, `${TRAINING[name]} (${number(count((each) => each.error.training === name))})`])]) : null;
   const order = filter("order", "Order", [["confidence", "surest first"], ["doubt", "least sure first"], ["text", "order of the text"]]);
-  const search = make("input", { id: "search", type: "search", autocomplete: "off", spellcheck: "false", placeholder: "words, file:line, id, number" });
-  add(controls, "label", {}, "Search", search);
+  const search = make("input", { id: "search", type: "search", autocomplete: "off", spellcheck: "false", placeholder: "words, file:line, id, #number" });
+  add(controls, "label", { class: "search" }, "Search", search);
   search.addEventListener("input", () => update());
   const texts = new Map(); // what is searched of each sentence
   const searched = (sentence) => {
@@ -524,7 +535,7 @@ function errorBrowser(split) {
   const update = () => {
     const wanted = search.value.trim().toLowerCase();
     chosen = errors.filter((each) =>
-      (!wanted || String(each.sentence.number) === wanted || searched(each.sentence).includes(wanted)) && (!cause.value || each.error.cause === cause.value) && (type.value === "" || has(each, names[Number(type.value)])) && (!training || !training.value || each.error.training === training.value));
+      (!wanted || `#${each.sentence.number}` === wanted || searched(each.sentence).includes(wanted)) && (!cause.value || each.error.cause === cause.value) && (type.value === "" || has(each, names[Number(type.value)])) && (!training || !training.value || each.error.training === training.value));
     if (order.value === "doubt") chosen.reverse();
     if (order.value === "text") chosen.sort((a, b) => a.sentence.number - b.sentence.number);
     const left = split.errors_in_all - errors.length;
@@ -550,6 +561,13 @@ function errorBrowser(split) {
     if (!step) return;
     event.preventDefault();
     go(here < 0 ? 0 : here + step);
+  };
+  find = (text) => {
+    for (const each of [cause, type, training]) if (each) each.value = "";
+    search.value = text;
+    update();
+    part.scrollIntoView();
+    go(0);
   };
   saving(part, "errors", ["number", "file and line", "id", "cause", "annotated", "predicted", "confidence", "training", "annotated text", "predicted text", "sentence"], () =>
     chosen.map(({ error, sentence, gold, predicted }) => {
@@ -580,13 +598,14 @@ function about() {
 /* The page */
 
 let keys = null;
+let find = () => {}; // shows errors that hold a text
 document.addEventListener("keydown", (event) => keys && keys(event));
 
 const last = (path) => String(path || "").split(/[\\/]/).filter(Boolean).pop() || "";
 
 function show(name) {
   const split = data.splits[name];
-  keys = null;
+  [keys, find] = [null, () => {}];
   main.replaceChildren();
   document.getElementById("contents").replaceChildren();
   headline(split);
