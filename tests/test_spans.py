@@ -16,7 +16,7 @@ from seqeval.metrics.v1 import precision_recall_fscore_support as strict_fscore
 from seqeval.scheme import IOB2
 from test_metrics import SEQEVAL, noisy_corpus
 
-from nercrf.evaluation.metrics import score_tags
+from nercrf.evaluation.metrics import EntityScores, score_tags
 from nercrf.evaluation.scores import (
     WAYS,
     count_confusions,
@@ -70,6 +70,46 @@ def test_tags_read_as_arrays_are_the_spans_of_the_reference(scheme, data):
         expected = [tags_to_spans(sentence, scheme, mode) for sentence in tags]
         assert table_of_tags(tags, scheme, mode).to_lists() == expected
         assert table_of_ids(flat, offsets, labels, scheme, mode).to_lists() == expected
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(data=st.data())
+@settings(max_examples=40)
+def test_scores_of_tags_are_those_of_their_spans(scheme, data):
+    """Sentences with the same tags, with nothing in them, and of another class than `list` take
+    other ways through `score_tags`; all of them count what sets of spans count."""
+    labels = ["O", *label_list(["A", "B"], scheme)]  # "O" twice as often
+    kinds = data.draw(st.sampled_from([(list,), (tuple,), (list, tuple), (list, np.array)]))
+    gold, predicted, expected = [], [], {"strict": [], "lenient": []}
+    for _ in range(data.draw(st.integers(0, 5))):
+        sides = [data.draw(st.lists(st.sampled_from(labels), max_size=7))] * 2
+        if data.draw(st.booleans()):
+            drawn = st.lists(
+                st.sampled_from(labels), min_size=len(sides[0]), max_size=len(sides[0])
+            )
+            sides[1] = data.draw(drawn)
+        for side, tags in zip((gold, predicted), sides, strict=True):
+            side.append(data.draw(st.sampled_from(kinds))(tags))
+        for mode, pairs in expected.items():
+            pairs.append([tags_to_spans(tags, scheme, mode) for tags in sides])
+    for mode, pairs in expected.items():
+        counted = EntityScores()
+        for pair in pairs:
+            counted.add(*pair)
+        assert score_tags(gold, predicted, scheme, mode) == counted
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_wrong_tag_and_a_wrong_length_are_told_whatever_holds_them(kind):
+    gold = [kind(["O", "O"]), kind(["B-A"])]
+    with pytest.raises(ValueError, match=r"tags in sentence 1 as on the gold side \(1\), got 2"):
+        score_tags(gold, [kind(["O", "X-A"]), kind(["O", "O"])])
+    for side in ("got 'X-A'", "got 'Oo'"):
+        tag = side.split("'")[1]
+        with pytest.raises(ValueError, match=side):
+            score_tags(gold, [kind(["O", tag]), kind(["B-A"])])
+        with pytest.raises(ValueError, match=side):
+            score_tags([kind([tag])], [kind([tag])])
 
 
 @given(corpora, st.randoms())

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import ne
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +18,12 @@ from nercrf.data.examples import Example
 from nercrf.evaluation.spans import (
     SpanTable,
     align_tables,
+    are_lists,
     find_common,
+    find_marked,
+    number_tags,
+    table_of_ids,
     table_of_spans,
-    table_of_tags,
 )
 from nercrf.labels import Scheme, Span
 from nercrf.tables import text_table
@@ -143,15 +148,13 @@ def score_tables(
     "Compare gold and predicted entities of a corpus that stand in tables."
     gold, predicted = align_tables(gold, predicted)
     correct = gold.select(find_common(gold, predicted)[0])
-    counts = (
-        {
-            name: count
-            for name, count in zip(gold.types, side.counts().tolist(), strict=True)
-            if count
-        }
-        for side in (gold, predicted, correct)
-    )
-    return EntityScores(*map(Counter, counts))
+    return EntityScores(*map(_count_types, (gold, predicted, correct)))
+
+
+def _count_types(table: SpanTable) -> Counter[str]:
+    "How many entities each type has that has any."
+    counts = zip(table.types, table.counts().tolist(), strict=True)
+    return Counter({name: count for name, count in counts if count})
 
 
 def score_spans(
@@ -171,23 +174,24 @@ def score_tags(
 ) -> EntityScores:  # counts over all sentences
     "Compare gold and predicted tags of a corpus, entity by entity."
     _check_lengths("predicted sentences", gold, predicted)
+    if list(map(len, gold)) != list(map(len, predicted)):
+        for number, pair in enumerate(zip(gold, predicted, strict=True)):
+            _check_lengths(f"tags in sentence {number}", *pair)
     # a sentence with the same tags on both sides has the same entities: it is read once
-    differing = [
-        number
-        for number, (gold_tags, tags) in enumerate(zip(gold, predicted, strict=True))
-        if not (type(gold_tags) is type(tags) is list and gold_tags == tags)
-    ]
-    for number in differing:
-        _check_lengths(f"tags in sentence {number}", gold[number], predicted[number])
-    table = table_of_tags([*gold, *map(predicted.__getitem__, differing)], scheme, mode)
-    is_gold = table.sentence < len(gold)
-    differing = np.array(differing, int)
-    sentence = np.append(np.arange(len(gold)), differing)[table.sentence]
+    differs = np.ones(len(gold), bool)
+    if are_lists(gold) and are_lists(predicted):
+        differs = np.fromiter(map(ne, gold, predicted), bool, len(gold))
+    marked, again = find_marked(gold), np.flatnonzero(differs)
+    tags = map(gold.__getitem__, marked.tolist()), map(predicted.__getitem__, again.tolist())
+    ids, offsets, labels = number_tags([*chain(*tags)])
+    table = table_of_ids(ids, offsets, labels, scheme, mode)
+    is_gold = table.sentence < len(marked)
+    sentence = np.append(marked, again)[table.sentence]
     table = replace(table, sentence=sentence, sentences=len(gold))
-    differs = (np.bincount(differing, minlength=len(gold)) > 0)[sentence]
-    same = table.select(is_gold & ~differs)
+    differs = differs[sentence]
     scores = score_tables(table.select(is_gold & differs), table.select(~is_gold))
-    return scores.merge(score_tables(same, same))
+    same = _count_types(table.select(is_gold & ~differs))
+    return scores.merge(EntityScores(same, same, same))
 
 # %% ../../nbs/5_evaluation/02_metrics.ipynb #809b8313
 def report(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, repeat
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from nercrf.labels import Scheme, Span, entity_steps
 
 # %% auto #0
 __all__ = ['SpanTable', 'sorted_table', 'table_of_spans', 'NumberedNames', 'with_types', 'align_tables', 'find_common',
-           'sorted_keys', 'TagRules', 'tag_rules', 'table_of_ids', 'table_of_tags', 'number_tags']
+           'sorted_keys', 'TagRules', 'tag_rules', 'table_of_ids', 'table_of_tags', 'find_marked', 'are_lists',
+           'number_tags']
 
 # %% ../../nbs/5_evaluation/01_spans.ipynb #b163e2be
 @dataclass(frozen=True, eq=False)
@@ -258,21 +259,21 @@ def _find_runs(
     if not len(places):
         return places, places
     own = ids[places].astype(np.int64)
-    left = np.where(places > 0, ids[places - 1], border)
-    right = ids[np.minimum(places + 1, len(ids) - 1)]
     cut = np.zeros(len(ids) + 1, bool)  # where a sentence begins
     cut[offsets] = True
-    left = np.where(cut[places], border, left)
-    right = np.where(cut[places + 1], border, right)
-    joined = rules.joins[left, own]
-    starts = np.flatnonzero(~joined)  # of runs, as rows of `places`
+    left = ids[places - 1].astype(np.int64)
+    left[cut[places]] = border
+    pairs = left * (border + 1) + own
+    starts = np.flatnonzero(~rules.joins.ravel()[pairs])  # of runs, as rows of `places`
     stops = np.append(starts[1:], len(places)) - 1
-    able = np.flatnonzero(rules.begins[left, own])
-    run = np.searchsorted(starts, able, "right") - 1
-    earliest = np.ones(len(able), bool)
-    earliest[1:] = run[1:] != run[:-1]
-    first, last = able[earliest], stops[run[earliest]]
-    whole = rules.ends[own[last], right[last]]
+    able = np.flatnonzero(rules.begins.ravel()[pairs])
+    first = np.append(able, len(places))[np.searchsorted(able, starts)]
+    begun = first <= stops  # some word of the run may begin an entity
+    first, last = first[begun], stops[begun]
+    behind = places[last] + 1
+    right = ids[np.minimum(behind, len(ids) - 1)].astype(np.int64)
+    right[cut[behind]] = border
+    whole = rules.ends[own[last], right]
     return places[first[whole]], places[last[whole]]
 
 # %% ../../nbs/5_evaluation/01_spans.ipynb #6958a6b6
@@ -282,15 +283,27 @@ def table_of_tags(
     mode: str = "strict",  # "strict" like seqeval, "lenient" like conlleval
 ) -> SpanTable:  # with the types that occur
     "A table of lists of tags."
-    # most sentences of most data hold nothing, and a list counts quicker than words get numbers
-    rows = [
-        row
-        for row, each in enumerate(tags)
-        if type(each) is not list or each.count("O") < len(each)
-    ]
-    ids, offsets, labels = number_tags([tags[row] for row in rows])
+    rows = find_marked(tags)
+    ids, offsets, labels = number_tags([tags[row] for row in rows.tolist()])
     table = table_of_ids(ids, offsets, labels, scheme, mode)
-    return replace(table, sentence=np.array(rows, int)[table.sentence], sentences=len(tags))
+    return replace(table, sentence=rows[table.sentence], sentences=len(tags))
+
+
+def find_marked(
+    tags: Sequence[Sequence[str]],  # of each sentence
+) -> np.ndarray:  # int64 (rows,) all but plain lists of nothing but "O"
+    "The sentences that may hold entities: a list counts quicker than words get numbers."
+    if not are_lists(tags):
+        return np.arange(len(tags))
+    sizes = np.fromiter(map(len, tags), np.int64, len(tags))
+    return np.flatnonzero(np.fromiter(map(list.count, tags, repeat("O")), np.int64) < sizes)
+
+
+def are_lists(
+    tags: Iterable[Sequence[str]],  # of each sentence
+) -> bool:  # False also for a list of another class
+    "Are all sentences plain lists, which compare and count without a line of Python a word?"
+    return {*map(type, tags)} <= {list}
 
 
 def number_tags(
