@@ -338,10 +338,11 @@ def test_a_source_that_fails_gives_what_came_before(model):
 @pytest.mark.parametrize("connected", [False, True])
 def test_a_bad_element_costs_itself_only(model, connected):
     tagger = Tagger(model, TOKENIZER)
-    elements = [*TEXTS[:5], None, *TEXTS[5:9], 3.5, ""]
+    elements = [*TEXTS[:5], None, *TEXTS[5:9], 3.5, "", "half \ud83d of a pair"]
+    bad = [5, 10, 12]
     kept = list(tag_stream(tagger, elements, 4, connected, on_error="keep"))
     assert [text for text, _ in kept] == elements
-    assert [place for place, (_, each) in enumerate(kept) if isinstance(each, TypeError)] == [5, 10]
+    assert [place for place, (_, each) in enumerate(kept) if isinstance(each, TypeError)] == bad
     assert "element 5 of the input" in str(kept[5][1])
     wanted = tagger(TEXTS[:9], connected=connected)
     assert [each for _, each in kept[:5] + kept[6:10]] == wanted

@@ -126,3 +126,12 @@ def test_a_table_is_one_in_a_pipe_and_in_a_text_file_too(tmp_path, monkeypatch):
         assert texts_of("-") == [MET, LEFT]
     for content in ("Text, Bild und Ton\nWas wir sehen, hören\n", "Text\nA text, in a line\n"):
         assert texts_in(tmp_path, "a.txt", content) == content.splitlines()
+
+
+def test_an_array_is_one_in_a_pipe_too(tmp_path, monkeypatch):
+    "It was a text with brackets and quotes."
+    for content in ('["Ana left", "Bob \\"ran\\""]\n', '[["Ana left", {"entities": []}]]\n'):
+        found = texts_in(tmp_path, "a.json", content)
+        assert found[0] == "Ana left"
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+        assert texts_of("-") == found

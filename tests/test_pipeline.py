@@ -223,6 +223,24 @@ def test_shapes_are_those_of_the_stock_pipeline(corpus):
             each([])
 
 
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (None, "expected a text or texts, got NoneType"),
+        ({"text": "Ada Moor"}, "expected a text or texts, got dict; give a list"),
+        (b"Ada Moor", "expected a text or texts, got bytes"),
+        ([None], "element 0 of the input: expected a string or a list of strings, got NoneType"),
+        (["Ada", "a\ud800"], "element 1 of the input: expected Unicode text"),
+    ],
+)
+def test_what_is_no_text_is_refused_at_once(inputs, message, corpus):
+    "The keys of an object were tagged."
+    tokenizer = build_tokenizer(corpus.train)
+    door = pipeline("ner", model=random_model(tokenizer), tokenizer=tokenizer, device="cpu")
+    with pytest.raises(TypeError, match=message):
+        door(inputs)
+
+
 def test_importing_nercrf_is_enough_in_any_order(corpus, tmp_path):
     tokenizer = build_tokenizer(corpus.train)
     for folder in (tmp_path, tmp_path / "run" / "model"):  # a model's folder, and that of a run

@@ -127,7 +127,15 @@ def test_every_folder_of_a_run_that_holds_a_model_loads(folder, name):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "message"), [([3], "got int"), ([["a", 3]], "got list"), ([None], "got NoneType")]
+    ("inputs", "message"),
+    [
+        ([3], "got int"),
+        ([["a", 3]], "got list with 3 as word 1"),
+        ([None], "got NoneType"),
+        (["a", "b\ud800"], "element 1 of the input: expected Unicode text, got half of a surrog"),
+        ([["a", "\udc00"]], "element 0 of the input: expected Unicode text, got half of a surrog"),
+        ([["a", ""]], "expected words of at least one character, got '' as word 1; leave it out"),
+    ],
 )
 def test_wrong_input_is_named(tagger, inputs, message):
     with pytest.raises(TypeError, match=message):

@@ -29,6 +29,8 @@ def for_input(
 
 # %% ../../nbs/7_tagging/23_input_formats.ipynb #12ddb73f
 _TAG = re.compile(r"O|[A-Z]-\S+")
+_STRING = r'"(?:[^"\\\n]|\\.)*"'
+_JSON = re.compile(rf'\s*(\{{\s*"\w+"\s*:|\[\s*[{{\]]|\[\s*\[?\s*{_STRING}\s*(,\s*["{{\[]|\]\s*$))')
 _OBJECT = re.compile(r'\{\s*"\w+"\s*:')
 _LETTER_TAG = re.compile(r"O|[BIESLUM]-\S+")
 _CELLS = (".csv", ".tsv")
@@ -83,7 +85,7 @@ def find_input_format(
 ) -> str:  # a key of `FORMATS`; jsonl for every kind of JSON
     "How a file is read whose format nobody named."
     plain = path.name.removesuffix(".gz").lower()
-    if plain.endswith(JSON_ENDINGS) or re.match(r'\s*(\{\s*"\w+"\s*:|\[\s*[{\]])', head):
+    if plain.endswith(JSON_ENDINGS) or _JSON.match(head):
         return "jsonl"
     if plain.endswith(".ann"):
         return "brat"

@@ -25,7 +25,7 @@ from nercrf.labels import spans_to_tags
 from nercrf.model.encoder_config import named_model
 from nercrf.model.modeling import NerCrfConfig
 from nercrf.tagging.predict_config import Decoding
-from nercrf.tagging.tagger import Tagged, Tagger
+from nercrf.tagging.tagger import Tagged, Tagger, check_texts
 
 # %% auto #0
 __all__ = ['CHUNK', 'entity_rows', 'token_rows', 'PipelineOptions', 'answer', 'TaggerPipeline', 'TokenClassification',
@@ -174,6 +174,7 @@ class TaggerPipeline(TokenClassificationPipeline):
         size = batch_size or self.tagger.batch_size
         if isinstance(inputs, str):
             return next(self._answer([inputs], size, asked))
+        check_texts(inputs)
         if not isinstance(inputs, (list, tuple)):
             return self._answer(inputs, size, asked)
         if not inputs:
@@ -196,7 +197,8 @@ class TaggerPipeline(TokenClassificationPipeline):
 
     def _read(self, item: str | Sequence[str], place: int, asked: PipelineOptions) -> Tagged:
         "A text, or the words of a sentence."
-        if isinstance(item, str) == asked.is_split_into_words:
+        is_either = isinstance(item, str | Sequence)
+        if is_either and isinstance(item, str) == asked.is_split_into_words:
             wanted = "a list of words" if asked.is_split_into_words else "a text"
             raise ValueError(
                 f"element {place} of the input: expected {wanted}, got {type(item).__name__}; give "

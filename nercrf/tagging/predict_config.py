@@ -49,6 +49,11 @@ def read_thresholds(
                 f"--threshold: expected one number of 0 to 1, or TYPE=number for each type, "
                 f"got {word!r}"
             )
+        if name in named:
+            raise ValueError(
+                f"--threshold: expected one number for the type {name}, got {named[name]:g} and "
+                f"{value:g}; leave out one of them"
+            )
         if is_named:
             named[name] = value
         else:

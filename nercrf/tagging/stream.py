@@ -169,6 +169,8 @@ def input_files(
             and not (each.suffix == ".ann" and each.with_suffix(".txt").exists())
             and (output is None or Path(output) not in (each, *each.parents))
         ]
+        if not inside and output is not None and Path(output) in (path, *path.parents):
+            raise ValueError(f"--output {output}: holds what is read: choose another folder")
         if not inside:
             raise ValueError(f"{path}: expected a folder with files to tag, got one without any")
         found += map(str, inside)

@@ -5,6 +5,7 @@
 # %% ../../nbs/7_tagging/08_tagger.ipynb #666b4959
 from __future__ import annotations
 
+import re
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -30,7 +31,7 @@ from nercrf.tagging.prediction_sets import FoundSet, Labeling
 from nercrf.tagging.quantized import PARITY, Bits, check_parity, quantized
 
 # %% auto #0
-__all__ = ['Entity', 'Tagged', 'text_example', 'Tagger', 'tag_batches', 'tag_stream', 'quantized_tagger']
+__all__ = ['Entity', 'Tagged', 'text_example', 'check_texts', 'Tagger', 'tag_batches', 'tag_stream', 'quantized_tagger']
 
 # %% ../../nbs/7_tagging/08_tagger.ipynb #bf158b78
 @dataclass(frozen=True)
@@ -145,11 +146,14 @@ def _with_found(sentence: Tagged, found: Found) -> Tagged:
     return replace(sentence, spans=spans, probabilities=probabilities, alternatives=alternatives)
 
 # %% ../../nbs/7_tagging/08_tagger.ipynb #97aef429
-def _check_texts(inputs: Any) -> None:
+def check_texts(
+    inputs: Any,  # texts, or what somebody gives instead
+) -> None:
     "TypeError for what has no order, or gives names of columns where it is asked for its elements."
     if isinstance(inputs, str):
         raise TypeError("expected texts, got one; give a list: tagger.tagged([text])")
-    if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
+    has_elements = isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")
+    if isinstance(inputs, bytes) or not has_elements:
         raise TypeError(f"expected a text or texts, got {type(inputs).__name__}")
     if isinstance(inputs, Mapping | Set) or hasattr(inputs, "columns"):
         raise TypeError(
@@ -158,6 +162,28 @@ def _check_texts(inputs: Any) -> None:
         )
 
 # %% ../../nbs/7_tagging/08_tagger.ipynb #1c166b44
+def _wrong_element(item: Any) -> str | None:
+    "Why an element is neither a text nor the words of a sentence."
+    words = [item] if isinstance(item, str) else item
+    if not isinstance(words, Sequence) or isinstance(words, bytes):
+        kind = type(item).__name__
+        return f"expected a string or a list of strings, got {kind}; give texts, or lists of words"
+    for place, word in enumerate(words):
+        if not isinstance(word, str):
+            return (
+                f"expected a string or a list of strings, got {type(item).__name__} with {word!r} "
+                f"as word {place}; give texts, or lists of words"
+            )
+        if not word and words is item:
+            return f"expected words of at least one character, got '' as word {place}; leave it out"
+        if not word.isascii() and (half := re.search("[\ud800-\udfff]", word)):
+            return (
+                "expected Unicode text, got half of a surrogate pair (\\ud800 to \\udfff) at "
+                f"character {half.start()} of {word[:20]!a}; correct it"
+            )
+    return None
+
+
 def _own_splitter(config: NerCrfConfig) -> Splitter:
     "The splitter that the model was trained with."
     if config.split_by.startswith(CUSTOM):
@@ -247,7 +273,7 @@ class Tagger:
         connected: bool = False,  # of one document: `context` crosses elements
     ) -> list[Tagged]:  # of each element, with alternatives where a coverage was asked for
         "Tag texts, and keep all that was found in them."
-        _check_texts(inputs)
+        check_texts(inputs)
         sentences = [self.read(item, place) for place, item in enumerate(inputs)]
         _warn_of_words(sentences)
         source = {"source": ""} if connected else {}  # of one document, so from one place
@@ -261,12 +287,11 @@ class Tagger:
         place: int = 0,  # among others, for its id and a message
     ) -> Tagged:  # nothing found yet; TypeError where it is neither
         "One element of an input."
+        if wrong := _wrong_element(item):
+            raise TypeError(f"element {place} of the input: {wrong}")
         if isinstance(item, str):
             return Tagged(text_example(item, self.splitter, str(place), f"input {place}"), [])
-        if isinstance(item, Sequence) and all(isinstance(token, str) for token in item):
-            return Tagged(Example(str(place), list(item), source=f"input {place}"), [])
-        kind = f"expected a string or a list of strings, got {type(item).__name__}"
-        raise TypeError(f"element {place} of the input: {kind}; give texts, or lists of words")
+        return Tagged(Example(str(place), list(item), source=f"input {place}"), [])
 
 # %% ../../nbs/7_tagging/08_tagger.ipynb #be3905ca
 def tag_batches(
