@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nercrf.tagging.fitting import Fitting
 
 # %% auto #0
-__all__ = ['Share', 'CalibrateConfig', 'calibrate_parser', 'fitting_lines', 'doubts', 'calibrate_main']
+__all__ = ['Share', 'CalibrateConfig', 'calibrate_parser', 'expected_line', 'fitting_lines', 'doubts', 'calibrate_main']
 
 # %% ../nbs/8_commands/11_calibrate_command.ipynb #c33374ba
 Share = Bounds("must be between 0 and 1", lambda x: 0 < x < 1)
@@ -77,6 +77,20 @@ def calibrate_parser() -> FlagParser:  # of `nercrf calibrate`
     add_section(parser, CalibrateConfig)
     add_section(parser, ReadConfig, READING)
     return parser
+
+# %% ../nbs/8_commands/11_calibrate_command.ipynb #77daa1df
+def expected_line(
+    what: str,  # the wanted figure is of
+    expected: tuple[float, float] | None,  # of the wanted figure; None: too little is kept to tell
+) -> str:  # to be printed
+    "What as many new sentences will give of a figure that was picked here."
+    if expected is None:
+        return f"{what}: too few entities are kept to tell what new sentences will give"
+    low, high = expected
+    return (
+        f"{what}: expect {low:.3f} to {high:.3f} on as many new sentences of the same kind "
+        "(95 % interval of the wanted figure)"
+    )
 
 # %% ../nbs/8_commands/11_calibrate_command.ipynb #01e1a2d3
 _NAMES = {
@@ -134,7 +148,8 @@ def fitting_lines(
         for name, each in fitting.thresholds.items():
             figures = (f"{x:.4f}" for x in each[:3])
             rows.append([name, *figures, str(each.kept)])
-        lines += ["", "measured here, so expect a little less elsewhere:", *text_table(rows)]
+        lines += ["", "measured here:", *text_table(rows)]
+        lines += [expected_line(name or "all", each) for name, each in fitting.expected.items()]
     lines += [f"{name}: {why}; it has the common one" for name, why in fitting.unreachable.items()]
     for name, floors in (fitting.conformal or {"floors": {}})["floors"].items():
         known = {kind: floor for kind, floor in floors.items() if floor is not None}
@@ -221,7 +236,7 @@ def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, 
             say(
                 f"operating point {name}: precision {found.precision:.4f}, recall "
                 f"{found.recall:.4f} here, {found.kept} entities; nercrf predict ... "
-                f"--operating_point {name}"
+                f"--operating_point {name}\n{expected_line(name, found.expected)}"
             )
         if flags.json is not None:
             write_bytes(Path(flags.json), result_text(record).encode())

@@ -97,3 +97,36 @@ def test_a_perfect_model_has_no_spread_and_a_type_without_entities_no_figure():
     nothing = count_units(table_of_spans([[], []]), table_of_spans([[], []]))
     assert nothing.units == 2
     assert score_intervals(nothing)["micro"]["f1"] == (0.0, 0.0, 0.0)
+
+
+def made_documents(draw, count):
+    """Counts of the sentences of some documents, and whose they are; a document is easy or hard."""
+    rows, owners = [], []
+    for number in range(count):
+        chance = draw.beta(8, 2)
+        for _ in range(draw.integers(5, 16)):
+            gold = draw.integers(0, 4)
+            correct = draw.binomial(gold, chance)
+            rows.append([gold, correct + draw.binomial(2, (1 - chance) / 2), correct])
+            owners.append(number)
+    return np.array(rows), np.array(owners)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("documents", "over"), [(10, (0.89, 0.743)), (40, (0.947, 0.77))])
+def test_documents_that_differ_are_what_is_to_be_drawn(documents, over):
+    """300 test sets: how often 95 % intervals over documents, and over sentences, hold the truth."""
+    draw, held = np.random.default_rng(0), np.zeros(2)
+    gold, predicted, correct = made_documents(draw, 20_000)[0].sum(0)
+    truth = 2 * correct / (gold + predicted)
+    for number in range(300):
+        rows, owners = made_documents(draw, documents)
+        sums = np.zeros((documents, 3), np.int64)
+        np.add.at(sums, owners, rows)
+        for place, units in enumerate((sums, rows)):
+            kinds, weights = np.unique(units, axis=0, return_counts=True)
+            counts = UnitCounts(kinds[:, None, None], weights, ("A",))
+            found = score_intervals(counts, resamples=1000, seed=number)["micro"]["f1"]
+            held[place] += found.low <= truth <= found.high
+    assert held / 300 == pytest.approx(over, abs=0.005)
+    assert held[0] > held[1]

@@ -199,7 +199,7 @@ def test_scores_in_json_are_those_that_are_printed(model, tmp_path, capsys):
     tasks = tmp_path / "tasks.json"
     assert main([*map(str, words), "--output", str(tasks)]) == 0
     said = capsys.readouterr().out
-    printed = re.findall(r"^\d+\. (.*) \(score (-[\d.]+)\)$", said, re.MULTILINE)
+    printed = re.findall(r"^\d+\. (.*) \(score (-?[\d.]+)\)$", said, re.MULTILINE)
     assert main([*map(str, words), "--json"]) == 0
     records = json.loads(capsys.readouterr().out)
     suspicious = [each for each in records if each["log_ratio"] < 0]

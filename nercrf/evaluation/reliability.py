@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['FLOOR', 'Outcomes', 'Reliability', 'find_bins', 'reliability', 'CalibrationFigures', 'calibration_figures',
-           'calibration_intervals', 'Threshold', 'threshold_curve', 'pick_from_curve', 'pick_threshold']
+__all__ = ['FLOOR', 'LEAST_KEPT', 'Outcomes', 'Reliability', 'find_bins', 'reliability', 'CalibrationFigures',
+           'calibration_figures', 'calibration_intervals', 'Threshold', 'threshold_curve', 'pick_from_curve',
+           'pick_threshold', 'expected_interval', 'threshold_interval']
 
 # %% ../../nbs/5_evaluation/10_reliability.ipynb #35711ca5
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -234,3 +235,59 @@ def pick_threshold(
 ) -> Threshold:  # ValueError where no threshold gives it
     "The threshold that keeps most entities at a wanted precision, or fewest at a wanted recall."
     return pick_from_curve(threshold_curve(outcomes, gold), "threshold", precision, recall)
+
+# %% ../../nbs/5_evaluation/10_reliability.ipynb #28e4c9bd
+LEAST_KEPT = 30  # entities of which a precision can be told
+
+
+def expected_interval(
+    curve: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, float]],  # of weights of sentences
+    sentences: int,  # how many
+    precision: float | None = None,  # the wanted one; or
+    recall: float | None = None,  # the wanted one
+    level: float = 0.95,  # of the interval
+    resamples: int = 200,  # pairs of drawn sets of sentences
+    seed: int = 0,  # of the drawing
+) -> tuple[float, float] | None:  # of the wanted figure; None: too little is kept to tell
+    """What as many new sentences will give of a figure that is picked on these.
+
+    The curve gives entities kept and right ones among them, each (candidates,), and gold entities.
+    """
+    generator, given = np.random.default_rng(seed), []
+    shares = np.full(sentences, 1 / max(sentences, 1))
+    for _ in range(resamples):
+        picked, measured = generator.multinomial(sentences, shares, 2)
+        kept, right, gold = curve(picked)
+        figures = right / np.maximum(kept if recall is None else gold, 1)
+        fits = np.flatnonzero((figures >= (precision if recall is None else recall)) & (kept > 0))
+        if not len(fits):
+            continue
+        place = fits[kept[fits].argmax() if recall is None else kept[fits].argmin()]
+        if kept[place] < LEAST_KEPT:
+            continue
+        kept, right, gold = curve(measured)
+        given.append(right[place] / max(kept[place] if recall is None else gold, 1))
+    if len(given) < resamples / 2:
+        return None
+    low, high = np.quantile(given, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
+
+
+def threshold_interval(
+    outcomes: Outcomes,  # candidate entities, kept or not
+    gold: Sequence[int],  # gold entities of each sentence
+    precision: float | None = None,  # the wanted one; or
+    recall: float | None = None,  # the wanted one
+) -> tuple[float, float] | None:  # of the wanted figure; None: too little is kept to tell
+    "What as many new sentences will give of the figure for which a threshold is picked."
+    gold = np.asarray(gold, np.int64)
+    order = np.argsort(-outcomes.probabilities, kind="stable")
+    chance, places = outcomes.probabilities[order], outcomes.sentences[order]
+    right = outcomes.right[order]
+    last = np.flatnonzero(np.append(chance[1:] != chance[:-1], len(chance) > 0))
+
+    def curve(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        drawn = weights[places]
+        return drawn.cumsum()[last], (drawn * right).cumsum()[last], float(weights @ gold)
+
+    return expected_interval(curve, len(gold), precision, recall)

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['BIASES', 'ELSEWHERE', 'gold_tags', 'HeldOut', 'held_out', 'Predicted', 'predicted_outcomes', 'ScalingTrial',
-           'try_scaling', 'Fitting', 'fit_probabilities', 'pick_thresholds', 'FittedPoint', 'pick_operating_point',
-           'keep_fitting']
+__all__ = ['STEP', 'BIASES', 'HALVINGS', 'ELSEWHERE', 'gold_tags', 'HeldOut', 'held_out', 'Predicted', 'predicted_outcomes',
+           'ScalingTrial', 'try_scaling', 'Fitting', 'fit_probabilities', 'pick_thresholds', 'FittedPoint',
+           'pick_operating_point', 'keep_fitting']
 
 # %% ../../nbs/7_tagging/20_fitting.ipynb #a091bd52
 import copy
@@ -17,7 +17,7 @@ import math
 import random
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +34,10 @@ from nercrf.evaluation.reliability import (
     Threshold,
     calibration_figures,
     calibration_intervals,
+    expected_interval,
     pick_from_curve,
     pick_threshold,
+    threshold_interval,
 )
 from nercrf.evaluation.temperature import (
     FittedTemperature,
@@ -85,6 +87,14 @@ class HeldOut(NamedTuple):
     gold: list[list[list[Span]]]  # entities of each sentence of each batch
     left_out: int  # sentences that are not annotated, or not in the model's labels
     places: Sequence[Sequence[int]] = ()  # of the sentences of each batch among all that were given
+
+    def count_gold(
+        self,
+        name: str = "",  # an entity type; "": all
+    ) -> list[int]:  # of each sentence, counted through all batches
+        "How many gold entities there are."
+        held = (set(spans) for batch in self.gold for spans in batch)
+        return [sum(not name or span.label == name for span in spans) for spans in held]
 
     def pick(
         self,
@@ -233,6 +243,8 @@ class Fitting:
     conformal: dict[str, Any] | None = None  # what the floors were fitted on, and they; None: none
     scaling: dict[str, Any] | None = None  # that is kept in place of the temperature; None: none
     trial: ScalingTrial | None = None  # of a scaling, on folds; None: nobody asked
+    # of the wanted figure on new sentences, by type, "": of all; None: too few are kept to tell
+    expected: dict[str, tuple[float, float] | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:  # JSON-ready
         "Everything as plain numbers."
@@ -245,6 +257,7 @@ class Fitting:
             "intervals": {name: list(each) for name, each in self.intervals.items()},
             "thresholds": {name: each._asdict() for name, each in self.thresholds.items()},
             "unreachable": self.unreachable,
+            "expected": {name: each and list(each) for name, each in self.expected.items()},
             "left_out": self.left_out,
             "conformal": self.conformal,
             "scaling": self.scaling,
@@ -257,7 +270,7 @@ class Fitting:
             },
         }
 
-
+# %% ../../nbs/7_tagging/20_fitting.ipynb #73de8d9a
 def fit_probabilities(
     tagger: Tagger,  # the tagger; what is fitted is not yet kept in it
     examples: Sequence[Example] | HeldOut,  # that it has not learned from, or `held_out` of them
@@ -291,9 +304,15 @@ def fit_probabilities(
     before, after = (predicted(each).outcomes for each in (plain, config))
     thresholds: dict[str, Threshold] = {}
     unreachable: dict[str, str] = {}
+    expected: dict[str, tuple[float, float] | None] = {}
     if precision is not None or recall is not None:
         candidates = predicted(config, decoding="threshold", threshold=0.0)
         thresholds, unreachable = pick_thresholds(candidates, precision, recall, by_type)
+        own = [name for name in thresholds if name not in unreachable] if by_type else [""]
+        for name in own:
+            some = candidates.of_type(name).outcomes if name else candidates.outcomes
+            gold = sentences.count_gold(name)
+            expected[name] = threshold_interval(some, gold, precision, recall)
     return Fitting(
         fitted,
         calibration_figures(before),
@@ -305,6 +324,7 @@ def fit_probabilities(
         _conformal(sentences, config, coverages, data) if coverages else None,
         vector,
         trial,
+        expected,
     )
 
 
@@ -346,7 +366,9 @@ def pick_thresholds(
     return thresholds, unreachable
 
 # %% ../../nbs/7_tagging/20_fitting.ipynb #c29dacc4
-BIASES = tuple(step / 4 for step in range(-40, 41))  # nats
+STEP = 0.25  # nats
+BIASES = tuple(step * STEP for step in range(-40, 41))  # nats
+HALVINGS = 4  # of the step in which a wanted figure is lost
 
 
 class FittedPoint(NamedTuple):
@@ -356,6 +378,7 @@ class FittedPoint(NamedTuple):
     precision: float  # of the entities that Viterbi finds with them
     recall: float  # of all gold entities
     kept: int  # entities
+    expected: tuple[float, float] | None = None  # of the wanted figure on new sentences, 95 %
 
 
 def pick_operating_point(
@@ -365,24 +388,46 @@ def pick_operating_point(
     recall: float | None = None,  # the wanted one
 ) -> FittedPoint:  # ValueError where no bias gives it
     "The biases that find most entities at a wanted precision, or fewest at a wanted recall."
-    points = map(OperatingPoint.towards_entities, BIASES)
-    curve = (_figures_of(sentences, config, point) for point in points)
-    some = (each for each in curve if each.kept)
-    return pick_from_curve(some, "operating point", precision, recall)
+    tables = {bias: _counts_at(sentences, config, bias) for bias in BIASES}
+
+    def figures(bias: float) -> FittedPoint:
+        kept, right, gold = tables[bias].sum(0).tolist()
+        point = OperatingPoint.towards_entities(bias)
+        return FittedPoint(point, right / max(kept, 1), right / max(gold, 1), kept)
+
+    def fits(bias: float) -> bool:
+        found = figures(bias)
+        return found.recall >= recall if precision is None else found.precision >= precision
+
+    curve = {bias: each for bias in BIASES if (each := figures(bias)).kept}
+    picked = pick_from_curve(curve.values(), "operating point", precision, recall)
+    good = next(bias for bias, each in curve.items() if each is picked)
+    bad = good + (STEP if recall is None else -STEP)
+    for _ in range(HALVINGS if bad in tables and not fits(bad) else 0):
+        middle = (good + bad) / 2
+        tables[middle] = _counts_at(sentences, config, middle)
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    rows = np.stack([tables[bias] for bias in sorted(tables)])  # (biases, sentences, 3)
+
+    def counts(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        kept, right, gold = np.einsum("s,bsc->cb", weights, rows)
+        return kept, right, float(gold[0])
+
+    interval = expected_interval(counts, rows.shape[1], precision, recall)
+    return figures(good)._replace(expected=interval)
 
 
 @torch.no_grad()
-def _figures_of(sentences: HeldOut, config: NerCrfConfig, point: OperatingPoint) -> FittedPoint:
-    "What Viterbi finds at an operating point."
-    labels, scheme, found, right, gold = config.labels, config.scheme, 0, 0, 0
+def _counts_at(sentences: HeldOut, config: NerCrfConfig, bias: float) -> np.ndarray:
+    "Entities that Viterbi finds, right ones, gold ones of each sentence: (sentences, 3)."
+    labels, scheme, counts = config.labels, config.scheme, []
+    point = OperatingPoint.towards_entities(bias)
     for (chain, _), wanted in zip(sentences.batches, sentences.gold, strict=True):
         chain = replace(chain, scores=point.bias(chain.scores, chain.steps))
         for tags, spans in zip(chain.best_lists(), wanted, strict=True):
             guessed = set(ids_to_spans(tags, labels, scheme, "lenient"))
-            found += len(guessed)
-            right += len(guessed & set(spans))
-            gold += len(set(spans))
-    return FittedPoint(point, right / max(found, 1), right / max(gold, 1), found)
+            counts.append((len(guessed), len(guessed & set(spans)), len(set(spans))))
+    return np.array(counts, np.int64).reshape(-1, 3)
 
 # %% ../../nbs/7_tagging/20_fitting.ipynb #bdd01787
 ELSEWHERE = "copy the folder (cp -rL) and calibrate the copy, or give --measure_only"
