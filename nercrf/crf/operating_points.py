@@ -123,8 +123,8 @@ def find_operating_point(
     if name not in points:
         known = f"of {', '.join(points)}" if points else "that was fitted"
         raise ValueError(
-            f"{folder}: expected an operating point {known}, got {name!r}; fit it: nercrf calibrate "
-            f"MODEL DEV --precision 0.9 --operating_point {name}"
+            f"{folder}: expected an operating point {known}, got {name!r}; fit it: nercrf "
+            f"calibrate MODEL DEV --precision 0.9 --operating_point {name}"
         )
     return points[name]
 
