@@ -1,6 +1,7 @@
 """Where a newcomer stumbles on the command line: it works, or one sentence says what does."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -9,10 +10,12 @@ import pytest
 from training import CORPUS
 
 from nercrf import cli
-from nercrf.data.formats import FORMATS, write_examples
+from nercrf.card_facts import _recipe
+from nercrf.data.formats import FORMATS, read_examples, write_examples
 from nercrf.data.read_config import ReadFormat, WriteFormat
-from nercrf.flags import parse_verb
+from nercrf.flags import ScriptConfig, parse_verb
 from nercrf.opening import prepare_data
+from nercrf.tagging.tagger import Tagger
 
 
 def run(*words):
@@ -213,3 +216,99 @@ def test_an_operating_point_that_nobody_fitted_names_the_command(dev, model, cap
     said = capsys.readouterr().err
     wanted = "nercrf calibrate MODEL DEV --precision 0.9 --operating_point p90"
     assert f"expected an operating point that was fitted, got 'p90'; fit it: {wanted}" in said
+
+
+def folder_of(model, tmp_path):
+    """A copy of a tagger's folder that may be changed."""
+    folder = tmp_path / "tagger"
+    shutil.copytree(model, folder)
+    return folder
+
+
+@pytest.fixture
+def half(model, tmp_path):
+    """Sentences of which an untrained tagger is right in some."""
+    tagger = Tagger.from_pretrained(model, decoding="threshold", threshold=0.0)
+    own = tagger.tag_examples(CORPUS.dev[:14])
+    right = [replace(x, spans=spans) for x, spans in zip(CORPUS.dev, own, strict=False)]
+    write_examples([*right, *CORPUS.dev[14:]], tmp_path / "half.jsonl", "jsonl")
+    return tmp_path / "half.jsonl"
+
+
+def kept_by(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_what_was_fitted_to_other_probabilities_goes_with_a_line(half, model, tmp_path, capsys):
+    folder = folder_of(model, tmp_path)
+    some = tmp_path / "some.jsonl"
+    write_examples(CORPUS.dev[:12], some, "jsonl")
+    words = ["--recall", 0.001, "--coverage", 0.5]
+    assert run("calibrate", folder, half, *words) == 0
+    added = "temperature added, thresholds added, floors of coverages added"
+    assert capsys.readouterr().out.endswith(f": {added}\n")
+    first = kept_by(folder)
+    point = ["--recall", 0.001, "--operating_point", "wide"]
+    assert run("calibrate", folder, half, *point) == 0  # the same sentences, the same temperature
+    kept = "temperature kept, thresholds kept, floors of coverages kept"
+    assert capsys.readouterr().out.endswith(f": {kept}, operating point wide added\n")
+    assert kept_by(folder) == first
+    assert "operating points (`--operating_point`): wide" in (folder / "README.md").read_text()
+    assert run("calibrate", folder, some) == 0
+    gone = "temperature replaced, thresholds removed, floors of coverages removed"
+    said = capsys.readouterr().out
+    assert f": {gone}, operating point wide kept; the removed ones belong to other " in said
+    last = kept_by(folder)
+    assert (last["thresholds"], last["conformal"]) == (None, None)
+    card = (folder / "README.md").read_text()
+    assert f"temperature of {last['probability_temperature']:.4f}, fitted on" in card
+    assert "the model's own" not in card
+    assert "thresholds (`" not in card
+    (folder / "README.md").write_text("mine\n")  # a card that somebody has written
+    assert run("calibrate", folder, half) == 0
+    assert (folder / "README.md").read_text() == "mine\n"
+    (folder / "README.md").unlink()
+    assert run("calibrate", folder, some) == 0
+    assert not (folder / "README.md").exists()
+
+
+@pytest.mark.parametrize("by_type", [[], ["--by_type"]])
+def test_thresholds_have_a_row_of_all_types(by_type, half, model, tmp_path, capsys):
+    figures = tmp_path / "figures.json"
+    words = ["--measure_only", "--recall", 0.001, "--json", figures, *by_type]
+    assert run("calibrate", model, half, *words) == 0
+    (row,) = (
+        line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("all ") and "expect" not in line and "too few" not in line
+    )
+    told = json.loads(figures.read_text())
+    types = told["thresholds"].values()
+    kept = sum(each["kept"] for each in types)
+    right = sum(each["kept"] * each["precision"] for each in types)
+    gold = sum(len(set(each.spans)) for each in read_examples(half))
+    ratios = [f"{right / kept:.4f}", f"{right / gold:.4f}"]
+    assert row[2:] == [*ratios, str(kept)]
+    assert (row[1] == "-") == (len({each["value"] for each in types}) > 1)
+    assert told["total"]["kept"] == kept
+
+
+def test_a_coverage_names_what_uses_it(half, model, tmp_path, capsys):
+    folder = folder_of(model, tmp_path)
+    assert run("calibrate", folder, half, "--coverage", 0.5) == 0
+    said = capsys.readouterr().out
+    assert "nercrf predict MODEL FILE --coverage 0.5, or " in said
+    assert "Tagger.from_pretrained(MODEL, coverage=0.5).tagged(texts)" in said
+    assert "the best labeling in any case" in said
+    texts = [example.text for example in CORPUS.dev[:3]]
+    found = Tagger.from_pretrained(folder, coverage=0.5).tagged(texts)
+    assert all("candidates" in each.to_dict() for each in found)
+    out = tmp_path / "found.jsonl"
+    assert run("predict", folder, half, "--no_cuda", "--coverage", 0.5, "--output", out) == 0
+    assert "candidates" in json.loads(out.read_text().splitlines()[0])
+
+
+def test_whole_numbers_of_a_recipe_have_no_point(tmp_path):
+    (tmp_path / "training_config.json").write_text('{"max_steps": 22.0, "learning_rate": 0.5}')
+    recipe = _recipe(ScriptConfig(data_dir="data", output_dir="out"), tmp_path)
+    assert (str(recipe["updates"]), recipe["learning rate"]) == ("22", 0.5)
