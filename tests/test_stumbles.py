@@ -206,3 +206,10 @@ def test_a_loss_that_does_not_exist_is_not_printed(dev, model, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "test: 20 sentences\n" in printed
     assert "nan" not in printed
+
+
+def test_an_operating_point_that_nobody_fitted_names_the_command(dev, model, capsys):
+    assert run("predict", model, dev, "--no_cuda", "--operating_point", "p90") == 2
+    said = capsys.readouterr().err
+    wanted = "nercrf calibrate MODEL DEV --precision 0.9 --operating_point p90"
+    assert f"expected an operating point that was fitted, got 'p90'; fit it: {wanted}" in said
