@@ -29,7 +29,7 @@ from seqeval.scheme import IOB2
 from nercrf.data.corpus import read_corpus
 from nercrf.evaluation.metrics import score_tables, score_tags
 from nercrf.evaluation.spans import number_tags, table_of_ids
-from nercrf.labels import spans_to_tags
+from nercrf.labels import entity_types, label_list, spans_to_tags
 
 
 def make_ways(
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     corpus = read_corpus(args.data, on_bad="warn")
-    generator, labels = random.Random(0), corpus.labels
+    generator, labels = random.Random(0), label_list(entity_types(corpus.labels))
     examples = [
         each for split in corpus.splits.values() for each in split if each.spans is not None
     ]
