@@ -135,3 +135,12 @@ def test_an_array_is_one_in_a_pipe_too(tmp_path, monkeypatch):
         assert found[0] == "Ana left"
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
         assert texts_of("-") == found
+
+
+@pytest.mark.parametrize("title", ["Ana B-PER", "-DOCSTART-", "Names of 2020"])
+def test_a_line_before_the_header_leaves_a_table_a_table(title, tmp_path):
+    "Its rows became words like `1,Ana,B-PER`."
+    content = f"{title}\nsentence,word,tag\n1,Ana,B-PER\n1,left,O\n2,Bob,B-PER\n2,ran,O\n"
+    error, other = texts_in(tmp_path, "a.csv", content)
+    assert f"a.csv:1: expected 3 cells as in line 2, got 1 in {title!r}" in error
+    assert other == "Bob ran"

@@ -139,10 +139,11 @@ def find_separator(
         sizes = Counter(map(len, rows)).most_common(1)
         if not sizes or sizes[0][0] < 2:
             continue
-        named = named_columns(rows[0], TOKEN_NAMES) and named_columns(rows[0], TAG_NAMES)
+        first = next(row for row in rows if len(row) == sizes[0][0])  # behind a title, perhaps
+        named = named_columns(first, TOKEN_NAMES) and named_columns(first, TAG_NAMES)
         if separator == "\t" == possible[0] and len(possible) > 1:  # else it is a column file
             is_quoted = may_quote and has_quotes(io.StringIO(text, newline=""), "\t")
-            numbered = named and named_columns(rows[0], SENTENCE_NAMES)
+            numbered = named and named_columns(first, SENTENCE_NAMES)
             if not (is_quoted or numbered or _numbers_sentences(rows)):
                 continue
         if sizes[0][1] < (0.6 if named else 0.9) * len(rows):
