@@ -33,6 +33,7 @@ from nercrf.files import TakenError, read_object, write_bytes
 from nercrf.flags import READING, UNSHOWN, FlagParser, ScriptConfig, add_section, sections_of
 from nercrf.run_ner_crf import guarded, work
 from nercrf.tables import json_visible, one_line, say
+from nercrf.tagging.predict_config import TaskFormat, format_of_tasks
 from nercrf.training.training_config import CheckpointConfig, ReportConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -53,8 +54,12 @@ class LabelConfig:
     show: Annotated[int, NotNegative] = 20  # sentences to print, the most suspicious first
     json: bool = False  # write all judgements as JSON
     output: str | None = None  # file that takes the sentences, to be corrected
-    output_format: Literal["label_studio", "doccano", "jsonl"] = "label_studio"  # of that file
+    output_format: TaskFormat | None = None  # of that file; none: from its name, else label_studio
     number: Annotated[int, Positive] | None = None  # sentences in it; none: all, so the whole data
+
+    def check(self) -> None:
+        "Refuse a format that is not what the name says: ValueError."
+        format_of_tasks(self.output, self.output_format)
 
 
 _FOLDS = "outputs/label-check"  # where the folds are, unless told otherwise
@@ -302,7 +307,8 @@ def _run_labels(
         say("\n".join(review_lines(reviews, flags.show)))
     if flags.output is not None:
         chosen = reviews[: flags.number]
-        write_reviews(flags.output, chosen, flags.output_format)
+        kind = format_of_tasks(flags.output, flags.output_format)
+        write_reviews(flags.output, chosen, kind)
         say(f"{len(chosen)} sentences to correct: {flags.output}", file=sys.stderr)
     return 0
 

@@ -11,8 +11,11 @@ from training import CORPUS
 from nercrf import cli
 from nercrf.data.formats import FORMATS, write_examples
 from nercrf.data.read_config import ReadFormat, WriteFormat
+from nercrf.data.reading import read_text
 from nercrf.flags import parse_verb
 from nercrf.opening import prepare_data
+from nercrf.tagging.output import tag_file
+from nercrf.tagging.tagger import Tagger
 
 
 def run(*words):
@@ -206,3 +209,61 @@ def test_a_loss_that_does_not_exist_is_not_printed(dev, model, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "test: 20 sentences\n" in printed
     assert "nan" not in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("a.jsonl", '{"id"'),
+        ("a.html", "<!DOCTYPE html>"),
+        ("a.HTML.gz", "<!DOCTYPE html>"),
+        ("a.tsv", "Ada\t"),
+        ("a.conll", "Ada\t"),
+        ("a.ann", None),
+        ("a.out", '{"id"'),
+    ],
+)
+def test_a_result_is_what_its_name_says(name, begins, model, tmp_path):
+    """As convert does: until now predict wrote JSON lines into q.html."""
+    (tmp_path / "in.txt").write_text("Ada sings\n")
+    place = tmp_path / name
+    assert run("predict", model, tmp_path / "in.txt", "--output", place, "--no_cuda") == 0
+    text = read_text(place) if begins else (tmp_path / "a.txt").read_text()
+    assert text.replace(" ", "\t", begins == "Ada\t").startswith(begins or "Ada sings")
+    tagger = Tagger.from_pretrained(model)
+    tag_file(tagger, tmp_path / "in.txt", tmp_path / f"own-{name}")  # and in Python
+    assert read_text(tmp_path / f"own-{name}").splitlines()[0] == text.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "says"),
+    [
+        ("a.html", ["--output_format", "jsonl"], "html, got --output_format jsonl"),
+        ("a.jsonl", ["--output_format", "columns"], "jsonl, doccano or cluener, got"),
+        ("a.csv", [], "predictions cannot be written as csv"),
+        ("a.html", ["--coverage", "0.9"], "expected --output_format jsonl"),
+    ],
+)
+def test_a_name_and_a_format_that_contradict_each_other_are_told(
+    name, words, says, model, tmp_path, capsys
+):
+    (tmp_path / "in.txt").write_text("Ada sings\n")
+    place = tmp_path / name
+    assert run("predict", model, tmp_path / "in.txt", "--output", place, *words) == 2
+    assert says in capsys.readouterr().err
+    assert not place.exists()
+
+
+def test_tasks_are_what_their_name_says(dev, model, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("Ada sings\n")
+    for verb, *words in (["select", model, tmp_path / "in.txt"], ["check", dev]):
+        model_of = ["--with_model", model] if verb == "check" else []
+        for name, begins in (("a.json", "["), ("a.jsonl", "{"), ("a", "[")):
+            place = tmp_path / f"{verb}-{name}"
+            assert run(verb, *words, "--output", place, *model_of) == 0
+            assert place.read_text().startswith(begins)
+        place = tmp_path / "b.jsonl"
+        words += ["--output", place, "--output_format", "label_studio"]
+        assert run(verb, *words, *model_of) == 2
+        assert "b.jsonl stands for jsonl" in capsys.readouterr().err
+        assert not place.exists()
