@@ -560,9 +560,11 @@ def _check_data(args: ScriptConfig) -> None:
     "The files of the splits that are needed."
     if args.data_dir is None:
         if not args.do_train and not (Path(args.output_dir) / "sample").is_dir():
+            what = "a labelled file, or a folder with dev or test, as DATA or with --data_dir"
+            if not args.do_eval:
+                what = "--data_dir, or --input with files to tag"
             raise ValueError(
-                f"no data: give --data_dir, or --input with files to tag ({args.output_dir} was "
-                "not trained on the built-in sample)"
+                f"no data: give {what} ({args.output_dir} was not trained on the built-in sample)"
             )
         return
     files = find_sources(args.data_dir, read_shares(args.split))

@@ -51,10 +51,6 @@ class SelectConfig:
     base_model: str | None = None  # the encoder that was adapted, where it is not in its place
     trust_remote_code: bool = False  # run Python code that comes with a model, as your own
 
-    def check(self) -> None:
-        "Refuse a format that is not what the name says: ValueError."
-        format_of_tasks(self.output, self.output_format)
-
 
 def select_parser() -> FlagParser:  # of `nercrf select`
     "The flags of the command."
@@ -134,6 +130,7 @@ def _run_select(flags: SelectConfig, reading: dict[str, Any], model: str, files:
     output = _place(flags)
     paths = input_files(files, output)
     check_destination(output, "--output", paths)
+    output_format = format_of_tasks(output, flags.output_format)
     with trust_remote_code(flags.trust_remote_code):
         base = {"base_model": flags.base_model, "batch_size": flags.batch_size}
         tagger = Tagger.from_pretrained(model, **base)
@@ -148,9 +145,7 @@ def _run_select(flags: SelectConfig, reading: dict[str, Any], model: str, files:
         raise DataError(f"{', '.join(files)}: expected sentences with words, got none")
     sentences = [each.sentence for each in chosen]
     batches = [named_apart(sentences) if len(paths) > 1 else sentences]
-    written = list(
-        write_tagged(output, batches, format_of_tasks(flags.output, flags.output_format))
-    )
+    written = list(write_tagged(output, batches, output_format))
     low, high = chosen[-1].worth, max(each.worth for each in chosen)
     say(f"{len(written)} sentences, {flags.by} {high:.4f} to {low:.4f}: {output}")
     if len(written) < flags.number:

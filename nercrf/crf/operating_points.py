@@ -122,7 +122,11 @@ def find_operating_point(
     points = read_operating_points(folder)
     if name not in points:
         known = f"of {', '.join(points)}" if points else f"in {Path(folder, OPERATING_POINTS)}"
-        raise ValueError(f"expected an operating point {known}, got {name!r}")
+        lacking = "" if Path(folder, OPERATING_POINTS).exists() else "there is no such file: "
+        raise ValueError(
+            f"expected an operating point {known}, got {name!r}; {lacking}fit it with nercrf "
+            f"calibrate MODEL DEV --precision 0.9 --operating_point {name}"
+        )
     return points[name]
 
 

@@ -131,7 +131,8 @@ class PredictConfig:
     restart: bool = False  # begin anew, whatever an earlier run of --output has left unfinished
     batch_wait: Annotated[float, NotNegative] = 0.0  # seconds that standard input may fill a batch
     decoding: Decoding = "viterbi"  # best sequence, most right entities, or likely ones
-    threshold: list[str] = field(default_factory=list)  # least probability: 0.5, or PER=0.3 LOC=0.6
+    # least probability: 0.5, or PER=0.3 for one type; others as fitted, or 0.5
+    threshold: list[str] = field(default_factory=list)
     operating_point: str | None = None  # a set of biases of the model's viterbi_calibration.json
     coverage: Annotated[float, Share] | None = None  # add sets that hold the truth so often
     predict_checkpoints: Annotated[int, NotNegative] = 0  # step of the checkpoint; 0: best model
