@@ -190,7 +190,7 @@ def end_advice(
         return "are ends inclusive? say end='inclusive', --end inclusive"
     return "correct its start and end, or its text"
 
-
+# %% ../../nbs/1_data/02_reading.ipynb #e03425f4
 def align_spans(
     text: str,  # the text that the characters count in
     mentions: Iterable[Span],  # label, start and end in characters

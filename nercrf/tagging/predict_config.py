@@ -35,7 +35,7 @@ OutputFormat = Literal[
 Decoding = Literal["viterbi", "expected", "threshold"]
 Scaling = Literal["temperature", "vector"]
 
-
+# %% ../../nbs/7_tagging/00_predict_config.ipynb #eb9265bc
 _JSON = ("jsonl", "doccano", "cluener")
 _NAMED = {  # ends of names, and what they stand for
     ".jsonl": _JSON,
@@ -86,7 +86,7 @@ def format_of_tasks(
     "The format of tasks for annotators."
     return format_of_result(output, given, get_args(TaskFormat), "label_studio")
 
-
+# %% ../../nbs/7_tagging/00_predict_config.ipynb #3ef5660c
 def read_thresholds(
     given: Sequence[str],  # "0.5" for every type, "PER=0.3" for one of them
 ) -> float | dict[str, float] | None:  # None: nothing was given
@@ -119,7 +119,7 @@ def read_thresholds(
         )
     return named or every
 
-
+# %% ../../nbs/7_tagging/00_predict_config.ipynb #fc6c9b58
 @dataclass
 class PredictConfig:
     "What is tagged, and where the result goes."
