@@ -236,8 +236,11 @@ def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, 
             say(
                 f"operating point {name}: precision {found.precision:.4f}, recall "
                 f"{found.recall:.4f} here, {found.kept} entities; nercrf predict ... "
-                f"--operating_point {name}\n{expected_line(name, found.expected)}"
+                f"--operating_point {name}"
             )
+            if found.is_plain:
+                say(f"{name} has no biases: no other point is better here than plain Viterbi")
+            say(expected_line(name, found.expected))
         if flags.json is not None:
             write_bytes(Path(flags.json), result_text(record).encode())
         if not flags.measure_only:

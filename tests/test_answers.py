@@ -276,7 +276,9 @@ def test_a_public_architecture_is_tuned_and_decodes_as_its_file_says(tmp_path):
         inside = {place for span in each.spans for place in range(span.start, span.end)}
         for place in range(1, len(example.tokens)):
             assert inside & {place - 1, place}  # no two words in a row are outside
-    with pytest.raises(ValueError, match="of default, all, none, got 'some'"):
+    with pytest.raises(
+        ValueError, match="of default, all, none, got 'some'; fit it: nercrf calibrate"
+    ):
         Tagger.from_pretrained(run, operating_point="some")
 
 

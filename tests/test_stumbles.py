@@ -303,7 +303,7 @@ def test_what_is_missing_is_named_with_its_remedy(model, tmp_path, capsys):
     assert "cannot go to standard output: give a file (--output FILE)" in capsys.readouterr().err
     assert run(*words, "--operating_point", "p90") == 2
     said = capsys.readouterr().err
-    assert "there is no such file: fit it with nercrf calibrate MODEL DEV --precision" in said
+    assert "that was fitted, got 'p90'; fit it: nercrf calibrate MODEL DEV --precision" in said
     assert run("benchmark", "--help") == 0
     assert "needs a pretrained encoder" in " ".join(capsys.readouterr().out.split())
     assert run("predict", "--help") == 0
@@ -384,3 +384,10 @@ def test_an_unknown_keyword_of_a_tagger_is_named_with_those_that_there_are(model
     tagger = Tagger.from_pretrained(model, device="cpu", quantize="bf16")
     with pytest.raises(ValueError, match="fewer bits"):
         tagger.save_pretrained("nowhere")
+
+
+def test_an_operating_point_that_nobody_fitted_names_the_command(dev, model, capsys):
+    assert run("predict", model, dev, "--no_cuda", "--operating_point", "p90") == 2
+    said = capsys.readouterr().err
+    wanted = "nercrf calibrate MODEL DEV --precision 0.9 --operating_point p90"
+    assert f"expected an operating point that was fitted, got 'p90'; fit it: {wanted}" in said

@@ -1,12 +1,31 @@
 """The threshold for a wanted precision or recall, against all cuts that there are."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nercrf.evaluation.reliability import Outcomes, pick_threshold, threshold_curve
-from nercrf.tagging.fitting import Predicted, pick_thresholds
+from nercrf.crf.distribution import TagChain
+from nercrf.crf.layer import CRF
+from nercrf.crf.operating_points import OperatingPoint
+from nercrf.evaluation.reliability import (
+    Outcomes,
+    expected_interval,
+    pick_threshold,
+    threshold_curve,
+)
+from nercrf.evaluation.temperature import LabelledChains
+from nercrf.labels import ids_to_spans, label_list
+from nercrf.tagging.fitting import (
+    BIASES,
+    HeldOut,
+    Predicted,
+    pick_operating_point,
+    pick_thresholds,
+)
 
 FEW = settings(max_examples=60, deadline=None)
 SOME = st.sampled_from([0.0, 0.25, 0.5, float(np.nextafter(0.5, 1)), 0.75, 1.0])  # ties, neighbours
@@ -45,8 +64,12 @@ def test_the_picked_cut_is_the_best_of_all(candidates, missed, wanted, name):
             pick_threshold(outcomes, gold, **{name: wanted})
         return
     found = pick_threshold(outcomes, gold, **{name: wanted})
-    best = max(fitting) if name == "precision" else min(fitting)
+    other = 3 - place  # of the two figures; most of the one that nothing was wanted of
+    best = max(fitting, key=lambda cut: (cut[other], cut[place]))
     assert (found.kept, found.precision, found.recall) == best
+    assert not any(  # no cut has more of the one and no less of the other
+        cut[1] >= found.precision and cut[2] >= found.recall and cut[1:] != best[1:] for cut in cuts
+    )
     kept = [right for chance, right, _ in candidates if chance >= found.value]
     assert len(kept) == found.kept  # as the tagger keeps them
     came = sum(kept) / len(kept) if name == "precision" else sum(kept) / gold
@@ -81,3 +104,106 @@ def test_each_type_keeps_what_is_wanted_or_is_told(candidates, wanted, name, by_
     if not by_type:  # one value, and the promise is kept over all
         assert len({found.value for found in thresholds.values()}) == 1
         assert (sum(kept) / len(kept), sum(kept) / max(sum(gold.values()), 1))[place - 1] >= wanted
+
+
+LABELS = label_list(["LOC", "PER"], "BIO")
+
+
+def chain_of(emissions):
+    """A chain of emissions, with tables that are drawn."""
+    torch.manual_seed(1)
+    crf = CRF.from_labels(LABELS, "BIO", batch_first=True).double()
+    return crf.chain(emissions)
+
+
+def test_certainty_is_never_above_one():
+    """Sums of many products are right to the last digits: 1.0000000000000002 is certainty."""
+    generator = torch.Generator().manual_seed(0)
+    emissions = torch.randn(300, 9, 5, generator=generator, dtype=torch.float64)
+    for word, label in ((3, 1), (4, 2), (5, 0)):  # surely a place of two words
+        emissions[:, word, label] += 45
+    chain = chain_of(emissions)
+    rows = torch.tensor([(row, 0, 3, 5) for row in range(300)])
+    found = chain.span_probabilities(rows)
+    assert found.max() == 1.0
+    assert found.min() > 1 - 1e-12
+    found = [chain.entities(), chain.expected_entities(), chain.spans_above(0.5)]
+    chances = [chance for each in found for spans in each for _, chance in spans]
+    assert max(chances) == 1.0
+    assert max(chain.marginals().max(), chain.pair_marginals().max()) == 1.0
+    assert chain.top(1).log_probabilities.max() <= 0.0
+    with pytest.raises(ValueError, match=r"got 1\.001 for entity 0"):  # what is no rounding
+        Outcomes.of([1.001], [True])
+
+
+def drawn_sentences(seed):
+    """Chains, and gold tags that are likely in them but drawn with more entities, or fewer."""
+    generator = torch.Generator().manual_seed(seed)
+    emissions = 2 * torch.randn(12, 6, 5, generator=generator, dtype=torch.float64)
+    chain = chain_of(emissions)
+    point = OperatingPoint.towards_entities(3.0 - seed)
+    biased = TagChain(chain.emissions, point.bias(chain.scores, chain.steps), chain.mask)
+    tags = biased.sample(1, generator).squeeze(1)
+    gold = [ids_to_spans(row, LABELS, "BIO", "lenient") for row in tags.tolist()]
+    return HeldOut([LabelledChains(chain, tags)], [gold], 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", ["precision", "recall"])
+def test_no_operating_point_is_better_than_the_picked_one(seed, name):
+    """Among them the chain as it is; every candidate is decoded here once more."""
+    sentences = drawn_sentences(seed)
+    ((chain, _),), (gold,) = sentences.batches, sentences.gold
+    config = SimpleNamespace(labels=LABELS, scheme="BIO")
+
+    def figures(point):
+        scores = point.bias(chain.scores, chain.steps)
+        tags = TagChain(chain.emissions, scores, chain.mask).best_lists()
+        found = [set(ids_to_spans(row, LABELS, "BIO", "lenient")) for row in tags]
+        right = sum(len(one & set(other)) for one, other in zip(found, gold, strict=True))
+        kept = sum(map(len, found))
+        return right / max(kept, 1), right / sum(len(set(each)) for each in gold)
+
+    known = [figures(OperatingPoint.towards_entities(bias)) for bias in BIASES]
+    assert figures(OperatingPoint()) in known
+    for wanted in (0.01, 0.2, 0.4, 0.6):
+        place = 0 if name == "precision" else 1
+        fitting = [each for each in known if each[place] >= wanted]
+        if not fitting:
+            continue
+        found = pick_operating_point(sentences, config, **{name: wanted})
+        assert figures(found.point) == (found.precision, found.recall)
+        best = max(fitting, key=lambda each: (each[1 - place], each[place]))
+        came = (found.precision, found.recall)
+        assert came[place] >= wanted
+        assert (came[1 - place], came[place]) >= (best[1 - place], best[place])
+        assert not any(each != came and each[0] >= came[0] and each[1] >= came[1] for each in known)
+        if found.is_plain:
+            assert came == figures(OperatingPoint())
+
+
+def test_where_nothing_is_gained_nothing_is_changed():
+    """A chain that is right as it is: many biases find the same."""
+    labels = torch.tensor([[0, 1, 2, 0, 3], [0, 0, 3, 4, 0]])
+    chain = chain_of(40 * torch.eye(5, dtype=torch.float64)[labels])
+    tags = torch.tensor(chain.best_lists())
+    gold = [ids_to_spans(row, LABELS, "BIO", "lenient") for row in tags.tolist()]
+    sentences = HeldOut([LabelledChains(chain, tags)], [gold], 0)
+    config = SimpleNamespace(labels=LABELS, scheme="BIO")
+    for goal in ({"precision": 0.5}, {"recall": 0.5}):
+        found = pick_operating_point(sentences, config, **goal)
+        assert found.is_plain
+        assert (found.precision, found.recall) == (1.0, 1.0)
+
+
+@FEW
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1), WANTED)
+def test_the_interval_is_that_of_the_same_choice(rows, wanted):
+    """Of one sentence, drawn again and again, every pick and every measure is the same."""
+    kept = np.array([30 + one for one, _ in rows])
+    right = np.array([min(30 + other, each) for (_, other), each in zip(rows, kept, strict=True)])
+    cuts = [(right / 40, right / kept), (right / kept, right / 40)]
+    for goal, (most, enough) in zip(("precision", "recall"), cuts, strict=True):
+        fitting = [(x, y) for x, y in zip(most, enough, strict=True) if y >= wanted]
+        found = expected_interval(lambda weights: (kept, right, 40.0), 1, **{goal: wanted})
+        assert found == (None if not fitting else (max(fitting)[1],) * 2)

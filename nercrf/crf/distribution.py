@@ -34,6 +34,7 @@ from nercrf.crf.entities import (
     best_entities,
     entity_chain,
     likely_spans,
+    without_excess,
     span_probabilities,
     sure_entities,
 )
@@ -222,12 +223,12 @@ class TagChain(ChainBatch):
             total = -log_likelihood(emissions, scores, self.mask.clone(), algorithm=self.algorithm)
             check_possible(total)
             (result,) = torch.autograd.grad(total.sum(), emissions)
-        return result.to(self.dtype)
+        return without_excess(result).to(self.dtype)
 
     @torch.no_grad()
     def pair_marginals(self) -> Tensor:  # (batch, words, from, to), zeros at first words
         "Probability of each pair of labels at a word and the word before it."
-        return pair_marginals(*_possible(self)[0], forward_states).to(self.dtype)
+        return without_excess(pair_marginals(*_possible(self)[0], forward_states)).to(self.dtype)
 
     def best(self) -> tuple[Tensor, Tensor]:  # (batch, words) tags, -100: masked; (batch,) scores
         "The best tag sequence and its score. ValueError if none is possible."
@@ -252,7 +253,8 @@ class TagChain(ChainBatch):
             raise ValueError(f"expected k of at least 1, got {k}")
         batch, total = _possible(self)
         found = k_best_paths(*batch, k, total)
-        return BestPaths(found.tags, *(each.to(self.dtype) for each in found[1:]))
+        logs = without_excess(found.log_probabilities, 0.0)
+        return BestPaths(found.tags, *(each.to(self.dtype) for each in (found.scores, logs)))
 
     @torch.no_grad()
     def sample(
@@ -356,4 +358,4 @@ def _span_probabilities(
         some = replace(chain, mask=chain.mask & rows.to(chain.mask.device))
         table = torch.from_numpy(spans[lost]).to(chain.mask.device)
         chances[lost] = span_probabilities(_entity_chain(some), table).numpy(force=True)
-    return chances
+    return without_excess(torch.from_numpy(chances)).numpy()

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['EntityChain', 'entity_chain', 'span_probabilities', 'best_entities', 'without_overlap', 'sure_entities',
-           'likely_spans']
+__all__ = ['EntityChain', 'entity_chain', 'without_excess', 'span_probabilities', 'best_entities', 'without_overlap',
+           'sure_entities', 'likely_spans']
 
 # %% ../../nbs/3_crf/14_entities.ipynb #2a21bc3e
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -80,6 +81,15 @@ def entity_chain(
     belongs = belongs[:, :-1].to(emissions)
     return EntityChain(enter, onward * stays, leave, belongs, mask.sum(1), steps.types)
 
+# %% ../../nbs/3_crf/14_entities.ipynb #3825601e
+def without_excess(
+    values: Tensor,  # probabilities, or their logs, any floating type
+    most: float = 1.0,  # 0.0: of logs
+) -> Tensor:  # of the same shape
+    "The most that there is where rounding went above it."
+    tiny = math.sqrt(torch.finfo(values.dtype).eps)  # half of the digits
+    return values.masked_fill((values > most) & (values - most <= tiny), most)
+
 # %% ../../nbs/3_crf/14_entities.ipynb #a4b1d025
 def span_probabilities(
     chain: EntityChain,  # of `entity_chain`
@@ -94,7 +104,7 @@ def span_probabilities(
         here = (start + step).clamp(max=chain.stay.shape[1] - 1)
         moved = state.unsqueeze(1) @ chain.stay[sequence, here]
         state = torch.where(inside, moved.squeeze(1), state)
-    return torch.linalg.vecdot(state, chain.leave[sequence, end - 1])
+    return without_excess(torch.linalg.vecdot(state, chain.leave[sequence, end - 1]))
 
 # %% ../../nbs/3_crf/14_entities.ipynb #9eba1f1f
 def _all_spans(
@@ -106,7 +116,7 @@ def _all_spans(
     chances, kinds = [], []
     for length in range(size):
         leaving = chain.leave[:, length:]
-        each = (state * leaving) @ chain.belongs
+        each = without_excess((state * leaving) @ chain.belongs)
         kind = (each - prices).argmax(2)
         chance = each.gather(2, kind.unsqueeze(2)).squeeze(2)
         chances.append(F.pad(chance, (0, length)))
@@ -216,7 +226,7 @@ def likely_spans(
     state = chain.enter
     for length in range(chain.enter.shape[1]):
         # (batch, starts, types)
-        chances = (state * chain.leave[:, length:]) @ chain.belongs
+        chances = without_excess((state * chain.leave[:, length:]) @ chain.belongs)
         rows = (chances >= floor).nonzero()
         values = chances[tuple(rows.unbind(1))].tolist()
         for (sequence, start, kind), chance in zip(rows.tolist(), values, strict=True):

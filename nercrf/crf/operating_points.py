@@ -121,10 +121,9 @@ def find_operating_point(
     "An operating point by its name; ValueError where there is none of that name."
     points = read_operating_points(folder)
     if name not in points:
-        known = f"of {', '.join(points)}" if points else f"in {Path(folder, OPERATING_POINTS)}"
-        lacking = "" if Path(folder, OPERATING_POINTS).exists() else "there is no such file: "
+        known = f"of {', '.join(points)}" if points else "that was fitted"
         raise ValueError(
-            f"expected an operating point {known}, got {name!r}; {lacking}fit it with nercrf "
+            f"{folder}: expected an operating point {known}, got {name!r}; fit it: nercrf "
             f"calibrate MODEL DEV --precision 0.9 --operating_point {name}"
         )
     return points[name]

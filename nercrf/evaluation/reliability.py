@@ -11,6 +11,7 @@ __all__ = ['FLOOR', 'LEAST_KEPT', 'Outcomes', 'Reliability', 'find_bins', 'relia
            'pick_threshold', 'expected_interval', 'threshold_interval']
 
 # %% ../../nbs/5_evaluation/10_reliability.ipynb #35711ca5
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -215,7 +216,7 @@ def pick_from_curve(
     precision: float | None,  # the wanted one; or
     recall: float | None,  # the wanted one
 ) -> Any:  # one of the curve; ValueError where none gives it
-    "The point that keeps most entities at a wanted precision, or fewest at a wanted recall."
+    "The point with most recall at a wanted precision, or most precision at a wanted recall."
     if (precision is None) == (recall is None):
         raise ValueError(f"expected a precision or a recall, got {precision} and {recall}")
     name, wanted = ("precision", precision) if recall is None else ("recall", recall)
@@ -224,7 +225,8 @@ def pick_from_curve(
     if not fitting:
         best = max((getattr(each, name) for each in curve), default=0.0)
         raise ValueError(f"no {what} gives a {name} of {wanted}: the best is {best:.3f}")
-    return (max if recall is None else min)(fitting, key=lambda each: each.kept)
+    names = ("recall", "precision") if recall is None else ("precision", "recall")
+    return max(fitting, key=operator.attrgetter(*names))  # the first of several
 
 
 def pick_threshold(
@@ -233,7 +235,7 @@ def pick_threshold(
     precision: float | None = None,  # the wanted one; or
     recall: float | None = None,  # the wanted one
 ) -> Threshold:  # ValueError where no threshold gives it
-    "The threshold that keeps most entities at a wanted precision, or fewest at a wanted recall."
+    "The threshold with most recall at a wanted precision, or most precision at a wanted recall."
     return pick_from_curve(threshold_curve(outcomes, gold), "threshold", precision, recall)
 
 # %% ../../nbs/5_evaluation/10_reliability.ipynb #28e4c9bd
@@ -262,7 +264,9 @@ def expected_interval(
         fits = np.flatnonzero((figures >= (precision if recall is None else recall)) & (kept > 0))
         if not len(fits):
             continue
-        place = fits[kept[fits].argmax() if recall is None else kept[fits].argmin()]
+        hits, ratios = right[fits], right[fits] / kept[fits]
+        keys = (-ratios, -hits) if recall is None else (-hits, -ratios)  # the last one counts first
+        place = fits[np.lexsort(keys)[0]]
         if kept[place] < LEAST_KEPT:
             continue
         kept, right, gold = curve(measured)

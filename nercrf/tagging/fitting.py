@@ -16,7 +16,7 @@ import shutil
 import math
 import random
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -380,6 +380,11 @@ class FittedPoint(NamedTuple):
     kept: int  # entities
     expected: tuple[float, float] | None = None  # of the wanted figure on new sentences, 95 %
 
+    @property
+    def is_plain(self) -> bool:  # then Viterbi as it is has most of what is wanted
+        "Whether there are no biases."
+        return self.point == OperatingPoint()
+
 
 def pick_operating_point(
     sentences: HeldOut,  # labelled sentences that the model has not learned from
@@ -387,8 +392,8 @@ def pick_operating_point(
     precision: float | None = None,  # the wanted one; or
     recall: float | None = None,  # the wanted one
 ) -> FittedPoint:  # ValueError where no bias gives it
-    "The biases that find most entities at a wanted precision, or fewest at a wanted recall."
-    tables = {bias: _counts_at(sentences, config, bias) for bias in BIASES}
+    "The biases with most recall at a wanted precision, or most precision at a wanted recall."
+    tables = {bias: _counts_at(sentences, config, bias) for bias in BIASES}  # 0: Viterbi as it is
 
     def figures(bias: float) -> FittedPoint:
         kept, right, gold = tables[bias].sum(0).tolist()
@@ -399,22 +404,30 @@ def pick_operating_point(
         found = figures(bias)
         return found.recall >= recall if precision is None else found.precision >= precision
 
-    curve = {bias: each for bias in BIASES if (each := figures(bias)).kept}
-    picked = pick_from_curve(curve.values(), "operating point", precision, recall)
-    good = next(bias for bias, each in curve.items() if each is picked)
+    def pick() -> float:
+        curve = {bias: each for bias in _by_size(tables) if (each := figures(bias)).kept}
+        picked = pick_from_curve(curve.values(), "operating point", precision, recall)
+        return next(bias for bias, each in curve.items() if each is picked)
+
+    good = pick()
     bad = good + (STEP if recall is None else -STEP)
     for _ in range(HALVINGS if bad in tables and not fits(bad) else 0):
         middle = (good + bad) / 2
         tables[middle] = _counts_at(sentences, config, middle)
         good, bad = (middle, bad) if fits(middle) else (good, middle)
-    rows = np.stack([tables[bias] for bias in sorted(tables)])  # (biases, sentences, 3)
+    rows = np.stack([tables[bias] for bias in _by_size(tables)])  # (biases, sentences, 3)
 
     def counts(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         kept, right, gold = np.einsum("s,bsc->cb", weights, rows)
         return kept, right, float(gold[0])
 
     interval = expected_interval(counts, rows.shape[1], precision, recall)
-    return figures(good)._replace(expected=interval)
+    return figures(pick())._replace(expected=interval)
+
+
+def _by_size(biases: Iterable[float]) -> list[float]:
+    "The smallest first: of points that find the same the one that changes least is picked."
+    return sorted(biases, key=lambda bias: (abs(bias), bias))
 
 
 @torch.no_grad()
