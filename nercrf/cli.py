@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -89,7 +90,10 @@ def main(
         args = parse_verb(choice.verb, flags)
         show = SHOWN if choice.verb == "train" else 0
         return guarded(lambda: work(args, show, is_process=argv is None))
-    return TOOLS[choice.verb](flags)
+    code = TOOLS[choice.verb](flags)
+    if argv is None:
+        gc.freeze()  # the process ends: why search what it has imported?
+    return code
 
 # %% ../nbs/8_commands/14_cli.ipynb #12beecd4
 if __name__ == "__main__" and "__file__" in globals():

@@ -312,6 +312,15 @@ def test_an_odd_line_costs_at_most_its_sentence_and_is_named(name, tmp_path):
                 assert sum(map(len, tokens)) == sum(map(len, words)) + 1
 
 
+def test_a_title_as_wide_as_the_table_leaves_the_header_where_it_is(tmp_path):
+    source = tmp_path / "in.csv"
+    for table in (_WORDED["numbered.csv"], _WORDED["blank.csv"]):
+        source.write_text("\n".join([",".join("xyz"[: table[0].count(",") + 1]), *table]))
+        words = [each.example.tokens for each in tag_input(EveryWord(), source)]
+        words = [word for word in chain(*words) if word not in "xyz"]
+        assert words == [word for sentence in _SENTENCES for word, _ in sentence]
+
+
 @pytest.mark.parametrize("name", ["in.txt", "in.jsonl", "in"])
 def test_an_odd_line_among_objects_costs_itself(name, tmp_path):
     source, objects = tmp_path / name, ['{"text": "Ada sings"}'] * 5

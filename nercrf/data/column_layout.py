@@ -404,7 +404,7 @@ def _choose_tags(
 def _find_places(reading: Reading, layout: ColumnLayout, head: list[list[Row]]) -> None:
     "Header and counter, from the beginning of the file."
     usual = (row for rows in head for row in rows if len(row.cells) == layout.columns)
-    for first in (head[0][0], next(usual)):
+    for first in (head[0][0], *islice(usual, 4)):  # also behind a title
         tokens, tags = (named_columns(first.cells, names) for names in (TOKEN_NAMES, TAG_NAMES))
         if tokens and tags:
             break

@@ -167,6 +167,12 @@ def _line(cells: Sequence[str]) -> str:
     return "\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in cells)
 
 
+def _names_both(cells: Sequence[str]) -> bool:
+    "Whether a row names a column of tokens and one of tags, and can be nothing else."
+    places = [named_columns(cells, names)[:1] for names in (TOKEN_NAMES, TAG_NAMES)]
+    return all(places) and places[0] != places[1] and not _TAG.fullmatch(cells[-1])
+
+
 def _note_row(reading: Reading, number: int, cells: list[str], width: int, other: int) -> None:
     "Keep that a row has more cells than the others, or fewer."
     reading.skipped.add(number)
@@ -192,6 +198,7 @@ def column_rows(
         for number, cells in (filled[0], usual[0])
         if named_columns(cells, TOKEN_NAMES) and not _TAG.fullmatch(cells[-1])
     ]
+    named += [row for row in usual[1:4] if _names_both(row[1])]  # behind a title
     header, names = named[0] if named else (0, [])
     has_tags = bool(named_columns(names, TAG_NAMES))
     place = next(iter(named_columns(names, SENTENCE_NAMES)), None)

@@ -106,8 +106,12 @@ def find_input_format(
         return "csv"
     if rows and (_has_tags(rows) or _has_words(lines, splitter)):
         return "columns"
-    if lines[0].startswith(("-DOCSTART-", "#begin document (")):
+    if lines[0].startswith("#begin document ("):
         return "columns"
+    if rows and lines[0].startswith("-DOCSTART-"):  # above plain text it has no more to say
+        size = Counter(map(len, rows)).most_common(1)[0][0]
+        if size in (1, len(lines[0].split())):
+            return "columns"
     texts = text_column(head) if len(rows) > 1 else None
     if separator or (texts and texts.is_sure):
         return "csv"
