@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nercrf.tagging.fitting import Fitting
 
 # %% auto #0
-__all__ = ['Share', 'CalibrateConfig', 'calibrate_parser', 'expected_line', 'fitting_lines', 'doubts', 'calibrate_main']
+__all__ = ['Share', 'CalibrateConfig', 'calibrate_parser', 'expected_line', 'doubts', 'fitting_lines', 'calibrate_main']
 
 # %% ../nbs/8_commands/11_calibrate_command.ipynb #c33374ba
 Share = Bounds("must be between 0 and 1", lambda x: 0 < x < 1)
@@ -92,6 +92,31 @@ def expected_line(
         "(95 % interval of the wanted figure)"
     )
 
+# %% ../nbs/8_commands/11_calibrate_command.ipynb #8b0e8f7b
+_WORSE = ("error", "log_loss", "brier")  # of a calibration, smaller is better
+
+
+def doubts(
+    fitting: Fitting,  # of a tagger
+    sentences: int,  # on which it was fitted
+) -> list[str]:  # warnings to be printed
+    "Why a fitting may not be worth keeping."
+    found, entities = [], fitting.after.entities
+    if sentences < FEW or entities < FEW:
+        found.append(
+            f"warning: {sentences} sentences with {entities} predicted entities are few: elsewhere "
+            "the figures will be others; give the whole dev file, some hundred sentences"
+        )
+    before, after = fitting.before.to_dict(), fitting.after.to_dict()
+    worse = [x for x in _WORSE if entities and round(after[x], 3) > round(before[x], 3)]
+    if worse:
+        words = ", ".join(f"{_NAMES[x]} {before[x]:.4f} -> {after[x]:.4f}" for x in worse)
+        found.append(
+            f"warning: entities are worse calibrated than before ({words}): the temperature makes "
+            "whole sentences more likely; --measure_only keeps nothing"
+        )
+    return found
+
 # %% ../nbs/8_commands/11_calibrate_command.ipynb #01e1a2d3
 _NAMES = {
     "confidence": "mean probability",
@@ -118,6 +143,22 @@ def _trial_lines(fitting: Fitting) -> list[str]:
     ]
 
 
+def _threshold_rows(fitting: Fitting) -> list[list[str]]:
+    "What each threshold gave, and all together."
+    rows = [["type", "threshold", "precision", "recall", "kept"]]
+    for name, each in (*fitting.thresholds.items(), ("all", fitting.total)):
+        rows.append([name, *(f"{x:.4f}" for x in each[:3]), str(each.kept)])
+    if len({each.value for each in fitting.thresholds.values()}) > 1:
+        rows[-1][1] = "-"  # each has its own
+    return rows
+
+
+_SETS = (
+    "a set has all that is so probable, and the best labeling in any case; what is predicted may "
+    "be less probable, and is no candidate then; is_whole false: there are more labelings"
+)
+
+# %% ../nbs/8_commands/11_calibrate_command.ipynb #8544c314
 def fitting_lines(
     fitting: Fitting,  # of a tagger
 ) -> list[str]:  # to be printed
@@ -144,52 +185,30 @@ def fitting_lines(
             f"{fitting.left_out} sentences are not annotated, or not in the model's labels"
         )
     if fitting.thresholds:
-        rows = [["type", "threshold", "precision", "recall", "kept"]]
-        for name, each in fitting.thresholds.items():
-            figures = (f"{x:.4f}" for x in each[:3])
-            rows.append([name, *figures, str(each.kept)])
-        lines += ["", "measured here:", *text_table(rows)]
+        lines += ["", "measured here:", *text_table(_threshold_rows(fitting))]
         lines += [expected_line(name or "all", each) for name, each in fitting.expected.items()]
     lines += [f"{name}: {why}; it has the common one" for name, why in fitting.unreachable.items()]
     for name, floors in (fitting.conformal or {"floors": {}})["floors"].items():
         known = {kind: floor for kind, floor in floors.items() if floor is not None}
         odds = " and ".join(f"{kind} from {math.exp(x):.2g} on" for kind, x in known.items())
         few = "" if len(known) == len(floors) else "; too many labelings would be needed: none"
-        lines.append(f"coverage {name}: {odds}{few}; nercrf.Tagger(..., coverage={name})")
+        lines.append(
+            f"coverage {name}: {odds}{few}; nercrf predict MODEL FILE --coverage {name}, or "
+            f"Tagger.from_pretrained(MODEL, coverage={name}).tagged(texts)"
+        )
+    if fitting.conformal:
+        lines.append(_SETS)
     return lines
-
-
-_WORSE = ("error", "log_loss", "brier")  # of a calibration, smaller is better
-
-
-def doubts(
-    fitting: Fitting,  # of a tagger
-    sentences: int,  # on which it was fitted
-) -> list[str]:  # warnings to be printed
-    "Why a fitting may not be worth keeping."
-    found, entities = [], fitting.after.entities
-    if sentences < FEW or entities < FEW:
-        found.append(
-            f"warning: {sentences} sentences with {entities} predicted entities are few: elsewhere "
-            "the figures will be others; give the whole dev file, some hundred sentences"
-        )
-    before, after = fitting.before.to_dict(), fitting.after.to_dict()
-    worse = [x for x in _WORSE if entities and round(after[x], 3) > round(before[x], 3)]
-    if worse:
-        words = ", ".join(f"{_NAMES[x]} {before[x]:.4f} -> {after[x]:.4f}" for x in worse)
-        found.append(
-            f"warning: entities are worse calibrated than before ({words}): the temperature makes "
-            "whole sentences more likely; --measure_only keeps nothing"
-        )
-    return found
 
 # %% ../nbs/8_commands/11_calibrate_command.ipynb #bcd52a15
 def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, path: str) -> int:
     "Fit, print and keep; texts of the file are cut as the model's training data were."
     from nercrf.data.formats import read_examples
+    from nercrf.crf.operating_points import read_operating_points
     from nercrf.pretrained import trust_remote_code
     from nercrf.tagging.fitting import (
         ELSEWHERE,
+        fates,
         fit_probabilities,
         held_out,
         keep_fitting,
@@ -201,6 +220,7 @@ def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, 
         check_destination(flags.json, "--json", [path])
     if not flags.measure_only:
         folder = check_rewritable(find_model(model), ELSEWHERE)
+        read_operating_points(folder)  # an error in the file is told before the work
         if holder := holder_of(folder.parent):  # its training replaces the model
             raise ValueError(
                 f"{folder.parent} belongs to a training under way ({holder}): wait for its end, or "
@@ -244,7 +264,11 @@ def _run_calibrate(reading: dict[str, Any], flags: CalibrateConfig, model: str, 
         if flags.json is not None:
             write_bytes(Path(flags.json), result_text(record).encode())
         if not flags.measure_only:
-            say(f"kept in {keep_fitting(model, fitting, points)}")
+            happened = fates(model, fitting, points)
+            each = ", ".join(f"{name} {fate}" for name, fate in happened.items())
+            again = "removed" in happened.values()
+            why = "; the removed ones belong to other probabilities: fit them again" * again
+            say(f"kept in {keep_fitting(model, fitting, points)}: {each}{why}")
     return 0
 
 

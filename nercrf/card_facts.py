@@ -59,6 +59,11 @@ _RECIPE = {
 }
 
 
+def _whole(value: Any) -> Any:
+    "A number without its point where nothing stands behind it: 22 updates."
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _recipe(args: ScriptConfig, model: Path) -> dict[str, Any]:
     "What was chosen, with the defaults filled in as the model's folder has them."
     flags = vars(args) | read_object(model / "training_config.json")
@@ -67,7 +72,7 @@ def _recipe(args: ScriptConfig, model: Path) -> dict[str, Any]:
     limited = flags["max_steps"] > 0  # then the epochs say nothing
     flags["num_train_epochs" if limited else "max_steps"] = None
     known = {says: flags.get(name) for name, says in _RECIPE.items()}
-    recipe |= {says: value for says, value in known.items() if value is not None}
+    recipe |= {says: _whole(value) for says, value in known.items() if value is not None}
     best = model / "best.json"
     if best.is_file():
         recipe["best update"] = read_object(best).get("step")

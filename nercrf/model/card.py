@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from nercrf.crf.operating_points import read_operating_points
 from nercrf.files import sha256_of, write_beside, write_bytes
 from nercrf.labels import entity_types
 from nercrf.tables import one_line
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FEW', 'CARD', 'in_markdown', 'CardFacts', 'card_metadata', 'model_card', 'weight_files_digest', 'write_card',
-           'read_card', 'keep_card', 'push_folder', 'CardedModel']
+           'read_card', 'recalibrated_card', 'keep_card', 'push_folder', 'CardedModel']
 
 # %% ../../nbs/4_model/07_card.ipynb #88a5809b
 def in_markdown(
@@ -208,14 +209,37 @@ def _recipe(facts: CardFacts) -> list[str]:
     return ["## Recipe", "", *lines, *[f"- versions: {', '.join(versions)}"] * bool(versions), ""]
 
 
-def _limits(facts: CardFacts) -> list[str]:
+_CHANCES = re.compile(r"^- Probabilities are .*$", re.MULTILINE)
+
+
+def _probability_line(config: NerCrfConfig, points: Iterable[str] = ()) -> str:
+    "What a probability means, and what was fitted beside it."
+    temperature = getattr(config, "probability_temperature", 1.0)
+    means, beside = "the model's own", []
+    if getattr(config, "probability_scaling", None):
+        means = "those of a vector scaling that was fitted on held-out sentences"
+    elif temperature != 1.0:
+        means = f"those at a temperature of {temperature:.4f}, fitted on held-out sentences"
+    if thresholds := getattr(config, "thresholds", None):
+        limits = ", ".join(f"{in_markdown(name)} {each:.4f}" for name, each in thresholds.items())
+        beside.append(f"thresholds (`--decoding threshold`): {limits}")
+    if floors := (getattr(config, "conformal", None) or {}).get("floors"):
+        beside.append(f"sets of coverage (`--coverage`): {', '.join(floors)}")
+    if names := ", ".join(map(in_markdown, points)):
+        beside.append(f"operating points (`--operating_point`): {names}")
+    return (
+        f"- Probabilities are {means}; whether nine in ten of those at 0.9 are right, only text "
+        f"like yours can tell.{' Fitted as well: ' * bool(beside)}{'; '.join(beside)}"
+    )
+
+
+def _limits(config: NerCrfConfig, facts: CardFacts) -> list[str]:
     "What it cannot do."
     lines = [
         "- Entities do not overlap: of nested ones, one is found.",
         "- Text that is unlike its training data (other topics, spelling, languages) is tagged "
         "worse than the figures say; so are names that the training data do not hold.",
-        "- Probabilities are the model's own; whether nine in ten of those at 0.9 are right, only "
-        "text like yours can tell.",
+        _probability_line(config),
     ]
     lines += [f"- {in_markdown(each)}" for each in facts.limits]
     if facts.license == "unknown":
@@ -250,7 +274,7 @@ def model_card(
         *_figures(facts),
         *_data(facts),
         *_recipe(facts),
-        *_limits(facts),
+        *_limits(config, facts),
     ]
     return "\n".join(lines)
 
@@ -292,6 +316,16 @@ def read_card(
     return text if _OF.search(text) else None
 
 
+def recalibrated_card(
+    card: str,  # Markdown, as `model_card` makes it
+    config: NerCrfConfig,  # of the model, as it is calibrated now
+    points: Iterable[str] = (),  # names of operating points that are kept beside it
+) -> str:  # the same, where it has no line on probabilities
+    "A card that says what was fitted."
+    line = _probability_line(config, points)
+    return _CHANCES.sub(lambda _: line, card, count=1)
+
+
 def keep_card(
     folder: str | Path,  # where a model has been saved
     card: str | None,  # of the folder that it was loaded from; None: there was none
@@ -300,7 +334,16 @@ def keep_card(
     "Write the card that came with a model, if its weights are still the same; else a plain one."
     if card is None or _OF.search(card)[1] != weight_files_digest(folder):
         card = model_card(config)
+    card = recalibrated_card(card, config, _point_names(folder))
     write_bytes(Path(folder, CARD), card.encode("utf-8", "backslashreplace"))
+
+
+def _point_names(folder: str | Path) -> list[str]:
+    "Names of the operating points in a folder; none where they cannot be read."
+    try:
+        return list(read_operating_points(folder))
+    except ValueError:
+        return []
 
 # %% ../../nbs/4_model/07_card.ipynb #63019aa1
 def push_folder(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['STEP', 'BIASES', 'HALVINGS', 'ELSEWHERE', 'gold_tags', 'HeldOut', 'held_out', 'Predicted', 'predicted_outcomes',
-           'ScalingTrial', 'try_scaling', 'Fitting', 'fit_probabilities', 'pick_thresholds', 'FittedPoint',
-           'pick_operating_point', 'keep_fitting']
+           'ScalingTrial', 'try_scaling', 'Fitting', 'fit_probabilities', 'pick_thresholds', 'total_figures',
+           'FittedPoint', 'pick_operating_point', 'fates', 'keep_fitting']
 
 # %% ../../nbs/7_tagging/20_fitting.ipynb #a091bd52
 import copy
@@ -47,14 +47,16 @@ from nercrf.evaluation.temperature import (
     sentence_losses,
 )
 from nercrf.destinations import check_rewritable
-from nercrf.files import MANIFEST, complete_file, listed_files, write_folder
+from nercrf.files import MANIFEST, complete_file, listed_files, write_bytes, write_folder
 from nercrf.crf.operating_points import (
     OPERATING_POINTS,
     OperatingPoint,
+    read_operating_points,
     write_operating_points,
 )
 from nercrf.labels import Span, entity_types, ids_to_spans, spans_to_tags
 from nercrf.model.calibration import keep_calibration
+from nercrf.model.card import CARD, recalibrated_card
 from nercrf.model.encoder_config import find_model
 from nercrf.model.modeling import NerCrfConfig
 from nercrf.pretrained import open_config
@@ -245,6 +247,7 @@ class Fitting:
     trial: ScalingTrial | None = None  # of a scaling, on folds; None: nobody asked
     # of the wanted figure on new sentences, by type, "": of all; None: too few are kept to tell
     expected: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    total: Threshold | None = None  # of all types at their thresholds; its value is the lowest
 
     def to_dict(self) -> dict[str, Any]:  # JSON-ready
         "Everything as plain numbers."
@@ -256,6 +259,7 @@ class Fitting:
             "after": self.after.to_dict(),
             "intervals": {name: list(each) for name, each in self.intervals.items()},
             "thresholds": {name: each._asdict() for name, each in self.thresholds.items()},
+            "total": self.total and self.total._asdict(),
             "unreachable": self.unreachable,
             "expected": {name: each and list(each) for name, each in self.expected.items()},
             "left_out": self.left_out,
@@ -305,9 +309,11 @@ def fit_probabilities(
     thresholds: dict[str, Threshold] = {}
     unreachable: dict[str, str] = {}
     expected: dict[str, tuple[float, float] | None] = {}
+    total = None
     if precision is not None or recall is not None:
         candidates = predicted(config, decoding="threshold", threshold=0.0)
         thresholds, unreachable = pick_thresholds(candidates, precision, recall, by_type)
+        total = total_figures(candidates, thresholds)
         own = [name for name in thresholds if name not in unreachable] if by_type else [""]
         for name in own:
             some = candidates.of_type(name).outcomes if name else candidates.outcomes
@@ -325,6 +331,7 @@ def fit_probabilities(
         vector,
         trial,
         expected,
+        total,
     )
 
 
@@ -364,6 +371,19 @@ def pick_thresholds(
         except ValueError as error:
             unreachable[name] = str(error)
     return thresholds, unreachable
+
+
+def total_figures(
+    candidates: Predicted,  # at a threshold of 0
+    thresholds: Mapping[str, Threshold],  # of each type
+) -> Threshold:  # its value is the lowest
+    "What the thresholds give together."
+    limits = np.array([thresholds[name].value for name in candidates.types])
+    lowest = min((each.value for each in thresholds.values()), default=0.0)
+    kept = candidates.outcomes.probabilities >= limits
+    right, count = int(candidates.outcomes.right[kept].sum()), int(kept.sum())
+    gold = sum(candidates.gold.values())
+    return Threshold(lowest, right / max(count, 1), right / max(gold, 1), count)
 
 # %% ../../nbs/7_tagging/20_fitting.ipynb #c29dacc4
 STEP = 0.25  # nats
@@ -446,23 +466,65 @@ def _counts_at(sentences: HeldOut, config: NerCrfConfig, bias: float) -> np.ndar
 ELSEWHERE = "copy the folder (cp -rL) and calibrate the copy, or give --measure_only"
 
 
+def _is_same(config: NerCrfConfig, fitting: Fitting) -> bool:
+    "Whether a model gives these probabilities already."
+    if fitting.scaling or config.probability_scaling:
+        return fitting.scaling == config.probability_scaling
+    return math.isclose(config.probability_temperature, fitting.temperature.value, rel_tol=1e-6)
+
+
+def fates(
+    folder: str | Path,  # a model's folder, or the output folder of a run; not yet changed
+    fitting: Fitting,  # of that model
+    points: Collection[str] = (),  # names of the new operating points
+) -> dict[str, str]:  # by what it is: added, replaced, kept, removed
+    "What `keep_fitting` does with each thing that a model keeps."
+    path = find_model(folder)
+    config, known = open_config(path), read_operating_points(path)
+    same, found = _is_same(config, fitting), {}
+    had = config.probability_scaling or config.probability_temperature != 1.0
+    name = "vector scaling" if fitting.scaling else "temperature"
+    for what, old, new in (
+        (name, had, not same),
+        ("thresholds", config.thresholds, fitting.thresholds),
+        ("floors of coverages", config.conformal, fitting.conformal),
+        *((f"operating point {x}", x in known, x in points) for x in known | dict.fromkeys(points)),
+    ):
+        # biases are added to the scores of the model itself, whatever its temperature
+        stays = same or what.startswith("operating point ")
+        if old or new:
+            found[what] = (
+                ("replaced" if old else "added") if new else "kept" if stays else "removed"
+            )
+    return found
+
+
 def keep_fitting(
     folder: str | Path,  # a model's folder, or the output folder of a run
     fitting: Fitting,  # of that model
     points: Mapping[str, OperatingPoint] | None = None,  # by name, kept beside it; None: none
 ) -> Path:  # the model's folder
-    "Write a temperature and thresholds into the configuration of a model's folder."
+    "Write what was fitted into a model's folder; what was fitted to other probabilities goes."
     path = check_rewritable(find_model(folder), ELSEWHERE)
     config = open_config(path)
-    thresholds = {name: each.value for name, each in fitting.thresholds.items()}
-    kept = thresholds or config.thresholds
-    keep_calibration(config, fitting.temperature.value, kept, fitting.conformal, fitting.scaling)
+    thresholds = {name: each.value for name, each in fitting.thresholds.items()} or None
+    conformal = fitting.conformal
+    if _is_same(config, fitting):  # else those of before are of other probabilities
+        thresholds, conformal = thresholds or config.thresholds, conformal or config.conformal
+    keep_calibration(config, fitting.temperature.value, thresholds, conformal, fitting.scaling)
+    card, told = path / CARD, [*read_operating_points(path), *(points or ())]
+    text = card.read_bytes().decode("utf-8", "surrogateescape") if card.is_file() else ""
+    card_bytes = recalibrated_card(text, config, dict.fromkeys(told)).encode(
+        "utf-8", "surrogateescape"
+    )
     names = listed_files(path)
     if names is None:
         with complete_file(path / "config.json", through=False) as file:
             file.write(config.to_json_string().encode())
         if points:
             write_operating_points(path, dict(points))
+        if text:
+            write_bytes(card, card_bytes)
         return path
     with write_folder(path) as temporary:
         held = {name for name in names if (path / name).is_file()}  # a card may have been removed
@@ -470,6 +532,8 @@ def keep_fitting(
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path / name, temporary / name)
         config.save_pretrained(temporary)
+        if CARD in held:
+            write_bytes(temporary / CARD, card_bytes)
         if points:
             if (path / OPERATING_POINTS).exists():
                 shutil.copy2(path / OPERATING_POINTS, temporary)
