@@ -549,10 +549,10 @@ def _check_inputs(args: ScriptConfig) -> None:
             f"--input_format {args.input_format}: standard input is text of one file; give the "
             "path of the data"
         )
-    if args.output == "-" and args.output_format not in ("jsonl", "terminal"):
+    if args.output == "-" and args.result_format() not in ("jsonl", "terminal"):
         raise ValueError(
-            f"output format {args.output_format!r} cannot go to standard output: give a file, or "
-            "use jsonl"
+            f"output format {args.output_format!r} cannot go to standard output: give a file "
+            "(--output FILE), or use jsonl"
         )
 
 
@@ -560,9 +560,11 @@ def _check_data(args: ScriptConfig) -> None:
     "The files of the splits that are needed."
     if args.data_dir is None:
         if not args.do_train and not (Path(args.output_dir) / "sample").is_dir():
+            what = "a labelled file, or a folder with dev or test, as DATA or with --data_dir"
+            if not args.do_eval:
+                what = "--data_dir, or --input with files to tag"
             raise ValueError(
-                f"no data: give --data_dir, or --input with files to tag ({args.output_dir} was "
-                "not trained on the built-in sample)"
+                f"no data: give {what} ({args.output_dir} was not trained on the built-in sample)"
             )
         return
     files = find_sources(args.data_dir, read_shares(args.split))
@@ -611,7 +613,7 @@ def predictions_file(
     args: ScriptConfig,  # flags; output, output_dir and output_format are read
 ) -> Path:  # "-" for standard output
     "Where the entities of a tagged file go."
-    name = f"predictions.{SUFFIXES[args.output_format]}"
+    name = f"predictions.{SUFFIXES[args.result_format()]}"
     return Path(args.output) if args.output else Path(args.output_dir, name)
 
 
@@ -658,7 +660,7 @@ def _check_results(args: ScriptConfig) -> None:
     if not args.output and os.path.lexists(place) and not is_claimed(place):
         raise TakenError(place)
     check_destination(place, flag, args.input)
-    if args.output_format == "brat":
+    if args.result_format() == "brat":
         _check_pair(place, args.input)
 
 

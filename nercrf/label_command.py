@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from nercrf.data.corpus import find_sources
 from nercrf.data.examples import (
@@ -33,6 +33,7 @@ from nercrf.files import TakenError, read_object, write_bytes
 from nercrf.flags import READING, UNSHOWN, FlagParser, ScriptConfig, add_section, sections_of
 from nercrf.run_ner_crf import guarded, work
 from nercrf.tables import json_visible, one_line, say
+from nercrf.tagging.predict_config import TaskFormat, format_of_tasks
 from nercrf.training.training_config import CheckpointConfig, ReportConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class LabelConfig:
     show: Annotated[int, NotNegative] = 20  # sentences to print, the most suspicious first
     json: bool = False  # write all judgements as JSON
     output: str | None = None  # file that takes the sentences, to be corrected
-    output_format: Literal["label_studio", "doccano", "jsonl"] = "label_studio"  # of that file
+    output_format: TaskFormat | None = None  # of that file; none: from its name, else label_studio
     number: Annotated[int, Positive] | None = None  # sentences in it; none: all, so the whole data
 
 
@@ -271,6 +272,30 @@ def _judge_folds(
     return [each for held in dealt for each in held], judged
 
 # %% ../nbs/8_commands/09_label_command.ipynb #fbe24571
+def _unjudged(examples: Sequence[Example], judged: Sequence[Judgement | None]) -> str:
+    "How many sentences were not judged, where the first of them are and which types they have."
+    known: set[str] = set()
+    lost: list[Example] = []
+    for example, judgement in zip(examples, judged, strict=True):
+        if judgement is None:
+            lost.append(example)
+        else:
+            known |= {span.label for span in example.spans}
+    if not lost:
+        return ""
+    types = sorted({span.label for example in lost for span in example.spans} - known)
+    places = ", ".join(example.source for example in lost[:_PLACES])
+    places += ", ..." if len(lost) > _PLACES else ""
+    what = "sentence was" if len(lost) == 1 else "sentences were"
+    return one_line(
+        f"{len(lost)} {what} not judged, since the model does not know their types "
+        f"({', '.join(types)}): {places}"
+    )
+
+
+_PLACES = 5  # of sentences that were not judged
+
+
 def _run_labels(
     model: str | None, args: ScriptConfig, flags: LabelConfig, paths: list[str], reading: dict
 ) -> int:
@@ -280,6 +305,7 @@ def _run_labels(
 
     if flags.output is not None:
         check_destination(flags.output, "--output", labelled_files(paths))
+    output_format = format_of_tasks(flags.output, flags.output_format)
     try:
         with trust_remote_code(args.trust_remote_code):
             if model is None:
@@ -291,10 +317,8 @@ def _run_labels(
     reviews = rank_reviews(examples, judged)
     if not reviews:
         raise DataError(f"{', '.join(paths)}: expected labels of the model's types, got none")
-    lost = len(examples) - len(reviews)
-    if lost:
-        says = "sentences have types that the model does not know, and were not judged"
-        say(f"{lost} {says}", file=sys.stderr)
+    if says := _unjudged(examples, judged):
+        say(says, file=sys.stderr)
     if flags.json:
         records = json.dumps(list(map(review_record, reviews)), ensure_ascii=False, indent=1)
         print(json_visible(records))
@@ -302,7 +326,7 @@ def _run_labels(
         say("\n".join(review_lines(reviews, flags.show)))
     if flags.output is not None:
         chosen = reviews[: flags.number]
-        write_reviews(flags.output, chosen, flags.output_format)
+        write_reviews(flags.output, chosen, output_format)
         say(f"{len(chosen)} sentences to correct: {flags.output}", file=sys.stderr)
     return 0
 

@@ -75,10 +75,10 @@ def _file_jobs(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> list[Fi
     processes = info.world_size if is_shared(args) else 1
     groups = {args.output: sources}
     if fills_folder(args):
-        made = outputs_in(args.output, args.input, SUFFIXES[args.output_format])
+        made = outputs_in(args.output, args.input, SUFFIXES[args.result_format()])
         by_path = {source.path: source for source in sources}
         groups = {output: [by_path[path]] for path, output in made.items()}
-        is_pair = args.output_format == "brat"
+        is_pair = args.result_format() == "brat"
         results = [x for each in groups for x in (brat_paths(Path(each)) if is_pair else [each])]
         for path in results:
             check_destination(path, "--output", made)
@@ -90,7 +90,7 @@ def _file_jobs(args: ScriptConfig, tagger: Tagger, info: ProcessInfo) -> list[Fi
     digest = model_digest(tagger)
     return [
         FileTagging(
-            *(tagger, group, output, args.output_format, settings, on_bad),
+            *(tagger, group, output, args.result_format(), settings, on_bad),
             *(info.rank, processes),
             digest=digest,
         )
@@ -182,7 +182,7 @@ def predict(
     else:
         batches = tag_batches(tagger, [[Tagged(each, []) for each in corpus.examples("test")]])
     scheme, lost, count = tagger.model.config.scheme, [], 0
-    for sentence in write_tagged(output, batches, args.output_format, scheme):
+    for sentence in write_tagged(output, batches, args.result_format(), scheme):
         count += 1
         if sentence.error:
             lost.append(sentence.error)

@@ -134,6 +134,8 @@ def evaluate_splits(
             lines.append(describe_unseen(unseen, result.scores.micro.gold))
             # over nothing there is no ratio
             figures[split] |= unseen if unseen["unseen_gold"] else {"unseen_gold": 0}
+        else:
+            lines.append(_why_no_unseen(loaded, corpus))
         if info.is_main:
             say("\n".join(["", *lines]))
             _tell_unknown_types(dataset, result)
@@ -164,6 +166,16 @@ def _knows_training(loaded: LoadedModel, corpus: CachedCorpus) -> bool:
     "Was the model trained on the training data of this folder, and on nothing else?"
     digest = _training_digest(corpus)
     return digest is not None and _trained_on(loaded) == [digest]
+
+
+def _why_no_unseen(loaded: LoadedModel, corpus: CachedCorpus) -> str:
+    "Why there is no figure on names that the training data does not hold."
+    if _trained_on(loaded) is None:
+        return "F1 on new names: not told, since the model does not say what it was trained on"
+    what = (
+        "the data that the model was trained on, and no other, is not train.* beside the files here"
+    )
+    return f"F1 on new names: not told, since {what}"
 
 
 def _trained_on(loaded: LoadedModel) -> list[str] | None:

@@ -21,6 +21,7 @@ from nercrf.fields import Bounds, Positive
 from nercrf.flags import FlagParser, add_section, parse_command
 from nercrf.run_ner_crf import guarded
 from nercrf.tables import say
+from nercrf.tagging.predict_config import TaskFormat, format_of_tasks
 
 if TYPE_CHECKING:
     from nercrf.evaluation.selection import Candidate
@@ -45,7 +46,7 @@ class SelectConfig:
     diversity: Annotated[float, Likeness] = 0.5  # 0: none; 1: a copy of a chosen one is worthless
     per_word: bool = True  # per word; off: whole sentences are compared, the longer ones win
     output: str | None = None  # file that takes them, the best first; none: a new selected.json
-    output_format: Literal["label_studio", "doccano", "jsonl"] = "label_studio"  # of that file
+    output_format: TaskFormat | None = None  # of that file; none: from its name, else label_studio
     batch_size: Annotated[int, Positive] | None = None  # windows at once; none: by the processor
     base_model: str | None = None  # the encoder that was adapted, where it is not in its place
     trust_remote_code: bool = False  # run Python code that comes with a model, as your own
@@ -129,6 +130,7 @@ def _run_select(flags: SelectConfig, reading: dict[str, Any], model: str, files:
     output = _place(flags)
     paths = input_files(files, output)
     check_destination(output, "--output", paths)
+    output_format = format_of_tasks(output, flags.output_format)
     with trust_remote_code(flags.trust_remote_code):
         base = {"base_model": flags.base_model, "batch_size": flags.batch_size}
         tagger = Tagger.from_pretrained(model, **base)
@@ -143,7 +145,7 @@ def _run_select(flags: SelectConfig, reading: dict[str, Any], model: str, files:
         raise DataError(f"{', '.join(files)}: expected sentences with words, got none")
     sentences = [each.sentence for each in chosen]
     batches = [named_apart(sentences) if len(paths) > 1 else sentences]
-    written = list(write_tagged(output, batches, flags.output_format))
+    written = list(write_tagged(output, batches, output_format))
     low, high = chosen[-1].worth, max(each.worth for each in chosen)
     say(f"{len(written)} sentences, {flags.by} {high:.4f} to {low:.4f}: {output}")
     if len(written) < flags.number:

@@ -25,7 +25,7 @@ __all__ = ['STOCK_SIZES', 'BenchmarkConfig', 'benchmark_parser', 'benchmark_main
 class BenchmarkConfig:
     "What is measured, and how."
 
-    beside: bool = False  # the same of the pipeline of transformers with the same encoder
+    beside: bool = False  # and the pipeline of transformers; needs a pretrained encoder
     json: bool = False  # one JSON object in place of a table
     input_format: ReadFormat = "auto"  # of the file: found, or named
     sentences: Annotated[int, Positive] = 1000  # of the file, at most, from its beginning

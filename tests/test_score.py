@@ -14,6 +14,7 @@ import pytest
 from nercrf.cli import main
 from nercrf.evaluation.compare import compare_counts
 from nercrf.evaluation.intervals import count_units
+from nercrf.evaluation.score_files import align_files
 from nercrf.evaluation.spans import table_of_spans
 from nercrf.labels import Span, spans_to_tags
 
@@ -145,3 +146,66 @@ def test_scores_need_no_torch(folder):
     code += "sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", code, "gold.txt", "a.txt", "--resamples", "10"]
     assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 0
+
+
+def test_predictions_in_characters_are_cut_at_the_words_of_the_gold_file(tmp_path, monkeypatch):
+    """As predict writes them: a text, no words. Every entity counts once, where it stands."""
+    monkeypatch.chdir(tmp_path)
+    gold = [
+        ("At Acme Corp. , Bo (CEO) met", [("ORG", 1, 3), ("PER", 4, 5)]),
+        ("U.S.-led talks", []),
+        ("Ada saw Acme Corp.", [("PER", 0, 1), ("ORG", 2, 4)]),
+    ]
+    found = [[("ORG", 1, 3), ("PER", 4, 6)], [("LOC", 0, 1)], [("ORG", 2, 4), ("ORG", 3, 4)]]
+    columns, predicted, rows, wide = [], [], [], []
+    for number, ((text, spans), own) in enumerate(zip(gold, found, strict=True)):
+        words = text.split()
+        starts = [len(" ".join([*words[:at], ""])) for at in range(len(words))]
+        for lines, each in ((columns, spans), (predicted, own[:1])):
+            tags = spans_to_tags([Span(*x) for x in each], len(words))
+            lines.append("\n".join(map(" ".join, zip(words, tags, strict=True))) + "\n")
+        entities = [
+            {"label": kind, "start": starts[i], "end": starts[j - 1] + len(words[j - 1])}
+            for kind, i, j in own
+        ]
+        for each in entities:
+            each["text"] = text[each["start"] : each["end"]]
+        rows.append({"id": f"x-{number}", "text": text, "entities": entities})
+        moved = [each | {"start": each["start"] + 2, "end": each["end"] + 2} for each in entities]
+        wide.append({"text": f"  {text} ", "entities": moved})
+
+    def write(name, lines):
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    write("gold.txt", columns)
+    write("few.txt", predicted)
+    for name, records in (("found.jsonl", rows), ("wide.jsonl", wide)):
+        write(name, map(json.dumps, records))
+    few = [each | {"entities": each["entities"][:1]} for each in rows]
+    write("few.jsonl", map(json.dumps, few))
+    files = align_files("gold.txt", ["found.jsonl", "wide.jsonl", "few.jsonl", "few.txt"])
+    tables = [table.to_lists() for table in files.predicted]
+    assert tables[0] == [[Span(*x) for x in own] for own in found]
+    assert tables[1] == tables[0]
+    assert tables[2] == tables[3] == [[Span(*own[0])] for own in found]
+    by_blanks = align_files("gold.txt", ["found.jsonl"], by="blanks")
+    assert by_blanks.predicted[0].to_lists() == tables[0]
+    # the other way round: a text is the gold, columns are scored
+    other = align_files("few.jsonl", ["few.txt"], by="punctuation")
+    assert other.predicted[0].to_lists() == other.gold.to_lists()
+    assert main(["score", "gold.txt", "found.jsonl", "--resamples", "0"]) == 0
+    assert main(["compare", "gold.txt", "few.jsonl", "few.txt", "--resamples", "9"]) == 0
+
+
+def test_an_entity_that_ends_within_a_word_of_the_gold_file_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gold.txt").write_text("Acme B-ORG\nCorp. I-ORG\n\nU.S.-led O\ntalks O\n")
+    rows = [
+        {"text": "Acme Corp.", "entities": [[0, 10, "ORG"]]},
+        {"text": "U.S.-led talks", "entities": [[0, 4, "LOC"]]},
+    ]
+    (tmp_path / "found.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["score", "gold.txt", "found.jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert "found.jsonl:2: expected entities of whole words of gold.txt:4" in said
+    assert "got LOC 'U.S.' at [0, 4) within 'U.S.-led'" in said

@@ -102,6 +102,12 @@ def _has_form(rows: list[list[str]]) -> bool:
     return len(sizes) == 1 < max(sizes) and find_form(row[-1] for row in rows) is not STANDARD
 
 
+# those that a text may be in, and that hold labels
+_LABELLED = [
+    name for name, x in FORMATS.items() if x.readable and not x.reads_path and name != "text"
+]
+
+
 def detect_text(
     path: str | Path,  # named in messages; its ending may help
     text: str,  # of the file
@@ -138,9 +144,9 @@ def detect_text(
     if tagged or all(len(row) == 1 for row in cells):
         return "columns"
     raise DataError(
-        f"{path}: cannot tell the format from its beginning "
-        f"{text[:40]!r}; name one of {', '.join(FORMATS)} "
-        "(--format)"
+        f"{path}: cannot tell the format from its beginning {text[:40]!r}, which has no labels "
+        "of a known form; is it text without labels, such as nercrf predict takes? If it has "
+        f"some, name one of {', '.join(_LABELLED)} (--format)"
     )
 
 # %% ../../nbs/1_data/16_formats.ipynb #e0caf2bf
@@ -223,7 +229,7 @@ class Prepared:
                     str(self.reading.path),
                     "no span gives a "
                     "surface that fits, so ends were read as exclusive; pass "
-                    "end='inclusive' if they are not",
+                    "end='inclusive' (--end inclusive) if they are not",
                     "note",
                 ),
             )

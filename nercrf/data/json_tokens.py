@@ -30,7 +30,7 @@ from nercrf.data.json_values import (
     record_id,
     told_misspelt,
 )
-from nercrf.data.reading import separators_of
+from nercrf.data.reading import end_advice, separators_of
 from nercrf.data.records import READINGS, Format, Mention, Reading, Survey, check_unicode
 from nercrf.data.tag_forms import MISSING, STANDARD, odd_tags, rename_tags
 from nercrf.data.type_names import TypeChoice
@@ -277,8 +277,8 @@ def _mention_spans(reading: Reading, record: TokenRecord, shift: int, sep: str) 
             reading.add(
                 "span-outside",
                 record.where,
-                f"{name} is empty or outside of {len(record.tokens)} tokens; left out (are ends "
-                "inclusive? say end='inclusive', --end inclusive)",
+                f"{name} is empty or outside of {len(record.tokens)} tokens; left out "
+                f"({end_advice(span.start, span.end, len(record.tokens))})",
             )
             continue
         found = sep.join(record.tokens[span.start : span.end]) if mention.surface else ""

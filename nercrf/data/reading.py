@@ -21,7 +21,7 @@ from nercrf.labels import Span
 
 # %% auto #0
 __all__ = ['UNPACKED', 'RATIO', 'LINE_END', 'DIRT', 'BLANK', 'read_bytes', 'refuse_binary', 'clean_lines', 'read_text',
-           'is_visible', 'separators_of', 'only_characters', 'align_spans']
+           'is_visible', 'separators_of', 'only_characters', 'end_advice', 'align_spans']
 
 # %% ../../nbs/1_data/02_reading.ipynb #ca2a0051
 UNPACKED = 32 << 20  # bytes that any gzip file may hold
@@ -180,6 +180,17 @@ def only_characters(
     return all(len(token) == 1 for token in set().union(*token_lists))
 
 # %% ../../nbs/1_data/02_reading.ipynb #7852cf5d
+def end_advice(
+    start: int,  # of a span that has no place in its text
+    end: int,  # of it
+    length: int,  # of the text
+) -> str:  # for a message
+    "What may be wrong with a span: only an empty one can be of inclusive ends."
+    if 0 <= start == end < length:
+        return "are ends inclusive? say end='inclusive', --end inclusive"
+    return "correct its start and end, or its text"
+
+# %% ../../nbs/1_data/02_reading.ipynb #e03425f4
 def align_spans(
     text: str,  # the text that the characters count in
     mentions: Iterable[Span],  # label, start and end in characters
@@ -198,9 +209,8 @@ def align_spans(
         if not 0 <= start < end <= len(text):
             add(
                 "span-outside",
-                f"{name} is empty or outside the text of "
-                f"{len(text)} characters; left out (are ends inclusive? say "
-                "end='inclusive')",
+                f"{name} is empty or outside the text of {len(text)} characters; left out "
+                f"({end_advice(start, end, len(text))})",
             )
             continue
         first, last = bisect_right(ends, start), bisect_left(starts, end)

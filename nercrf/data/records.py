@@ -315,7 +315,7 @@ class Survey:
         raise DataError(
             f"{first}: a surface fits {_reading_name(allowed[left])}, but in "
             f"{second} one fits {_reading_name(allowed[right])}; correct the "
-            "file, or pass end='exclusive' or end='inclusive' (and units)"
+            "file, or pass end='exclusive' or end='inclusive' (--end), and units (--units)"
         )
 
 # %% ../../nbs/1_data/06_records.ipynb #e6ec7cc8

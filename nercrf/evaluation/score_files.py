@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nercrf.data.examples import DataError, Example, flatten_spans, report_findings, split_place
+from nercrf.data.examples import (
+    DataError,
+    Example,
+    character_spans,
+    flatten_spans,
+    report_findings,
+    shorten,
+    split_place,
+)
 from nercrf.data.formats import examine
 from nercrf.data.records import Examined
 from nercrf.evaluation.causes import cause_table, find_causes
@@ -28,10 +37,12 @@ from nercrf.evaluation.scores import (
     word_accuracy,
 )
 from nercrf.evaluation.spans import SpanTable, align_tables, table_of_spans
+from nercrf.labels import Span
 from nercrf.tables import one_line, text_table
 
 # %% auto #0
-__all__ = ['REPAIRS', 'read_labelled', 'check_aligned', 'AlignedFiles', 'align_files', 'score_record', 'spread', 'score_lines']
+__all__ = ['REPAIRS', 'read_labelled', 'check_aligned', 'cut_as', 'read_predictions', 'AlignedFiles', 'align_files',
+           'score_record', 'spread', 'score_lines']
 
 # %% ../../nbs/5_evaluation/09_score_files.ipynb #e2f4b271
 REPAIRS = ("conlleval", "discard", "none")
@@ -103,6 +114,60 @@ def check_aligned(
             f"first one without a partner is {extra}"
         )
 
+# %% ../../nbs/5_evaluation/09_score_files.ipynb #6029fb6b
+def _inked(text: str) -> list[int]:
+    "How many characters before each place are no blanks."
+    return [0, *accumulate(not each.isspace() for each in text)]
+
+
+def cut_as(
+    example: Example,  # a prediction, its words as fine as can be
+    gold: Example,  # the same text, blanks aside
+) -> Example:  # the prediction in the words of `gold`
+    "Carry entities over by characters; DataError for one that ends within a word."
+    if example.spans is None:
+        return example
+    own, theirs = _inked(example.text), _inked(gold.text)
+    starts = {theirs[start]: word for word, (start, _) in enumerate(gold.offsets)}
+    ends = {theirs[end]: word for word, (_, end) in enumerate(gold.offsets, 1)}
+    spans = []
+    for label, start, end in character_spans(example):
+        first, last = starts.get(own[start]), ends.get(own[end])
+        if first is None or last is None:
+            offsets = zip(gold.tokens, gold.offsets, strict=True)
+            edge = own[start] + 1 if first is None else own[end]
+            word = next(word for word, place in offsets if edge <= theirs[place[1]])
+            surface = shorten(example.text[start:end])
+            finer = "" if gold.original is None else ", or cut the gold text finer with --by"
+            raise DataError(
+                f"{example.source}: expected entities of whole words of {gold.source}, got "
+                f"{label} {surface!r} at [{start}, {end}) within {word!r}; correct the "
+                f"offsets{finer}"
+            )
+        spans.append(Span(label, first, last))
+    return replace(gold, id=example.id, spans=spans, source=example.source)
+
+
+def read_predictions(
+    path: str | Path,  # a file in any format
+    gold: Sequence[Example],  # the sentences that it is about
+    repair: str = "conlleval",  # what becomes of ill-formed tags: conlleval, discard, none
+    **options,  # fields of `Reading`: format, scheme, encoding, ...
+) -> list[Example]:  # in the order of the file, in the words of `gold` where the text is the same
+    "Read predictions; those in characters are cut at the words of the gold file."
+    found = read_labelled(path, repair, **options)
+    pairs = enumerate(zip(gold, found, strict=False))
+    apart = [
+        place
+        for place, (left, right) in pairs
+        if left.tokens != right.tokens and left.text.split() == right.text.split()
+    ]
+    if apart:
+        finest = read_labelled(path, repair, **options | {"by": "characters"})
+        for place in apart:
+            found[place] = cut_as(finest[place], gold[place])
+    return found
+
 # %% ../../nbs/5_evaluation/09_score_files.ipynb #b48ff9aa
 @dataclass
 class AlignedFiles:
@@ -142,7 +207,7 @@ def align_files(
         units = np.array([numbers[each.document] for each in examples])
     tables = []
     for path in predictions:
-        found = read_labelled(path, repair, **options)
+        found = read_predictions(path, examples, repair, **options)
         check_aligned(examples, found, (str(gold), str(path)))
         kept = zip(found, annotated, strict=True)
         tables.append(table_of_spans([each.spans if known else () for each, known in kept]))

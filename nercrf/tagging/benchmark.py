@@ -143,8 +143,8 @@ def stock_pipeline(
     kind = type(config.encoder)
     if kind not in AutoModelForTokenClassification._model_mapping:
         raise ValueError(
-            f"transformers has no token classifier with the encoder {config.encoder.model_type}; "
-            "leave --beside out"
+            f"transformers has no token classifier with the encoder {config.encoder.model_type}: "
+            "--beside needs a pretrained encoder that it knows; leave --beside out"
         )
     own = kind.from_dict(config.encoder.to_dict() | {"id2label": config.id2label})
     own.label2id = {label: number for number, label in config.id2label.items()}

@@ -55,7 +55,7 @@ class Decoder:
                 "or 'expected'"
             )
         self.config, self.decoding, self.labelings = config, decoding, labelings
-        folder = folder or config.name_or_path
+        self.folder = folder = folder or config.name_or_path
         check_calibration(config, folder)
         if isinstance(operating_point, str):
             operating_point = find_operating_point(folder, operating_point)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from nercrf.data.conll import column_lines
 from nercrf.data.examples import DataError
@@ -35,7 +35,7 @@ from nercrf.tagging.annotators import (
 )
 from nercrf.tagging.html import html_line, html_page, terminal_line
 from nercrf.tagging.inputs import Source, read_batches
-from nercrf.tagging.predict_config import PredictConfig
+from nercrf.tagging.predict_config import OutputFormat, format_of_result
 from nercrf.tagging.tagger import Entity, Tagged, Tagger, tag_batches
 
 # %% auto #0
@@ -156,7 +156,7 @@ _LINES: dict[str, Callable[[Tagged, str], list[str]]] = {
     "terminal": _terminal_lines,
 }
 SHOWN_FORMATS = ("jsonl", "terminal")  # those that may go to standard output
-OUTPUT_FORMATS = get_args(get_type_hints(PredictConfig)["output_format"])
+OUTPUT_FORMATS = get_args(OutputFormat)
 
 
 def sentence_lines(
@@ -235,18 +235,19 @@ def _open_output(path: str | Path, output_format: str) -> Iterator[Callable[[lis
 def write_tagged(
     path: str | Path,  # the file to write; "-" for standard output
     batches: Iterable[list[Tagged]],  # tagged sentences, as `tag_batches` gives them
-    output_format: str = PredictConfig.output_format,  # of `OUTPUT_FORMATS`
+    output_format: str | None = None,  # of `OUTPUT_FORMATS`; None: from the name, else jsonl
     scheme: str = "BIO",  # tag scheme of a column file
 ) -> Iterator[Tagged]:  # each sentence as it was written
     "Write tagged sentences as they come; ValueError for an unknown format."
-    if output_format not in OUTPUT_FORMATS:
+    if output_format not in (None, *OUTPUT_FORMATS):
         raise ValueError(
             f"output format: expected one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}"
         )
+    output_format = format_of_result(path, output_format, OUTPUT_FORMATS, "jsonl")
     if str(path) == "-" and output_format not in SHOWN_FORMATS:
         raise ValueError(
-            f"output format {output_format!r} cannot go to standard output: give a file, or use "
-            "jsonl"
+            f"output format {output_format!r} cannot go to standard output: give a file "
+            "(--output FILE), or use jsonl"
         )
     return _write_batches(path, batches, output_format, scheme)
 
@@ -314,7 +315,7 @@ def tag_file(
     tagger: Tagger,  # the tagger
     path: str | Path,  # a file in any format; "-" for standard input
     output: str | Path,  # the file to write; "-" for standard output
-    output_format: str = PredictConfig.output_format,  # of `OUTPUT_FORMATS`
+    output_format: str | None = None,  # of `OUTPUT_FORMATS`; None: from the name, else jsonl
     **reading: Any,  # as for `input_batches`
 ) -> list[Tagged]:  # what was written
     "Tag a file and write the result."

@@ -5,15 +5,18 @@
 # %% ../../nbs/7_tagging/00_predict_config.ipynb #10515c71
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 from nercrf.data.read_config import ReadFormat
 from nercrf.fields import NotNegative, Share
 
 # %% auto #0
-__all__ = ['OutputFormat', 'Decoding', 'Scaling', 'read_thresholds', 'PredictConfig']
+__all__ = ['OutputFormat', 'Decoding', 'Scaling', 'TaskFormat', 'format_of_result', 'format_of_tasks', 'read_thresholds',
+           'PredictConfig']
 
 # %% ../../nbs/7_tagging/00_predict_config.ipynb #f8b26589
 OutputFormat = Literal[
@@ -32,7 +35,58 @@ OutputFormat = Literal[
 Decoding = Literal["viterbi", "expected", "threshold"]
 Scaling = Literal["temperature", "vector"]
 
+# %% ../../nbs/7_tagging/00_predict_config.ipynb #eb9265bc
+_JSON = ("jsonl", "doccano", "cluener")
+_NAMED = {  # ends of names, and what they stand for
+    ".jsonl": _JSON,
+    ".json": ("label_studio", *_JSON),
+    ".html": ("html",),
+    ".htm": ("html",),
+    ".ann": ("brat",),
+    ".spacy": ("docbin",),
+    ".csv": ("csv",),
+    ".parquet": ("parquet",),
+}
+_NAMED |= dict.fromkeys((".conll", ".bio", ".bmes", ".iob", ".tsv"), ("columns",))
 
+
+def format_of_result(
+    output: str | Path | None,  # the file that is written; a folder or - has no name that tells
+    given: str | None,  # the format that somebody asks for; None: from the name
+    choices: Sequence[str],  # formats that there are
+    usual: str,  # where neither says one
+) -> str:  # one of the choices, or what was given; ValueError where the two contradict each other
+    "The format of a result: as asked for, else as its name says."
+    place = str(output or "-")
+    ending = Path(Path(place.lower()).name.removesuffix(".gz")).suffix
+    if place.endswith(("/", os.sep)) or Path(place).is_dir() or ending not in _NAMED:
+        return given or usual
+    named = [name for name in _NAMED[ending] if name in choices]
+    if not named:
+        raise ValueError(
+            f"--output {place}: predictions cannot be written as {_NAMED[ending][0]}; name the "
+            "file .jsonl, and let nercrf convert make the rest"
+        )
+    if given is not None and given not in named:
+        shown = " or ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
+        raise ValueError(
+            f"--output {place} stands for {shown}, got --output_format {given}; leave out "
+            "--output_format, or give another name"
+        )
+    return given or (usual if usual in named else named[0])
+
+
+TaskFormat = Literal["label_studio", "doccano", "jsonl"]  # of sentences that people are to label
+
+
+def format_of_tasks(
+    output: str | Path | None,  # the file
+    given: TaskFormat | None = None,  # the format that somebody asks for; None: from the name
+) -> TaskFormat:  # ValueError where the two contradict each other
+    "The format of tasks for annotators."
+    return format_of_result(output, given, get_args(TaskFormat), "label_studio")
+
+# %% ../../nbs/7_tagging/00_predict_config.ipynb #3ef5660c
 def read_thresholds(
     given: Sequence[str],  # "0.5" for every type, "PER=0.3" for one of them
 ) -> float | dict[str, float] | None:  # None: nothing was given
@@ -65,7 +119,7 @@ def read_thresholds(
         )
     return named or every
 
-
+# %% ../../nbs/7_tagging/00_predict_config.ipynb #fc6c9b58
 @dataclass
 class PredictConfig:
     "What is tagged, and where the result goes."
@@ -73,19 +127,26 @@ class PredictConfig:
     input: list[str] = field(default_factory=list)  # files to tag, - for standard input
     input_format: ReadFormat = "auto"  # of the input: found, or named; text: a sentence a line
     output: str | None = None  # file, FOLDER/ for one each, or -; none: -, else in the run
-    output_format: OutputFormat = "jsonl"  # of the result
+    output_format: OutputFormat | None = None  # none: from the name of the result, else jsonl
     restart: bool = False  # begin anew, whatever an earlier run of --output has left unfinished
     batch_wait: Annotated[float, NotNegative] = 0.0  # seconds that standard input may fill a batch
     decoding: Decoding = "viterbi"  # best sequence, most right entities, or likely ones
-    threshold: list[str] = field(default_factory=list)  # least probability: 0.5, or PER=0.3 LOC=0.6
+    # least probability: 0.5, or PER=0.3 for one type; others as fitted, or 0.5
+    threshold: list[str] = field(default_factory=list)
     operating_point: str | None = None  # a set of biases of the model's viterbi_calibration.json
     coverage: Annotated[float, Share] | None = None  # add sets that hold the truth so often
     predict_checkpoints: Annotated[int, NotNegative] = 0  # step of the checkpoint; 0: best model
 
     def check(self) -> None:
-        "Refuse sets in a format that cannot hold them: ValueError."
-        if self.coverage is not None and self.output_format != "jsonl":
+        "Refuse sets in a format that cannot hold them, and a name that says another: ValueError."
+        kind = self.output_format or self.result_format()
+        if self.coverage is not None and kind != "jsonl":
             raise ValueError(
                 f"--coverage {self.coverage}: expected --output_format jsonl, which holds sets of "
-                f"labelings, got {self.output_format}, which cannot; leave out one of the two"
+                f"labelings, got {kind}, which cannot; leave out one of the two"
             )
+        self.result_format()
+
+    def result_format(self) -> OutputFormat:  # ValueError where the name says another
+        "The format that is written."
+        return format_of_result(self.output, self.output_format, get_args(OutputFormat), "jsonl")

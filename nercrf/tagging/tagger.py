@@ -5,11 +5,13 @@
 # %% ../../nbs/7_tagging/08_tagger.ipynb #666b4959
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +19,10 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nercrf.crf.operating_points import OPERATING_POINTS
 from nercrf.data.examples import Example
 from nercrf.data.splitting import CUSTOM, Splitter, find_splitter
+from nercrf.files import write_bytes
 from nercrf.labels import Span
 from nercrf.model.encoder_config import find_model
 from nercrf.model.loading import without_bars
@@ -193,12 +197,50 @@ def _own_splitter(config: NerCrfConfig) -> Splitter:
         )
     return find_splitter(f"{config.split_by}@{config.split_version}")
 
-# %% ../../nbs/7_tagging/08_tagger.ipynb #6f22a7c2
-class Tagger:
-    """A model and its tokenizer, ready to tag text.
+# %% ../../nbs/7_tagging/08_tagger.ipynb #06bb047a
+def _refuse_unknown(given: Mapping[str, Any]) -> None:
+    "TypeError for keywords that neither a tagger nor its decoder has."
+    own = inspect.signature(Decoder).parameters
+    for name in given:
+        if name not in own or name == "config":
+            known = [*inspect.signature(Tagger.from_pretrained).parameters, *own]
+            known = [x for x in dict.fromkeys(known) if x not in ("config", "folder")]
+            near = get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(f"expected keywords of {', '.join(known)}, got {name!r}{hint}")
 
-    `quantize` compares nothing, since it has no text: `quantized_tagger` does, on yours.
-    """
+
+class _Kept:
+    "What a tagger is in a file and on the screen."
+
+    def save_pretrained(
+        self,
+        folder: str | Path,  # takes model and tokenizer; made if need be
+    ) -> None:
+        "Keep model, tokenizer and operating points; how to decode is said where it is loaded."
+        if self.quantize is not None:
+            raise ValueError(
+                f"expected a tagger with all of its bits, got quantize={self.quantize!r}, of fewer "
+                "bits: save the tagger that it was made of"
+            )
+        points = Path(self.decoder.folder or folder, OPERATING_POINTS)
+        kept = points.read_bytes() if points.is_file() else None
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if kept is not None:
+            write_bytes(Path(folder, OPERATING_POINTS), kept)
+
+    def __repr__(self) -> str:
+        asked = self.decoder
+        options = {"decoding": asked.decoding, "threshold": asked.threshold or None}
+        options |= {"operating_point": asked.operating_point, "quantize": self.quantize}
+        shown = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+        kind = self.model.config.encoder.model_type
+        return f"Tagger({', '.join([kind, *asked.types, str(self.model.device), *shown])})"
+
+# %% ../../nbs/7_tagging/08_tagger.ipynb #6f22a7c2
+class Tagger(_Kept):
+    "A model and its tokenizer, ready to tag text; `quantized_tagger` compares fewer bits with all."
 
     def __init__(
         self,
@@ -211,9 +253,10 @@ class Tagger:
         packed: bool = True,  # on a CPU hold linear weights of the encoder twice: faster
         **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point, coverage
     ):
+        _refuse_unknown(decoding)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = quantized(model.to(device).eval(), quantize)
-        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.tokenizer, self.batch_size, self.quantize = tokenizer, batch_size, quantize
         self.engine = Engine(self.model, tokenizer, batch_size, packed)
         self.splitter = splitter or _own_splitter(model.config)
         self.decoder = Decoder(model.config, **decoding)
@@ -231,7 +274,10 @@ class Tagger:
         packed: bool = True,  # on a CPU hold linear weights of the encoder twice: faster
         **decoding: Any,  # as for `Decoder`: decoding, threshold, operating_point, coverage
     ) -> Tagger:  # ready to use
-        "Load a tagger from a folder; no network is needed."
+        """Load a tagger from a folder, without a network. Which entities are wanted: `decoding`
+        ("viterbi", "expected", "threshold"), `threshold` (a number, or one by type),
+        `operating_point` (a name), `coverage` (of sets), `labelings` (that "threshold" looks at)"""
+        _refuse_unknown(decoding)
         path = find_model(folder)
         model = NerCrfForTokenClassification.from_pretrained(path, base_model=base_model)
         options = {"quantize": quantize, "packed": packed, "folder": path} | decoding
