@@ -26,6 +26,7 @@ from nercrf.tagging.fitting import (
     pick_operating_point,
     pick_thresholds,
 )
+from nercrf.tagging.prediction_sets import find_sets, fit_floors
 
 FEW = settings(max_examples=60, deadline=None)
 SOME = st.sampled_from([0.0, 0.25, 0.5, float(np.nextafter(0.5, 1)), 0.75, 1.0])  # ties, neighbours
@@ -207,3 +208,21 @@ def test_the_interval_is_that_of_the_same_choice(rows, wanted):
         fitting = [(x, y) for x, y in zip(most, enough, strict=True) if y >= wanted]
         found = expected_interval(lambda weights: (kept, right, 40.0), 1, **{goal: wanted})
         assert found == (None if not fitting else (max(fitting)[1],) * 2)
+
+
+def test_what_a_floor_was_fitted_on_is_above_it():
+    """Also where exp(log(p)) is above p by the last digit; such sentences come again."""
+    generator = torch.Generator().manual_seed(2)
+    chain = chain_of(2 * torch.randn(40, 4, 5, generator=generator, dtype=torch.float64))
+    tags = chain.sample(1, generator).squeeze(1)
+    gold = [ids_to_spans(row, LABELS, "BIO", "lenient") for row in tags.tolist()]
+    config = SimpleNamespace(labels=LABELS, scheme="BIO")
+    levels = [place / 41 for place in range(1, 41)]
+    fitted = fit_floors([LabelledChains(chain, tags)], [gold], lambda each: each, levels)
+    for coverage, floors in fitted.items():
+        sets = find_sets(chain, config, floors)
+        held = sum(
+            set(spans) <= {span for span, _ in each.entities}
+            for spans, each in zip(gold, sets, strict=True)
+        )
+        assert held >= round(float(coverage) * 41), coverage

@@ -19,7 +19,7 @@ from nercrf.labels import Span, ids_to_spans
 from nercrf.model.modeling import NerCrfConfig
 
 # %% auto #0
-__all__ = ['MOST', 'Labeling', 'FoundSet', 'fit_floors', 'read_floors', 'find_sets']
+__all__ = ['MOST', 'ROUNDING', 'Labeling', 'FoundSet', 'fit_floors', 'read_floors', 'find_sets']
 
 # %% ../../nbs/7_tagging/04_prediction_sets.ipynb #f13530e5
 class Labeling(NamedTuple):
@@ -44,6 +44,7 @@ class FoundSet(NamedTuple):
 
 # %% ../../nbs/7_tagging/04_prediction_sets.ipynb #a79727ee
 MOST = 256  # labelings of a sentence
+ROUNDING = 1e-9  # nats; what a floor was fitted on is not below it by its last digit
 
 
 def _given_probability(chain: TagChain, tags: torch.Tensor) -> np.ndarray:
@@ -108,7 +109,7 @@ def find_sets(
 ) -> list[FoundSet]:  # of each sentence
     "What may be right in each sentence."
     labels, scheme, known = config.labels, config.scheme, []
-    floor = floors["labelings"]
+    floor = None if floors["labelings"] is None else floors["labelings"] - ROUNDING
     above = [] if floor is None else labelings_above(chain, floor, most)
     for found, words in zip(above, chain.mask, strict=floor is not None):
         rows = found.tags[:, words.to(found.tags.device)].tolist()
@@ -117,7 +118,7 @@ def find_sets(
     known = known or [([], [], False) for _ in chain.mask]
     asked = [list({span: 0 for spans in each for span in spans}) for each, _, _ in known]
     chances = chain.entity_probabilities(asked)
-    entities_above = chain.spans_above(max(math.exp(floors["entities"]), 1e-300))
+    entities_above = chain.spans_above(max(math.exp(floors["entities"] - ROUNDING), 1e-300))
     sets = []
     for (spans, weights, is_whole), *pairs, entities in zip(
         known, asked, chances, entities_above, strict=True
