@@ -560,7 +560,7 @@ def _check_data(args: ScriptConfig) -> None:
     "The files of the splits that are needed."
     if args.data_dir is None:
         if not args.do_train and not (Path(args.output_dir) / "sample").is_dir():
-            what = "a labelled file, or a folder with dev or test, as DATA or with --data_dir"
+            what = "--data_dir, or DATA behind MODEL: a labelled file, or a folder with dev or test"
             if not args.do_eval:
                 what = "--data_dir, or --input with files to tag"
             raise ValueError(

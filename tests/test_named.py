@@ -104,7 +104,7 @@ def test_text_without_labels_is_called_that(model, tmp_path, capsys):
     assert run("evaluate", model, "--no_cuda") == 2
     said = capsys.readouterr().err
     assert (
-        "no data: give a labelled file, or a folder with dev or test, as DATA or with --dat" in said
+        "no data: give --data_dir, or DATA behind MODEL: a labelled file, or a folder with" in said
     )
     assert "--input" not in said
     assert run("predict", model, "--no_cuda") == 2
