@@ -116,7 +116,10 @@ def kill_again_and_again(folder, model, trials, seed, write=write_texts, name="i
         round_ += 1
         output = folder / f"found-{round_}.jsonl"
         part = folder / f"{output.name}.part"
-        while not output.exists():
+        is_whole = False
+        while (
+            not is_whole
+        ):  # a kill behind the last rename leaves a journal, which the next run ends
             gone_on += part.exists() and part.stat().st_size > 0
             process = start(model, source, "--output", output)
             if killed < trials and killed % 2:  # as soon as something new stands there
@@ -134,6 +137,7 @@ def kill_again_and_again(folder, model, trials, seed, write=write_texts, name="i
                 killed += 1
             else:
                 assert process.exitcode == 0
+                is_whole = True
         assert output.read_bytes() == whole.read_bytes()
         rejects = folder / f"{output.name}.rejects"
         assert rejects.read_bytes() == (folder / "whole.jsonl.rejects").read_bytes()
