@@ -35,6 +35,17 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def dev(tmp_path):
+    """A file of labelled sentences, for the tests of one verb."""
+    from training import CORPUS
+
+    from nercrf.data.formats import write_examples
+
+    write_examples(CORPUS.dev, tmp_path / "dev.jsonl", "jsonl")
+    return tmp_path / "dev.jsonl"
+
+
 @pytest.fixture(scope="module")
 def page():
     """A page in Chromium, for the tests of one file; they are skipped where there is none."""

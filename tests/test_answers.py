@@ -402,7 +402,7 @@ def test_columns_of_tables(model):
 
 
 def test_columns_of_polars(model):
-    polars = pytest.importorskip("polars", reason="polars is not in the extra dev")
+    polars = pytest.importorskip("polars", reason="pip install polars: the extra dev lacks it")
     tagger, frame = Tagger(model, TOKENIZER), polars.DataFrame({"text": TEXTS[:3]})
     frame = frame.with_columns(entities=polars.Series(tagger(frame["text"]), dtype=polars.Object))
     assert frame["entities"].to_list() == tagger(TEXTS[:3])

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from training import run
 
-from nercrf.cli import main
 from nercrf.run_ner_crf import BROKEN_PIPE, CONTROL_C, guarded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,11 +36,7 @@ SCRIPTS = {
 
 def said(capsys, *argv, code=2):
     """What a command says on standard error."""
-    try:
-        found = main(list(argv))
-    except SystemExit as end:
-        found = end.code
-    assert found == code
+    assert run(*argv) == code
     return capsys.readouterr().err
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import huggingface_hub.constants as hub
 import pytest
+from training import run as run_verb
 from training import train_in, write_corpus, write_encoder
 
-from nercrf import cli
 from nercrf.features.large_corpus import PartReader, open_workers
 from nercrf.files import MANIFEST
 from nercrf.model.encoder_config import find_model
@@ -65,10 +65,7 @@ def run(words, monkeypatch, answers="y\n" * 99):
     """The exit code of a verb whose standard input says yes to everything."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(answers.encode())))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
-    try:
-        return cli.main([str(word) for word in words])
-    except SystemExit as end:
-        return end.code
+    return run_verb(*words)
 
 
 @pytest.mark.parametrize("kind", ["known", "unknown"])

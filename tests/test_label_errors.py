@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from training import CORPUS
+from training import CORPUS, run
 
 from nercrf.cli import main
 from nercrf.data.examples import Example, document_of
@@ -135,11 +135,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_trained(
     lines = [f'{{"text": "Ada met Max {number}", "spans": [{span}]}}\n' for number in range(3)]
     write_bytes("data.jsonl", "".join(lines).encode())
     write_bytes("bare.jsonl", b'{"text": "Ada"}\n')
-    try:
-        code = main(["check", *words])
-    except SystemExit as end:
-        code = end.code
-    assert code == 2
+    assert run("check", *words) == 2
     assert says in capsys.readouterr().err
     assert not Path("outputs").exists()
 

@@ -4,27 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from training import CORPUS
+from training import CORPUS, run
 
-from nercrf import cli
 from nercrf.crf.operating_points import OperatingPoint, write_operating_points
 from nercrf.data.formats import write_examples
 from nercrf.data.reading import read_text
 from nercrf.tagging.output import tag_file
 from nercrf.tagging.tagger import Tagger
-
-
-def run(*words):
-    try:
-        return cli.main(list(map(str, words)))
-    except SystemExit as end:
-        return end.code
-
-
-@pytest.fixture
-def dev(tmp_path):
-    write_examples(CORPUS.dev, tmp_path / "dev.jsonl", "jsonl")
-    return tmp_path / "dev.jsonl"
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 from test_files import plant, snapshot
-from training import ROOT, last_step, read_history, train_in
+from training import ROOT, last_step, read_history, run, train_in
 
-from nercrf.cli import main
 from nercrf.files import TakenError, claimed_files, verify_folder, write_beside, write_folder
 from nercrf.model.modeling import NerCrfConfig
 from nercrf.model.small_encoder import SmallEncoderConfig
@@ -49,11 +48,7 @@ def outside(tmp_path):
 
 def refused(capsys, *argv):
     """What a command says that ends with exit code 2."""
-    try:
-        code = main(list(map(str, argv)))
-    except SystemExit as end:
-        code = end.code
-    assert code == 2
+    assert run(*argv) == 2
     return capsys.readouterr().err
 
 

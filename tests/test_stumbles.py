@@ -7,28 +7,14 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from training import CORPUS
+from training import CORPUS, run
 
-from nercrf import cli
 from nercrf.card_facts import _recipe
 from nercrf.data.formats import FORMATS, read_examples, write_examples
 from nercrf.data.read_config import ReadFormat, WriteFormat
 from nercrf.flags import ScriptConfig, parse_verb
 from nercrf.opening import prepare_data
 from nercrf.tagging.tagger import Tagger
-
-
-def run(*words):
-    try:
-        return cli.main(list(map(str, words)))
-    except SystemExit as end:
-        return end.code
-
-
-@pytest.fixture
-def dev(tmp_path):
-    write_examples(CORPUS.dev, tmp_path / "dev.jsonl", "jsonl")
-    return tmp_path / "dev.jsonl"
 
 
 def test_a_file_is_evaluated_as_a_folder_with_it(dev, model, tmp_path, capsys):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
+from nercrf import cli
 from nercrf.data.conll import write_columns
 from nercrf.data.examples import Example
 from nercrf.data.sample import sample_corpus
@@ -266,3 +267,11 @@ def run_script(*flags, processes=1, check=True, before_wait=None):
     if check:
         assert process.returncode == 0, stderr
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def run(*words):
+    """The command in this process, whichever way it ends: its exit code."""
+    try:
+        return cli.main(list(map(str, words)))
+    except SystemExit as end:
+        return end.code

@@ -397,8 +397,8 @@ def _worded(source: Source, read: Callable[[], Iterator[list[_Words]]]) -> Itera
             where = f"{source.name}:{line}"
             sep = separators_of([words], by_characters and only_characters([words]))[0]
             id = record_id(source.reading, {}, next(numbers), where)
-            read_words = source.words(words, id, where, sep=sep)
-            sentences.append(source.failed(error, id, where) if error else read_words)
+            failed = source.failed(error, id, where) if error else None
+            sentences.append(failed or source.words(words, id, where, sep=sep))
         yield sentences
 
 
